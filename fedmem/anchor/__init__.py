@@ -1,1 +1,1 @@
-"""TODO"""
+"""The anchor: the small causal language model that holds common knowledge, and its tokenizer."""

@@ -1,0 +1,81 @@
+"""Documents as training sequences: one document per sequence, never two, so attention stays inside it.
+
+Invariants
+- A document opens and closes with `<eos>`; a long one is cut into several sequences, none is dropped.
+- Sequences are padded on the right; the loss never sees a padding position, and causal attention never looks at one.
+- Batches are a pure function of their seed.
+
+Shapes: N sequences, T tokens (public length), B batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedmem.anchor.tokenizer import EOS, PAD
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """`tokens_NT` (int64, padded with 0) and the number of the document that each sequence comes from."""
+
+    tokens_NT: Tensor
+    document_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.document_N)
+
+    def tokens(self) -> int:
+        """Number of predicted tokens."""
+        return int((self.tokens_NT[:, 1:] != PAD).sum())
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences:
+    """Tokenise `texts` into sequences of at most `length` tokens."""
+    rows, documents = [], []
+    for number, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
+        ids = [EOS, *encoding.ids, EOS]
+        # Consecutive pieces share one token, so that every token but the first is predicted once.
+        for start in range(0, len(ids) - 1, length - 1):
+            rows.append(ids[start : start + length])
+            documents.append(number)
+    tokens_NT = torch.zeros(len(rows), length, dtype=torch.int64)
+    for row_T, ids in zip(tokens_NT, rows, strict=True):
+        row_T[: len(ids)] = torch.tensor(ids)
+    return Sequences(tokens_NT, np.array(documents, dtype=np.int64))
+
+
+def batches(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless batches of `batch` sequence numbers out of `count`: shuffled epochs, in an order fixed by `seed`."""
+    generator = np.random.default_rng(seed)
+    pool = np.empty(0, dtype=np.int64)
+    while True:
+        while len(pool) < batch:
+            pool = np.concatenate([pool, generator.permutation(count)])
+        yield pool[:batch]
+        pool = pool[batch:]
+
+
+def trim(tokens_BT: Tensor) -> Tensor:
+    """Drop the columns that are padding in every row, to a multiple of 16."""
+    longest = int((tokens_BT != PAD).sum(1).max())
+    return tokens_BT[:, : min(tokens_BT.shape[1], -(-longest // 16) * 16)]
+
+
+def token_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy in nats of each next token, `[B, T - 1]`, zero at padding, and the mask of real targets."""
+    target_BT = tokens_BT[:, 1:]
+    mask_BT = target_BT != PAD
+    loss_BT = F.cross_entropy(logits_BTV[:, :-1].float().mT, target_BT, reduction="none")
+    return loss_BT * mask_BT, mask_BT
+
+
+def mean_loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Mean cross entropy per predicted token, in nats."""
+    loss_BT, mask_BT = token_losses(logits_BTV, tokens_BT)
+    return loss_BT.sum() / mask_BT.sum().clamp(min=1)
