@@ -1,1 +1,1 @@
-"""TODO"""
+"""What an app imports: `from fedmem import Client`."""

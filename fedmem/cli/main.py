@@ -1,0 +1,116 @@
+"""`fedmem`: nouns then verbs, exit codes, and the one place where errors become sentences.
+
+Invariants
+- Every deliberate error ends with its own exit code and one sentence on stderr, never a traceback.
+- An unexpected error ends with 1 and names its class only: its text may hold private data. `--debug` shows it.
+- A full or read-only disk ends with 11, a usage error with 2, an interrupt with 130.
+
+>>> sorted(NOUNS)
+['block', 'doctor', 'erase', 'path', 'privacy', 'receipt', 'route', 'sim']
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from fedmem import __version__
+from fedmem.cli.lazy import LazyGroup, Nouns
+from fedmem.cli.output import Session, say, write_error
+from fedmem.errors import FedmemError, Refused, StorageError, UsageError
+
+NOUNS: Nouns = {
+    "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, delete."),
+    "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep what fedmem promises."),
+    "erase": ("fedmem.cli.erase:erase", "Erasures of a vault."),
+    "path": ("fedmem.cli.path:path", "Where fedmem keeps things on this machine."),
+    "privacy": ("fedmem.cli.privacy:privacy", "Privacy spent, computed from the ledger."),
+    "receipt": ("fedmem.cli.receipt:receipt", "Signed receipts of erasures."),
+    "route": ("fedmem.cli.route:route", "Where a text would be placed, and by which rule."),
+    "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show."),
+}
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
+class Root(LazyGroup):
+    """The root group: runs a command and turns how it ended into an exit code."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
+        """Run the command line and exit with the code of DESIGN §11."""
+        words = list(sys.argv[1:] if args is None else args)
+        # A usage error can come before any option is read, so the flag is looked for in the words too.
+        state = Session(json="--json" in words)
+        extra["standalone_mode"] = False
+        sys.exit(guarded(lambda: super(Root, self).main(words, prog_name or "fedmem", obj=state, **extra), state))
+
+
+def guarded(run: Callable[[], Any], state: Session) -> int:
+    """Run, and give the exit code; errors are told here and nowhere else."""
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except Exception as error:  # noqa: BLE001 -- the last door: everything becomes an exit code
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            return explained(error, state)
+    # click turns an interrupt into its Abort.
+    say("Interrupted. What was acknowledged is kept; the same command goes on from there.")
+    return 130
+
+
+def explained(error: Exception, state: Session) -> int:
+    """Tell one error and give its exit code."""
+    if state.debug and not isinstance(error, FedmemError | click.ClickException):
+        raise error
+    if isinstance(error, BrokenPipeError):
+        # The reader left; point stdout elsewhere so that the interpreter's last flush is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    known = translated(error)
+    if known is None:
+        known = FedmemError(
+            f"Unexpected {type(error).__name__}: a bug in fedmem. `fedmem --debug …` shows the traceback."
+        )
+    write_error(known, state)
+    return known.exit_code
+
+
+def translated(error: Exception) -> FedmemError | None:
+    """The typed error for `error`; None where it is a bug."""
+    if isinstance(error, FedmemError):
+        return error
+    if isinstance(error, click.Abort):
+        return Refused("Not confirmed, nothing was done.")
+    if isinstance(error, click.ClickException):
+        hint = (
+            f" `{error.ctx.command_path} --help` shows how."
+            if isinstance(error, click.UsageError) and error.ctx
+            else ""
+        )
+        return UsageError(error.format_message() + hint)
+    if isinstance(error, OSError) and error.errno in DISK:
+        return StorageError(
+            f"The disk refused: {os.strerror(error.errno or 0)}. Free space or mount it writable, then repeat."
+        )
+    return None
+
+
+@click.command(
+    cls=Root,
+    lazy=NOUNS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: fedmem sim run quickstart",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="fedmem")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+@click.pass_obj
+def main(state: Session, debug: bool) -> None:
+    """Memories for language models: shared knowledge in a bank, private knowledge in sealed blocks."""
+    state.debug = debug
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Progress on stderr: a bar on a terminal, one line per phase off it.
+
+Invariants
+- Nothing goes to stdout; off a terminal a phase writes one line when it begins and no more.
+
+>>> with reporter() as progress:
+...     progress("pretrain", 1, 10)  # doctest: +SKIP
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from fedmem.cli.output import say
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+class Report(Protocol):
+    """Called by a phase as it goes: `done` of `total` units, and a note that holds nothing private."""
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def reporter() -> Iterator[Report]:
+    """The way to report that fits stderr."""
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    with Bars() as bars:
+        yield bars
+
+
+class Lines:
+    """One line per phase."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Say the phase once."""
+        if phase not in self.seen:
+            self.seen.add(phase)
+            say(f"{phase} …" if not note else f"{phase} … {note}")
+
+
+class Bars:
+    """A rich bar for each phase."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = [TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        note = TextColumn("{task.fields[note]}", markup=False)
+        self.progress = Progress(*columns, note, console=Console(stderr=True))
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "Bars":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Move the phase's bar."""
+        if phase not in self.tasks:
+            self.tasks[phase] = self.progress.add_task(phase, total=total or None, note="")
+        self.progress.update(self.tasks[phase], completed=done, total=total or None, note=note)

@@ -1,0 +1,84 @@
+"""`fedmem sim`: run a simulated federation, list the runs, show one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedmem.cli.output import emit, json_option, pairs, say, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@click.group()
+def sim() -> None:
+    """Simulated federations on this machine."""
+
+
+@sim.command(epilog="Example: fedmem sim run quickstart --seed 7")
+@click.argument("scenario")
+@click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Your own text: JSONL, one record a line.")
+@click.option("--seed", type=int, help="Seed of the run; else the scenario's own.")
+@click.option("--fresh", is_flag=True, help="Begin a new run instead of going on with an unfinished one.")
+@click.option("--name", help="Name of the run; else the scenario's and a number.")
+@json_option
+def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name: str | None) -> None:
+    """Run SCENARIO, or go on with a run of it that was interrupted."""
+    from fedmem.cli.progress import reporter
+    from fedmem.sim.run import run as simulate
+
+    with reporter() as progress:
+        data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress)
+    emit("sim.run", data, lambda out: describe(out, data))
+
+
+@sim.command("list", epilog="Example: fedmem sim list --json")
+@json_option
+def list_() -> None:
+    """List the runs, oldest first."""
+    from fedmem.sim.runs import list_runs
+
+    runs = list_runs()
+    if not runs:
+        say("No runs yet. `fedmem sim run quickstart` makes one.")
+    columns = ("name", "scenario", "seed", "state")
+    rows = [[entry.get(column) for column in columns] for entry in runs]
+    emit("sim.list", {"runs": runs}, lambda out: table(out, columns, rows))
+
+
+@sim.command(epilog="Example: fedmem sim show quickstart-0001 --json")
+@click.argument("name", required=False)
+@json_option
+def show(name: str | None) -> None:
+    """Show the figures of run NAME; without a name, of the last one."""
+    from fedmem.sim.runs import load_run
+
+    data = load_run(name)
+    emit("sim.show", data, lambda out: describe(out, data))
+
+
+def describe(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print a run: what it was, its losses, ε with the reason, bytes and the erasure."""
+    pairs(out, [(key, data[key]) for key in ("name", "scenario", "seed", "state", "digest") if key in data])
+    for title in ("loss", "epsilon", "bytes", "placement", "erasure", "residue", "seconds"):
+        figures = flat(data.get(title, {}))
+        if figures:
+            out.print(f"\n{title}", style="bold")
+            pairs(out, figures)
+    if data.get("peak_rss_mb") is not None:
+        pairs(out, [("\npeak memory, MB", data["peak_rss_mb"])])
+    for line in data.get("attribution", []):
+        out.print(f"\n{line}")
+
+
+def flat(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Scalars of nested figures with dotted names; tables among them are left to the report and `--json`."""
+    found: list[tuple[str, Any]] = []
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            found += flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            found.append((f"{prefix}{key}", value))
+    return found
