@@ -1,1 +1,1 @@
-"""TODO"""
+"""Measurements on held-out text."""
