@@ -48,6 +48,15 @@ class Settings:
         return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps))))
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a phase moves: the anchor, which levels (counted from 1), and the generic block."""
+
+    anchor: bool = True
+    levels: frozenset[int] = frozenset()
+    generic: bool = True
+
+
 @dataclass
 class BankState:
     """The bank while it is trained: `levels[l]` is `[k ** (l + 1), layers, 3, r, d]`, float32."""
@@ -135,6 +144,13 @@ def _fetch_leaves(state: BankState, paths_BP: Tensor, generic_B: Tensor) -> _Fet
     return _Fetched(ids, rows, used, chosen)
 
 
+def _lazy_optimizers(state: BankState, settings: Settings, trained: Trained) -> list[LazyAdamW | None]:
+    adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay)
+    moves = [trained.generic, *(number in trained.levels for number in range(1, len(state.levels) + 1))]
+    rows = [state.generic[None], *state.levels]
+    return [LazyAdamW(r, adamw) if move else None for r, move in zip(rows, moves, strict=True)]
+
+
 def cotrain(
     model: PreTrainedModel,
     memory: Memory,
@@ -144,25 +160,32 @@ def cotrain(
     settings: Settings,
     seed: int,
     on_step: OnStep | None = None,
+    trained: Trained | None = None,
 ) -> None:
-    """Train anchor and bank together, in place; `paths_NP` holds the path of each sequence's document."""
-    optimizer = anchor_optimizer(model, settings)
-    adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay)
-    lazy = [LazyAdamW(rows, adamw) for rows in [state.generic[None], *state.levels]]
+    """Train anchor and bank together, in place; `paths_NP` holds the path of each sequence's document.
+
+    `trained` narrows what moves (default: everything); the rest is frozen.
+    """
+    trained = trained or Trained(levels=frozenset(range(1, len(state.levels) + 1)))
+    model.requires_grad_(trained.anchor)
+    optimizer = anchor_optimizer(model, settings) if trained.anchor else None
+    lazy = _lazy_optimizers(state, settings, trained)
     order, draws = batches(len(sequences), settings.batch, seed), np.random.default_rng([seed, 1])
     paths, branching = torch.from_numpy(np.asarray(paths_NP)), len(state.levels[0])
     model.train()
     for step in range(settings.steps):
         chosen_B = next(order)
         tokens_BT = trim(sequences.tokens_NT[chosen_B])
-        generic_B = torch.from_numpy(draws.random(len(chosen_B)) < 1 / (branching + 1))
+        generic_B = torch.from_numpy((draws.random(len(chosen_B)) < 1 / (branching + 1)) & trained.generic)
         fetched = _fetch_leaves(state, paths[chosen_B], generic_B)
         with memory.using(RowsSource(fetched.batch_BL3RD)):
             loss = mean_loss(model(tokens_BT).logits, tokens_BT)
             loss.backward()
         scale = settings.scale(step)
         for level, (ids, grads) in zip(lazy, fetched.gradients(), strict=True):
-            level.step(ids, grads, scale)
-        _anchor_step(model, optimizer, settings.lr * scale)
+            if level:
+                level.step(ids, grads, scale)
+        if optimizer:
+            _anchor_step(model, optimizer, settings.lr * scale)
         if on_step:
             on_step(step + 1, loss.item())

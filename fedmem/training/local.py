@@ -1,0 +1,63 @@
+"""A device's local steps on the federated parameters: anchor, whole levels of the shared bank, generic block.
+
+Invariants
+- Federated parameters are dense and have the same names and shapes for every device, whatever its records.
+- `train` depends on (parameters, shareable sequences, paths, settings, seed) alone, and leaves no state behind.
+- Levels that are not federated are frozen.
+
+Names: `anchor.<parameter>`, `level-<l>`, `generic`; tied weights appear once.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from fedmem.memory.attach import attach
+from fedmem.training.loop import BankState, OnStep, Settings, Trained, cotrain
+from fedmem.training.sequences import Sequences
+
+Params = dict[str, np.ndarray]
+
+
+class Federated:
+    """One anchor and bank in memory, with the part of them that a federation trains.
+
+    `parts`: which of `anchor`, `level-1` … and `generic` are federated.
+    """
+
+    def __init__(self, model: PreTrainedModel, state: BankState, parts: Collection[str]) -> None:
+        self.model, self.state, self.memory = model, state, attach(model)
+        levels = frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts)
+        self.trained = Trained("anchor" in parts, levels, "generic" in parts)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        if self.trained.anchor:
+            found |= {f"anchor.{name}": p.data for name, p in self.model.named_parameters()}
+        found |= {f"level-{n}": self.state.levels[n - 1] for n in sorted(self.trained.levels)}
+        return found | ({"generic": self.state.generic} if self.trained.generic else {})
+
+    def params(self) -> Params:
+        """Copies of the federated parameters, float32."""
+        return {name: tensor.numpy().copy() for name, tensor in self._tensors().items()}
+
+    def load(self, params: Params) -> None:
+        """Set the federated parameters."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(torch.from_numpy(np.asarray(params[name], dtype=np.float32)))
+
+    def train(
+        self,
+        params: Params,
+        sequences: Sequences,
+        paths_NP: np.ndarray,
+        settings: Settings,
+        seed: int,
+        on_step: OnStep | None = None,
+    ) -> Params:
+        """Local steps from `params` on one device's shareable sequences; returns the new parameters."""
+        self.load(params)
+        cotrain(self.model, self.memory, self.state, sequences, paths_NP, settings, seed, on_step, self.trained)
+        return self.params()
