@@ -1,1 +1,1 @@
-"""TODO"""
+"""Differential privacy of private blocks: plan, noise stream, clipped gradients, accounting, ledger."""

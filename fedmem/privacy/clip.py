@@ -1,0 +1,102 @@
+"""Clip per record and sum: the value carries its own sensitivity.
+
+Invariants
+- A record's gradient is the sum over all its sequences, clipped once; sequences are never clipped on their own.
+- Nothing is averaged over the sampled records: their number appears nowhere.
+- Arithmetic is float32 at least, whatever the dtype of the gradients.
+
+Shapes: N sequences, R records, trailing dimensions those of a parameter; a list holds one tensor per parameter.
+
+>>> from torch import tensor
+>>> one = clip_records([tensor([[3.0], [1.0]])], tensor([0, 0]), 1, clip=0.5)
+>>> round(one.value[0].item(), 6), one.sensitivity
+(0.5, 0.5)
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Above this a float32 scale factor would become subnormal and inexact; no useful gradient is near it.
+NORM_LIMIT = 1e30
+# Keeps a clipped record inside the ball after float32 rounding of the scale factor and of the products.
+INSIDE = 1 - 2.0**-22
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """A sum over records, one tensor per parameter, and its L2 sensitivity to one added or removed record."""
+
+    value: list[Tensor]
+    sensitivity: float
+
+    def __add__(self, other: "ClippedSum") -> "ClippedSum":
+        """The sum over both sets of records; they must be disjoint, as one record is then in one of them only."""
+        value = [mine + theirs for mine, theirs in zip(self.value, other.value, strict=True)]
+        return ClippedSum(value, max(self.sensitivity, other.sensitivity))
+
+    @classmethod
+    def zero(cls, like: Sequence[Tensor], clip: float) -> "ClippedSum":
+        """The sum over no records, shaped as the parameters `like`."""
+        return cls([torch.zeros(p.shape, dtype=at_least_float32(p.dtype), device=p.device) for p in like], clip)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """`dtype`, or float32 where that is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def sum_by_record(grads_N: Tensor, record_N: Tensor, records: int) -> Tensor:
+    """Per-record sums, `[R, ...]`, of per-sequence gradients `[N, ...]`; a record without sequences gets zeros."""
+    grads_N = grads_N.to(at_least_float32(grads_N.dtype))
+    if records == len(record_N) and torch.equal(record_N, torch.arange(records, device=record_N.device)):
+        return grads_N
+    return grads_N.new_zeros(records, *grads_N.shape[1:]).index_add_(0, record_N, grads_N)
+
+
+def clip_summed(grads: Sequence[Tensor], clip: float) -> ClippedSum:
+    """Clip each record's gradient, given per parameter as `[R, ...]`, to L2 norm `clip`, and sum over records.
+
+    Guarantees: adding or removing one record moves `value` by at most `clip`, up to float rounding of the sum
+    (below 1e-5 of `clip`).
+
+    | gradient of a record | counts as |
+    |---|---|
+    | norm <= clip | itself |
+    | norm above clip | scaled to norm clip |
+    | any NaN or infinity, or a norm above 1e30 | zero |
+    | zero | zero |
+
+    Raises ValueError for a clip that is not a finite number above 0.
+    """
+    if not (math.isfinite(clip) and clip > 0):
+        raise ValueError("a clip norm is a finite number above 0")
+    norms_R = torch.stack([_norms(g) for g in grads]).norm(dim=0)
+    usable_R = norms_R <= NORM_LIMIT  # False for NaN
+    scale_R = (clip * INSIDE / norms_R.clamp(min=clip * INSIDE)).where(usable_R, 0.0)
+    return ClippedSum([_scaled_sum(g, scale_R, usable_R) for g in grads], clip)
+
+
+def _norms(grads_R: Tensor) -> Tensor:
+    """L2 norms in float64, so that squares neither overflow nor lose the digits that the bound needs."""
+    norms_R: Tensor = torch.linalg.vector_norm(grads_R.flatten(1), dim=1, dtype=torch.float64)
+    return norms_R
+
+
+def _scaled_sum(grads_R: Tensor, scale_R: Tensor, usable_R: Tensor) -> Tensor:
+    if not usable_R.all():
+        # Zero times NaN is NaN, so such rows are replaced, not scaled.
+        grads_R = grads_R.where(usable_R.view(-1, *[1] * (grads_R.dim() - 1)), 0.0)
+    total: Tensor = torch.tensordot(scale_R.to(grads_R.dtype), grads_R, dims=1)
+    return total
+
+
+def clip_records(grads: Sequence[Tensor], record_N: Tensor, records: int, clip: float) -> ClippedSum:
+    """Sum per-sequence gradients by record, clip each record once, and sum: see `clip_summed`.
+
+    `grads` holds per parameter `[N, ...]`; `record_N` (int64) says to which of `records` each sequence belongs.
+    """
+    return clip_summed([sum_by_record(g, record_N, records) for g in grads], clip)

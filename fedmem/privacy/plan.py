@@ -1,0 +1,126 @@
+"""The one frozen object that decides the privacy of a training run.
+
+Invariants
+- Every field is public configuration: none is a function of the private records, their number included.
+- A plan that cannot be meaningful is refused when it is made, not when it is used.
+- Sizes are checked against a declared public cap: delta <= 1 / (10 * record_cap).
+
+What to set it to, for blocks of a topic with 200 to 2,000 records, chosen on public text only (`PrivacyPlan.small`):
+rate 0.15 and 80 steps, because at a fixed epsilon many rarely sampled small steps cost more noise in total than
+they gain, and few large ones cannot travel far; clip 0.1, because a block starts with M3 = 0 and the gradient of a
+record is 0.05 to 0.1 there, so that a larger clip norm adds noise and no signal; the divisor is the expected
+sample of a public nominal number of records, which under Adam only fixes the scale of its epsilon.
+
+>>> plan = PrivacyPlan.small(record_cap=1000).calibrate(8.0)
+>>> bool(7.9 < plan.epsilon() <= 8.0)
+True
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from fedmem.errors import Refused, UsageError
+from fedmem.privacy.accounting import COARSE, epsilon_pld
+from fedmem.privacy.spend import SpendEvent
+
+NOISE_LIMIT = 2.0**14
+PRECISION = 1e-3
+DELTA = 1e-5
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """DP-SGD of one block at record level, add or remove one record.
+
+    Fields: `sampling_rate` per record and step; `steps`; `clip`, the L2 norm to which a record's gradient is cut;
+    `noise_multiplier`, noise std over `clip`; `divisor` of the noisy sum; `delta`; `record_cap`, the declared
+    greatest number of records.
+
+    | value | outcome |
+    |---|---|
+    | rate outside (0, 1], steps < 1, clip, divisor <= 0, anything NaN or infinite | UsageError |
+    | delta above 1 / (10 * record_cap) | Refused |
+    | noise_multiplier 0 | allowed, epsilon is infinite: any finite budget refuses it |
+    """
+
+    sampling_rate: float
+    steps: int
+    clip: float
+    noise_multiplier: float
+    divisor: float
+    delta: float
+    record_cap: int
+
+    def __post_init__(self) -> None:
+        positive = (self.sampling_rate, self.clip, self.divisor, self.delta)
+        if not all(math.isfinite(value) and value > 0 for value in positive) or self.sampling_rate > 1:
+            raise UsageError("A privacy plan needs a rate in (0, 1] and a finite clip, divisor and delta above 0.")
+        if not 0.0 <= self.noise_multiplier < math.inf:
+            raise UsageError("A privacy plan needs a finite noise multiplier that is not negative.")
+        if any(type(value) is not int or value < 1 for value in (self.steps, self.record_cap)):
+            raise UsageError("A privacy plan needs whole numbers of steps and of capped records, at least 1 each.")
+        if self.delta > 1 / (10 * self.record_cap):
+            raise Refused(
+                f"delta {self.delta:g} is above 1/(10 x {self.record_cap} records); declare a smaller delta or cap."
+            )
+
+    @classmethod
+    def small(cls, *, record_cap: int, noise_multiplier: float = 0.0, nominal: int = 400) -> "PrivacyPlan":
+        """The default plan for small topics, to be calibrated; `nominal` is a public guess at their size."""
+        rate = 0.15
+        return cls(
+            sampling_rate=rate,
+            steps=80,
+            clip=0.1,
+            noise_multiplier=noise_multiplier,
+            divisor=rate * nominal,
+            delta=DELTA,
+            record_cap=record_cap,
+        )
+
+    @property
+    def spend(self) -> SpendEvent:
+        """What a whole run of this plan costs."""
+        return SpendEvent(self.sampling_rate, self.noise_multiplier, self.steps)
+
+    def epsilon(self) -> float:
+        """Epsilon of one run at this plan's delta, by PLD; infinite without noise."""
+        return epsilon_pld([self.spend], self.delta)
+
+    def calibrate(self, target_epsilon: float) -> "PrivacyPlan":
+        """This plan with the smallest noise multiplier, to 0.1 %, whose epsilon is at most `target_epsilon`.
+
+        Raises UsageError for a target that is not a finite number above 0, Refused if no noise reaches it.
+        """
+        if not (math.isfinite(target_epsilon) and target_epsilon > 0):
+            raise UsageError("The target epsilon must be a finite number above 0.")
+        low, high = 0.0, 0.5
+        while not self._reaches(high, target_epsilon):
+            low, high = high, 2 * high
+            if high > NOISE_LIMIT:
+                raise Refused(f"No noise brings this plan to epsilon {target_epsilon:g}; take fewer steps.")
+        while high - low > PRECISION * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._reaches(middle, target_epsilon) else (middle, high)
+        plan = replace(self, noise_multiplier=high)
+        # The search ran on the coarse grid; what is reported is computed on the fine one.
+        while plan.epsilon() > target_epsilon:
+            plan = replace(plan, noise_multiplier=plan.noise_multiplier * (1 + PRECISION))
+        return plan
+
+    def _reaches(self, noise_multiplier: float, target_epsilon: float) -> bool:
+        spend = replace(self.spend, noise_multiplier=noise_multiplier)
+        return epsilon_pld([spend], self.delta, grid=COARSE) <= target_epsilon
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "PrivacyPlan":
+        """Inverse of `to_dict`. Raises UsageError for missing or unknown fields."""
+        if set(data) != {field.name for field in fields(cls)}:
+            raise UsageError("A privacy plan has missing or unknown fields; compare it with PrivacyPlan.")
+        return cls(**data)

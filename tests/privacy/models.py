@@ -1,0 +1,47 @@
+"""A tiny real anchor, a block that already changes something, and records of random tokens."""
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fedmem.memory.ffn import BlockModule
+from fedmem.privacy.dpsgd import PrivateSequences
+
+LAYERS, WIDTH, D_MODEL, VOCAB, LENGTH = 2, 4, 16, 40, 12
+
+
+def anchor(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCAB,
+                hidden_size=D_MODEL,
+                intermediate_size=24,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=2,
+                max_position_embeddings=32,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=1,
+            )
+        )
+
+
+def warm_block(seed=1):
+    rows_L3RD = torch.randn(LAYERS, 3, WIDTH, D_MODEL, generator=torch.Generator().manual_seed(seed))
+    return BlockModule.from_rows(0.3 * rows_L3RD)
+
+
+def sequences(per_record, seed=2, shared=False):
+    """`per_record[i]` sequences for record i, of random lengths, right-padded."""
+    random = np.random.default_rng(seed)
+    record_N = np.repeat(np.arange(len(per_record)), per_record)
+    tokens_NT = torch.zeros(len(record_N), LENGTH, dtype=torch.int64)
+    for row_T in tokens_NT:
+        length = random.integers(2, LENGTH + 1)
+        row_T[:length] = torch.from_numpy(random.integers(1, VOCAB, length))
+    generator = torch.Generator().manual_seed(seed)
+    rows_NL3RD = 0.2 * torch.randn(len(record_N), LAYERS, 3, 3, D_MODEL, generator=generator)
+    fetch = (lambda numbers: rows_NL3RD[torch.from_numpy(numbers)]) if shared else None
+    return PrivateSequences(tokens_NT, record_N, len(per_record), fetch)

@@ -1,0 +1,294 @@
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from fedmem.errors import BudgetExceeded
+from fedmem.memory.attach import attach
+from fedmem.memory.ffn import BlockModule, RowsSource
+from fedmem.privacy import dpsgd
+from fedmem.privacy.clip import ClippedSum
+from fedmem.privacy.dpsgd import (
+    Optimiser,
+    PrivateSequences,
+    RuntimeOptions,
+    add_noise,
+    clipped_sum,
+    frozen,
+    groups,
+    per_sequence_gradients,
+    train_block,
+)
+from fedmem.privacy.ledger import Meter
+from fedmem.privacy.plan import PrivacyPlan
+from fedmem.privacy.stream import PrivacyStream
+from fedmem.training.sequences import token_losses
+from tests.privacy.models import D_MODEL, LAYERS, LENGTH, WIDTH, anchor, sequences, warm_block
+
+KEY = bytes(range(32))
+PER_RECORD = [1, 3, 1, 7, 2, 1]
+
+
+def plan(**changes):
+    base = PrivacyPlan(
+        sampling_rate=0.5, steps=3, clip=0.1, noise_multiplier=1.0, divisor=4.0, delta=1e-5, record_cap=1000
+    )
+    return replace(base, **changes)
+
+
+def stream(label=b"run"):
+    return PrivacyStream(KEY, label)
+
+
+def train(data, privacy=None, label=b"run", **options):
+    model = anchor()
+    block = BlockModule.new(layers=LAYERS, d_model=D_MODEL, width=WIDTH, seed=3)
+    return train_block(model, attach(model), block, data, privacy or plan(), stream(label), **options)
+
+
+def engine_sum(model, block, data, chosen, clip, micro_batch=4, bf16=False):
+    with frozen(model), per_sequence_gradients(block):
+        runtime = RuntimeOptions(micro_batch, bf16)
+        return clipped_sum(model, attach(model), block, data, chosen, clip, runtime)
+
+
+def one_record_at_a_time(model, block, data, chosen, clip):
+    """The oracle: plain autograd on one record, no hooks, no batch of records."""
+    memory, parameters = attach(model), list(block.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    for record in np.flatnonzero(chosen):
+        numbers = np.flatnonzero(data.record_N == record)
+        shared = [RowsSource(data.shared(numbers))] if data.shared else []
+        with memory.using(*shared, block):
+            loss, _ = token_losses(model(data.tokens_NT[numbers]).logits, data.tokens_NT[numbers])
+        grads = torch.autograd.grad(loss.sum() / LENGTH, parameters)
+        norm = torch.sqrt(sum((g.double() ** 2).sum() for g in grads))
+        total = [t + g * min(1.0, clip / float(norm)) for t, g in zip(total, grads, strict=True)]
+    memory.detach()
+    return total
+
+
+def gap(left, right):
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+def norm(values):
+    return float(torch.sqrt(sum((v.double() ** 2).sum() for v in values)))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 15, 64])
+@pytest.mark.parametrize("clip", [0.01, 1e3])
+def test_engine_equals_the_one_record_loop(micro_batch, clip):
+    model, block = anchor().double(), warm_block().double()
+    data = sequences(PER_RECORD, shared=True)
+    data = replace(data, shared=lambda numbers, fetch=data.shared: fetch(numbers).double())
+    chosen = np.array([True, True, False, True, True, True])
+    fast = engine_sum(model, block, data, chosen, clip, micro_batch)
+    slow = one_record_at_a_time(model, block, data, chosen, clip)
+    assert gap(fast.value, slow) < 1e-5 * norm(slow)
+    assert fast.sensitivity == clip
+    assert fast.value[0].dtype == torch.float64
+
+
+def test_clipping_sequences_instead_of_records_would_be_seen():
+    model, block, data = anchor().double(), warm_block().double(), sequences(PER_RECORD)
+    chosen = np.ones(len(PER_RECORD), dtype=bool)
+    per_sequence = PrivateSequences(data.tokens_NT, np.arange(len(data.record_N)), len(data.record_N))
+    wrong = engine_sum(model, block, per_sequence, np.ones(len(data.record_N), dtype=bool), 0.01)
+    assert gap(wrong.value, one_record_at_a_time(model, block, data, chosen, 0.01)) > 1e-3
+
+
+def test_all_padding_and_one_token_records_count_as_zero():
+    data = sequences([1, 1])
+    data.tokens_NT[0] = 0
+    data.tokens_NT[1, 1:] = 0
+    clipped = engine_sum(anchor(), warm_block(), data, np.array([True, True]), 0.1)
+    assert norm(clipped.value) == 0.0
+
+
+def test_sum_is_float32_under_bf16_autocast():
+    chosen = np.ones(len(PER_RECORD), dtype=bool)
+    data = sequences(PER_RECORD)
+    rough = engine_sum(anchor(), warm_block(), data, chosen, 0.1, bf16=True)
+    exact = engine_sum(anchor(), warm_block(), data, chosen, 0.1)
+    assert {value.dtype for value in rough.value} == {torch.float32}
+    assert 0 < gap(rough.value, exact.value) < 0.05 * norm(exact.value)
+
+
+def test_removing_one_record_moves_the_sum_by_at_most_clip():
+    model, block = anchor(), warm_block()
+    data = sequences([*PER_RECORD, *([1] * 40)])
+    for record in (0, 3, 20):
+        everyone = np.ones(data.records, dtype=bool)
+        without = everyone.copy()
+        without[record] = False
+        whole = engine_sum(model, block, data, everyone, 0.05, 16)
+        part = engine_sum(model, block, data, without, 0.05, 16)
+        moved = norm([a - b for a, b in zip(whole.value, part.value, strict=True)])
+        assert 0.04 < moved <= 0.05 * (1 + 1e-5)
+
+
+def test_groups_hold_whole_records_within_the_micro_batch():
+    record_N = np.repeat(np.arange(5), [2, 3, 9, 1, 1])
+    found = list(groups(np.arange(16), record_N, 4))
+    assert [[len(part) for part in group] for group in found] == [[2], [3], [4, 4, 1], [2]]
+    assert np.concatenate([part for group in found for part in group]).tolist() == list(range(16))
+    assert list(groups(np.array([], dtype=np.int64), record_N, 4)) == []
+
+
+def noise_of_an_empty_batch(label=b"run", width=64, **changes):
+    """The gradients that one step on an empty sample hands to the optimiser, in one vector."""
+    privacy = plan(**changes)
+    like = BlockModule.new(layers=4, d_model=128, width=width, seed=0)
+    empty = ClippedSum.zero(list(like.parameters()), privacy.clip)
+    noisy = add_noise(empty, privacy.noise_multiplier, stream(label))
+    return torch.cat([value.flatten() / privacy.divisor for value in noisy]).numpy()
+
+
+def looks_right(update, std):
+    """Within 1 % of the declared std, mean zero, and normal by Kolmogorov-Smirnov."""
+    right_std = abs(update.std() / std - 1) < 0.01
+    right_mean = abs(update.mean()) < 5 * std / np.sqrt(update.size)
+    return bool(right_std and right_mean and kstest(update / std, "norm").pvalue > 1e-3)
+
+
+def test_noise_of_an_empty_batch_has_the_declared_distribution():
+    assert looks_right(noise_of_an_empty_batch(noise_multiplier=1.3, clip=0.2, divisor=5.0), 1.3 * 0.2 / 5.0)
+
+
+@pytest.mark.parametrize("wrong", [0.98, 1.02, 0.5, 0.0])
+def test_noise_check_would_see_two_percent(wrong):
+    update = noise_of_an_empty_batch(noise_multiplier=wrong)
+    assert not looks_right(update, 1.0 * 0.1 / 4.0)
+
+
+def test_noise_check_would_see_another_shape():
+    uniform = np.random.default_rng(0).uniform(-np.sqrt(3), np.sqrt(3), 100_000)
+    assert not looks_right(uniform, 1.0)
+
+
+class Recorder(torch.optim.SGD):
+    """Keeps the gradients that training hands to its optimiser."""
+
+    seen: list[torch.Tensor]
+
+    def __init__(self, parameters, **_settings):
+        super().__init__(parameters, lr=0.0)
+        Recorder.seen = []
+
+    def step(self, closure=None):
+        grads = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        Recorder.seen.append(torch.cat(grads).clone())
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(dpsgd.torch.optim, "Adam", Recorder)
+    return lambda data, **changes: (train(data, plan(**changes)), torch.stack(Recorder.seen).numpy())[1]
+
+
+def test_training_on_no_record_is_noise_of_the_declared_std(recorded):
+    updates = recorded(sequences([]), steps=400, noise_multiplier=1.3, clip=0.2, divisor=5.0)
+    assert updates.shape == (400, LAYERS * 3 * WIDTH * D_MODEL)
+    assert looks_right(updates.flatten(), 1.3 * 0.2 / 5.0)
+
+
+def test_steps_take_uncorrelated_noise(recorded):
+    updates = recorded(sequences([]), steps=40)
+    assert largest_correlation(updates) < 5 / np.sqrt(updates.shape[1])
+    reused = updates.copy()
+    reused[7] = reused[3]
+    assert largest_correlation(reused) > 0.99
+
+
+def largest_correlation(updates):
+    return np.abs(np.corrcoef(updates) - np.eye(len(updates))).max()
+
+
+def test_sampled_steps_are_noise_around_the_clipped_sum(recorded):
+    """With every record in every sample and nothing learned, the mean update is the clipped sum over the divisor."""
+    data = sequences(PER_RECORD)
+    updates = recorded(data, steps=300, sampling_rate=1.0, clip=0.05, noise_multiplier=0.2, divisor=2.0)
+    block = BlockModule.new(layers=LAYERS, d_model=D_MODEL, width=WIDTH, seed=3)
+    whole = engine_sum(anchor(), block, data, np.ones(data.records, dtype=bool), 0.05)
+    expected = torch.cat([value.flatten() for value in whole.value]).numpy() / 2.0
+    std = 0.2 * 0.05 / 2.0
+    assert np.abs(updates.mean(0) - expected).max() < 5 * std / np.sqrt(300)
+    assert abs((updates - expected).std() / std - 1) < 0.01
+    assert np.abs(expected).max() > 10 * std / np.sqrt(300)
+
+
+def test_same_key_gives_the_same_bytes_whatever_the_global_seeds():
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 -- the point is that it changes nothing
+        random.seed(seed)
+        results.append(train(sequences(PER_RECORD)))
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], train(sequences(PER_RECORD), label=b"another run"))
+
+
+@pytest.mark.parametrize("records", [[], [1], PER_RECORD, [1] * 60])
+def test_control_flow_is_the_same_for_every_set_of_records(monkeypatch, records):
+    shapes, normal = [], PrivacyStream.normal
+
+    def spy(self, n, std):
+        shapes.append((n, std))
+        return normal(self, n, std)
+
+    monkeypatch.setattr(PrivacyStream, "normal", spy)
+    ticks = []
+    rows = train(sequences(records), progress=lambda step, steps: ticks.append((step, steps)))
+    assert rows.shape == (LAYERS, 3, WIDTH, D_MODEL)
+    assert ticks == [(1, 3), (2, 3), (3, 3)]
+    assert shapes == [(rows.numel(), 0.1)] * 3
+
+
+def test_a_step_beyond_the_charge_is_refused():
+    with pytest.raises(BudgetExceeded):
+        train(sequences([1]), plan(steps=4), meter=Meter(plan(steps=3).spend))
+    with pytest.raises(BudgetExceeded):
+        train(sequences([1]), plan(noise_multiplier=0.9), meter=Meter(plan().spend))
+
+
+def test_training_leaves_no_trace_on_anchor_and_block():
+    model = anchor().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    block = warm_block()
+    attributes = {p: set(vars(p)) for p in block.parameters()}
+    memory = attach(model)
+    data = sequences(PER_RECORD, shared=True)
+    train_block(model, memory, block, data, plan(), stream(), optimiser=Optimiser(lr=0.1))
+    memory.detach()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert model.training
+    for module in [*block.modules(), *model.modules()]:
+        assert not module._forward_hooks
+        assert not module._backward_hooks
+        assert not {"activations", "max_batch_len", "autograd_grad_sample_hooks"} & set(vars(module))
+    assert {p: set(vars(p)) for p in block.parameters()} == attributes
+
+
+def test_training_learns_without_noise():
+    data = sequences([1] * 8)
+    privacy = plan(sampling_rate=1.0, steps=60, clip=1.0, noise_multiplier=0.0, divisor=8.0)
+    rows_L3RD = train(data, privacy)
+    model = anchor().eval()
+    memory = attach(model)
+    losses = []
+    for sources in ([], [BlockModule.from_rows(rows_L3RD)]):
+        with torch.no_grad(), memory.using(*sources):
+            losses.append(float(token_losses(model(data.tokens_NT).logits, data.tokens_NT)[0].sum()))
+    assert losses[1] < 0.96 * losses[0]
+
+
+def test_sequences_must_be_sorted_by_record_and_complete():
+    tokens_NT = torch.ones(2, 4, dtype=torch.int64)
+    for record_N, records in ((np.array([1, 0]), 2), (np.array([0, 2]), 2), (np.array([0]), 1)):
+        with pytest.raises(ValueError, match="sorted by record"):
+            PrivateSequences(tokens_NT, record_N, records)
