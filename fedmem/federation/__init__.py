@@ -1,1 +1,9 @@
-"""TODO"""
+"""Federation: wire schema, device and coordinator logic, Flower apps, in-process grid.
+
+Invariants
+- Importing any module of this package sets the outbound switches before that module can import flwr (I10).
+"""
+
+from fedmem.federation.switches import offline
+
+__all__ = ["offline"]

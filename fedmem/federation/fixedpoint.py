@@ -1,0 +1,120 @@
+"""Updates as integers on a public grid: quantise, clip, sum, decode (DESIGN §7, §10).
+
+Invariants
+- The grid step is a power of two that depends on the public clip norm alone, so encoding needs no negotiation.
+- Rounding is toward zero: no coordinate ever grows, so clipping after decoding can only shrink a norm.
+- Sums are int64, hence exact: their order has no effect (I9). What could overflow is refused before it is added.
+
+>>> import numpy as np
+>>> step = grid_step(1.0)
+>>> clipped = clip_grid({"w": quantise(np.array([3.0, 4.0], np.float32), step)}, clip=1.0)
+>>> decode(clipped["w"], step).round(4).tolist()
+[0.6, 0.8]
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Grid = dict[str, NDArray[np.int32]]
+Sums = dict[str, NDArray[np.int64]]
+
+# clip / step lies in [2^23, 2^24): float32's own precision, and 2^38 devices fit an int64 sum.
+_CLIP_BITS = 23
+_SUM_LIMIT = 2**62
+
+
+def grid_step(clip: float) -> float:
+    """Width of one grid cell for a public clip norm: a power of two below clip * 2^-23.
+
+    Raises ValueError unless 0 < clip < inf.
+    """
+    if not (0 < clip < math.inf):
+        raise ValueError("The clip norm must be positive and finite.")
+    return math.ldexp(1.0, math.frexp(clip)[1] - 1 - _CLIP_BITS)
+
+
+def cells(clip: float) -> int:
+    """The clip norm in grid cells, rounded down: no clipped coordinate is larger in absolute value."""
+    return math.floor(clip / grid_step(clip))
+
+
+def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.int32]:
+    """Round `values` toward zero onto the grid; same shape, int32.
+
+    | value | result |
+    |---|---|
+    | inside ±2^31 cells | trunc(value / step), exact: the step is a power of two |
+    | larger | OverflowError |
+    | NaN, inf | ValueError |
+    | empty | empty |
+    """
+    scaled = np.trunc(values.astype(np.float64) / step)
+    if not np.isfinite(scaled).all():
+        raise ValueError("A value is not finite; it has no place on the grid.")
+    if scaled.size and np.abs(scaled).max() >= 2**31:
+        raise OverflowError("A value lies outside the int32 grid; clip before quantising.")
+    return scaled.astype(np.int32)
+
+
+def decode(grid: NDArray[np.int32] | NDArray[np.int64], step: float) -> NDArray[np.float64]:
+    """Grid cells back to numbers, float64, same shape."""
+    return grid.astype(np.float64) * step
+
+
+def _squares(grid: Mapping[str, NDArray[np.int32]]) -> float:
+    return math.fsum(float(np.square(part.astype(np.float64)).sum()) for part in grid.values())
+
+
+def _exact_squares(grid: Mapping[str, NDArray[np.int32]]) -> int:
+    """Exact only where the squares fit an int64, which `clip_grid` has made sure of by then."""
+    flat = (part.astype(np.int64).ravel() for part in grid.values())
+    return sum(int(np.dot(part, part)) for part in flat)
+
+
+def clip_grid(grid: Mapping[str, NDArray[np.int32]], clip: float) -> Grid:
+    """Scale the whole update so that its decoded L2 norm is at most `clip`.
+
+    Guarantees: norm(decode(result)) <= clip holds in exact integer arithmetic, for every input; an update
+    that is within the norm comes back unchanged. This is the sensitivity that the noise is sized for
+    (Abadi et al. 2016, §3.1, with one device as the unit).
+
+    | input | result |
+    |---|---|
+    | norm <= clip | the same cells |
+    | norm > clip | scaled, then rounded toward zero |
+    | zeros, empty | zeros, empty |
+    """
+    limit = cells(clip)
+    kept = {name: part.astype(np.int32) for name, part in grid.items()}
+    norm = math.sqrt(_squares(kept))
+    factor = 1.0 if norm <= limit else limit / norm
+    # Float rounding may leave the scaled norm a hair too long: shrink until the integers say it fits.
+    while factor < 1.0 or _exact_squares(kept) > limit * limit:
+        kept = {name: np.trunc(part * min(factor, 1 - 2**-20)).astype(np.int32) for name, part in kept.items()}
+        factor = 1.0
+    return kept
+
+
+def zeros(shapes: Mapping[str, tuple[int, ...]]) -> Grid:
+    """The update of a device that has nothing to say."""
+    return {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
+
+
+def empty_sums(shapes: Mapping[str, tuple[int, ...]]) -> Sums:
+    """Where a round's updates are added."""
+    return {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
+
+
+def check_headroom(devices: int, clip: float) -> None:
+    """Raise OverflowError if `devices` clipped updates could leave the int64 range."""
+    if devices * cells(clip) >= _SUM_LIMIT:
+        raise OverflowError("So many devices at this clip norm could overflow the int64 sum.")
+
+
+def add(sums: Sums, update: Mapping[str, NDArray[np.int32]]) -> None:
+    """Add one clipped update in place; exact, so the order of calls has no effect."""
+    for name, total in sums.items():
+        total += update[name]

@@ -1,0 +1,89 @@
+"""Between our `Fields` and Flower's records: raw bytes in, exact keys out (I2).
+
+Invariants
+- An array travels as its raw little-endian bytes under our own serialisation name, so no array format is parsed.
+- A record dict that holds any record but the named ones, an array of another serialisation or a length that its shape
+  does not explain is a `BoundaryViolation`.
+
+>>> import numpy as np
+>>> from fedmem.federation.wire import Fields
+>>> content = to_request(Fields({"w": np.zeros(2, np.uint16)}, {"round": 1}))
+>>> sorted(content), from_request(content).scalars
+(['config', 'params'], {'round': 1})
+"""
+
+import math
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedmem.errors import BoundaryViolation
+from fedmem.federation.wire import Fields, Scalar, Shapes
+
+_STYPE = "fedmem.raw.le"
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
+PARAMS, CONFIG, UPDATE = "params", "config", "update"
+
+
+def _arrays(fields: Fields) -> ArrayRecord:
+    record = ArrayRecord()
+    for name in sorted(fields.arrays):
+        array = np.ascontiguousarray(fields.arrays[name])
+        little = array.astype(_DTYPES[str(array.dtype)], copy=False)
+        record[name] = Array(str(array.dtype), tuple(array.shape), _STYPE, little.tobytes())
+    return record
+
+
+def to_request(fields: Fields) -> RecordDict:
+    """A request's content: parameters and settings, names sorted."""
+    scalars = {name: fields.scalars[name] for name in sorted(fields.scalars)}
+    return RecordDict({PARAMS: _arrays(fields), CONFIG: ConfigRecord(dict(scalars))})
+
+
+def to_reply(fields: Fields) -> RecordDict:
+    """A reply's content: the update alone. Raises BoundaryViolation if `fields` holds a scalar."""
+    if fields.scalars:
+        raise BoundaryViolation("A reply holds the update and nothing else; it was not sent.")
+    return RecordDict({UPDATE: _arrays(fields)})
+
+
+def from_request(content: RecordDict) -> Fields:
+    """Fields of a request; the schema check comes after."""
+    _only(content, {PARAMS: ArrayRecord, CONFIG: ConfigRecord})
+    scalars = cast(dict[str, Scalar], dict(content[CONFIG].items()))
+    return Fields(_from_arrays(content[PARAMS]), scalars)
+
+
+def from_reply(content: RecordDict) -> Fields:
+    """Fields of a reply; the schema check comes after."""
+    _only(content, {UPDATE: ArrayRecord})
+    return Fields(_from_arrays(content[UPDATE]))
+
+
+def _only(content: RecordDict, kinds: dict[str, type]) -> None:
+    if {name: type(record) for name, record in content.items()} != kinds:
+        raise BoundaryViolation("A message holds other records than its type names; it was not used.")
+
+
+def _from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
+    return {str(name): _from_array(array) for name, array in record.items()}
+
+
+def _from_array(array: Array) -> NDArray[np.generic]:
+    dtype = _DTYPES.get(array.dtype)
+    if array.stype != _STYPE or dtype is None or any(size < 0 for size in array.shape):
+        raise BoundaryViolation("An array travels in another encoding than the protocol's; it was not used.")
+    if len(array.data) != math.prod(array.shape) * dtype.itemsize:
+        raise BoundaryViolation("An array has another length than its shape says; it was not used.")
+    values: NDArray[np.generic] = np.frombuffer(array.data, dtype).reshape(array.shape)
+    return values
+
+
+def requested_shapes(content: RecordDict) -> Shapes:
+    """Names and shapes that a request asks about; empty if it cannot be read."""
+    try:
+        return {name: tuple(array.shape) for name, array in from_request(content).arrays.items()}
+    except BoundaryViolation:
+        return {}

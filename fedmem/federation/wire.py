@@ -1,0 +1,187 @@
+"""What a message may hold: one schema per message type, checked before sending and on receipt (I2).
+
+Invariants
+- A message is exactly the arrays and scalars that its schema names: one missing, one extra, another shape, dtype,
+  range or size, a NaN, and it is a `BoundaryViolation`. Errors name a field by its place in the schema, never a value.
+- A reply is the update and nothing else: no loss, no example count, no timing, no error text.
+- Numbers travel as raw little-endian bytes; nothing here parses a format, and nothing is unpickled.
+- Parameters go down as bf16 bits in uint16, updates come up as int32 grid cells.
+
+>>> import numpy as np
+>>> schema = anchor_reply({"w": (2,)}, clip=1.0)
+>>> check(Fields({"w": np.zeros(2, np.int32)}), schema).nbytes
+8
+>>> check(Fields({"w": np.zeros(2, np.int32)}, {"loss": 0.5}), schema)
+Traceback (most recent call last):
+    ...
+fedmem.errors.BoundaryViolation: A train.anchor reply holds a scalar that its schema does not name; it was not used.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmem.canonical import canonical_json
+from fedmem.errors import BoundaryViolation
+from fedmem.federation import bf16, fixedpoint
+
+Scalar = int | float | str
+Shapes = Mapping[str, tuple[int, ...]]
+Params = dict[str, NDArray[np.float32]]
+
+TRAIN_ANCHOR = "train.anchor"
+# Named so that no other use of the words can grow; their schemas come with their features.
+RESERVED = ("train.blocks", "query.erasure")
+
+_MAX_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The content of one message, without Flower: named arrays and named scalars."""
+
+    arrays: Mapping[str, NDArray[np.generic]]
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes, bytes and scalars, names sorted."""
+        head = {name: [str(array.dtype), list(array.shape)] for name, array in self.arrays.items()}
+        sha = hashlib.sha256(canonical_json([head, dict(self.scalars)]))
+        for name in sorted(self.arrays):
+            sha.update(np.ascontiguousarray(self.arrays[name]).tobytes())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array: `dtype` is "uint16" (bf16 bits, all finite) or "int32" (grid cells up to ±`bound`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    bound: int | None = None
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """One scalar: its exact type, and a closed range or, for text, a length."""
+
+    kind: type[int] | type[float] | type[str]
+    low: float = -math.inf
+    high: float = math.inf
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Everything a message of one type and direction holds."""
+
+    message: str
+    direction: str
+    arrays: Mapping[str, ArraySpec]
+    scalars: Mapping[str, ScalarSpec] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.message} {self.direction}"
+
+    @property
+    def nbytes(self) -> int:
+        """The one size that the arrays of such a message have."""
+        return sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in self.arrays.values())
+
+
+def _refuse(schema: Schema, what: str) -> BoundaryViolation:
+    return BoundaryViolation(f"A {schema.name} {what}; it was not used.")
+
+
+def anchor_request(shapes: Shapes) -> Schema:
+    """Coordinator to device: parameters in bf16 and the public settings of the round."""
+    return Schema(
+        TRAIN_ANCHOR,
+        "request",
+        {name: ArraySpec(tuple(shape), "uint16") for name, shape in shapes.items()},
+        {
+            "round": ScalarSpec(int, 1, 10**6),
+            "seed": ScalarSpec(int, 0, 2**62),
+            "steps": ScalarSpec(int, 0, 10**5),
+            "batch": ScalarSpec(int, 1, 10**4),
+            "learning_rate": ScalarSpec(float, 0.0, 10.0),
+            "plan": ScalarSpec(str, length=64),
+        },
+    )
+
+
+def anchor_reply(shapes: Shapes, clip: float) -> Schema:
+    """Device to coordinator: the clipped update, and nothing else."""
+    bound = fixedpoint.cells(clip)
+    return Schema(
+        TRAIN_ANCHOR, "reply", {name: ArraySpec(tuple(shape), "int32", bound) for name, shape in shapes.items()}
+    )
+
+
+def check(fields: Fields, schema: Schema) -> Fields:
+    """Return `fields` unchanged if they are exactly what `schema` names.
+
+    Guarantees: of all messages only those with these keys, shapes, dtypes and ranges pass, so a message has one size
+    whatever the device holds. Raises BoundaryViolation otherwise.
+    """
+    if schema.nbytes > _MAX_BYTES:
+        raise _refuse(schema, "would be larger than a message can be")
+    for label, got, want in (
+        ("an array", fields.arrays, schema.arrays),
+        ("a scalar", fields.scalars, schema.scalars),
+    ):
+        if set(got) - set(want):
+            raise _refuse(schema, f"holds {label} that its schema does not name")
+        if set(want) - set(got):
+            raise _refuse(schema, f"lacks {label} that its schema names")
+    for place, (name, array_spec) in enumerate(sorted(schema.arrays.items())):
+        _check_array(fields.arrays[name], array_spec, schema, place)
+    for name, scalar_spec in sorted(schema.scalars.items()):
+        _check_scalar(fields.scalars[name], scalar_spec, schema, name)
+    return fields
+
+
+def _check_array(array: NDArray[np.generic], spec: ArraySpec, schema: Schema, place: int) -> None:
+    if type(array) is not np.ndarray or array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
+        raise _refuse(schema, f"has another dtype or shape at array {place}")
+    if spec.dtype == "uint16":
+        # All ones in the exponent is an infinity or a NaN.
+        bad = bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
+    else:
+        bad = spec.bound is not None and bool((np.abs(array.astype(np.int64)) > spec.bound).any())
+    if bad:
+        raise _refuse(schema, f"has a value out of range at array {place}")
+
+
+def _check_scalar(value: Scalar, spec: ScalarSpec, schema: Schema, name: str) -> None:
+    # `type is`, since a bool is an int and must not pass for one.
+    if type(value) is not spec.kind:
+        raise _refuse(schema, f"has another type at {name}")
+    good = len(value) == spec.length if isinstance(value, str) else spec.low <= value <= spec.high
+    if not good:
+        raise _refuse(schema, f"has a value out of range at {name}")
+
+
+def shapes_of(params: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of parameters, sorted by name."""
+    return {name: tuple(params[name].shape) for name in sorted(params)}
+
+
+def pack(params: Params) -> dict[str, NDArray[np.uint16]]:
+    """Parameters as they go down: bf16 bits, each named array once."""
+    return {name: bf16.encode(params[name]) for name in sorted(params)}
+
+
+def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Params:
+    """The float32 parameters that a device trains from."""
+    return {name: bf16.decode(arrays[name].view(np.uint16)) for name in sorted(arrays)}
