@@ -1,0 +1,83 @@
+"""What every part of an open vault shares: files, key table, database, and the rules for touching them.
+
+Invariants
+- A write starts from a settled state: what a failed write left is finished or undone first (I7).
+- A reader checks the generation before each fetch; after an erasure it must open the vault again (I4).
+- Items without a key do not exist, whatever the database says.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedmem.errors import Refused, UsageError, VersionMismatch
+from fedmem.vault import container
+from fedmem.vault.database import Database
+from fedmem.vault.fs import Files
+from fedmem.vault.keys import Keystore
+from fedmem.vault.keytable import KeyTable
+
+
+class StaleReader(VersionMismatch):
+    """An erasure happened since this reader opened the vault."""
+
+
+@dataclass
+class Core:
+    """The open parts of one vault."""
+
+    root: Path
+    id: str
+    simulated: bool
+    files: Files
+    keystore: Keystore
+    table: KeyTable
+    database: Database
+    write: bool
+    recover: Callable[[], None] = lambda: None
+    closed: bool = False
+    unsettled: bool = field(default=False)
+
+    def reading(self) -> None:
+        """Renew the lease of this vault object. Raises StaleReader after an erasure by another process."""
+        self._check_open()
+        if self.write:
+            return
+        _, generation, serial = self.table.peek()
+        if generation != self.table.generation:
+            raise StaleReader("Something was erased from this vault since it was opened here. Open it again.")
+        if serial != self.table.serial:
+            self.table.load()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Guard one change of the vault. A failed one is settled before the next one starts."""
+        self._check_open()
+        if not self.write:
+            raise Refused("This vault is open for reading only. Open it with write=True.")
+        if self.unsettled:
+            self.recover()
+        self.unsettled = True
+        yield
+        self.unsettled = False
+
+    def seal(self, kind: str, item: str, key: bytes, data: bytes) -> bytes:
+        """A sealed cell bound to this vault, the kind and the item."""
+        return container.seal_cell(key, data, identity=self.identity(kind, item))
+
+    def open_cell(self, kind: str, item: str, sealed: bytes) -> bytes:
+        """Open a cell with the item's own key."""
+        return container.open_cell(self.table.keys[item], sealed, identity=self.identity(kind, item))
+
+    def identity(self, kind: str, item: str) -> str:
+        """What a ciphertext is bound to."""
+        return f"{kind}/{self.id}/{item}"
+
+    def block_file(self, block_id: str) -> Path:
+        """Where the container of a block lies."""
+        return self.root / "blocks" / f"{block_id}.fmb"
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UsageError("This vault object is closed. Open the vault again.")

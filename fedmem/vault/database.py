@@ -1,0 +1,158 @@
+"""The item database: SQLite through SQLAlchemy, holding nothing but ids, times, states and ciphertext.
+
+Invariants
+- Columns hold random ids, times, states, hash-chain digests, journals of random ids, and ciphertext (I8).
+- WAL, synchronous=FULL, secure_delete=ON, temp_store=MEMORY: set and asserted on every connection.
+- A transaction is whole or absent (I7); a full disk is a StorageError and changes nothing.
+
+>>> sorted(Base.metadata.tables)
+['blocks', 'erasures', 'events', 'records', 'runs']
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import LargeBinary, create_engine, event, text
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import StaticPool
+
+from fedmem.errors import Busy, StorageError, VerificationFailed
+
+# Expected answers; FULL is 2, ON is 1, MEMORY is 2.
+PRAGMAS: dict[str, tuple[str, object]] = {
+    "journal_mode": ("WAL", "wal"),
+    "synchronous": ("FULL", 2),
+    "secure_delete": ("ON", 1),
+    "temp_store": ("MEMORY", 2),
+    "foreign_keys": ("ON", 1),
+    "busy_timeout": ("2000", 2000),
+}
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+
+class RecordRow(Base):
+    """One record: text, topic, path and vector in `sealed`."""
+
+    __tablename__ = "records"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created: Mapped[float]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class BlockRow(Base):
+    """One block version: pending until its run key is destroyed, then live. Its facts are in `sealed`."""
+
+    __tablename__ = "blocks"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    created: Mapped[float]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class RunRow(Base):
+    """One training run: open, finishing, finished or failed."""
+
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str]
+    block_id: Mapped[str]
+    state: Mapped[str]
+    created: Mapped[float]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class EventRow(Base):
+    """One ledger event; `digest` chains it to the one before."""
+
+    __tablename__ = "events"
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ErasureRow(Base):
+    """One erasure; `journal` is canonical JSON of random ids and ciphertext digests."""
+
+    __tablename__ = "erasures"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    created: Mapped[float]
+    journal: Mapped[str]
+
+
+@contextlib.contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn SQLite's errors into typed ones, without the statement's text or values."""
+    try:
+        yield
+    except OperationalError as error:
+        if "locked" in str(error.orig) or "busy" in str(error.orig):
+            raise Busy("The vault's database is in use by another process. Close it and repeat the command.") from None
+        raise StorageError(
+            "The vault's database could not be written; nothing changed. Free some disk space and repeat the command."
+        ) from None
+    except DatabaseError:
+        raise VerificationFailed("The vault's database is damaged. Restore the vault from a backup.") from None
+
+
+class Database:
+    """The item database of one vault.
+
+    Args:
+        path: the SQLite file.
+        write: a reader's connection refuses every change.
+    """
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        self._write = write
+        self._engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True)
+        event.listen(self._engine, "connect", self._prepare)
+
+    def create_tables(self) -> None:
+        """Make the tables of a new vault."""
+        with database_errors():
+            Base.metadata.create_all(self._engine)
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back on any error."""
+        with database_errors(), Session(self._engine) as session, session.begin():
+            yield session
+
+    def checkpoint(self) -> bool:
+        """Move the log into the database and cut it to nothing; False where a reader keeps it busy."""
+        with database_errors(), self._engine.connect() as connection:
+            busy = connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
+        return not busy
+
+    def vacuum(self) -> None:
+        """Rebuild the file, so that no page keeps a deleted cell."""
+        with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM"))
+
+    def tables(self) -> set[str]:
+        """Names of the tables in the file."""
+        with database_errors(), self._engine.connect() as connection:
+            rows = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
+            return {str(name) for (name,) in rows}
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._engine.dispose()
+
+    def _prepare(self, connection: sqlite3.Connection, record: Any) -> None:
+        for name, (value, expected) in PRAGMAS.items():
+            connection.execute(f"PRAGMA {name}={value}")
+            (answer,) = connection.execute(f"PRAGMA {name}").fetchone()
+            if answer != expected:
+                raise StorageError(
+                    f"SQLite did not accept {name}={value}, which the vault needs. Use another SQLite build."
+                )
+        connection.execute(f"PRAGMA query_only={'OFF' if self._write else 'ON'}")

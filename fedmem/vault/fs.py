@@ -1,0 +1,133 @@
+"""The only door between a vault and the file system.
+
+Invariants
+- A file is either its old bytes or its new bytes: write a temporary, fsync, rename, fsync the folder (I7).
+- What is written here is already ciphertext or a public fact; a temporary file holds nothing else (I8).
+- An `OSError` becomes a `StorageError`, the temporary file is removed, and the old state stays whole.
+- Every primitive operation is announced to `hook` first, so that a test can cut the power between any two.
+
+>>> import tempfile, pathlib
+>>> with tempfile.TemporaryDirectory() as folder:
+...     Files().replace(pathlib.Path(folder, "a"), b"new")
+...     Files().read(pathlib.Path(folder, "a"))
+b'new'
+"""
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fedmem.errors import NothingMatched, StorageError
+
+TEMPORARY = ".tmp"
+Hook = Callable[[str, Path], None]
+
+_ADVICE = {
+    errno.ENOSPC: "The disk is full: free some space and repeat the command.",
+    errno.EDQUOT: "The disk quota is used up: free some space and repeat the command.",
+    errno.EROFS: "The file system is read-only: mount it writable and repeat the command.",
+    errno.EACCES: "Permission is denied: give this user access to the folder and repeat the command.",
+}
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn an `OSError` inside the block into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "Check the disk and repeat the command.")
+        raise StorageError(f"Could not {what}: {error.strerror or 'input/output error'}. {advice}") from error
+
+
+class Files:
+    """Durable file operations on one machine.
+
+    Args:
+        hook: called with (operation, path) before each primitive operation; what it raises, the operation raises.
+    """
+
+    def __init__(self, hook: Hook | None = None) -> None:
+        self._hook = hook or (lambda operation, path: None)
+
+    def make_folder(self, path: Path) -> None:
+        """Create `path` for this user only; an existing folder is left as it is."""
+        with storage_errors(f"create the folder {path.name}"):
+            self._hook("mkdir", path)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def read(self, path: Path, *, limit: int | None = None) -> bytes:
+        """The bytes of `path`, or its first `limit` bytes. Raises NothingMatched where there is no such file."""
+        with storage_errors(f"read {path.name}"):
+            self._hook("read", path)
+            try:
+                with path.open("rb") as file:
+                    return file.read() if limit is None else file.read(limit)
+            except FileNotFoundError:
+                raise NothingMatched(f"There is no file {path.name} in {path.parent}.") from None
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """Put `data` at `path`, whole and durable, or leave what was there."""
+        temporary = path.with_name(secrets.token_hex(8) + TEMPORARY)
+        with storage_errors(f"write {path.name}"):
+            try:
+                self._write(temporary, data)
+                self._hook("rename", path)
+                os.replace(temporary, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+        self.sync_folder(path.parent)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        self._hook("write", path)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            self._hook("fsync", path)
+            os.fsync(file.fileno())
+
+    def sync_folder(self, path: Path) -> None:
+        """Make renames and unlinks inside `path` durable."""
+        with storage_errors(f"sync the folder {path.name}"):
+            self._hook("fsync-folder", path)
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def unlink(self, path: Path) -> None:
+        """Remove one file; a missing one is fine. Call `sync_folder` after the last of several."""
+        with storage_errors(f"remove {path.name}"):
+            self._hook("unlink", path)
+            path.unlink(missing_ok=True)
+
+    def destroy(self, path: Path) -> None:
+        """Overwrite a small file with zeros, then remove it, durably.
+
+        The overwrite is an effort, not a promise: flash cells and snapshots may keep the old bytes.
+        """
+        if not path.exists():
+            return
+        with storage_errors(f"destroy {path.name}"):
+            self._hook("overwrite", path)
+            with path.open("r+b") as file:
+                file.write(bytes(path.stat().st_size))
+                file.flush()
+                os.fsync(file.fileno())
+        self.unlink(path)
+        self.sync_folder(path.parent)
+
+    def sweep(self, folder: Path) -> int:
+        """Remove temporary files that a crash left in `folder`; how many there were."""
+        if not folder.is_dir():
+            return 0
+        left = [path for path in folder.iterdir() if path.name.endswith(TEMPORARY)]
+        for path in left:
+            self.unlink(path)
+        return len(left)

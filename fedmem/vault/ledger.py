@@ -1,0 +1,105 @@
+"""The ledger: append-only, hash-chained, its payloads sealed.
+
+Invariants
+- An event is durable before `append` returns, and before the result that it pays for is used (I6).
+- The digest of an event covers its number, its ciphertext and the digest before it: no event can be changed,
+  moved or dropped from the middle.
+- The ledger outlives blocks and records, so its payloads name them by random ids only: no topic, no text,
+  no digest of private data.
+
+>>> chain("", 0, b"sealed") == chain("", 0, b"sealed"), chain("", 0, b"sealed") == chain("", 1, b"sealed")
+(True, False)
+"""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fedmem.canonical import canonical_json
+from fedmem.errors import UsageError, VerificationFailed
+from fedmem.vault import container
+from fedmem.vault.core import Core
+from fedmem.vault.database import EventRow
+
+
+@dataclass(frozen=True)
+class Event:
+    """One ledger event.
+
+    Attributes:
+        seq: 0, 1, 2, …
+        kind: what it is: spend, run_finished, run_failed, erased, …
+        payload: JSON; random ids, public configuration and spends.
+        digest: hex; chains over all events up to this one.
+    """
+
+    seq: int
+    kind: str
+    payload: dict[str, Any]
+    digest: str
+
+
+def chain(previous: str, seq: int, sealed: bytes) -> str:
+    """The digest of event `seq` after the event with digest `previous` ("" for the first)."""
+    return hashlib.sha256(canonical_json([previous, seq, hashlib.sha256(sealed).hexdigest()])).hexdigest()
+
+
+class Ledger:
+    """The ledger of an open vault."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def append(self, kind: str, payload: Mapping[str, Any]) -> Event:
+        """Add one event, durably. Raises UsageError where `payload` is not JSON."""
+        with self._core.writing(), self._core.database.session() as session:
+            return self.append_in(session, kind, payload)
+
+    def append_in(self, session: Session, kind: str, payload: Mapping[str, Any]) -> Event:
+        """Add one event inside a transaction of the caller; durable when that one commits."""
+        last = session.execute(select(EventRow).order_by(EventRow.seq.desc()).limit(1)).scalar_one_or_none()
+        seq = 0 if last is None else last.seq + 1
+        try:
+            plain = canonical_json({"kind": kind, "payload": dict(payload)})
+        except (TypeError, ValueError):
+            raise UsageError("A ledger event holds plain JSON without NaN or infinity.") from None
+        sealed = self._core.seal("event", str(seq), self._key(), plain)
+        digest = chain("" if last is None else last.digest, seq, sealed)
+        session.add(EventRow(seq=seq, digest=digest, sealed=sealed))
+        return Event(seq, kind, json.loads(plain)["payload"], digest)
+
+    def events(self) -> list[Event]:
+        """All events, oldest first, the chain verified. Raises VerificationFailed."""
+        self._core.reading()
+        with self._core.database.session() as session:
+            rows = session.execute(select(EventRow).order_by(EventRow.seq)).scalars().all()
+            return self._verified([(row.seq, row.digest, row.sealed) for row in rows])
+
+    def verify(self) -> str:
+        """Check the whole chain; its head digest ("" when empty). Raises VerificationFailed."""
+        events = self.events()
+        return events[-1].digest if events else ""
+
+    def _verified(self, rows: list[tuple[int, str, bytes]]) -> list[Event]:
+        events, previous = [], ""
+        for expected, (seq, digest, sealed) in enumerate(rows):
+            if seq != expected or not hmac.compare_digest(digest, chain(previous, seq, sealed)):
+                raise VerificationFailed(
+                    f"The privacy ledger does not verify at event {expected}. Restore the vault from a backup."
+                )
+            plain = json.loads(self._open(seq, sealed))
+            events.append(Event(seq, plain["kind"], plain["payload"], digest))
+            previous = digest
+        return events
+
+    def _key(self) -> bytes:
+        return self._core.table.keys[self._core.table.facts["ledger"]]
+
+    def _open(self, seq: int, sealed: bytes) -> bytes:
+        return container.open_cell(self._key(), sealed, identity=self._core.identity("event", str(seq)))

@@ -1,0 +1,335 @@
+"""The vault: the encrypted store of one subject on one device.
+
+Invariants
+- Private bytes reach the disk only as ciphertext, temporary files included (I8).
+- What was acknowledged survives `kill -9`; a crash leaves the old state or the new one (I7).
+- One writer at a time; the subject is bound at creation and asked for at each opening.
+- The keystore backend is the one chosen at creation; a simulated vault is simulated for ever.
+- A vault with a file or table that no registered store answers for does not open.
+
+Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, receipts/.
+
+>>> import os, tempfile
+>>> import numpy as np
+>>> with tempfile.TemporaryDirectory() as folder:
+...     os.environ["FEDMEM_HOME"] = folder + "/home"
+...     with Vault.create(folder + "/v", subject="alice") as vault:
+...         ids = vault.add_records([NewRecord("a note", "health", (0,), np.ones(2, np.float32), "r1")])
+...         len(vault.records("health"))
+1
+"""
+
+import hmac
+import os
+import resource
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from sqlalchemy import select
+
+from fedmem import paths
+from fedmem.canonical import digest
+from fedmem.errors import Refused, VerificationFailed
+from fedmem.vault import facts as public
+from fedmem.vault.blocks import BlockInfo, Blocks
+from fedmem.vault.core import Core, StaleReader
+from fedmem.vault.database import BlockRow, Database, ErasureRow, RecordRow, RunRow
+from fedmem.vault.fs import Files
+from fedmem.vault.ids import new_id
+from fedmem.vault.keys import Ask
+from fedmem.vault.keytable import KeyTable
+from fedmem.vault.ledger import Event, Ledger
+from fedmem.vault.lock import WriterLock
+from fedmem.vault.records import ALL, Everything, NewRecord, Record, Records, Vector
+from fedmem.vault.runs import Run, Runs
+from fedmem.vault.stores import BUILT_IN, ContentStore, unclaimed
+
+__all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
+
+DEVICE_KEY = "device"
+UNFINISHED = ("pending", "in_progress", "partial")
+_OURS = {"lock", "table.fmk", "vault.db", "vault.db-wal", "vault.db-shm", "device.pub", "blocks", "receipts"}
+
+
+class Vault:
+    """An open vault. Make one with `create` or `open`; use it as a context manager.
+
+    Attributes:
+        ledger: the privacy ledger.
+        stores: the content stores, in the order in which an erasure asks them.
+    """
+
+    def __init__(self, core: Core, lock: WriterLock | None) -> None:
+        self.core = core
+        self._lock = lock
+        self.ledger = Ledger(core)
+        self._records = Records(core)
+        self._blocks = Blocks(core)
+        self._runs = Runs(core, self.ledger, self._blocks)
+        self.stores: list[ContentStore] = [make(core) for make in BUILT_IN]
+        core.recover = self._recover
+
+    @classmethod
+    def create(
+        cls,
+        root: str | Path,
+        *,
+        subject: str,
+        keystore: str = "keyfile",
+        ask: Ask | None = None,
+        simulated: bool = False,
+        files: Files | None = None,
+    ) -> "Vault":
+        """Make a vault in a new or empty folder and open it for writing.
+
+        Args:
+            keystore: keyfile, passphrase or keyring; fixed from now on.
+            ask: gives the passphrase in passphrase mode.
+            simulated: allow seeded run keys, and mark the vault for ever.
+            files: the file layer; tests pass one that fails.
+
+        Raises:
+            Refused: the folder holds something. KeystoreError, StorageError, UsageError.
+        """
+        root, files = Path(root), files or Files()
+        known = public.new_facts(new_id(), keystore, simulated)
+        _clear_place(root)
+        files.make_folder(root)
+        for name in ("blocks", "receipts"):
+            files.make_folder(root / name)
+        lock = WriterLock(root / "lock")
+        try:
+            keys = public.start_keystore(known, files, paths.slots_dir() / known.id, ask)
+            sealed = {"subject": subject, "facts": digest(known.encode()), "ledger": new_id()}
+            table = KeyTable.create(files, root / "table.fmk", keys, known.id, sealed)
+            table.rewrite(add={sealed["ledger"]: os.urandom(32)})
+            (root / "vault.db").touch(mode=0o600)
+            database = Database(root / "vault.db", write=True)
+            database.create_tables()
+            files.replace(root / "device.pub", _public_pem(keys.create(DEVICE_KEY)))
+            files.replace(root / public.NAME, known.encode())  # from here on it is a vault
+        except BaseException:
+            lock.release()
+            raise
+        return cls(Core(root, known.id, simulated, files, keys, table, database, write=True), lock)
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        *,
+        subject: str,
+        ask: Ask | None = None,
+        write: bool = True,
+        files: Files | None = None,
+    ) -> "Vault":
+        """Open an existing vault; a writer also finishes what a crash left.
+
+        Raises:
+            NothingMatched: no vault here. Busy: another writer. KeystoreError: wrong passphrase or missing key.
+            Refused: another subject's vault, or something in it that no store answers for.
+            VerificationFailed: damaged or changed. VersionMismatch: another format.
+        """
+        root, files = Path(root), files or Files()
+        known, data = public.read_facts(files, root)
+        lock = WriterLock(root / "lock") if write else None
+        database = None
+        try:
+            keys = public.open_keystore(known, files, paths.slots_dir() / known.id, ask)
+            table = KeyTable.open(files, root / "table.fmk", keys, known.id)
+            _check_sealed(table, data, subject)
+            database = Database(root / "vault.db", write=write)
+            core = Core(root, known.id, known.simulated, files, keys, table, database, write=write)
+            vault = cls(core, lock)
+            vault._start()
+        except BaseException:
+            if database is not None:
+                database.close()
+            if lock is not None:
+                lock.release()
+            raise
+        return vault
+
+    @property
+    def id(self) -> str:
+        """The vault's random id."""
+        return self.core.id
+
+    @property
+    def root(self) -> Path:
+        """The vault's folder."""
+        return self.core.root
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its run keys may come from a seed."""
+        return self.core.simulated
+
+    @property
+    def generation(self) -> int:
+        """One more after each erasure."""
+        return self.core.table.generation
+
+    def add_records(self, records: Sequence[NewRecord]) -> list[str]:
+        """Add a batch, whole or not at all; the new ids in order."""
+        return self._records.add(records)
+
+    def records(self, topic: str | Everything | None) -> list[Record]:
+        """Records of one topic, the shareable ones (None), or `ALL`, in the order they were added."""
+        return self._records.select(topic)
+
+    def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
+        """The `k` records nearest to `vector` (float32 [dim]) by dot product, best first."""
+        return self._records.search(vector, k)
+
+    def begin_run(
+        self,
+        topic: str,
+        release: str,
+        plan: Mapping[str, Any],
+        data_digest: str,
+        record_ids: Sequence[str],
+        spend: Mapping[str, Any],
+        run_key: bytes | None = None,
+    ) -> Run:
+        """Charge a training run, durably, or resume the open one with equal data and plan. See `runs.Runs.begin`."""
+        return self._runs.begin(topic, release, plan, data_digest, record_ids, spend, run_key)
+
+    def finish_run(
+        self, run: Run, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
+    ) -> BlockInfo:
+        """Seal a run's rows as a block; its run key is destroyed before the block is visible."""
+        return self._runs.finish(run, topic, release, rows, layers, width, d_model)
+
+    def fail_run(self, run: Run) -> None:
+        """End a run without a block; it stays charged."""
+        self._runs.fail(run)
+
+    def blocks(self) -> list[BlockInfo]:
+        """All blocks that exist, oldest first."""
+        return self._blocks.visible()
+
+    def block(self, id_or_topic: str) -> BlockInfo:
+        """The block with this id, or the newest of this topic. Raises NothingMatched."""
+        return self._blocks.get(id_or_topic)
+
+    def block_rows(self, block_id: str) -> bytes:
+        """The serialised rows of a block. Raises NothingMatched, VerificationFailed."""
+        return self._blocks.rows(block_id)
+
+    def register(self, store: ContentStore) -> None:
+        """Add a store that holds content of this vault in memory: a search index, a KV cache, an optimiser."""
+        self.stores = sorted([*self.stores, store], key=lambda known: known.order)
+
+    def unfinished_erasures(self) -> list[str]:
+        """Ids of erasures that have not ended; `fedmem.erasure.resume` finishes them."""
+        with self.core.database.session() as session:
+            query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
+            return list(session.execute(query).scalars())
+
+    def ids_of(self, topic: str | Everything | None) -> frozenset[str]:
+        """Every id under which something of a topic (or of `ALL`) is stored: records, blocks, runs and their keys."""
+        records = {record.id for record in self.records(topic)}
+        return frozenset(records | self._ids_of_blocks(topic) | self._ids_of_runs(topic))
+
+    def close(self) -> None:
+        """Close the vault; calling it twice is fine."""
+        self.core.closed = True
+        self.core.database.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> "Vault":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        _no_core_dumps()
+        present = [path.name for path in self.root.iterdir() if not path.name.endswith(".tmp")]
+        strangers = unclaimed(self.stores, [*present, *(f"table:{name}" for name in self.core.database.tables())])
+        if strangers:
+            raise Refused(
+                f"The vault holds {len(strangers)} file(s) or table(s) that no content store answers for, so nothing "
+                "could be erased with certainty. Move foreign files out of its folder."
+            )
+        if self.core.write:
+            self._recover()
+
+    def _recover(self) -> None:
+        for folder in (self.root, self.root / "blocks", self.root / "receipts"):
+            self.core.files.sweep(folder)
+        self.core.table.settle()
+        self._runs.recover()
+        self._reconcile()
+        self.core.unsettled = False
+
+    def _reconcile(self) -> None:
+        """Keys without items are dropped; items without keys must belong to an unfinished erasure."""
+        used, keyed = self._ids_in_database()
+        table = self.core.table
+        orphans = table.keys.keys() - used - {table.facts["ledger"]}
+        lost = keyed - table.keys.keys()
+        if lost and not self.unfinished_erasures():
+            raise VerificationFailed(
+                "The key table is older than the database. Restore table and database from one backup."
+            )
+        if orphans:
+            table.rewrite(without=orphans)
+        for path in (self.root / "blocks").iterdir():
+            if path.stem not in used:
+                self.core.files.unlink(path)
+
+    def _ids_in_database(self) -> tuple[set[str], set[str]]:
+        """(ids that may have a key, ids that must have one)."""
+        with self.core.database.session() as session:
+            tables = (RecordRow, BlockRow, RunRow)
+            keyed = {item for table in tables for item in session.execute(select(table.id)).scalars()}
+            run_keys = set(session.execute(select(RunRow.key_id)).scalars())
+        return keyed | run_keys, keyed
+
+    def _ids_of_blocks(self, topic: str | Everything | None) -> set[str]:
+        return {block.id for block in self.blocks() if isinstance(topic, Everything) or block.topic == topic}
+
+    def _ids_of_runs(self, topic: str | Everything | None) -> set[str]:
+        with self.core.database.session() as session:
+            session.expire_on_commit = False
+            rows = session.execute(select(RunRow)).scalars().all()
+        known = [row for row in rows if row.id in self.core.table.keys]
+        mine = [row for row in known if isinstance(topic, Everything) or self._runs.facts(row)["topic"] == topic]
+        return {item for row in mine for item in (row.id, row.key_id)}
+
+
+def _check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
+    if not hmac.compare_digest(table.facts["facts"], digest(data)):
+        raise VerificationFailed("The vault's public facts were changed. Restore vault.json from a backup.")
+    if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
+        raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
+
+
+def _clear_place(root: Path) -> None:
+    """Make way for a new vault: leftovers of a creation that was cut go, anything else stays and refuses."""
+    present = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    if public.NAME in present:
+        raise Refused(f"There is a vault at {root} already. Open it, or choose another folder.")
+    if any(name not in _OURS and not name.endswith(".tmp") for name in present):
+        raise Refused(f"The folder {root} is not empty. Choose a new or empty folder for the vault.")
+    if present:
+        shutil.rmtree(root)
+
+
+def _public_pem(seed: bytes) -> bytes:
+    key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _no_core_dumps() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
