@@ -1,0 +1,150 @@
+"""Plots of a run as inline SVG.
+
+Invariants
+- Equal data give equal bytes: fixed hash salt, no date, no global state of matplotlib.
+- Colours are CSS variables of the page, so a plot follows its light and dark theme.
+- An SVG refers to nothing outside itself, and its ids begin with the plot's name.
+
+>>> bars("gain", "Gain", ["1-4"], {"gain": [0.5]}, "nats").startswith("<svg")
+True
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# matplotlib wants real colours; each stands for one variable of the page's style sheet.
+INK, MUTED, RULE = "#010101", "#020202", "#030303"
+SERIES = ["#010204", "#010205", "#010206", "#010207"]
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", **{c: f"--series-{i + 1}" for i, c in enumerate(SERIES)}}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fedmem",
+    "font.size": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "ytick.major.size": 0,
+}
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def drawn(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+    """The SVG of one plot of `size` inches, with `label` for readers that do not see it."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+    return themed(buffer.getvalue(), name, label)
+
+
+def themed(svg: str, name: str, label: str) -> str:
+    """The bare `<svg>` element with the page's colours and font, and ids of its own."""
+    svg = svg[svg.index("<svg") :]
+    # The style element would reach the whole page; name spaces are the HTML parser's business.
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
+    svg = re.sub(r'id="|href="#|url\(#', lambda found: f"{found[0]}{name}-", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1).strip()
+
+
+def legend(axes: Axes, entries: int) -> None:
+    """A legend above the plot, where there is more than one entry."""
+    if entries > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=entries, borderpad=0, handlelength=1.2)
+
+
+def bars(name: str, label: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> str:
+    """Upright bars: one group per entry of `groups`, one bar per series in it; `unit` names the axis."""
+
+    def draw(axes: Axes) -> None:
+        width = 0.6 / len(series)
+        for at, (title, values) in enumerate(series.items()):
+            middle = [i + (at - (len(series) - 1) / 2) * (width + 0.03) for i in range(len(groups))]
+            axes.bar(middle, values, width, label=title, color=SERIES[at])
+        axes.set_xticks(range(len(groups)), groups)
+        axes.tick_params(axis="x", length=0)
+        axes.axhline(0, color=MUTED, linewidth=0.8)
+        axes.set_ylabel(unit)
+        axes.margins(x=0.04)
+        legend(axes, len(series))
+
+    return drawn(name, label, (6.2, 3.0), draw)
+
+
+def levels(name: str, label: str, rows: Sequence[tuple[str, float]], unit: str) -> str:
+    """Lying bars with their values, one per row, the first on top."""
+
+    def draw(axes: Axes) -> None:
+        axes.grid(visible=False)
+        marks = axes.barh(range(len(rows)), [value for _, value in rows], 0.6, color=SERIES[0])
+        axes.bar_label(marks, [f"{value:.2f}" for _, value in rows], padding=4, color=INK)
+        axes.set_yticks(range(len(rows)), [title for title, _ in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        axes.margins(x=0.12)
+
+    return drawn(name, label, (6.2, max(1.4, 0.34 * len(rows) + 0.8)), draw)
+
+
+def phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> str:
+    """Loss over the phases of a run, set end to end; a line per split. A point is {phase, step, loss, split}."""
+    order = list(dict.fromkeys(str(point["phase"]) for point in points))
+    splits = list(dict.fromkeys(str(point["split"]) for point in points))[: len(SERIES)]
+
+    def draw(axes: Axes) -> None:
+        named: set[str] = set()
+        for at, phase in enumerate(order):
+            inside = [point for point in points if point["phase"] == phase]
+            last = max(max(float(point["step"]) for point in inside), 1.0)
+            for split in splits:
+                mine = [
+                    (at + 0.06 + 0.88 * float(p["step"]) / last, float(p["loss"]))
+                    for p in inside
+                    if p["split"] == split
+                ]
+                line(axes, sorted(mine), SERIES[splits.index(split)], None if split in named else split)
+                named |= {split} if mine else set()
+            if at:
+                axes.axvline(at, color=RULE, linewidth=0.8)
+        axes.set_xticks([at + 0.5 for at in range(len(order))], order)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlim(0, len(order))
+        axes.set_ylabel("loss, nats a token")
+        legend(axes, len(named))
+
+    return drawn(name, label, (11.0, 3.2), draw)
+
+
+def line(axes: Axes, points: Sequence[tuple[float, float]], colour: str, title: str | None) -> None:
+    """One line; dots where the points are few."""
+    if points:
+        marker = "o" if len(points) <= 12 else ""
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4, label=title)

@@ -1,0 +1,220 @@
+"""The sections of a report, each from one part of run.json.
+
+Invariants
+- A section whose data are missing is left out, and so is each plot and table in it.
+- Each function is pure and reads only what its name says.
+
+>>> sections({})
+[]
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from markupsafe import Markup
+
+from fedmem.sim import plots
+from fedmem.sim.report_parts import Cell, Plot, Section, Table, at, duration, epsilon, loss, number, size
+
+Run = Mapping[str, Any]
+Part = TypeVar("Part")
+PUBLIC = {
+    "anchor": "anchor alone",
+    "generic": "generic block",
+    "fetched": "fetched blocks",
+    "wrong": "wrong blocks",
+}
+BLOCK = ("without", "with", "after_erasure")
+
+
+def sections(run: Run) -> list[Section]:
+    """All sections that `run` has data for, in reading order."""
+    parts: list[tuple[str, list[Callable[[Run], Plot | None]], list[Callable[[Run], Table | None]]]] = [
+        ("Learning", [by_phase, by_frequency], [public_loss]),
+        ("Private blocks", [epsilon_plot], [epsilon_table, private_loss]),
+        ("Erasure", [], [erasure, residue]),
+        ("Federation", [bytes_plot], [bytes_table, placement, releases]),
+        ("Cost", [], [seconds]),
+    ]
+    made = [
+        Section(title, present(p(run) for p in draw), present(t(run) for t in tables)) for title, draw, tables in parts
+    ]
+    return [section for section in made if section.plots or section.tables]
+
+
+def present(parts: Iterable[Part | None]) -> list[Part]:
+    """What is not None."""
+    return [part for part in parts if part is not None]
+
+
+def rows(*lines: Sequence[object]) -> list[list[Cell]]:
+    """Plain lines as cells; a Cell stays as it is."""
+    return [[item if isinstance(item, Cell) else Cell(str(item)) for item in line] for line in lines]
+
+
+def known(*items: tuple[str, object]) -> list[list[Cell]]:
+    """Rows of name and value, without those whose value is None."""
+    return rows(*(item for item in items if item[1] is not None))
+
+
+def by_phase(run: Run) -> Plot | None:
+    """Loss along the run."""
+    points = at(run, "loss.by_phase")
+    if not points:
+        return None
+    svg = plots.phases("phases", "Loss along the phases of the run", points)
+    caption = "Each phase from its first step to its last, phases set end to end. Lower is better."
+    return Plot("Loss by phase", caption, Markup(svg), wide=True)  # noqa: S704 -- our own SVG, its label escaped
+
+
+def by_frequency(run: Run) -> Plot | None:
+    """What the bank gives, by how rare a document's cluster is."""
+    buckets = [bucket for bucket in at(run, "loss.by_frequency") or [] if bucket.get("gain") is not None]
+    if not buckets:
+        return None
+    groups = [f"{bucket['bucket']}\n{bucket['documents']} documents" for bucket in buckets]
+    values = {"gain": [bucket["gain"] for bucket in buckets]}
+    svg = plots.bars("frequency", "Gain of fetched blocks by cluster frequency", groups, values, "gain, nats a token")
+    caption = (
+        "Loss of the anchor alone minus loss with fetched blocks, held-out text, by size of the document’s cluster."
+    )
+    return Plot("Gain by cluster frequency", caption, Markup(svg))  # noqa: S704 -- as above
+
+
+def public_loss(run: Run) -> Table | None:
+    """Held-out public text."""
+    public = at(run, "loss.public") or {}
+    found = [(label, public[key]) for key, label in PUBLIC.items() if public.get(key) is not None]
+    lines = [(label, loss(v), f"{math.exp(min(v, 50)):.1f}", change(v, public.get("anchor"))) for label, v in found]
+    note = "Held-out text, lower is better. The anchor alone saw as many tokens; wrong blocks come from another path."
+    columns = ("model", "loss, nats a token", "perplexity", "against anchor")
+    return Table("public", "Public text", columns, rows(*lines), frozenset({1, 2, 3}), note) if lines else None
+
+
+def change(value: float, base: float | None) -> Cell:
+    """Signed difference; good where it is lower."""
+    if base is None or value == base:
+        return Cell("–")
+    return Cell(f"{value - base:+.3f}".replace("-", "−"), "good" if value < base else "bad")
+
+
+def private_loss(run: Run) -> Table | None:
+    """Held-out private text, for all blocks together and for each."""
+    whole, single = at(run, "loss.private") or {}, at(run, "loss.private_blocks") or []
+    lines = [("overall", *(loss(whole.get(key)) for key in BLOCK))] if whole.get("with") is not None else []
+    lines += [(f"{b['device']}, {b['topic']}", *(loss(b.get(key)) for key in BLOCK)) for b in single]
+    columns = ("block", "without", "with", "after erasure")
+    note = "Nats a token on held-out private text. “After erasure” is measured in a fresh process."
+    return (
+        Table("private", "Private text", columns, rows(*lines), frozenset({1, 2, 3}), note, wide=True)
+        if lines
+        else None
+    )
+
+
+def epsilon_plot(run: Run) -> Plot | None:
+    """ε of each private block."""
+    blocks = [block for block in at(run, "epsilon.blocks") or [] if math.isfinite(block["epsilon"])]
+    if not blocks:
+        return None
+    lines = [(f"{b['device']}, {b['topic']}", float(b["epsilon"])) for b in blocks]
+    svg = plots.levels("epsilon", "ε of each private block", lines, "ε, record level")
+    caption = "Computed from the ledger, every training of the block included."
+    return Plot("ε per block", caption, Markup(svg))  # noqa: S704 -- as above
+
+
+def epsilon_table(run: Run) -> Table | None:
+    """The same figures, with δ and the federated part."""
+    lines = [
+        (f"{b['device']}, {b['topic']}", epsilon(b["epsilon"]), f"{b['delta']:.0e}")
+        for b in at(run, "epsilon.blocks") or []
+    ]
+    if at(run, "epsilon.device") is not None:
+        lines.append(("federated part, device level", epsilon(at(run, "epsilon.device")), "–"))
+    elif lines or at(run, "epsilon.device_reason"):
+        lines.append(("federated part, device level", "∞", "–"))
+    note = str(at(run, "epsilon.device_reason") or "")
+    return (
+        Table("epsilon", "Privacy budget spent", ("what", "ε", "δ"), rows(*lines), frozenset({1, 2}), note)
+        if lines
+        else None
+    )
+
+
+def erasure(run: Run) -> Table | None:
+    """The erasure and its receipt."""
+    done = at(run, "erasure") or {}
+    if not done.get("status"):
+        return None
+    status = Cell(done["status"], "good" if done["status"] == "completed" else "bad")
+    receipt = Cell("signature verified", "good") if done.get("verified") else Cell("not verified", "bad")
+    lines = known(
+        ("state", status), ("device", done.get("device")), ("topic", done.get("topic")),
+        ("receipt", receipt), ("receipt file", done.get("receipt")),
+    )  # fmt: skip
+    note = "Crypto-erased: no key that still exists opens what was stored."
+    return Table(
+        "erasure", "Erasure of one private block", (), lines, note=note if done["status"] == "completed" else ""
+    )
+
+
+def residue(run: Run) -> Table | None:
+    """Private records found in the clear in the run folder."""
+    scan = at(run, "residue") or {}
+    lines = [
+        (f"{when} the erasure", Cell(str(scan[when]), "bad" if scan[when] else "good"))
+        for when in ("before", "after")
+        if when in scan
+    ]
+    note = "A scan of every file of the run folder for the text of every private record."
+    columns = ("scan", "records in the clear")
+    return Table("residue", "Residue scan", columns, rows(*lines), frozenset({1}), note) if lines else None
+
+
+def bytes_plot(run: Run) -> Plot | None:
+    """Traffic of each round."""
+    rounds = at(run, "bytes.rounds")
+    if not rounds:
+        return None
+    values = {"up": [r["up"] / 1e6 for r in rounds], "down": [r["down"] / 1e6 for r in rounds]}
+    svg = plots.bars("bytes", "Bytes of each round", [f"round {r['round']}" for r in rounds], values, "MB, all devices")
+    return Plot("Bytes per round", "Everything handed to Flower, all devices together.", Markup(svg))  # noqa: S704 -- as above
+
+
+def bytes_table(run: Run) -> Table | None:
+    """The same figures as numbers."""
+    lines = [(f"round {r['round']}", size(r["up"]), size(r["down"])) for r in at(run, "bytes.rounds") or []]
+    columns = ("round", "up", "down")
+    return Table("bytes", "Traffic", columns, rows(*lines), frozenset({1, 2})) if lines else None
+
+
+def placement(run: Run) -> Table | None:
+    """What the policy decided."""
+    placed = at(run, "placement") or {}
+    share = placed.get("agreement")
+    lines = known(
+        ("records shared", placed.get("shared")), ("records private", placed.get("private")),
+        ("agreement with the source", None if share is None else f"{share:.1%}"),
+    )  # fmt: skip
+    return Table("placement", "Placement by the policy", (), lines, frozenset({1})) if lines else None
+
+
+def releases(run: Run) -> Table | None:
+    """The releases, in the order they were made."""
+    lines = [(str(i), Cell(digest)) for i, digest in enumerate(run.get("releases") or [], 1)]
+    note = "A block answers on the release it was trained with."
+    return Table("releases", "Releases", ("", "digest"), rows(*lines), note=note, wide=True) if lines else None
+
+
+def seconds(run: Run) -> Table | None:
+    """Where the time went."""
+    spent = dict(at(run, "seconds") or {})
+    total = spent.pop("total", None) or sum(spent.values())
+    lines = [(phase, duration(value), number(value / total, ".0%") if total else "–") for phase, value in spent.items()]
+    lines += [("total", duration(total), "")] if total else []
+    return (
+        Table("seconds", "Time by phase", ("phase", "time", "share"), rows(*lines), frozenset({1, 2}))
+        if lines
+        else None
+    )
