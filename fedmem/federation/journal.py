@@ -25,7 +25,7 @@ from typing import Any
 from safetensors.numpy import load, save
 
 from fedmem.canonical import canonical_json, digest
-from fedmem.errors import StorageError, VerificationFailed
+from fedmem.errors import NothingMatched, StorageError, VerificationFailed
 from fedmem.federation.coordinator import Durable
 from fedmem.federation.wire import Params
 
@@ -167,12 +167,17 @@ class Journal:
     def resume(self) -> tuple[Params, int] | None:
         """Parameters and number of the last closed round; None before the first. Raises VerificationFailed."""
         last = next(reversed(list(self._of_kind("close"))), None)
-        if last is None:
-            return None
-        data = self._checkpoint(last["round"]).read_bytes()
-        if digest(data) != last["params"]:
-            raise VerificationFailed(f"The checkpoint of round {last['round']} was changed. Restore it from a backup.")
-        return load(data), int(last["round"])
+        return (self.params_at(last["round"]), int(last["round"])) if last else None
+
+    def params_at(self, number: int) -> Params:
+        """Parameters after closed round `number`. Raises NothingMatched or VerificationFailed."""
+        entry = next((body for body in self._of_kind("close") if body["round"] == number), None)
+        if entry is None:
+            raise NothingMatched(f"Round {number} is not closed. Run the federation on to it first.")
+        data = self._checkpoint(number).read_bytes()
+        if digest(data) != entry["params"]:
+            raise VerificationFailed(f"The checkpoint of round {number} was changed. Restore it from a backup.")
+        return load(data)
 
     def _checkpoint(self, number: int) -> Path:
         return self.root / "checkpoints" / f"round-{number:06d}.safetensors"

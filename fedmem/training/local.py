@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import attach
-from fedmem.training.loop import BankState, OnStep, Settings, Trained, cotrain
+from fedmem.training.loop import BankState, OnStep, Settings, Trained, cotrain, pretrain
 from fedmem.training.sequences import Sequences
 
 Params = dict[str, np.ndarray]
@@ -24,18 +24,21 @@ Params = dict[str, np.ndarray]
 class Federated:
     """One anchor and bank in memory, with the part of them that a federation trains.
 
-    `parts`: which of `anchor`, `level-1` … and `generic` are federated.
+    `parts`: which of `anchor`, `level-1` … and `generic` are federated. Without `state` it is the anchor alone,
+    the control.
     """
 
-    def __init__(self, model: PreTrainedModel, state: BankState, parts: Collection[str]) -> None:
+    def __init__(self, model: PreTrainedModel, state: BankState | None, parts: Collection[str]) -> None:
         self.model, self.state, self.memory = model, state, attach(model)
-        levels = frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts)
-        self.trained = Trained("anchor" in parts, levels, "generic" in parts)
+        levels = frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts) if state else frozenset()
+        self.trained = Trained("anchor" in parts, levels, state is not None and "generic" in parts)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         if self.trained.anchor:
             found |= {f"anchor.{name}": p.data for name, p in self.model.named_parameters()}
+        if self.state is None:
+            return found
         found |= {f"level-{n}": self.state.levels[n - 1] for n in sorted(self.trained.levels)}
         return found | ({"generic": self.state.generic} if self.trained.generic else {})
 
@@ -57,7 +60,13 @@ class Federated:
         seed: int,
         on_step: OnStep | None = None,
     ) -> Params:
-        """Local steps from `params` on one device's shareable sequences; returns the new parameters."""
+        """Local steps from `params` on one device's shareable sequences; returns the new parameters.
+
+        Raises ValueError where there is no sequence to train on.
+        """
         self.load(params)
-        cotrain(self.model, self.memory, self.state, sequences, paths_NP, settings, seed, on_step, self.trained)
+        if self.state is None:
+            pretrain(self.model, sequences, settings, seed, on_step)
+        else:
+            cotrain(self.model, self.memory, self.state, sequences, paths_NP, settings, seed, on_step, self.trained)
         return self.params()

@@ -51,7 +51,12 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences
 
 
 def batches(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless batches of `batch` sequence numbers out of `count`: shuffled epochs, in an order fixed by `seed`."""
+    """Endless batches of `batch` sequence numbers out of `count`: shuffled epochs, in an order fixed by `seed`.
+
+    Raises ValueError for a count of 0.
+    """
+    if count < 1:
+        raise ValueError("there is no sequence to make batches of")
     generator = np.random.default_rng(seed)
     pool = np.empty(0, dtype=np.int64)
     while True:

@@ -1,0 +1,35 @@
+"""Anchor and bank between phases: one safetensors file of float32 parameters.
+
+Invariants
+- Loading what was saved gives the same bits.
+- Public parameters only; private blocks go through the vault.
+"""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fedmem.training.loop import BankState
+
+
+def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> None:
+    """Write the anchor, tied weights once, and the bank if there is one; replaces `path` atomically."""
+    tensors: dict[str, Tensor] = {f"anchor.{name}": p.data.contiguous() for name, p in model.named_parameters()}
+    if state:
+        tensors |= {f"level-{n}": rows for n, rows in enumerate(state.levels, start=1)} | {"generic": state.generic}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    temporary.replace(path)
+
+
+def load(path: Path, model: PreTrainedModel) -> BankState | None:
+    """Set the anchor's parameters in place and return the bank, if the file holds one."""
+    tensors = load_file(path)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(tensors[f"anchor.{name}"])
+    if "generic" not in tensors:
+        return None
+    levels = sorted(name for name in tensors if name.startswith("level-"))
+    return BankState([tensors[name] for name in levels], tensors["generic"])

@@ -1,0 +1,126 @@
+"""Phases `prepare`, `pretrain` and `cotrain`: what the coordinator does on public text (PAPER, Training).
+
+Invariants
+- Tokenizer and tree see the coordinator's public text only.
+- The control `anchor alone` goes on from the same pretrained anchor, with the same batches and settings.
+"""
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from fedmem.anchor.presets import new_anchor
+from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.eval.perplexity import SourcesOf, mean, sequence_losses
+from fedmem.memory.attach import Memory, attach
+from fedmem.memory.ffn import RowsSource
+from fedmem.routing.router import route
+from fedmem.routing.tree import train_tree
+from fedmem.sim import parameters
+from fedmem.sim.context import HELDOUT_SAMPLE, Simulation
+from fedmem.sim.folder import Facts
+from fedmem.sim.scenario import Phase
+from fedmem.training.loop import BankState, OnStep, Settings, cotrain, pretrain
+from fedmem.training.sequences import Sequences
+
+CURVE_POINTS = 6
+
+
+def prepare(sim: Simulation) -> Facts:
+    """Train the tokenizer and the cluster tree; place every device's records."""
+    texts, scenario = sim.population.coordinator, sim.scenario
+    sim.progress("prepare", 1, 4, "tokenizer")
+    train_tokenizer(texts, scenario.anchor.vocabulary).save(str(sim.state("tokenizer.json")))
+    sim.progress("prepare", 2, 4, "cluster tree")
+    tree = train_tree(
+        sim.embedder.embed(texts),
+        branching=scenario.bank.branching,
+        levels=len(scenario.bank.widths),
+        seed=sim.derive("tree") % 2**32,
+    )
+    tree.save(sim.state("tree.safetensors"))
+    sim.progress("prepare", 3, 4, "placement")
+    facts = placement(sim)
+    sim.progress("prepare", 4, 4, "")
+    return {"placement": facts, "attribution": sim.population.attribution}
+
+
+def placement(sim: Simulation) -> Facts:
+    """How the policy placed the records, and how often it alone agrees with what the owner declared."""
+    decisions = [decision for placed in sim.placed for decision in placed.decisions]
+    declared = [(i.text, i.declared) for placed in sim.placed for i in placed.items if i.declared]
+    alone = sim.policy.place_many([text for text, _ in declared])
+    agreed = sum(d.placement == "private" for d in alone)
+    same = sum(d.topic == topic for d, (_, topic) in zip(alone, declared, strict=True))
+    private = sum(d.placement == "private" for d in decisions)
+    return {
+        "shared": len(decisions) - private,
+        "private": private,
+        "agreement": agreed / len(declared) if declared else None,
+        "topic_agreement": same / len(declared) if declared else None,
+    }
+
+
+def settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
+    """Training settings of a central phase."""
+    return Settings(phase.steps, phase.batch, phase.lr, memory_lr=phase.memory_lr, weight_decay=weight_decay)
+
+
+def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndarray:
+    """Path of each sequence: that of its whole document [HM, Routing]."""
+    return route(sim.tree, sim.embedder.embed(texts))[sequences.document_N]
+
+
+class Curve:
+    """Held-out loss of a small fixed sample along a phase, and the phase's progress bar."""
+
+    def __init__(self, sim: Simulation, phase: str, steps: int, model: PreTrainedModel) -> None:
+        self.sim, self.phase, self.steps, self.model = sim, phase, steps, model
+        texts = sim.population.heldout[:HELDOUT_SAMPLE]
+        self.sequences = sim.encode(texts)
+        self.paths_NP = paths_of(sim, texts, self.sequences)
+        self.points: list[Facts] = []
+
+    def on_step(self, memory: Memory | None = None, state: BankState | None = None, offset: int = 0) -> OnStep:
+        """A callback that reports each step and measures every now and then, with fetched blocks if there are any."""
+        every = max(1, self.steps // CURVE_POINTS)
+        sources: SourcesOf | None = None
+        if state is not None:
+            fetched = state
+            sources = lambda numbers: [RowsSource(fetched.fetch_many(self.paths_NP[numbers]))]  # noqa: E731
+
+        def step(number: int, _loss: float) -> None:
+            self.sim.progress(self.phase, offset + number, self.steps, "")
+            if number % every == 0:
+                loss = mean(sequence_losses(self.model, self.sequences.tokens_NT, memory, sources))
+                self.points.append({"phase": self.phase, "step": number, "loss": loss, "split": "heldout"})
+                self.model.train()
+
+        return step
+
+
+def pretrain_phase(sim: Simulation) -> Facts:
+    """Pretrain the anchor on the coordinator's text."""
+    phase, sequences = sim.scenario.pretrain, sim.encode(sim.population.coordinator)
+    model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, sim.derive("anchor"))
+    curve = Curve(sim, "pretrain", phase.steps, model)
+    pretrain(model, sequences, settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
+    parameters.save(sim.state("pretrained.safetensors"), model)
+    return {"curve": curve.points, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def cotrain_phase(sim: Simulation) -> Facts:
+    """Co-train anchor and bank, and the control: the anchor alone for as many tokens."""
+    phase, texts = sim.scenario.cotrain, sim.population.coordinator
+    sequences, seed = sim.encode(texts), sim.derive("cotrain") % 2**32
+    model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
+    curve = Curve(sim, "cotrain", 2 * phase.steps, model)
+    parameters.load(sim.state("pretrained.safetensors"), model)
+    pretrain(model, sequences, settings(phase), seed, lambda step, _: sim.progress("cotrain", step, 2 * phase.steps, "control"))
+    parameters.save(sim.state("control.safetensors"), model)
+    parameters.load(sim.state("pretrained.safetensors"), model)
+    state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)
+    paths_NP = paths_of(sim, texts, sequences)
+    cotrain(model, memory, state, sequences, paths_NP, settings(phase), seed, curve.on_step(memory, state, phase.steps))
+    memory.detach()
+    parameters.save(sim.state("cotrained.safetensors"), model, state)
+    return {"curve": curve.points}

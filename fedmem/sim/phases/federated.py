@@ -1,0 +1,162 @@
+"""Phases `rounds_<n>`: federated rounds over Flower's messages, then a release (DESIGN §10).
+
+Invariants
+- Devices train on records that the policy placed as shared, through a port that cannot reach a vault.
+- Both arms, with memory and the control without, take the same road: same devices, seeds, clip and settings.
+- Rounds resume at the last closed one; a round's privacy event is in the ledger before its noise is used.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedmem.anchor.presets import new_anchor
+from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.federation import apps, device_dp, wire
+from fedmem.federation.coordinator import Coordinator, RoundSettings
+from fedmem.federation.device import Device, LocalTrain, TrainConfig
+from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.grid import InProcessGrid
+from fedmem.federation.journal import Journal
+from fedmem.federation.port import InprocPort
+from fedmem.memory.ffn import RowsSource
+from fedmem.privacy.stream import PrivacyStream
+from fedmem.sim import keys, parameters
+from fedmem.sim.context import Simulation
+from fedmem.sim.folder import Facts
+from fedmem.sim.phases.central import Curve, paths_of
+from fedmem.training.local import Federated
+from fedmem.training.loop import Settings
+from fedmem.training.release import Release
+from fedmem.training.sequences import Sequences
+
+ARMS = ("memory", "control")
+
+
+def device_plan(sim: Simulation) -> DevicePlan:
+    """The federation's public terms, over all releases."""
+    f = sim.scenario.federation
+    return DevicePlan(
+        population=sim.scenario.public.devices,
+        sampling_rate=f.sampling_rate,
+        rounds=f.rounds * f.releases,
+        clip=f.clip,
+        noise_multiplier=f.noise_multiplier,
+        delta=f.delta,
+        epsilon_max=f.epsilon_max or None,
+        unsafe_no_dp=f.unsafe_no_dp,
+        unsafe_reason=f.unsafe_reason,
+    )
+
+
+def journal(sim: Simulation, arm: str) -> Journal:
+    """The round journal of an arm."""
+    return Journal(sim.state(f"rounds-{arm}"))
+
+
+def federated(sim: Simulation, arm: str) -> Federated:
+    """Anchor and bank of an arm as co-training left them, with the federated part marked."""
+    model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
+    if arm == "control":
+        parameters.load(sim.state("control.safetensors"), model)
+        return Federated(model, None, ["anchor"])
+    state = parameters.load(sim.state("cotrained.safetensors"), model)
+    return Federated(model, state, sim.scenario.federation.parts)
+
+
+def arm_at(sim: Simulation, arm: str, done: int) -> Federated:
+    """An arm after `done` closed rounds, out of its journal's checkpoints."""
+    part = federated(sim, arm)
+    if arm == "memory" or "anchor" in sim.scenario.federation.parts:
+        part.load(journal(sim, arm).params_at(done))
+    return part
+
+
+def shareable(sim: Simulation) -> list[tuple[Sequences, np.ndarray]]:
+    """Per device its shareable records as sequences, with their paths."""
+    found = []
+    for placed in sim.placed:
+        texts = placed.shareable()
+        sequences = sim.encode(texts)
+        found.append((sequences, paths_of(sim, texts, sequences) if texts else np.zeros((0, len(sim.spec.widths)), np.int64)))
+    return found
+
+
+def local_train(sim: Simulation, part: Federated, sequences: Sequences, paths_NP: np.ndarray) -> LocalTrain:
+    """One device's local steps."""
+
+    def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+        settings = Settings(
+            steps=config.steps,
+            batch=config.batch,
+            lr=config.learning_rate,
+            final=1.0,
+            warmup=1,
+            memory_lr=sim.scenario.federation.memory_lr,
+        )
+        return part.train(params, sequences, paths_NP, settings, config.seed)
+
+    return train
+
+
+def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
+    """The phase that ends with release `number`, counted from 1."""
+
+    def phase(sim: Simulation) -> Facts:
+        until, name = number * sim.scenario.federation.rounds, f"rounds_{number}"
+        data, arms = shareable(sim), ARMS if "anchor" in sim.scenario.federation.parts else ARMS[:1]
+        total, points = len(arms) * sim.scenario.federation.rounds, list[Facts]()
+        for place, arm in enumerate(arms):
+            offset = place * sim.scenario.federation.rounds - (number - 1) * sim.scenario.federation.rounds
+            _run_arm(sim, arm, data, until, lambda done, _, o=offset: sim.progress(name, o + done, total, ""))  # type: ignore[misc]
+        part = arm_at(sim, "memory", until)
+        points.append({"phase": name, "step": until, "loss": _sample_loss(sim, part), "split": "heldout"})
+        release = _release(sim, part)
+        traffic = [vars(t) for t in journal(sim, "memory").traffic()]
+        return {"curve": points, "release": release.digest, "traffic": traffic, "wire": journal(sim, "memory").wire_digest()}
+
+    return phase
+
+
+def _run_arm(
+    sim: Simulation, arm: str, data: list[tuple[Sequences, np.ndarray]], until: int, progress: apps.Progress
+) -> None:
+    part, plan, log, f = federated(sim, arm), device_plan(sim), journal(sim, arm), sim.scenario.federation
+    shapes = wire.shapes_of(part.params())
+    devices = {}
+    for index, (placed, (sequences, paths_NP)) in enumerate(zip(sim.placed, data, strict=True)):
+        port = InprocPort(placed.shareable(), plan, shapes)
+        devices[index] = Device(index, port, plan, shapes, local_train(sim, part, sequences, paths_NP))
+    settings = RoundSettings(sim.derive("rounds") >> 1, f.steps, f.batch, f.lr, f.server_lr)
+    noise = None if f.unsafe_no_dp and f.sampling_rate == 1 else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
+    start = part.params()
+    coordinator = apps.resumed(
+        log, lambda params, done: Coordinator(params or start, plan, noise, settings, done)
+    )
+    grid = InProcessGrid({index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()})  # type: ignore[misc]
+    apps.run_rounds(grid, coordinator, log, until=until, progress=progress)
+
+
+def _sample_loss(sim: Simulation, part: Federated) -> float:
+    curve, state = Curve(sim, "", 1, part.model), part.state
+    assert state is not None
+    return mean(
+        sequence_losses(
+            part.model,
+            curve.sequences.tokens_NT,
+            part.memory,
+            lambda numbers: [RowsSource(state.fetch_many(curve.paths_NP[numbers]))],
+        )
+    )
+
+
+def _release(sim: Simulation, part: Federated) -> Release:
+    assert part.state is not None
+    return Release.write(
+        sim.folder.releases, part.model, sim.tokenizer, sim.tree, sim.embedder.digest, sim.spec, part.state
+    )
+
+
+def epsilon(sim: Simulation) -> device_dp.Figures:
+    """ε of the device-level part after all rounds."""
+    return device_dp.figures(device_plan(sim), sim.scenario.federation.rounds * sim.scenario.federation.releases)

@@ -1,0 +1,107 @@
+"""Who holds what: the coordinator's public text, each device's records, and held-out text of both kinds.
+
+Invariants
+- A population is a function of (scenario, seed), or of (scenario, seed, the user's file): equal in every process.
+- Private text lives in memory only; nothing here writes.
+- `generated` is true only where every private record was generated here (DESIGN §7: then, and only then, noise is seeded).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedmem.canonical import digest
+from fedmem.errors import UsageError
+from fedmem.policy.policy import Decision, Policy
+from fedmem.routing.embedder import Embedder
+from fedmem.sim.scenario import Scenario
+from fedmem.sim.sources import patients, persons, userfile, wikipedia
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record on a device; `declared` is the private topic that its owner names, or None."""
+
+    text: str
+    declared: str | None = None
+
+
+@dataclass(frozen=True)
+class Population:
+    """All text of a run. `private_heldout` is keyed by (device, topic)."""
+
+    coordinator: list[str]
+    heldout: list[str]
+    devices: list[list[Item]]
+    private_heldout: dict[tuple[int, str], list[str]]
+    learned: list[tuple[int, str]]
+    generated: bool
+    attribution: list[str]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A device's records after the policy's decision: `decisions[i]` belongs to `items[i]`."""
+
+    items: list[Item]
+    decisions: list[Decision]
+    vectors_ND: np.ndarray
+
+    def shareable(self) -> list[str]:
+        """Texts that may take part in federated training."""
+        return [item.text for item, d in zip(self.items, self.decisions, strict=True) if d.placement == "shared"]
+
+
+def derive_seed(seed: int, *labels: object) -> int:
+    """A 63-bit seed for one use, independent of those for other labels."""
+    return int(digest([seed, *map(str, labels)])[:16], 16) >> 1
+
+
+def build(scenario: Scenario, seed: int, corpus: Path | None = None) -> Population:
+    """The population of a run, from the scenario's sources or from the user's own file."""
+    return _from_user(scenario, seed, corpus) if corpus else _generated(scenario, seed)
+
+
+def place(items: Sequence[Item], policy: Policy, embedder: Embedder) -> Placed:
+    """Embed and place a device's records."""
+    texts = [item.text for item in items]
+    vectors_ND = embedder.embed(texts)
+    return Placed(list(items), policy.place_many(texts, vectors_ND, [item.declared for item in items]), vectors_ND)
+
+
+def _private_texts(topic: str, count: int, seed: int) -> list[str]:
+    records = patients.generate(count, seed=seed) if topic == "health" else persons.generate(topic, count, seed=seed)
+    return [record.text for record in records]
+
+
+def _generated(scenario: Scenario, seed: int) -> Population:
+    public = scenario.public
+    split = wikipedia.split(
+        wikipedia.load(),
+        devices=public.devices,
+        seed=derive_seed(seed, "split") % 2**32,
+        coordinator_share=public.coordinator_share,
+        heldout_share=public.heldout_share,
+        concentration=public.concentration,
+    )
+    devices = [[Item(document.text) for document in hand] for hand in split.devices]
+    heldout: dict[tuple[int, str], list[str]] = {}
+    for private in scenario.private:
+        for device in private.devices:
+            texts = _private_texts(
+                private.topic, private.records + private.heldout, derive_seed(seed, "private", device, private.topic) % 2**32
+            )
+            devices[device] += [Item(text, private.topic) for text in texts[: private.records]]
+            heldout[device, private.topic] = texts[private.records :]
+    attribution = [wikipedia.ATTRIBUTION, *([patients.ATTRIBUTION, persons.ATTRIBUTION] if scenario.private else [])]
+    return Population(
+        coordinator=[document.text for document in split.coordinator],
+        heldout=[document.text for document in split.heldout],
+        devices=devices,
+        private_heldout=heldout,
+        learned=sorted(heldout),
+        generated=True,
+        attribution=attribution,
+    )
