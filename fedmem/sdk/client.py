@@ -1,0 +1,216 @@
+"""The client that an app embeds: one subject, one vault, one door to its memories.
+
+Invariants
+- A client belongs to one subject; there is no read across subjects and no call that deletes everything.
+- A declared topic only tightens: what the policy calls private stays private.
+- A simulated vault is refused: its noise follows from a seed and protects nobody.
+- The keystore is chosen, never downgraded: `auto` is the operating system's keyring or a refusal.
+- Only `learn` and `generate` load torch.
+
+    with Client.open("ana", keystore="passphrase", ask=getpass.getpass) as client:
+        client.add("The new tablets go with breakfast.", topic="health")
+        print(client.search("When do I take them?", k=1)[0].text)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
+from fedmem.policy.policy import Decision, Policy
+from fedmem.routing.embedder import Embedder, StaticEmbedder
+from fedmem.routing.router import route
+from fedmem.sdk.doctor import has_keyring
+from fedmem.sdk.places import vault_root
+from fedmem.sdk.views import Blocks, Erase, Privacy
+from fedmem.vault.facts import NAME
+from fedmem.vault.vault import BlockInfo, NewRecord, Vault
+
+if TYPE_CHECKING:
+    from fedmem.privacy.plan import PrivacyPlan
+    from fedmem.sdk.answer import Answerer
+    from fedmem.training.release import Release
+
+Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
+Ask = Callable[[], str]
+RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
+
+
+@dataclass(frozen=True)
+class Added:
+    """A stored record and the decision that placed it."""
+
+    id: str
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One record that a search found; `score` is the cosine, in [-1, 1]."""
+
+    id: str
+    text: str
+    topic: str | None
+    score: float
+
+
+class Client:
+    """The memories of one subject. Use as a context manager; see the module for what is guaranteed."""
+
+    def __init__(self, vault: Vault, policy: Policy, release: "Release | None" = None) -> None:
+        if vault.simulated:
+            raise Refused("This vault was made by a simulation, its noise follows from a seed; an app must not use it.")
+        self._vault, self._policy, self._release = vault, policy, release
+        self._embedder: Embedder = StaticEmbedder()
+        self._answerer: Answerer | None = None
+        self.blocks = Blocks(vault)
+        self.erase = Erase(vault)
+        self.privacy = Privacy(vault)
+
+    @classmethod
+    def open(
+        cls,
+        subject: str,
+        path: str | Path | None = None,
+        keystore: Keystore = "auto",
+        release: "str | Path | Release | None" = None,
+        ask: Ask | None = None,
+        policy: str | Path = "default",
+    ) -> "Client":
+        """Open the vault of `subject`, made where there is none; `ask` gives the passphrase where one is needed.
+
+        `release` (a folder, or one already loaded) is what texts are routed by; `generate` and `learn` need it.
+        Raises KeystoreError, Busy, Refused (simulated vault), VersionMismatch, StorageError.
+        """
+        rules = Policy.load(policy)
+        opened = open_release(release)
+        vault = open_vault(subject, Path(path) if path is not None else vault_root(subject), keystore, ask)
+        try:
+            return cls(vault, rules, opened)
+        except BaseException:
+            vault.close()
+            raise
+
+    def add(self, text: str, topic: str | None = None) -> Added:
+        """Place `text` by the policy and store it, sealed. `topic` is what the app declares; it can only tighten.
+
+        Raises UsageError for an empty text or an unknown topic.
+        """
+        if not text.strip():
+            raise UsageError("There is no text to add.")
+        vector_D = self._embedder.embed([text])[0]
+        decision = self._policy.place(text, vector=vector_D, declared=topic)
+        release = self._release.digest if self._release else ""
+        record = NewRecord(text=text, topic=decision.topic, path=self._path(vector_D), vector=vector_D, release=release)
+        return Added(self._vault.add_records([record])[0], decision)
+
+    def search(self, query: str, k: int = 5) -> list[Hit]:
+        """The `k` records of this subject nearest to `query`, best first."""
+        if k < 1:
+            raise UsageError("A search needs k of at least 1.")
+        found = self._vault.search(self._embedder.embed([query])[0], k)
+        return [Hit(record.id, record.text, record.topic, float(score)) for record, score in found]
+
+    def learn(self, topic: str, plan: "PrivacyPlan | None" = None) -> BlockInfo:
+        """Train the private block of `topic` on its records, under record-level DP; the budget is charged first (I6).
+
+        Without `plan`, the default plan at the topic's ε of the policy. Raises NothingMatched for an unknown topic.
+        """
+        from fedmem.privacy.learn import learn_topic
+        from fedmem.privacy.plan import PrivacyPlan
+
+        if topic not in self._policy.topics:
+            raise NothingMatched("The policy has no topic of that name; `Policy.topics` lists them.")
+        release = self._need_release()
+        chosen = plan or PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(self._policy.topics[topic].epsilon)
+        return learn_topic(self._vault, release, self._policy.topics[topic], chosen)
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., stream: Literal[False] = ...) -> str: ...
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., *, stream: Literal[True]) -> Iterator[str]: ...
+
+    def generate(self, prompt: str, max_new_tokens: int = 64, stream: bool = False) -> str | Iterator[str]:
+        """Continue `prompt` with the shared blocks of its path and the private block of its topic, in this process.
+
+        Raises VersionMismatch where the topic's block belongs to another release than the one given to `open`.
+        """
+        from fedmem.sdk.answer import Answerer
+
+        self._answerer = self._answerer or Answerer(self._need_release())
+        vector_D = self._embedder.embed([prompt])[0]
+        blocks = self._matching(self._policy.place(prompt, vector=vector_D).topic)
+        pieces = self._answerer.answer(prompt, self._path(vector_D), self._vault, blocks, max_new_tokens)
+        return pieces if stream else "".join(pieces)
+
+    def _matching(self, topic: str | None) -> list[BlockInfo]:
+        """The newest block of `topic`, if there is one."""
+        block = None
+        with suppress(NothingMatched):
+            block = self._vault.block(topic) if topic else None
+        if block is None:
+            return []
+        if block.release != self._need_release().digest:
+            raise VersionMismatch(
+                f"Block {block.id} belongs to release {block.release[:12]}; open the client with it, or learn again."
+            )
+        return [block]
+
+    def _path(self, vector_D: NDArray[np.float32]) -> tuple[int, ...]:
+        if self._release is None:
+            return ()
+        return tuple(int(node) for node in route(self._release.tree, vector_D)[0])
+
+    def _need_release(self) -> "Release":
+        if self._release is None:
+            raise Refused("Learning and answering need a release: Client.open(…, release=FOLDER).")
+        return self._release
+
+    def close(self) -> None:
+        """Close the vault; its lock and keys are let go."""
+        self._answerer = None
+        self._vault.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_release(release: "str | Path | Release | None") -> Any:
+    """The release as an object; loaded where a folder is given."""
+    if not isinstance(release, str | Path):
+        return release
+    from fedmem.training.release import Release
+
+    return Release.load(Path(release))
+
+
+def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None) -> Vault:
+    """Open the vault at `root`, or make it with the keystore that was chosen."""
+    if (root / NAME).is_file():
+        return Vault.open(root, subject=subject, ask=ask)
+    root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Vault.create(root, subject=subject, keystore=chosen_keystore(keystore), ask=ask)
+
+
+def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:
+    """The backend that `keystore` means here. Raises KeystoreError where `auto` finds no real keyring."""
+    if keystore != "auto":
+        return keystore
+    if has_keyring():
+        return "keyring"
+    raise KeystoreError(
+        "This machine has no OS keyring. Choose: keystore='passphrase' with ask=…, or keystore='keyfile' "
+        "(a key file in your home folder, which protects against a thief of the vault alone)."
+    )

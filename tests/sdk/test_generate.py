@@ -1,0 +1,116 @@
+"""Answers: what is in them, what is left after them, and what ends them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fedmem.errors import Busy, UsageError, VersionMismatch
+from fedmem.memory.ffn import RowsSource
+from fedmem.privacy.plan import PrivacyPlan
+from fedmem.sdk.client import Client
+from fedmem.training.release import Release
+from fedmem.vault.vault import BlockInfo
+
+HEALTH = "My doctor prescribed new tablets for my blood pressure after the visit on Monday."
+PROMPT = "My doctor prescribed tablets and the diagnosis of my blood pressure is"
+
+
+def opened(release: Release) -> Client:
+    return Client.open("ana", keystore="keyfile", release=release)
+
+
+def oracle(release: Release, client: Client, prompt: str, count: int, extra: list[torch.Tensor]) -> str:
+    """The slow obvious way: one full forward pass a token, no cache."""
+    from fedmem.memory.attach import attach
+
+    model, path = release.anchor(), client._path(client._embedder.embed([prompt])[0])
+    ids = [1, *release.tokenizer.encode(prompt).ids]
+    start = len(ids)
+    with torch.no_grad(), attach(model).using(*[RowsSource(r[None]) for r in [release.bank.fetch(path), *extra]]):
+        for _ in range(count):
+            token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            if token == 1:
+                break
+            ids.append(token)
+    text: str = release.tokenizer.decode(ids[start:])
+    return text
+
+
+def test_streamed_equals_whole_equals_the_slow_way(release: Release) -> None:
+    with opened(release) as client:
+        whole = client.generate(PROMPT, max_new_tokens=12)
+        assert "".join(client.generate(PROMPT, max_new_tokens=12, stream=True)) == whole
+        assert oracle(release, client, PROMPT, 12, []).startswith(whole)
+        assert whole
+
+
+def test_the_private_block_of_the_prompts_topic_answers(
+    release: Release, finish_block: Callable[..., BlockInfo]
+) -> None:
+    from safetensors.torch import load
+
+    with opened(release) as client:
+        without = client.generate(PROMPT, max_new_tokens=12)
+        client.add(HEALTH, topic="health")
+        block = finish_block(client._vault, "health", release.digest, scale=1.0)
+        extra = load(client._vault.block_rows(block.id))["rows"]
+        answer = client.generate(PROMPT, max_new_tokens=12)
+        assert answer != without
+        assert oracle(release, client, PROMPT, 12, [extra]).startswith(answer)
+        other = "An old bridge of stone"
+        assert oracle(release, client, other, 8, []).startswith(client.generate(other, max_new_tokens=8))
+
+
+def test_nothing_private_stays_attached(release: Release, finish_block: Callable[..., BlockInfo]) -> None:
+    with opened(release) as client:
+        client.add(HEALTH, topic="health")
+        finish_block(client._vault, "health", release.digest, scale=1.0)
+        pieces = client.generate(PROMPT, max_new_tokens=12, stream=True)
+        next(pieces)
+        answerer = client._answerer
+        assert answerer is not None
+        tokens = torch.tensor([[1, 40, 41]])
+        with torch.no_grad():
+            assert torch.equal(answerer.model(tokens).logits, release.anchor()(tokens).logits)
+
+
+def test_a_block_of_another_release_is_not_mixed_in(release: Release, finish_block: Callable[..., BlockInfo]) -> None:
+    with opened(release) as client:
+        client.add(HEALTH, topic="health")
+        finish_block(client._vault, "health", "f" * 64, scale=1.0)
+        with pytest.raises(VersionMismatch):
+            client.generate(PROMPT)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10_000])
+def test_impossible_lengths(release: Release, limit: int) -> None:
+    with opened(release) as client, pytest.raises(UsageError):
+        client.generate(PROMPT, max_new_tokens=limit)
+
+
+def test_a_long_prompt_keeps_its_end(release: Release) -> None:
+    with opened(release) as client:
+        assert isinstance(client.generate("stone " * 3000 + PROMPT, max_new_tokens=4), str)
+
+
+def test_an_erasure_ends_the_answer(release: Release, finish_block: Callable[..., BlockInfo]) -> None:
+    with opened(release) as client:
+        client.add(HEALTH, topic="health")
+        finish_block(client._vault, "health", release.digest, scale=1.0)
+        pieces = client.generate(PROMPT, max_new_tokens=12, stream=True)
+        next(pieces)
+        client.erase.plan(topic="health").execute()
+        with pytest.raises(Busy):
+            list(pieces)
+
+
+def test_learn_then_answer(release: Release) -> None:
+    with opened(release) as client:
+        for number in range(6):
+            client.add(f"{HEALTH} Visit {number}.", topic="health")
+        plan = PrivacyPlan(0.5, 2, 0.1, 4.0, 3.0, 1e-5, 100)
+        block = client.learn("health", plan)
+        assert (block.topic, block.release) == ("health", release.digest)
+        assert client.privacy.budget().epsilon == pytest.approx(plan.epsilon(), abs=1e-6)
+        assert isinstance(client.generate(PROMPT, max_new_tokens=4), str)
