@@ -172,8 +172,8 @@ class Vault:
 
     @property
     def generation(self) -> int:
-        """One more after each erasure."""
-        return self.core.table.generation
+        """One more after each erasure, by whichever process: ask between tokens."""
+        return self.core.table.generation if self.core.write else self.core.table.peek()[1]
 
     def add_records(self, records: Sequence[NewRecord]) -> list[str]:
         """Add a batch, whole or not at all; the new ids in order."""
