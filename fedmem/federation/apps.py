@@ -14,16 +14,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
-
-from fedmem.errors import FedmemError, RemoteError, UsageError
+import fedmem
+from fedmem.errors import FedmemError, Refused, RemoteError, UsageError
 from fedmem.federation import fixedpoint, records, wire
 from fedmem.federation.coordinator import Coordinator, Round
 from fedmem.federation.device import Device
+from fedmem.federation.flower import ClientApp, Context, Grid, Message, RecordDict, ServerApp, get_flwr_home
 from fedmem.federation.journal import Journal, Traffic
 from fedmem.federation.transcript import Transcript, payload
 from fedmem.federation.wire import Fields
@@ -152,6 +151,13 @@ def _count(coordinator: Coordinator, reply: Message) -> None:
         coordinator.accept(meta.src_node_id, int(meta.group_id), records.from_reply(reply.content))
     except FedmemError as error:
         _log.warning("Node %s: %s", meta.src_node_id, error)
+
+
+def require_own_installation(app_file: str) -> None:
+    """Raise Refused if `fedmem` comes from the Flower bundle that holds `app_file`: a bundle shadows installed code."""
+    bundle, loaded = Path(app_file).resolve().parents[1], Path(fedmem.__file__).resolve()
+    if bundle.is_relative_to(get_flwr_home().resolve()) and loaded.is_relative_to(bundle):
+        raise Refused("This bundle carries its own fedmem. Use one that holds server/ and client/ only.")
 
 
 def make_server_app(start: Callable[[Context], tuple[Coordinator, Journal, int, Patience]]) -> ServerApp:

@@ -39,6 +39,7 @@ class RoundSettings:
     steps: int = 1
     batch: int = 1
     learning_rate: float = 0.0
+    memory_learning_rate: float = 0.0
     server_learning_rate: float = 1.0
 
 
@@ -106,6 +107,7 @@ class Coordinator:
             "steps": s.steps,
             "batch": s.batch,
             "learning_rate": float(s.learning_rate),
+            "memory_learning_rate": float(s.memory_learning_rate),
             "plan": self.plan.digest(),
         }
         return wire.check(Fields(wire.pack(self.params), scalars), self._request)

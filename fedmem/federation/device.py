@@ -40,6 +40,7 @@ class TrainConfig:
     steps: int
     batch: int
     learning_rate: float
+    memory_learning_rate: float = 0.0
 
 
 LocalTrain = Callable[[Params, TrainConfig], Params]
@@ -115,7 +116,8 @@ class Device:
             raise Refused("The request belongs to another device plan than the one this device agreed to.")
         number = int(s["round"])
         seed = device_seed(int(s["seed"]), self._index, number)
-        return TrainConfig(number, seed, int(s["steps"]), int(s["batch"]), float(s["learning_rate"]))
+        rates = float(s["learning_rate"]), float(s["memory_learning_rate"])
+        return TrainConfig(number, seed, int(s["steps"]), int(s["batch"]), *rates)
 
     def _report(self, error: Exception) -> None:
         # The class only: an error's text may quote a record.

@@ -14,15 +14,20 @@ Invariants
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import recorddict_from_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-
+from fedmem.federation.flower import (
+    SUPERLINK_NODE_ID,
+    ClientApp,
+    Context,
+    Error,
+    ErrorCode,
+    Grid,
+    Message,
+    ProtoRecordDict,
+    RecordDict,
+    Run,
+    TaskIdentity,
+    recorddict_from_proto,
+)
 from fedmem.federation.transcript import Transcript, encode, payload
 
 NODE_BASE = 1000

@@ -16,10 +16,10 @@ import math
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedmem.errors import BoundaryViolation
+from fedmem.federation.flower import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedmem.federation.wire import Fields, Scalar, Shapes
 
 _STYPE = "fedmem.raw.le"

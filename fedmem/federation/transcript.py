@@ -13,11 +13,8 @@ Invariants
 import hashlib
 from dataclasses import astuple, dataclass
 
-from flwr.app import Message, RecordDict
-from flwr.common.serde import recorddict_to_proto
-from flwr.common.serde_utils import error_to_proto
-
 from fedmem.canonical import digest
+from fedmem.federation.flower import Message, RecordDict, error_to_proto, recorddict_to_proto
 
 
 @dataclass(frozen=True, order=True)

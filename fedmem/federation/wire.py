@@ -115,6 +115,7 @@ def anchor_request(shapes: Shapes) -> Schema:
             "steps": ScalarSpec(int, 0, 10**5),
             "batch": ScalarSpec(int, 1, 10**4),
             "learning_rate": ScalarSpec(float, 0.0, 10.0),
+            "memory_learning_rate": ScalarSpec(float, 0.0, 10.0),
             "plan": ScalarSpec(str, length=64),
         },
     )

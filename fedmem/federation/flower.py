@@ -1,0 +1,58 @@
+"""Everything that fedmem uses of Flower, imported in one place, so that an upgrade is one file to read.
+
+Invariants
+- Flower is imported after its outbound switches are off (the package's `__init__` sets them).
+- If someone imported Flower before us with telemetry on, `require_offline` refuses to go on (I10).
+
+>>> require_offline()
+"""
+
+import warnings
+
+from fedmem.errors import Refused
+from fedmem.federation.switches import SWITCHES
+
+with warnings.catch_warnings():
+    # flwr imports typer, which imports names that click has deprecated: not ours to mend.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+    from flwr.common.serde_utils import error_to_proto
+    from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.supercore import telemetry
+    from flwr.supercore.run import Run
+    from flwr.supercore.task_identity import TaskIdentity
+    from flwr.supercore.utils import get_flwr_home
+
+__all__ = [
+    "SUPERLINK_NODE_ID",
+    "Array",
+    "ArrayRecord",
+    "ClientApp",
+    "ConfigRecord",
+    "Context",
+    "Error",
+    "ErrorCode",
+    "Grid",
+    "Message",
+    "MetricRecord",
+    "ProtoRecordDict",
+    "RecordDict",
+    "Run",
+    "ServerApp",
+    "TaskIdentity",
+    "error_to_proto",
+    "get_flwr_home",
+    "recorddict_from_proto",
+    "recorddict_to_proto",
+    "require_offline",
+]
+
+
+def require_offline() -> None:
+    """Raise Refused if this process loaded Flower with telemetry on: it read its switch before we could set it."""
+    if SWITCHES["FLWR_TELEMETRY_ENABLED"] != telemetry.FLWR_TELEMETRY_ENABLED:
+        raise Refused("Flower was loaded with telemetry on. Set FLWR_TELEMETRY_ENABLED=0 and start it again.")

@@ -1,0 +1,140 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmem.errors import BoundaryViolation
+from fedmem.federation import fixedpoint, records, wire
+from fedmem.federation.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from fedmem.federation.wire import Fields
+
+SHAPES = {"w": (2, 3), "b": (3,)}
+REQUEST = wire.anchor_request(SHAPES)
+REPLY = wire.anchor_reply(SHAPES, clip=1.0)
+BOUND = fixedpoint.cells(1.0)
+
+
+def request(**scalars: Any) -> Fields:
+    good = {
+        "round": 1,
+        "seed": 3,
+        "steps": 2,
+        "batch": 4,
+        "learning_rate": 0.1,
+        "memory_learning_rate": 0.0,
+        "plan": "a" * 64,
+    }
+    return Fields({n: np.zeros(s, np.uint16) for n, s in SHAPES.items()}, {**good, **scalars})
+
+
+def reply(**arrays: Any) -> Fields:
+    return Fields({**fixedpoint.zeros(SHAPES), **arrays})
+
+
+def test_what_the_schema_names_passes() -> None:
+    assert wire.check(request(), REQUEST).nbytes == REQUEST.nbytes
+    assert wire.check(reply(b=np.full(3, -BOUND, np.int32)), REPLY).nbytes == REPLY.nbytes
+
+
+BAD_REPLIES = {
+    "an extra array": reply(loss=np.zeros(1, np.int32)),
+    "a missing array": Fields({"w": np.zeros((2, 3), np.int32)}),
+    "another shape": reply(b=np.zeros(4, np.int32)),
+    "another rank": reply(b=np.zeros((3, 1), np.int32)),
+    "another dtype": reply(b=np.zeros(3, np.int64)),
+    "another byte order": reply(b=np.zeros(3, ">i4")),
+    "floats": reply(b=np.zeros(3, np.float32)),
+    "objects": reply(b=np.array([None] * 3)),
+    "a list": reply(b=[0, 0, 0]),
+    "one cell over": reply(b=np.array([0, 0, BOUND + 1], np.int32)),
+    "the lowest int32": reply(b=np.array([0, 0, -(2**31)], np.int32)),
+    "an extra scalar": replace(reply(), scalars={"num-examples": 1}),
+}
+
+
+@pytest.mark.parametrize("fields", BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
+def test_a_reply_that_the_schema_does_not_name_is_refused(fields: Fields) -> None:
+    with pytest.raises(BoundaryViolation):
+        wire.check(fields, REPLY)
+
+
+BAD_SCALARS = [
+    ("round", 0), ("round", 10**7), ("round", True), ("round", 1.0), ("seed", -1), ("learning_rate", float("nan")),
+    ("learning_rate", float("inf")), ("learning_rate", 1), ("plan", "a" * 63), ("plan", b"a" * 64), ("steps", [1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_SCALARS)
+def test_a_request_with_a_scalar_out_of_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(BoundaryViolation):
+        wire.check(request(**{name: value}), REQUEST)
+
+
+def test_a_request_lacking_or_adding_a_scalar_is_refused() -> None:
+    with pytest.raises(BoundaryViolation):
+        wire.check(request(note="hello"), REQUEST)
+    with pytest.raises(BoundaryViolation):
+        wire.check(Fields(request().arrays, {"round": 1}), REQUEST)
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81])
+def test_a_parameter_that_is_not_finite_is_refused(bits: int) -> None:
+    fields = request()
+    bad = Fields({**fields.arrays, "b": np.array([0, 0, bits], np.uint16)}, fields.scalars)
+    with pytest.raises(BoundaryViolation):
+        wire.check(bad, REQUEST)
+
+
+def test_an_error_names_no_value() -> None:
+    secret = reply(**{"her diagnosis": np.full(3, 77, np.int32)})
+    with pytest.raises(BoundaryViolation) as caught:
+        wire.check(secret, REPLY)
+    assert "diagnosis" not in str(caught.value)
+
+
+def test_fields_cross_flower_unchanged() -> None:
+    sent = request()
+    back = records.from_request(records.to_request(sent))
+    assert back.digest() == sent.digest()
+    update = reply(b=np.array([1, -2, 3], np.int32))
+    assert records.from_reply(records.to_reply(update)).digest() == update.digest()
+
+
+def _planted(kind: str) -> RecordDict:
+    content = records.to_reply(reply())
+    if kind == "a metric record":
+        content["metrics"] = MetricRecord({"loss": 0.5})
+    elif kind == "a config record":
+        content["config"] = ConfigRecord({"note": "x"})
+    elif kind == "no record":
+        del content["update"]
+    elif kind == "another record type":
+        content = RecordDict({"update": ConfigRecord({"b": 1})})
+    else:
+        array = {
+            "a numpy file": Array(np.zeros(3, np.int32)),
+            "a byte too many": Array("int32", (3,), "fedmem.raw.le", bytes(13)),
+            "a byte too few": Array("int32", (3,), "fedmem.raw.le", bytes(11)),
+            "a pickle": Array("object", (3,), "pickle", bytes(12)),
+            "a negative shape": Array("int32", (-1, -3), "fedmem.raw.le", bytes(12)),
+        }[kind]
+        content["update"] = ArrayRecord({"b": array, "w": Array("int32", (2, 3), "fedmem.raw.le", bytes(24))})
+    return content
+
+
+KINDS = [
+    "a metric record", "a config record", "no record", "another record type", "a numpy file", "a byte too many",
+    "a byte too few", "a pickle", "a negative shape",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_that_are_not_the_protocol_are_refused(kind: str) -> None:
+    with pytest.raises(BoundaryViolation):
+        wire.check(records.from_reply(_planted(kind)), REPLY)
+
+
+def test_a_reply_with_a_scalar_is_not_even_encoded() -> None:
+    with pytest.raises(BoundaryViolation):
+        records.to_reply(replace(reply(), scalars={"loss": 1.0}))
