@@ -18,7 +18,17 @@ from typing import Any
 import fedmem
 from fedmem.errors import UsageError
 from fedmem.policy.identifiers import KINDS, Identifiers
-from fedmem.policy.rules import LONGEST_PHRASE, AllOf, AnyOf, Keywords, Patterns, Rule, SeedPhrases, fold, phrase_length
+from fedmem.policy.rules import (
+    LONGEST_PHRASE,
+    AllOf,
+    AnyOf,
+    Keywords,
+    Patterns,
+    Rule,
+    SeedPhrases,
+    Unread,
+    fold,
+)
 from fedmem.routing.embedder import Embedder
 
 MAX_DELTA = 1e-5
@@ -43,7 +53,6 @@ class Layer:
     name: str
     topics: Mapping[str, Topic]
     rules: Mapping[str, tuple[Rule, ...]]
-    in_doubt: str | None
 
 
 class _Table:
@@ -96,7 +105,6 @@ def parse(data: bytes, where: str, embedder: Embedder) -> Layer:
     if top.take("schema", str) != _SCHEMA:
         raise UsageError(f"{where}: `schema` must be {_SCHEMA}.")
     name, tables = top.take("name", str), _Table(top.take("topics", dict, {}), f"{where} topics")
-    in_doubt = top.take("in_doubt", str, "") or None
     top.end()
     topics, rules = dict[str, Topic](), dict[str, tuple[Rule, ...]]()
     for topic in list(tables._left):
@@ -108,7 +116,7 @@ def parse(data: bytes, where: str, embedder: Embedder) -> Layer:
             raise UsageError(f"{table.where}: `placement` must be private or shared.")
         rules[topic] = made if placement == "private" else ()
         table.end()
-    return Layer(name, topics, rules, in_doubt)
+    return Layer(name, topics, rules)
 
 
 def _topic(name: str, table: _Table) -> Topic:
@@ -135,10 +143,10 @@ def _rule(table: _Table, prefix: str, embedder: Embedder) -> Rule:
 
 
 def _keywords(table: _Table, name: str, embedder: Embedder) -> Rule:
-    words, at_least = table.strings("words"), table.take("at_least", int, 1)
-    if max(map(phrase_length, words)) > LONGEST_PHRASE or not 1 <= at_least <= len(words):
-        raise UsageError(f"{table.where}: phrases of at most three words, and `at_least` within their number.")
-    return Keywords(name, frozenset(fold(word) for word in words), at_least)
+    phrases, at_least = [fold(word).words for word in table.strings("words")], table.take("at_least", int, 1)
+    if not all(1 <= len(phrase) <= LONGEST_PHRASE for phrase in phrases) or not 1 <= at_least <= len(phrases):
+        raise UsageError(f"{table.where}: phrases of one to three words, and `at_least` within their number.")
+    return Keywords(name, frozenset(map(" ".join, phrases)), at_least)
 
 
 def _patterns(table: _Table, name: str, embedder: Embedder) -> Rule:
@@ -165,6 +173,13 @@ def _seeds(table: _Table, name: str, embedder: Embedder) -> Rule:
     return SeedPhrases(name, embedder.embed(table.strings("phrases")), threshold)
 
 
+def _unread(table: _Table, name: str, embedder: Embedder) -> Rule:
+    least = float(table.take("least", (int, float)))
+    if not 0 < least < 1:
+        raise UsageError(f"{table.where}: `least` is a share, above 0 and below 1.")
+    return Unread(name, frozenset(fold(word) for word in table.strings("words")), least)
+
+
 def _nested(table: _Table, name: str, embedder: Embedder) -> tuple[Rule, ...]:
     inner = table.take("rules", list)
     if not inner:
@@ -177,6 +192,7 @@ _MAKERS: dict[str, Callable[[_Table, str, Embedder], Rule]] = {
     "patterns": _patterns,
     "identifiers": _identifiers,
     "seeds": _seeds,
+    "unread": _unread,
     "any_of": lambda table, name, embedder: AnyOf(_nested(table, name, embedder)),
     "all_of": lambda table, name, embedder: AllOf(name, _nested(table, name, embedder)),
 }

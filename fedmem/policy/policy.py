@@ -4,7 +4,7 @@ Invariants
 - The floor policy of this installation always joins, judged with this installation's own embedder on the text itself:
   neither a policy file nor a vector that a caller hands in can remove privacy that the floor gives (I3).
 - Layers, rules and a declared topic only tighten: a record is shared where nobody at all claims it.
-- In doubt private: a text that the embedder cannot read is private under the floor's `in_doubt` topic.
+- In doubt private: a text that the rules cannot read (empty, or not in their language) is claimed by the floor.
 - A topic's budget is the smallest that any layer names.
 - A decision names the rule that decided and no part of the text.
 
@@ -68,7 +68,6 @@ class Policy:
         self._voices, self.digest = tuple(voices), digest
         self.name = voices[-1].layer.name
         self.topics: Mapping[str, Topic] = _joined(voice.layer for voice in voices)
-        self._in_doubt = voices[0].layer.in_doubt or min(self.topics)
 
     @classmethod
     def load(cls, name_or_path: str | Path = "default", embedder: Embedder | None = None) -> "Policy":
@@ -126,9 +125,6 @@ class Policy:
             vectors = own if voice.embedder is floor.embedder else _vectors(voice.embedder, pieces, given)
             for piece, vector in zip(pieces, vectors, strict=True):
                 found.setdefault(piece.row, []).extend(_hear(voice.layer, piece.text, vector))
-        for piece, vector in zip(pieces, own, strict=True):
-            if not vector.any():
-                found[piece.row].append((self._in_doubt, Verdict(f"{floor.layer.name}.in_doubt")))
         return found
 
 

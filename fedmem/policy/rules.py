@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 LONGEST_PHRASE = 3  # words in the longest keyword
+_WEAK = 0.1
 _MOST = 3.0  # a rule that matches more than this many times its threshold is no surer
 
 
@@ -38,10 +39,14 @@ class Folded(str):
     """A folded text, with its words and phrases found once for all rules; `__dict__` goes when the text goes."""
 
     @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words in order."""
+        return tuple(_WORD.findall(self.replace("’", "'")))
+
+    @cached_property
     def terms(self) -> frozenset[str]:
         """Words, and phrases of two and three words."""
-        words = _WORD.findall(self.replace("’", "'"))
-        runs = (zip(*(words[i:] for i in range(n)), strict=False) for n in range(1, LONGEST_PHRASE + 1))
+        runs = (zip(*(self.words[i:] for i in range(n)), strict=False) for n in range(1, LONGEST_PHRASE + 1))
         return frozenset(" ".join(run) for group in runs for run in group)
 
 
@@ -109,6 +114,24 @@ class Patterns:
         return Verdict(self.name) if self.patterns and self._compiled.search(text) else None
 
 
+@dataclass(frozen=True)
+class Unread:
+    """In doubt: the other rules cannot read the text.
+
+    Its vector is zero, or fewer than `least` of its words are `words`, the commonest of the language that rules know.
+    """
+
+    name: str
+    words: frozenset[str]
+    least: float
+
+    def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
+        """See Rule. Weak: any other rule knows the topic better."""
+        known = sum(word in self.words for word in text.words)
+        read = bool(text.words) and bool(vector.any()) and known >= self.least * len(text.words)
+        return None if read else Verdict(self.name, _WEAK)
+
+
 @dataclass(frozen=True, eq=False)
 class SeedPhrases:
     """The text's vector lies within cosine `threshold` of a seed phrase; `seeds_SD` are unit rows, embedded once."""
@@ -126,8 +149,3 @@ class SeedPhrases:
 def fold(text: str) -> Folded:
     """Compatibility form, casefolded, without invisible characters: the only form that rules see."""
     return Folded(unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()))
-
-
-def phrase_length(phrase: str) -> int:
-    """Words in a keyword; a loader refuses more than three."""
-    return len(_WORD.findall(phrase))

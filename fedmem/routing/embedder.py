@@ -69,7 +69,9 @@ class StaticEmbedder:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_str(_read(_TOKENIZER).decode())
+        tokenizer = Tokenizer.from_str(_read(_TOKENIZER).decode())
+        tokenizer.no_truncation()  # its file stops at 512 tokens, and what is not read cannot be judged or routed
+        return tokenizer
 
     @cached_property
     def _table(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -1,0 +1,69 @@
+"""The user's own text: a JSONL file or a folder of them, one record a line.
+
+Invariants
+- A line is an object {"text": str} with, at most, "device": str, "topic": str and "split": "train" | "heldout".
+- A bad line is a UsageError with file and line number and no part of the line, in its causes too: text may be private.
+- Order is by file name, then line: equal in every process.
+- Real text: whoever trains on it takes a fresh noise key and keeps it out of the run's digest (DESIGN §7).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedmem.errors import UsageError
+from fedmem.sim.sources.record import SourceRecord
+
+ATTRIBUTION = "The user's own text; it does not enter the digest."
+_OPTIONAL = ("device", "topic")
+_KEYS = {"text", "split", *_OPTIONAL}
+_SHAPE = (
+    'Each line must be a JSON object with "text", and at most "device", "topic" and "split" ("train" or "heldout").'
+)
+
+
+def load(path: Path) -> list[SourceRecord]:
+    """All records of the file, or of the folder's *.jsonl files. Raises UsageError on a bad line or no record."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix == ".jsonl" and file.is_file())
+    else:
+        files = [path]
+    records = [record for file in files for record in _records(file)]
+    if not records:
+        raise UsageError(f"The corpus {path} holds no record. Give a .jsonl file, or a folder of them. {_SHAPE}")
+    return records
+
+
+def _records(file: Path) -> Iterator[SourceRecord]:
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"The corpus file {file} cannot be read: {error.strerror}. Check its path.") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if (record := _record(line)) is None:
+            raise UsageError(f"The corpus file {file}, line {number}, is not a record. {_SHAPE}")
+        yield record
+
+
+def _record(line: bytes) -> SourceRecord | None:
+    """The record on one line, or None; no exception leaves with the line inside it."""
+    try:
+        entry: Any = json.loads(line.decode("utf-8-sig"))
+        if not isinstance(entry, dict) or not entry.keys() <= _KEYS:
+            return None
+        text, split = str.strip(entry["text"]), entry.get("split", "train")
+        text.encode()  # a lone surrogate is no text
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    named = [entry[key] for key in _OPTIONAL if key in entry]
+    if (
+        split not in ("train", "heldout")
+        or not text.strip()
+        or not all(isinstance(n, str) and n.strip() for n in named)
+    ):
+        return None
+    return SourceRecord(text, entry.get("topic"), entry.get("device"), split)
