@@ -1,20 +1,18 @@
-"""What was spent, composed on demand: pure rules over the vault's append-only ledger.
+"""What was spent, composed on demand: pure rules over the events of a vault's append-only ledger.
 
 Invariants
 - Epsilon is computed from spends and never stored; failed, resumed, erased and rolled-back runs all count.
 - A record's figure composes every run that it was ever in; the subject's is the greatest of its records'.
-- A run whose lineage is lost counts for every record; with no lineage at all everything composes.
+- A run whose lineage is lost counts for every record; where all are lost, everything composes.
 - A training step that the durable charge does not cover is refused before it is taken (I6).
 
-`lineage` maps a run's random id to the ids of the records it trained on, erased records included.
+A spend's lineage is the list of the random ids of its records, sealed in the event; ids of erased records stay.
+`delta` is 1e-5 where none is given (DESIGN §7).
 
->>> ledger = [Charge("run-1", SpendEvent(0.1, 1.0, 60)), Charge("run-2", SpendEvent(0.1, 1.0, 60))]
->>> apart = subject_epsilon(ledger, 1e-5, {"run-1": {"a"}, "run-2": {"b"}})
->>> bool(apart == run_epsilon(ledger, "run-1", 1e-5) < subject_epsilon(ledger, 1e-5, None))
-True
+    subject_epsilon(vault.ledger.events())
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,14 +20,14 @@ import numpy as np
 
 from fedmem.errors import BudgetExceeded, VerificationFailed
 from fedmem.privacy.accounting import epsilon_pld, rdp
+from fedmem.privacy.plan import DELTA
 from fedmem.privacy.spend import SpendEvent
 
-SPEND = "spend"
-Lineage = Mapping[str, Collection[str]]
+SPEND, ENDED = "spend", ("run_finished", "run_failed")
 
 
 class LedgerEvent(Protocol):
-    """A row of a vault's ledger, as far as these rules read it."""
+    """An event of a vault's ledger, as far as these rules read it."""
 
     @property
     def kind(self) -> str: ...
@@ -38,83 +36,93 @@ class LedgerEvent(Protocol):
     def payload(self) -> Mapping[str, Any]: ...
 
 
+Events = Iterable[LedgerEvent]
+
+
 @dataclass(frozen=True)
 class Charge:
-    """One training run's spend, under the run's random id."""
+    """One training run's spend, by random ids; `records` is None where the lineage is lost."""
 
     run: str
+    block: str
     spend: SpendEvent
+    records: frozenset[str] | None
+
+    def may_hold(self, record: str) -> bool:
+        """Whether the record was, or for lack of lineage may have been, in this run."""
+        return self.records is None or record in self.records
 
 
-def charges(events: Iterable[LedgerEvent]) -> list[Charge]:
-    """The spends of a ledger, in order. Raises VerificationFailed for a spend that cannot be read."""
-    found = []
-    for event in events:
-        if event.kind == SPEND:
-            try:
-                found.append(Charge(str(event.payload["run"]), SpendEvent.from_dict(event.payload["spend"])))
-            except (KeyError, TypeError) as error:
-                raise VerificationFailed("The ledger holds a spend without a run; it was edited or damaged.") from error
-    return found
+def charges(events: Events) -> list[Charge]:
+    """The spends of a ledger, in order. Raises VerificationFailed for one that cannot be read."""
+    return [_charge(event.payload) for event in events if event.kind == SPEND]
 
 
-def run_epsilon(ledger: Iterable[Charge], run: str, delta: float) -> float:
-    """Epsilon of one run alone: what its block version reveals by itself. 0 for a run the ledger does not name."""
-    return epsilon_pld([charge.spend for charge in ledger if charge.run == run], delta)
+def _charge(payload: Mapping[str, Any]) -> Charge:
+    try:
+        records = payload.get("records")
+        lineage = None if records is None else frozenset(map(str, records))
+        return Charge(str(payload["run"]), str(payload["block"]), SpendEvent.from_dict(payload["spend"]), lineage)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise VerificationFailed("The ledger holds a spend without its run; it was edited or damaged.") from error
 
 
-def record_epsilon(ledger: Sequence[Charge], delta: float, lineage: Lineage, record: str) -> float:
+def block_epsilon(events: Events, block: str, delta: float = DELTA) -> float:
+    """Epsilon of one block version alone, by its id or its run's; 0 where the ledger names no such block."""
+    return _composed(charges(events), delta, lambda charge: block in (charge.block, charge.run))
+
+
+def record_epsilon(events: Events, record: str, delta: float = DELTA) -> float:
     """Epsilon of one record over every run that it was, or may have been, in."""
-    return _composed(ledger, _runs_of(ledger, lineage, record), delta)
+    return _composed(charges(events), delta, lambda charge: charge.may_hold(record))
 
 
-def subject_epsilon(ledger: Sequence[Charge], delta: float, lineage: Lineage | None) -> float:
-    """Greatest epsilon of any record of the subject; everything composed where `lineage` is None (lost).
+def subject_epsilon(events: Events, delta: float = DELTA) -> float:
+    """Greatest epsilon of any record of the subject, present or erased.
 
-    Guarantees: an upper bound for every record, present or erased, as long as `lineage` names erased records
-    under the runs they were in, or leaves those runs out.
+    Guarantees: an upper bound for every record, as composition (PLD) is over all runs that name it and all that
+    name none. 0 for an empty ledger, infinite where a run had no noise.
     """
-    if lineage is None:
-        return epsilon_pld([charge.spend for charge in ledger], delta)
-    return _greatest(ledger, delta, lineage, {record for records in lineage.values() for record in records})
+    ledger = charges(events)
+    return _greatest(ledger, delta, {record for charge in ledger for record in charge.records or ()})
 
 
-def check_budget(
-    ledger: Sequence[Charge],
-    new: SpendEvent,
-    *,
-    budget: float,
-    delta: float,
-    lineage: Lineage | None,
-    records: Collection[str],
-) -> None:
-    """Refuse a run on `records` that would bring one of them above `budget`. Raises BudgetExceeded.
+def check_budget(events: Events, new: SpendEvent, records: Collection[str], *, budget: float, delta: float) -> None:
+    """Refuse a run on `records` that would bring one of them above epsilon `budget`. Raises BudgetExceeded.
 
     A budget that is NaN refuses everything; so does an infinite epsilon against a finite budget.
     """
-    if lineage is None:
-        after = epsilon_pld([*(charge.spend for charge in ledger), new], delta)
-    else:
-        pending = "\0the run to come"
-        after = _greatest([*ledger, Charge(pending, new)], delta, {**lineage, pending: records}, records)
-    if not after <= budget:
+    ledger = [*charges(events), Charge("", "", new, frozenset(records))]
+    if not _greatest(ledger, delta, records) <= budget:
         raise BudgetExceeded("This run would pass the topic's privacy budget; nothing was trained or charged.")
 
 
-def _runs_of(ledger: Iterable[Charge], lineage: Lineage, record: str) -> frozenset[str]:
-    return frozenset(c.run for c in ledger if c.run not in lineage or record in lineage[c.run])
+def is_open(events: Events, release: str, records: Sequence[str], spend: Mapping[str, Any]) -> bool:
+    """Whether a charged run on exactly these records, release and spend has not ended: resuming it costs nothing."""
+    started, ended = list[Mapping[str, Any]](), set[Any]()
+    for event in events:
+        if event.kind == SPEND:
+            started.append(event.payload)
+        elif event.kind in ENDED:
+            ended.add(event.payload.get("run"))
+    wanted = (release, [*records], dict(spend))
+    return any(
+        (payload.get("release"), payload.get("records"), payload.get("spend")) == wanted
+        for payload in started
+        if payload.get("run") not in ended
+    )
 
 
-def _composed(ledger: Iterable[Charge], runs: frozenset[str], delta: float) -> float:
-    return epsilon_pld([charge.spend for charge in ledger if charge.run in runs], delta)
+def _composed(ledger: Iterable[Charge], delta: float, counts: Callable[[Charge], bool]) -> float:
+    return epsilon_pld([charge.spend for charge in ledger if counts(charge)], delta)
 
 
-def _greatest(ledger: Sequence[Charge], delta: float, lineage: Lineage, records: Collection[str]) -> float:
-    """Greatest epsilon over records; those that were in the same runs are computed once."""
-    unknown = frozenset(charge.run for charge in ledger if charge.run not in lineage)
-    histories = {_runs_of(ledger, lineage, record) for record in records} | {unknown}
+def _greatest(ledger: Sequence[Charge], delta: float, records: Collection[str]) -> float:
+    """Greatest epsilon over records; histories are compared first, so that few are composed."""
+    lost = frozenset(i for i, charge in enumerate(ledger) if charge.records is None)
+    histories = {frozenset(i for i, charge in enumerate(ledger) if charge.may_hold(r)) for r in records} | {lost}
     longest = [runs for runs in histories if not any(runs < other for other in histories)]
-    return max(_composed(ledger, runs, delta) for runs in longest)
+    return max(epsilon_pld([ledger[i].spend for i in runs], delta) for runs in longest)
 
 
 class Meter:

@@ -47,9 +47,9 @@ class SpendEvent:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SpendEvent":
-        """Inverse of `to_dict`. Raises VerificationFailed for anything that `to_dict` did not write."""
+        """Inverse of `to_dict`; a digest of the public plan may stand beside it. Raises VerificationFailed."""
         fields = ("sampling_rate", "noise_multiplier", "steps")
-        if set(data) != {"mechanism", *fields} or data["mechanism"] != MECHANISM:
+        if set(data) - {"plan"} != {"mechanism", *fields} or data["mechanism"] != MECHANISM:
             raise VerificationFailed("The ledger holds a spend of an unknown kind; use the version that wrote it.")
         try:
             return cls(*(data[field] for field in fields))
