@@ -1,0 +1,138 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused
+from fedmem.federation import fixedpoint
+from fedmem.federation.coordinator import Coordinator, Durable, RoundSettings
+from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.wire import Fields
+
+SHAPES = {"b": (3,), "w": (2, 2)}
+PLAN = DevicePlan(population=3, rounds=2, clip=1.0, unsafe_no_dp=True, unsafe_reason="a test")
+CLIP = fixedpoint.cells(1.0)
+
+
+def coordinator(**settings: Any) -> Coordinator:
+    params = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    return Coordinator(params, PLAN, None, RoundSettings(**settings))
+
+
+def update(cells: int = 0) -> Fields:
+    return Fields({"b": np.array([cells, 0, 0], np.int32), "w": np.zeros((2, 2), np.int32)})
+
+
+def finish(c: Coordinator, number: int = 1) -> np.ndarray:
+    c.spend()
+    return c.close(Durable(number))["b"]
+
+
+def test_a_round_averages_the_updates_over_the_declared_population() -> None:
+    c = coordinator(server_learning_rate=0.5)
+    c.open([1, 2])
+    c.accept(1, 1, update(CLIP))
+    c.accept(2, 1, update(CLIP // 2))
+    assert finish(c).tolist() == [pytest.approx(0.5 * 1.5 / 3, rel=1e-6), 0, 0]
+    assert c.done == 1
+
+
+def test_replies_in_any_order_give_the_same_bytes() -> None:
+    cells = {1: 3, 2: -CLIP // 3, 3: CLIP - 1}
+    results = set()
+    for order in ([1, 2, 3], [3, 1, 2], [2, 3, 1]):
+        c = coordinator()
+        c.open([3, 2, 1])
+        for node in order:
+            c.accept(node, 1, update(cells[node]))
+        results.add(finish(c).tobytes())
+    assert len(results) == 1
+
+
+BAD = {
+    "a duplicate": (1, 1, update(9), Refused),
+    "a replay of another round": (2, 0, update(9), Refused),
+    "a reply from the future": (2, 2, update(9), Refused),
+    "an unknown node": (99, 1, update(9), Refused),
+    "a cell beyond the clip": (2, 1, update(CLIP + 1), BoundaryViolation),
+    "floats with a NaN": (2, 1, Fields({**update().arrays, "b": np.full(3, np.nan, np.float32)}), BoundaryViolation),
+    "another shape": (2, 1, Fields({**update().arrays, "b": np.zeros(4, np.int32)}), BoundaryViolation),
+    "a metric": (2, 1, Fields(update().arrays, {"loss": 0.1}), BoundaryViolation),
+    "nothing": (2, 1, Fields({}), BoundaryViolation),
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+def test_a_bad_reply_is_refused_and_leaves_the_round_as_it_was(bad: tuple[int, int, Fields, type[Exception]]) -> None:
+    node, number, fields, error = bad
+    want = coordinator()
+    want.open([1, 2])
+    want.accept(1, 1, update(5))
+    got = coordinator()
+    got.open([1, 2])
+    got.accept(1, 1, update(5))
+    with pytest.raises(error):
+        got.accept(node, number, fields)
+    assert got.counted == want.counted == 1
+    assert finish(got).tobytes() == finish(want).tobytes()
+
+
+def test_an_update_longer_than_the_clip_norm_is_clipped_again_here() -> None:
+    c = coordinator()
+    c.open([1])
+    every = Fields({"b": np.full(3, CLIP, np.int32), "w": np.full((2, 2), -CLIP, np.int32)})
+    c.accept(1, 1, every)
+    c.spend()
+    moved = c.close(Durable(1))
+    length = np.sqrt(sum(float(np.square(part.astype(np.float64)).sum()) for part in moved.values()))
+    assert length == pytest.approx(1.0 / 3, rel=1e-6)
+    assert length <= 1.0 / 3 * (1 + 1e-7)
+
+
+def test_a_silent_device_counts_as_zero() -> None:
+    c = coordinator()
+    c.open([1, 2, 3])
+    assert finish(c).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("proof", [None, 1, Durable(2)])
+def test_no_round_closes_before_its_spend_is_durable(proof: Any) -> None:
+    c = coordinator()
+    c.open([1])
+    with pytest.raises(Refused):
+        c.close(proof)
+    assert c.done == 0
+
+
+def test_states_that_do_not_follow_are_refused() -> None:
+    c = coordinator()
+    for call in (lambda: c.accept(1, 1, update()), c.spend, lambda: c.close(Durable(1))):
+        with pytest.raises(Refused):
+            call()
+    c.open([1])
+    with pytest.raises(Refused):
+        c.open([1])
+
+
+def test_more_devices_than_declared_and_more_rounds_than_planned_are_refused() -> None:
+    c = coordinator()
+    with pytest.raises(Refused):
+        c.open([1, 2, 3, 4])
+    for number in (1, 2):
+        c.open([1])
+        finish(c, number)
+    with pytest.raises(BudgetExceeded):
+        c.open([1])
+
+
+def test_a_plan_that_samples_or_adds_noise_needs_a_stream() -> None:
+    with pytest.raises(Refused):
+        Coordinator({"b": np.zeros(1, np.float32)}, DevicePlan(population=1, noise_multiplier=1.0), None)
+
+
+def test_the_request_carries_bf16_and_public_settings_only(toy: Callable[..., Any]) -> None:
+    opened = toy().coordinator().open([1, 2])
+    assert {array.dtype for array in opened.request.arrays.values()} == {np.dtype(np.uint16)}
+    names = ["batch", "learning_rate", "memory_learning_rate", "plan", "round", "seed", "steps"]
+    assert sorted(opened.request.scalars) == names

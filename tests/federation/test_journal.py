@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmem.errors import StorageError, VerificationFailed
+from fedmem.federation import journal as journal_module
+from fedmem.federation.journal import AppendLog, Journal
+
+NOISY = {"noise_multiplier": 1.0, "sampling_rate": 0.7}
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it and go on."""
+
+
+class Power:
+    """Cuts the power at the `at`-th write: before it, in the middle of it, or right after it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, when: str) -> None:
+        self.writes, self.at, self.when = 0, at, when
+        self._append, self._whole = journal_module._write_at, journal_module._write_whole
+        monkeypatch.setattr(journal_module, "_write_at", self.append)
+        monkeypatch.setattr(journal_module, "_write_whole", self.whole)
+
+    def append(self, path: Path, offset: int, data: bytes) -> None:
+        self._do(data, lambda part: self._append(path, offset, part))
+
+    def whole(self, path: Path, data: bytes) -> None:
+        self._do(data, lambda part: self._whole(path if part is data else path.with_suffix(".tmp"), part))
+
+    def _do(self, data: bytes, write: Callable[[bytes], None]) -> None:
+        self.writes += 1
+        if self.writes != self.at:
+            return write(data)
+        if self.when != "before":
+            write(data[: len(data) // 2] if self.when == "torn" else data)
+        raise Killed
+
+
+def state(journal: Journal) -> dict[str, Any]:
+    """What must be equal whether or not there was a crash."""
+    checkpoints = {path.name: path.read_bytes() for path in (journal.root / "checkpoints").glob("*.safetensors")}
+    return {"ledger": journal.ledger.entries(), "wire": journal.wire_digest(), "checkpoints": checkpoints}
+
+
+WRITES = 8  # two rounds of: open, spend, checkpoint, close
+
+
+@pytest.mark.parametrize("when", ["before", "torn", "after"])
+@pytest.mark.parametrize("at", range(1, WRITES + 1))
+def test_a_coordinator_killed_at_any_write_ends_with_the_same_bytes(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, at: int, when: str
+) -> None:
+    _, want, whole = toy(**NOISY).run(until=2)
+    made = toy(**NOISY)
+    with monkeypatch.context() as patch:
+        power = Power(patch, at, when)
+        with pytest.raises(Killed):
+            made.run(until=2)
+        assert power.writes == at
+    _, got, journal = made.run(until=2)
+    assert {n: p.tobytes() for n, p in got.params.items()} == {n: p.tobytes() for n, p in want.params.items()}
+    assert state(journal) == state(whole)
+
+
+def test_there_are_as_many_writes_as_are_cut(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    power = Power(monkeypatch, at=0, when="before")
+    toy(**NOISY).run(until=2)
+    assert power.writes == WRITES
+
+
+SCRIPT = """
+    import os, signal, sys
+    from pathlib import Path
+    import numpy as np
+    from fedmem.federation import apps, journal, wire
+    from fedmem.federation.coordinator import Coordinator
+    from fedmem.federation.device import Device
+    from fedmem.federation.device_dp import DevicePlan
+    from fedmem.federation.grid import InProcessGrid
+    from fedmem.federation.port import InprocPort
+    from fedmem.privacy.stream import PrivacyStream
+
+    root, at = Path(sys.argv[1]), int(sys.argv[2])
+    plan, shapes = DevicePlan(population=2, rounds=2, noise_multiplier=1.0), {"w": (5,)}
+    train = lambda params, config: {"w": params["w"] + np.float32(config.seed % 7)}
+    device = lambda context: Device(context.node_id, InprocPort([], plan, shapes), plan, shapes, train)
+    writes, write = 0, journal._write_at
+
+    def counted(*args):
+        global writes
+        write(*args)
+        writes += 1
+        if writes == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    journal._write_at = counted
+    log = journal.Journal(root)
+    make = lambda params, done: Coordinator(
+        params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), done=done
+    )
+    grid = InProcessGrid(dict.fromkeys(range(2), apps.make_client_app(device)))
+    apps.run_rounds(grid, apps.resumed(log, make), log, until=2)
+"""
+
+
+def test_a_process_killed_for_real_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    def run(root: Path, at: int) -> int:
+        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(root), str(at)]
+        return subprocess.run(command, check=False, timeout=60).returncode
+
+    killed = tmp_path / "killed"
+    assert run(tmp_path / "whole", 0) == 0
+    assert run(killed, 5) == -signal.SIGKILL
+    assert Journal(killed).resume() is not None
+    assert run(killed, 0) == 0
+    assert state(Journal(killed)) == state(Journal(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_not_run_again(toy: Callable[..., Any]) -> None:
+    made = toy(**NOISY)
+    first, _, _ = made.run(until=2)
+    grid = made.grid()
+    again, coordinator, _ = made.run(until=2, grid=grid)
+    assert again == first
+    assert coordinator.done == 2
+    assert grid.transcript.entries == []
+
+
+def test_a_changed_entry_is_noticed(tmp_path: Path) -> None:
+    log = AppendLog(tmp_path / "log.jsonl")
+    for number in range(3):
+        log.append({"number": number})
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    for changed in (
+        [lines[0].replace(b'"number":0', b'"number":9'), *lines[1:]],
+        [lines[0], lines[2]],
+        [lines[1], lines[0], lines[2]],
+        [b"not json\n", *lines],
+    ):
+        log.path.write_bytes(b"".join(changed))
+        with pytest.raises(VerificationFailed):
+            AppendLog(log.path)
+
+
+def test_a_torn_line_is_dropped_and_the_next_one_follows_cleanly(tmp_path: Path) -> None:
+    log = AppendLog(tmp_path / "log.jsonl")
+    log.append({"number": 1})
+    with log.path.open("ab") as file:
+        file.write(b'{"previous":"half a li')
+    again = AppendLog(log.path)
+    assert again.entries() == [{"number": 1}]
+    again.append({"number": 2})
+    assert [json.loads(line)["body"]["number"] for line in log.path.read_bytes().splitlines()] == [1, 2]
+
+
+def test_a_full_disk_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AppendLog(tmp_path / "log.jsonl")
+    log.append({"number": 1})
+
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(StorageError):
+            log.append({"number": 2})
+    assert log.entries() == AppendLog(log.path).entries() == [{"number": 1}]
+
+
+def test_a_changed_checkpoint_is_noticed(toy: Callable[..., Any]) -> None:
+    _, _, journal = toy().run(until=1)
+    path = next((journal.root / "checkpoints").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(VerificationFailed):
+        journal.resume()
+
+
+def test_every_round_is_in_the_ledger_once(toy: Callable[..., Any]) -> None:
+    _, _, journal = toy(noise_multiplier=2.0).run(until=3)
+    events = journal.ledger.entries()
+    assert [event["round"] for event in events] == [1, 2, 3]
+    assert {event["spend"]["noise_multiplier"] for event in events} == {2.0}
