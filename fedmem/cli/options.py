@@ -9,32 +9,49 @@ Invariants
 True
 """
 
+import functools
 import os
 import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedmem.errors import KeystoreError, NothingMatched, Refused
 from fedmem.paths import runs_dir
 
+if TYPE_CHECKING:
+    from fedmem.vault.vault import Vault
+
+
+Secret = Callable[[], str]
+VAULT_OPTIONS = (
+    click.option("--subject", required=True, help="Whose vault; the name it was created with."),
+    click.option("--vault", metavar="PATH", help="Its folder, or RUN/DEVICE of a simulation; else the subject's own."),
+    click.option("--passphrase-file", type=click.Path(path_type=Path), help="Read the passphrase from a file."),
+    click.option("--passphrase-fd", type=int, help="Read the passphrase from an open descriptor."),
+)
+
 
 def vault_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--vault`, `--subject` and the ways to give a passphrase."""
-    options = [
-        click.option("--subject", required=True, help="Whose vault; the name it was created with."),
-        click.option(
-            "--vault", metavar="PATH", help="Its folder, or RUN/DEVICE of a simulation; else the subject's own."
-        ),
-        click.option("--passphrase-file", type=click.Path(path_type=Path), help="Read the passphrase from a file."),
-        click.option("--passphrase-fd", type=int, help="Read the passphrase from an open descriptor."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    """Add `--vault`, `--subject` and the ways to give a passphrase; the command gets `subject`, `vault`, `secret`."""
+
+    @functools.wraps(command)
+    def joined(*args: Any, passphrase_file: Path | None, passphrase_fd: int | None, **rest: Any) -> Any:
+        return command(*args, secret=asker(passphrase_file, passphrase_fd), **rest)
+
+    for option in reversed(VAULT_OPTIONS):
+        joined = option(joined)
+    return joined
+
+
+def opened(subject: str, vault: str | None, secret: Secret, *, write: bool) -> "Vault":
+    """The vault that the options mean, open. Raises what `Vault.open` raises."""
+    from fedmem.vault.vault import Vault
+
+    return Vault.open(find_vault(subject, vault), subject=subject, ask=secret, write=write)
 
 
 def find_vault(subject: str, vault: str | None) -> Path:
@@ -56,7 +73,7 @@ def from_run(name: str) -> Path:
     return runs_dir() / run / "vaults" / device
 
 
-def asker(file: Path | None, descriptor: int | None) -> Callable[[], str]:
+def asker(file: Path | None, descriptor: int | None) -> Secret:
     """How the passphrase is got, when a vault needs one."""
     if file is not None:
         return lambda: from_file(file)

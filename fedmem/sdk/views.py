@@ -7,13 +7,17 @@ Invariants
 
     planned = client.erase.plan(topic="health")
     print(planned.counts)
-    print(planned.execute().receipt_path)
+    print(planned.execute().receipt)
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
+from fedmem import erasure
+from fedmem.errors import UsageError, VerificationFailed
 from fedmem.privacy.accounting import epsilon_rdp
 from fedmem.privacy.ledger import block_epsilon, charges, subject_epsilon
 from fedmem.privacy.plan import DELTA
@@ -80,8 +84,71 @@ class Privacy:
         return Budget(whole, DELTA, "pld" if tight else "rdp", runs)
 
 
+@dataclass(frozen=True)
+class Erased:
+    """A finished and verified erasure.
+
+    Attributes:
+        receipt: the signed receipt file; `device.pub` beside it in the vault checks it.
+        items: store -> number of items that it let go.
+        not_covered: what the erasure cannot reach.
+        opening: hex; opens the receipt's commitment to the scope. Kept nowhere else.
+    """
+
+    id: str
+    state: str
+    receipt: Path
+    verified: bool
+    counts: dict[str, int]
+    items: dict[str, int]
+    not_covered: list[str]
+    opening: str
+
+
+class PlannedErasure:
+    """What an erasure would destroy; nothing happens before `execute`."""
+
+    def __init__(self, vault: Vault, plan: erasure.Plan) -> None:
+        self._vault, self._plan = vault, plan
+        self.digest = plan.digest
+        self.counts = plan.counts
+        self.items = dict(Counter(item.store for item in plan.items))
+
+    def execute(self) -> Erased:
+        """Destroy, rescan, check the receipt. Raises PartialErasure, VerificationFailed, Refused, StorageError."""
+        outcome = erasure.execute(self._vault, self._plan, self.digest)
+        if not erasure.verify(self._vault, outcome.id).clean:
+            raise VerificationFailed(f"Erasure {outcome.id} ran, but a rescan finds something. `fedmem erase status`.")
+        key = (self._vault.root / "device.pub").read_bytes()
+        statement = erasure.receipt.verify(outcome.receipt_path.read_bytes(), key)
+        not_covered = [str(line) for line in statement["predicate"]["not_covered"]]
+        receipt, opening = outcome.receipt_path, outcome.opening
+        return Erased(outcome.id, outcome.state, receipt, True, self.counts, self.items, not_covered, opening)
+
+
 class Erase:
     """Erasures of a vault."""
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
+
+    def plan(self, *, block: str | None = None, topic: str | None = None, everything: bool = False) -> PlannedErasure:
+        """Plan the erasure of one scope: a block (id or topic), a topic, or everything of this subject.
+
+        A block goes with every version of it, and with its topic's records, vectors and run keys.
+        Raises UsageError unless exactly one scope is named, NothingMatched where the vault holds nothing of it.
+        """
+        scopes = [erasure.Scope.block(block)] if block is not None else []
+        scopes += [erasure.Scope.topic(topic)] if topic is not None else []
+        scopes += [erasure.Scope.everything()] if everything else []
+        if len(scopes) != 1:
+            raise UsageError("Name one scope to erase: block=…, topic=…, or everything=True.")
+        return PlannedErasure(self._vault, erasure.plan(self._vault, scopes[0]))
+
+    def status(self) -> list[erasure.Status]:
+        """Every erasure of the vault, oldest first."""
+        return erasure.status(self._vault)
+
+    def resume(self) -> list[erasure.Outcome]:
+        """Finish what was left unfinished. Raises PartialErasure where it still cannot."""
+        return erasure.resume(self._vault)

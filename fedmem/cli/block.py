@@ -1,0 +1,109 @@
+"""`fedmem block`: private blocks of a vault."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedmem.cli.options import Secret, confirm, opened, vault_options
+from fedmem.cli.output import emit, json_option, pairs, say, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedmem.vault.vault import BlockInfo
+
+
+@click.group()
+def block() -> None:
+    """Private blocks of a vault."""
+
+
+@block.command("list", epilog="Example: fedmem block list --subject ana")
+@vault_options
+@json_option
+def list_(subject: str, vault: str | None, secret: Secret) -> None:
+    """List the blocks, oldest first."""
+    from fedmem.sdk.views import Blocks
+
+    with opened(subject, vault, secret, write=False) as found:
+        known = [described(one) for one in Blocks(found).list()]
+    if not known:
+        say("No blocks yet.")
+    columns = ("id", "topic", "version", "release", "width", "bytes", "created")
+    rows = [[one[name] for name in columns] for one in known]
+    emit("block.list", {"blocks": known}, lambda out: table(out, columns, rows))
+
+
+@block.command(epilog="Example: fedmem block show health --subject ana")
+@click.argument("name")
+@vault_options
+@json_option
+def show(name: str, subject: str, vault: str | None, secret: Secret) -> None:
+    """Show block NAME: its id, or the topic whose newest block is meant."""
+    from fedmem.sdk.views import Blocks
+
+    with opened(subject, vault, secret, write=False) as found:
+        data = described(Blocks(found).get(name))
+    emit("block.show", data, lambda out: pairs(out, data.items()))
+
+
+@block.command(epilog="Example: fedmem block delete health --subject ana --dry-run")
+@click.argument("name")
+@vault_options
+@click.option("--dry-run", is_flag=True, help="Show what would be erased, and erase nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask; needed off a terminal.")
+@json_option
+def delete(name: str, subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
+    """Erase block NAME (an id or a topic): plan, run and verify in one, with a signed receipt.
+
+    Every version of the topic's block goes, and the topic's records, vectors and run keys with it. An erasure that
+    cannot finish ends with 5 and resumes; one that does not verify ends with 6.
+    """
+    from dataclasses import asdict
+
+    from fedmem.errors import PartialErasure, VerificationFailed
+    from fedmem.sdk.views import Erase
+
+    with opened(subject, vault, secret, write=not dry_run) as found:
+        planned = Erase(found).plan(block=name)
+        data = {"plan": planned.digest, "counts": planned.counts, "items": planned.items}
+        if dry_run:
+            emit("block.delete", data | {"state": "planned"}, lambda out: inventory(out, data))
+            return
+        confirm(f"Erase {told(planned.counts)} for good?", yes)
+        try:
+            result = asdict(planned.execute())
+        except (PartialErasure, VerificationFailed) as error:
+            state = "partial" if isinstance(error, PartialErasure) else "unverified"
+            emit("block.delete", data | {"state": state, "verified": False}, lambda out: inventory(out, data))
+            raise
+    emit("block.delete", data | result, lambda out: outcome(out, data | result))
+
+
+def inventory(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print what each store holds of the scope."""
+    out.print(f"in scope: {told(data['counts'])}")
+    table(out, ("store", "items"), list(data["items"].items()))
+
+
+def outcome(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print what was erased, what that does not cover, and the receipt."""
+    inventory(out, data)
+    pairs(out, [("state", data["state"]), ("verified", data["verified"])])
+    pairs(out, [("not covered", line) for line in data["not_covered"]])
+    pairs(out, [("receipt", data["receipt"]), ("opening", data["opening"])])
+    say("Keep the opening: with it you can show later what was erased. It is stored nowhere.")
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Counts as words."""
+    return ", ".join(f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in counts.items())
+
+
+def described(info: "BlockInfo") -> dict[str, Any]:
+    """A block as the envelope holds it."""
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    return asdict(info) | {"created": datetime.fromtimestamp(info.created, UTC).isoformat(timespec="seconds")}
