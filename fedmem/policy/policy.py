@@ -100,8 +100,9 @@ class Policy:
         wanted = [None] * len(texts) if declared is None else declared
         if any(topic is not None and topic not in self.topics for topic in wanted):
             raise UsageError(f"A declared topic is not in the policy; known are {', '.join(self.topics)}.")
-        if len(wanted) != len(texts) or (vectors is not None and len(vectors) != len(texts)):
-            raise UsageError("Texts, vectors and declared topics differ in number.")
+        shape = (len(texts), self._voices[-1].embedder.dim)
+        if len(wanted) != len(texts) or (vectors is not None and vectors.shape != shape):
+            raise UsageError("Give one vector of the policy's embedder, and one declared topic or None, for each text.")
         pieces = [piece for row, text in enumerate(texts) for piece in _pieces(row, text)]
         claims = self._claims(pieces, vectors)
         return [self._decide(topic, claims[row]) for row, topic in enumerate(wanted)]
@@ -139,7 +140,7 @@ def _vectors(embedder: Embedder, pieces: Sequence[_Piece], given: Vector | None)
     if given is None or not pieces:
         return embedder.embed([piece.raw for piece in pieces])
     parts = [piece.raw for piece in pieces if not piece.whole]
-    rest = iter(embedder.embed(parts))
+    rest = iter(embedder.embed(parts) if parts else ())
     return np.stack([given[piece.row] if piece.whole else next(rest) for piece in pieces])
 
 

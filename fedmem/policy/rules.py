@@ -142,7 +142,9 @@ class SeedPhrases:
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
         """See Rule."""
-        nearest = float((self.seeds_SD * vector).sum(axis=1).max(initial=-1.0))
+        if not np.isfinite(vector).all():
+            return Verdict(self.name, _WEAK)  # in doubt
+        nearest = float((self.seeds_SD * vector).sum(axis=1).max())
         return Verdict(self.name, min(nearest / self.threshold, _MOST)) if nearest >= self.threshold else None
 
 
