@@ -84,7 +84,7 @@ SHELL = "".join(re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL))
 COMMANDS = [line for line in SHELL.splitlines() if line.startswith("fedmem ")]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: "-".join(line.split()[1:3]))
 def test_readme_command_exists_with_its_options(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     context, command = click.Context(main), main
