@@ -67,7 +67,7 @@ class Simulation:
 
     @cached_property
     def population(self) -> Population:
-        return population.build(self.scenario, self.seed, self.corpus)
+        return population.build(self.scenario, self.seed, self.corpus, self.policy)
 
     @cached_property
     def placed(self) -> list[Placed]:

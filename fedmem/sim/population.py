@@ -18,6 +18,7 @@ from fedmem.policy.policy import Decision, Policy
 from fedmem.routing.embedder import Embedder
 from fedmem.sim.scenario import Scenario
 from fedmem.sim.sources import patients, persons, userfile, wikipedia
+from fedmem.sim.sources.record import SourceRecord
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Population:
-    """All text of a run. `private_heldout` is keyed by (device, topic)."""
+    """All text of a run. `learned` are the (device, topic) that become blocks; each has text in `private_heldout`."""
 
     coordinator: list[str]
     heldout: list[str]
@@ -59,9 +60,13 @@ def derive_seed(seed: int, *labels: object) -> int:
     return int(digest([seed, *map(str, labels)])[:16], 16) >> 1
 
 
-def build(scenario: Scenario, seed: int, corpus: Path | None = None) -> Population:
-    """The population of a run, from the scenario's sources or from the user's own file."""
-    return _from_user(scenario, seed, corpus) if corpus else _generated(scenario, seed)
+def build(scenario: Scenario, seed: int, corpus: Path | None, policy: Policy) -> Population:
+    """The population of a run, from the scenario's sources or from the user's own file.
+
+    Of the user's records the policy decides which are shared: those are dealt to coordinator, devices and held-out
+    part as the scenario says; the private ones stay on their device, a tenth of each topic held out.
+    """
+    return _from_user(scenario, seed, userfile.load(corpus), policy) if corpus else _generated(scenario, seed)
 
 
 def place(items: Sequence[Item], policy: Policy, embedder: Embedder) -> Placed:
@@ -101,7 +106,40 @@ def _generated(scenario: Scenario, seed: int) -> Population:
         heldout=[document.text for document in split.heldout],
         devices=devices,
         private_heldout=heldout,
-        learned=sorted(heldout),
+        learned=sorted(heldout, key=lambda key: key[0]),
         generated=True,
         attribution=attribution,
     )
+
+
+def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], policy: Policy) -> Population:
+    decisions = policy.place_many([r.text for r in records], declared=[r.topic for r in records])
+    rng, public = np.random.default_rng(derive_seed(seed, "user")), scenario.public
+    coordinator, heldout = list[str](), list[str]()
+    devices = [list[Item]() for _ in range(public.devices)]
+    private: dict[tuple[int, str], list[SourceRecord]] = {}
+    for number, (record, decision) in enumerate(zip(records, decisions, strict=True)):
+        device = _device(record, number, public.devices)
+        draw = rng.random()
+        if decision.topic is not None:
+            private.setdefault((device, decision.topic), []).append(record)
+        elif record.split == "heldout" or draw < public.heldout_share:
+            heldout.append(record.text)
+        elif draw < public.heldout_share + public.coordinator_share:
+            coordinator.append(record.text)
+        else:
+            devices[device].append(Item(record.text))
+    if not coordinator or not heldout:
+        raise UsageError("The corpus has too few records that the policy places as shared; add public text, or use more.")
+    private_heldout = {}
+    for (device, topic), found in sorted(private.items()):
+        held = [r for r in found if r.split == "heldout"] or found[::10]
+        devices[device] += [Item(r.text, topic) for r in found if r not in held]
+        private_heldout[device, topic] = [r.text for r in held]
+    learned = [key for key in sorted(private_heldout) if any(item.declared == key[1] for item in devices[key[0]])]
+    return Population(coordinator, heldout, devices, private_heldout, learned, False, [userfile.ATTRIBUTION])
+
+
+def _device(record: SourceRecord, number: int, devices: int) -> int:
+    """A named device by its name, always the same; otherwise one after the other."""
+    return int(digest(record.device)[:8], 16) % devices if record.device else number % devices

@@ -144,7 +144,12 @@ def load(name: str) -> Scenario:
         raise UsageError(f"There is no scenario {name!r}; choose one of {', '.join(known())}, or a path to a TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The scenario {path.name} is not valid TOML: {error}.") from error
-    scenario: Scenario = _read(Scenario, {"name": path.stem, **data}, path.name)
+    return from_dict({"name": path.stem, **data}, path.name)
+
+
+def from_dict(data: Mapping[str, Any], where: str = "The scenario of this run") -> Scenario:
+    """Read a scenario from its JSON or TOML form. Raises UsageError."""
+    scenario: Scenario = _read(Scenario, data, where)
     _check(scenario)
     return scenario
 

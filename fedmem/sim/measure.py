@@ -1,0 +1,48 @@
+"""Held-out private loss of one device and topic, by the device's ordinary path: open the vault, fetch, answer.
+
+Invariants
+- Run as `python -m fedmem.sim.measure RUN DEVICE TOPIC [--without]` it is a fresh process that knows only the run folder.
+- Held-out text is generated again in memory; output is one number in JSON, and never text.
+"""
+
+import json
+import sys
+from typing import Any
+
+from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.memory.attach import attach
+from fedmem.privacy.fetch import private_rows, shared_and_private
+from fedmem.sim.context import Simulation
+from fedmem.sim.phases.central import paths_of
+from fedmem.sim.phases.private import first_release, open_vault
+
+
+def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = True) -> float:
+    """Mean held-out loss in nats per token on the first release; `private` False leaves the vault closed."""
+    release, texts = first_release(sim), sim.population.private_heldout[device, topic]
+    sequences = sim.encode(texts)
+    paths_NP, rows = paths_of(sim, texts, sequences), list[Any]()
+    if private:
+        with open_vault(sim, device, write=False) as vault:
+            rows = private_rows(vault, topic, release.digest)
+    model = release.anchor()
+    memory = attach(model)
+    return mean(
+        sequence_losses(
+            model, sequences.tokens_NT, memory, lambda numbers: shared_and_private(release, paths_NP[numbers], rows)
+        )
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Print `{"loss": …}` for the run, device and topic named."""
+    from fedmem.sim.run import simulation
+    from fedmem.sim.runs import find
+
+    run, device, topic, *rest = arguments
+    sim = simulation(find(run), progress=lambda *_: None)
+    print(json.dumps({"loss": private_loss(sim, int(device), topic, private="--without" not in rest)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,88 @@
+"""Phase `evaluate`: held-out loss of public text on the last release, of private text on the first.
+
+Invariants
+- `anchor` is the control that saw as many tokens by the same road; `generic`, `fetched` and `wrong` share one anchor.
+- A wrong block belongs to another level-1 cluster.
+- Frequency of a document is the number of the coordinator's documents in its leaf cluster.
+"""
+
+import numpy as np
+
+from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.memory.attach import attach
+from fedmem.memory.ffn import RowsSource
+from fedmem.routing.router import route
+from fedmem.sim.context import Simulation
+from fedmem.sim.folder import Facts, subject
+from fedmem.sim.measure import private_loss
+from fedmem.sim.phases.central import paths_of
+from fedmem.sim.phases.federated import arm_at
+from fedmem.training.release import Release
+
+PREFIX = 24
+BUCKETS = 4
+
+
+def evaluate_phase(sim: Simulation) -> Facts:
+    """Every loss of the report but the one after erasure."""
+    learned, facts = sim.population.learned, _public(sim)
+    rows = list[Facts]()
+    for number, (device, topic) in enumerate(learned):
+        sim.progress("evaluate", number + 1, len(learned) + 1, f"{subject(device)} {topic}")
+        without, with_block = (private_loss(sim, device, topic, private=private) for private in (False, True))
+        rows.append({"device": subject(device), "topic": topic, "without": without, "with": with_block})
+    sim.progress("evaluate", len(learned) + 1, len(learned) + 1, "")
+    return {"loss": facts["loss"], "by_frequency": facts["by_frequency"], "private_blocks": rows}
+
+
+def _public(sim: Simulation) -> Facts:
+    texts, rounds = sim.population.heldout, sim.scenario.federation.rounds * sim.scenario.federation.releases
+    sequences = sim.encode(texts)
+    tokens_NT, paths_NP = sequences.tokens_NT, paths_of(sim, texts, sequences)
+    control = sequence_losses(arm_at(sim, "control", rounds).model, tokens_NT)
+    release = Release.load(sim.folder.releases / sim.facts(f"rounds_{sim.scenario.federation.releases}")["release"])
+    model = release.anchor()
+    memory, bank = attach(model), release.bank_state()
+    prefix_NP = paths_of(sim, [" ".join(text.split()[:PREFIX]) for text in texts], sequences)
+    wrong_NP = _wrong(paths_NP, sim.derive("wrong"))
+    fetched = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.fetch_many(paths_NP[n]))])
+    prefix = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.fetch_many(prefix_NP[n]))])
+    wrong = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.fetch_many(wrong_NP[n]))])
+    generic = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.generic[None])])
+    arms = {"anchor": control, "generic": generic, "fetched": fetched, "fetched_by_prefix": prefix, "wrong": wrong}
+    return {
+        "loss": {name: mean(losses) for name, losses in arms.items()},
+        "by_frequency": _by_frequency(sim, paths_NP[:, -1], sequences.document_N, control, fetched),
+    }
+
+
+def _wrong(paths_NP: np.ndarray, seed: int) -> np.ndarray:
+    """For each path one of another document from another level-1 cluster; unchanged where there is only one cluster."""
+    order = np.random.default_rng(seed).permutation(len(paths_NP))
+    shuffled = paths_NP[order]
+    wrong_NP = paths_NP.copy()
+    for number, path_P in enumerate(paths_NP):
+        others = shuffled[shuffled[:, 0] != path_P[0]]
+        wrong_NP[number] = others[number % len(others)] if len(others) else path_P
+    return wrong_NP
+
+
+Losses = tuple[np.ndarray, np.ndarray]
+
+
+def _by_frequency(
+    sim: Simulation, leaf_N: np.ndarray, document_N: np.ndarray, control: Losses, fetched: Losses
+) -> list[Facts]:
+    """Loss and gain by the number of training documents in the leaf, in buckets of about equal size."""
+    train_P = route(sim.tree, sim.embedder.embed(sim.population.coordinator))
+    counts = np.bincount(train_P[:, -1], minlength=sim.spec.blocks(sim.spec.levels))[leaf_N]
+    edges = np.unique(np.quantile(counts, np.linspace(0, 1, BUCKETS + 1)).round().astype(int))
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (counts >= low) & ((counts < high) | ((high == edges[-1]) & (counts == high)))
+        tokens = control[1][inside].sum()
+        before, after = (float(losses[inside].sum() / tokens) for losses, _ in (control, fetched))
+        documents = len(np.unique(document_N[inside]))
+        label = f"{low}–{high - (high != edges[-1])}"
+        rows.append({"bucket": label, "documents": documents, "anchor": before, "fetched": after, "gain": before - after})
+    return rows

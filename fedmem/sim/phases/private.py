@@ -1,0 +1,119 @@
+"""Phase `private`: each device learns its private blocks in its own vault (DESIGN §7, §8).
+
+Invariants
+- Records go into the vault sealed; a block is trained on the first release, with anchor and shared blocks frozen.
+- A killed phase goes on where it was: what is in a vault stays, an open run is resumed on its own charge.
+- A run key follows from the seed only where every private record was generated.
+"""
+
+import hashlib
+from functools import lru_cache
+
+from fedmem.errors import NothingMatched
+from fedmem.policy.policy import Topic
+from fedmem.privacy.dpsgd import Optimiser
+from fedmem.privacy.learn import LearnSettings, learn_topic
+from fedmem.privacy.ledger import block_epsilon
+from fedmem.privacy.plan import PrivacyPlan
+from fedmem.routing.router import route
+from fedmem.sim import keys
+from fedmem.sim.context import Simulation
+from fedmem.sim.folder import Facts, subject
+from fedmem.training.release import Release
+from fedmem.vault.vault import ALL, BlockInfo, NewRecord, Vault
+
+
+def first_release(sim: Simulation) -> Release:
+    """The release that private blocks are trained on and answer for."""
+    return Release.load(sim.folder.releases / sim.facts("rounds_1")["release"])
+
+
+def private_phase(sim: Simulation) -> Facts:
+    """Fill every device's vault, then learn the topics that the device is to learn."""
+    release, learned, blocks = first_release(sim), sim.population.learned, list[Facts]()
+    total = len(learned) * sim.scenario.learning.steps
+    for device in range(len(sim.placed)):
+        with open_vault(sim, device) as vault:
+            _fill(sim, vault, device, release)
+            for topic in [topic for owner, topic in learned if owner == device]:
+                sim.progress("private", len(blocks) * sim.scenario.learning.steps, total, subject(device))
+                block = _learn(sim, vault, release, device, topic, len(blocks), total)
+                blocks.append(_facts(vault, block, device, sim.policy.topics[topic]))
+    return {"blocks": blocks}
+
+
+def open_vault(sim: Simulation, device: int, write: bool = True) -> Vault:
+    """A device's vault; created, and marked as simulated where noise is seeded, when it is opened first."""
+    try:
+        return Vault.open(sim.folder.vault(device), subject=subject(device), write=write)
+    except NothingMatched:
+        return Vault.create(
+            sim.folder.vault(device), subject=subject(device), keystore="keyfile", simulated=sim.population.generated
+        )
+
+
+def _fill(sim: Simulation, vault: Vault, device: int, release: Release) -> None:
+    placed = sim.placed[device]
+    chosen = [number for number, decision in enumerate(placed.decisions) if decision.placement == "private"]
+    if not chosen or vault.records(ALL):
+        return
+    paths_NP = route(release.tree, placed.vectors_ND[chosen])
+    vault.add_records(
+        [
+            NewRecord(
+                text=placed.items[number].text,
+                topic=placed.decisions[number].topic,
+                path=tuple(int(node) for node in path_P),
+                vector=placed.vectors_ND[number],
+                release=release.digest,
+            )
+            for number, path_P in zip(chosen, paths_NP, strict=True)
+        ]
+    )
+
+
+def _learn(
+    sim: Simulation, vault: Vault, release: Release, device: int, topic: str, place: int, total: int
+) -> BlockInfo:
+    done = [block for block in vault.blocks() if block.topic == topic and block.release == release.digest]
+    if done:
+        return done[0]
+    known, choice = sim.policy.topics[topic], sim.scenario.learning
+    seed = int(hashlib.sha256(f"{release.digest}/{topic}".encode()).hexdigest()[:8], 16)
+    settings = LearnSettings(choice.width, sim.scenario.anchor.length, seed, Optimiser(lr=choice.lr))
+    key = keys.run_key(sim, "block", device, topic, release.digest) if vault.simulated else None
+    return learn_topic(
+        vault,
+        release,
+        known,
+        privacy_plan(sim, known),
+        settings=settings,
+        run_key=key,
+        progress=lambda step, _: sim.progress("private", place * choice.steps + step, total, subject(device)),
+    )
+
+
+def privacy_plan(sim: Simulation, topic: Topic) -> PrivacyPlan:
+    """The scenario's public terms, with the noise that the topic's budget asks for."""
+    c = sim.scenario.learning
+    return _calibrated(
+        PrivacyPlan(c.sampling_rate, c.steps, c.clip, 0.0, c.sampling_rate * c.nominal, topic.delta, c.record_cap), topic.epsilon
+    )
+
+
+@lru_cache
+def _calibrated(plan: PrivacyPlan, epsilon: float) -> PrivacyPlan:
+    return plan.calibrate(epsilon)
+
+
+def _facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
+    facts = {
+        "device": subject(device),
+        "block": block.id,
+        "topic": topic.name,
+        "epsilon": block_epsilon(vault.ledger.events(), block.id, topic.delta),
+        "delta": topic.delta,
+        "bytes": block.bytes,
+    }
+    # A digest of parameters is kept for generated data only: there it says that two runs were equal (I9).
+    return facts | ({"digest": hashlib.sha256(vault.block_rows(block.id)).hexdigest()} if vault.simulated else {})

@@ -1,0 +1,108 @@
+"""`fedmem sim run`: a scenario from its text to its report, phase by phase.
+
+Invariants
+- A phase whose facts are on disk is not run again; a killed run goes on at the phase that it was in (I7).
+- Same scenario, seed and text give the same digest, with or without a kill in between (I9).
+- Nothing reaches a network: outbound switches are off before Flower is imported (I10).
+
+    run("quickstart", corpus=None, seed=None, fresh=False, name=None, progress=print)
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fedmem.federation.switches  # noqa: F401
+from fedmem import paths
+from fedmem.errors import UsageError
+from fedmem.sim import keys, runs, scenario
+from fedmem.sim.context import Progress, Simulation
+from fedmem.sim.folder import Facts, RunFolder, read_json, write_json
+from fedmem.sim.phases import central, erase, evaluate, federated, private
+from fedmem.sim.report import write_report
+from fedmem.sim.scenario import Scenario
+from fedmem.sim.summary import summarise
+from fedmem.vault.lock import WriterLock
+
+Phase = Callable[[Simulation], Facts]
+
+
+def phases(chosen: Scenario) -> dict[str, Phase]:
+    """Phases of a scenario by name, in their order."""
+    rounds = {f"rounds_{n}": federated.rounds_phase(n) for n in range(1, chosen.federation.releases + 1)}
+    first = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
+    first["rounds_1"] = rounds.pop("rounds_1")
+    return first | {"private": private.private_phase} | rounds | {
+        "evaluate": evaluate.evaluate_phase,
+        "erase": erase.erase_phase,
+    }
+
+
+def run(
+    name_or_path: str,
+    *,
+    corpus: Path | None,
+    seed: int | None,
+    fresh: bool,
+    name: str | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Run a scenario, or go on with an unfinished run of the same inputs; returns the content of `run.json`.
+
+    Raises UsageError (unknown scenario, corrupt corpus, missing package), Busy (the run is running), StorageError.
+    """
+    chosen = scenario.load(name_or_path)
+    inputs = {
+        "scenario": chosen.to_dict(),
+        "seed": chosen.seed if seed is None else seed,
+        "corpus": str(corpus.resolve()) if corpus else None,
+    }
+    folder = _folder(inputs, chosen, fresh, name)
+    if folder.run_json.exists():
+        data: dict[str, Any] = read_json(folder.run_json)
+        return data
+    sim = _started(folder, inputs, progress)
+    lock = WriterLock(folder.root / "run.lock")
+    try:
+        for phase, work in phases(chosen).items():
+            if phase not in folder.facts():
+                _timed(sim, phase, work)
+        data = summarise(sim)
+        write_report(data, folder.report)
+        keys.forget(sim)
+        write_json(folder.run_json, data)
+    finally:
+        lock.release()
+    return data
+
+
+def _timed(sim: Simulation, phase: str, work: Phase) -> None:
+    start = time.monotonic()
+    facts = work(sim)
+    sim.folder.finish(phase, facts | {"seconds": round(time.monotonic() - start, 2)})
+
+
+def _folder(inputs: Facts, chosen: Scenario, fresh: bool, name: str | None) -> RunFolder:
+    if name is not None:
+        folder = RunFolder(paths.runs_dir() / name)
+        if folder.root.exists() and (fresh or folder.inputs() != inputs):
+            raise UsageError(f"There is a run {name} with other inputs; choose another name.")
+        return folder
+    going_on = None if fresh else runs.unfinished(inputs)
+    return RunFolder(going_on or paths.runs_dir() / runs.next_name(chosen.name))
+
+
+def _started(folder: RunFolder, inputs: Facts, progress: Progress) -> Simulation:
+    if not folder.root.exists():
+        folder.create()
+        write_json(folder.state / "inputs.json", inputs)
+    return simulation(folder, progress)
+
+
+def simulation(folder: RunFolder, progress: Progress) -> Simulation:
+    """The simulation that lies in a run folder."""
+    inputs = folder.inputs()
+    chosen = scenario.from_dict(inputs["scenario"])
+    corpus = Path(inputs["corpus"]) if inputs["corpus"] else None
+    return Simulation(folder, chosen, inputs["seed"], corpus, progress)

@@ -1,0 +1,129 @@
+"""`run.json`: what the phases found, in one public document, and the run's digest (I9).
+
+Invariants
+- Digest = SHA-256 over the parameters of anchor, banks and generated-data blocks, the ledgers' events and the wire
+  transcript; not over salts, keys, times, random ids or signatures.
+- On the user's own text the private part stays outside the digest: its noise is fresh.
+"""
+
+import hashlib
+import math
+import resource
+from typing import Any
+
+from fedmem.canonical import digest
+from fedmem.privacy.ledger import charges
+from fedmem.sim.context import Simulation
+from fedmem.sim.folder import Facts
+from fedmem.sim.phases.federated import epsilon, journal
+from fedmem.sim.phases.private import open_vault
+
+STATE_FILES = ("pretrained", "control", "cotrained")
+
+
+def run_digest(sim: Simulation, facts: dict[str, Facts]) -> str:
+    """The digest of a finished run."""
+    public: dict[str, Any] = {
+        "scenario": sim.scenario.digest(),
+        "seed": sim.seed,
+        "parameters": {name: _file(sim, f"{name}.safetensors") for name in STATE_FILES},
+        "tokenizer": _file(sim, "tokenizer.json"),
+        "tree": sim.tree.digest,
+        "releases": releases(sim, facts),
+        "ledger": journal(sim, "memory").ledger.entries(),
+        "wire": journal(sim, "memory").wire_digest(),
+    }
+    if sim.population.generated and "private" in facts:
+        public["blocks"] = [[b["device"], b["topic"], b["digest"]] for b in facts["private"]["blocks"]]
+        public["spends"] = [[d, _spends(sim, d)] for d in range(len(sim.placed))]
+    return digest(public)
+
+
+def _file(sim: Simulation, name: str) -> str:
+    return hashlib.sha256(sim.state(name).read_bytes()).hexdigest()
+
+
+def _spends(sim: Simulation, device: int) -> list[Any]:
+    with open_vault(sim, device, write=False) as vault:
+        return [[charge.spend.to_dict(), len(charge.records or ())] for charge in charges(vault.ledger.events())]
+
+
+def releases(sim: Simulation, facts: dict[str, Facts]) -> list[str]:
+    """Digests of the releases, oldest first."""
+    return [facts[f"rounds_{number + 1}"]["release"] for number in range(sim.scenario.federation.releases)]
+
+
+def summarise(sim: Simulation) -> Facts:
+    """The content of `run.json`."""
+    facts = sim.folder.facts()
+    evaluated, erased = facts["evaluate"], facts["erase"]
+    return {
+        "name": sim.folder.name,
+        "scenario": sim.scenario.name,
+        "seed": sim.seed,
+        "state": "completed",
+        "corpus": "user" if sim.corpus else "generated",
+        "config": sim.scenario.to_dict(),
+        "attribution": facts["prepare"]["attribution"],
+        "parameters": facts["pretrain"]["parameters"],
+        "releases": releases(sim, facts),
+        "loss": _losses(facts, evaluated, erased),
+        "epsilon": _epsilon(sim, facts),
+        "bytes": _bytes(sim, facts),
+        "erasure": erased.get("erasure"),
+        "placement": facts["prepare"]["placement"],
+        "residue": erased["residue"],
+        "digest": run_digest(sim, facts),
+        "peak_rss_mb": peak_rss_mb(),
+        "seconds": _seconds(facts),
+    }
+
+
+def _losses(facts: dict[str, Facts], evaluated: Facts, erased: Facts) -> Facts:
+    blocks = evaluated["private_blocks"]
+    private = None
+    if blocks:
+        gone = erased["erasure"]
+        row = next(b for b in blocks if (b["device"], b["topic"]) == (gone["device"], gone["topic"]))
+        private = {"without": row["without"], "with": row["with"], "after_erasure": erased["after_erasure"]}
+    return {
+        "public": evaluated["loss"],
+        "private": private,
+        "private_blocks": blocks,
+        "by_phase": [point for phase in facts.values() for point in phase.get("curve", [])],
+        "by_frequency": evaluated["by_frequency"],
+    }
+
+
+def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
+    figures, blocks = epsilon(sim), facts.get("private", {}).get("blocks", [])
+    shown = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
+    return {
+        "device": figures.readers if math.isfinite(figures.readers) else None,
+        "device_reason": figures.reason or "Poisson sampling of devices, readers of released anchors",
+        "device_delta": figures.delta,
+        "coordinator": None,
+        "coordinator_reason": "infinite: the coordinator sees each update until secure aggregation carries the noise",
+        "blocks_max": max((block["epsilon"] for block in blocks), default=None),
+        "blocks": shown,
+    }
+
+
+def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
+    traffic = facts[f"rounds_{sim.scenario.federation.releases}"]["traffic"]
+    devices = max(1, sum(t["counted"] for t in traffic))
+    return {
+        "per_device_round": sum(t["up"] + t["down"] for t in traffic) // devices,
+        "rounds": [{"round": t["round"], "up": t["up"], "down": t["down"]} for t in traffic],
+    }
+
+
+def _seconds(facts: dict[str, Facts]) -> Facts:
+    seconds = {phase: found["seconds"] for phase, found in facts.items()}
+    return {"total": sum(seconds.values()), **seconds}
+
+
+def peak_rss_mb() -> float:
+    """Peak resident memory of this process or of the largest one that it started, in MB."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) / 1024
