@@ -53,7 +53,7 @@ class Blocks:
         self._core.reading()
         with self._core.database.session() as session:
             query = select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live").order_by(BlockRow.created)
-            rows = session.execute(query).tuples().all()
+            rows = session.execute(query).all()
         return [self._info(item, sealed) for item, sealed in rows if item in self._core.table.keys]
 
     def get(self, id_or_topic: str) -> BlockInfo:

@@ -16,8 +16,8 @@ Guarantees
     |---|---|
     | empty payload | a valid container |
     | file shorter than it says | TruncatedContainer |
-    | file longer than it says, a flipped bit, another item's body | ContainerCorrupt |
-    | another key | WrongKey |
+    | file longer than it says, a flipped bit in the chunks, chunks in another order | ContainerCorrupt |
+    | another key, another item's body, a swapped or changed header | WrongKey |
     | header or body that claims an absurd size | ContainerCorrupt, nothing allocated |
 
 >>> sealed = seal(bytes(32), {"id": "b1"}, b"rows", identity="block/b1")

@@ -84,6 +84,7 @@ class KeyfileKeys:
     def put(self, name: str, slot: bytes) -> bytes:
         """Store `slot` (32 bytes) under `name`, durably."""
         self._files.make_folder(self._folder)
+        self._files.sweep(self._folder)  # a slot that a crash left half-made never sealed anything
         self._files.replace(self._folder / name, slot)
         return slot
 

@@ -92,7 +92,7 @@ class Records:
         self._core.reading()
         with self._core.database.session() as session:
             query = select(RecordRow.id, RecordRow.sealed).order_by(text("rowid"))  # clocks move; row numbers only grow
-            rows = session.execute(query).tuples().all()
+            rows = session.execute(query).all()
         keys = self._core.table.keys
         found = (_decode(item, self._core.open_cell("record", item, sealed)) for item, sealed in rows if item in keys)
         return [record for record in found if isinstance(topic, Everything) or record.topic == topic]

@@ -195,7 +195,7 @@ class Runs:
 
     def _drop_failed_keys(self) -> None:
         with self._core.database.session() as session:
-            rows = session.execute(select(RunRow.id, RunRow.key_id, RunRow.state)).tuples().all()
+            rows = session.execute(select(RunRow.id, RunRow.key_id, RunRow.state)).all()
             lost = [r for r in rows if r[2] == "open" and r[1] not in self._core.table.keys]
             for run_id, _, _ in lost:  # its key went before its end was written
                 session.execute(update(RunRow).where(RunRow.id == run_id).values(state="failed"))

@@ -136,7 +136,7 @@ class DatabaseStore:
         items = []
         with self._core.database.session() as session:
             for kind, table in self._tables:
-                rows = session.execute(select(table.id, table.sealed)).tuples()
+                rows = session.execute(select(table.id, table.sealed))
                 items += [self._item(kind, item, sealed) for item, sealed in rows if item in ids]
         return sorted(items)
 

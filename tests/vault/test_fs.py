@@ -1,0 +1,56 @@
+"""The file layer: old bytes or new bytes, at every operation, and errors that say what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from fedmem.errors import NothingMatched, StorageError
+from fedmem.vault.fs import Files
+
+
+@pytest.mark.parametrize("at", range(5))
+@pytest.mark.parametrize("kind", ["cut", "full"])
+def test_replace_is_old_or_new(faults, tmp_path: Path, kind: str, at: int) -> None:
+    target = tmp_path / "file"
+    faults.replace(target, b"old")
+    faults.arm(kind, at)
+    try:
+        faults.replace(target, b"new")
+        acknowledged = True
+    except (StorageError, faults.PowerCut):
+        acknowledged = False
+    assert target.read_bytes() in ((b"new",) if acknowledged else (b"old", b"new"))
+    assert acknowledged or at < 4
+    faults.arm("cut", None)
+    faults.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["file"]
+
+
+def test_full_disk_leaves_no_temporary_and_says_what_to_do(faults, tmp_path: Path) -> None:
+    faults.arm("full", 0)
+    with pytest.raises(StorageError, match="free some space") as caught:
+        faults.replace(tmp_path / "file", b"new")
+    assert caught.value.exit_code == 11
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_destroy_overwrites_before_it_unlinks(faults, tmp_path: Path) -> None:
+    target = tmp_path / "slot"
+    target.write_bytes(b"s" * 32)
+    kept: list[bytes] = []
+    faults.watch = lambda operation, path: kept.append(path.read_bytes()) if operation == "unlink" else None
+    faults.destroy(target)
+    assert kept == [bytes(32)]
+    assert not target.exists()
+
+
+def test_missing_file_matches_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NothingMatched):
+        Files().read(tmp_path / "absent")
+
+
+def test_files_are_for_this_user_only(tmp_path: Path) -> None:
+    Files().replace(tmp_path / "file", b"x")
+    Files().make_folder(tmp_path / "folder")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,111 @@
+"""Keystores: one contract, three implementations, and no falling back."""
+
+from pathlib import Path
+
+import keyring.backend
+import keyring.backends.fail
+import keyring.errors
+import pytest
+
+from fedmem.errors import KeystoreError
+from fedmem.vault.fs import Files
+from fedmem.vault.keys import KeyfileKeys, KeyringKeys, Keystore, PassphraseKeys
+
+SALT = bytes(16)
+
+
+class MemoryKeyring(keyring.backend.KeyringBackend):
+    """An OS keystore for tests."""
+
+    priority = 1
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str], str] = {}
+
+    def get_password(self, service: str, username: str) -> str | None:
+        return self.held.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self.held[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        if self.held.pop((service, username), None) is None:
+            raise keyring.errors.PasswordDeleteError
+
+
+@pytest.fixture(params=["keyfile", "passphrase", "keyring"])
+def keys(request: pytest.FixtureRequest, tmp_path: Path) -> Keystore:
+    slots = KeyfileKeys(Files(), tmp_path / "slots")
+    if request.param == "keyring":
+        return KeyringKeys("fedmem:test", MemoryKeyring())
+    return slots if request.param == "keyfile" else PassphraseKeys.start(slots, "correct horse", SALT)
+
+
+class TestContract:
+    def test_created_is_loaded(self, keys: Keystore) -> None:
+        secret = keys.create("epoch-1")
+        assert len(secret) == 32
+        assert keys.load("epoch-1") == secret
+        assert keys.exists("epoch-1")
+
+    def test_names_have_their_own_secrets(self, keys: Keystore) -> None:
+        assert keys.create("epoch-1") != keys.create("epoch-2")
+
+    def test_destroyed_is_gone_and_comes_back_as_another(self, keys: Keystore) -> None:
+        secret = keys.create("epoch-1")
+        keys.destroy("epoch-1")
+        assert not keys.exists("epoch-1")
+        with pytest.raises(KeystoreError, match="not in its keystore"):
+            keys.load("epoch-1")
+        assert keys.create("epoch-1") != secret
+
+    def test_destroying_nothing_is_fine(self, keys: Keystore) -> None:
+        keys.destroy("epoch-9")
+
+
+def test_zeroed_or_short_slot_is_missing(tmp_path: Path) -> None:
+    keys = KeyfileKeys(Files(), tmp_path)
+    for content in (bytes(32), b"x" * 31, b"x" * 33, b""):
+        (tmp_path / "epoch-1").write_bytes(content)
+        with pytest.raises(KeystoreError):
+            keys.load("epoch-1")
+
+
+def test_wrong_passphrase_is_told_at_once(tmp_path: Path) -> None:
+    slots = KeyfileKeys(Files(), tmp_path)
+    PassphraseKeys.start(slots, "correct horse", SALT)
+    with pytest.raises(KeystoreError, match="Type it again") as caught:
+        PassphraseKeys.resume(slots, "wrong horse", SALT)
+    assert caught.value.exit_code == 8
+    assert PassphraseKeys.resume(slots, "correct horse", SALT)
+
+
+def test_passphrase_without_its_slot_opens_nothing(tmp_path: Path) -> None:
+    slots = KeyfileKeys(Files(), tmp_path)
+    keys = PassphraseKeys.start(slots, "correct horse", SALT)
+    secret = keys.create("epoch-1")
+    (tmp_path / "epoch-1").write_bytes(b"y" * 32)
+    assert PassphraseKeys.resume(slots, "correct horse", SALT).load("epoch-1") != secret
+
+
+def test_slot_without_the_passphrase_is_not_the_secret(tmp_path: Path) -> None:
+    keys = PassphraseKeys.start(KeyfileKeys(Files(), tmp_path), "correct horse", SALT)
+    secret = keys.create("epoch-1")
+    assert secret not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_empty_passphrase_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeystoreError):
+        PassphraseKeys.start(KeyfileKeys(Files(), tmp_path), "", SALT)
+
+
+def test_no_os_keystore_is_an_error_and_never_a_file(tmp_path: Path) -> None:
+    with pytest.raises(KeystoreError, match="no OS keystore"):
+        KeyringKeys("fedmem:test", keyring.backends.fail.Keyring())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slots_are_for_this_user_only(tmp_path: Path) -> None:
+    KeyfileKeys(Files(), tmp_path / "slots").create("epoch-1")
+    assert (tmp_path / "slots" / "epoch-1").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "slots").stat().st_mode & 0o777 == 0o700
