@@ -1,0 +1,142 @@
+"""Placement: the floor always joins, everything only tightens, and real text lands where it should."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmem.errors import UsageError
+from fedmem.policy.policy import Policy
+from fedmem.routing.embedder import StaticEmbedder
+from fedmem.sim.sources import patients, persons, wikipedia
+
+EMPTY = 'schema = "fedmem.policy/1"\nname = "empty"\n'
+LAX = EMPTY.replace("empty", "lax") + "".join(
+    f'[topics.{topic}]\nepsilon = 90.0\ndelta = 1e-5\nplacement = "shared"\n'
+    for topic in ("health", "finance", "notes")
+)
+FLOOR_PRIVATE = [
+    "My doctor says that I have diabetes and must take insulin.",
+    "My salary was paid into my bank account, IBAN GB33 BUKB 2020 1555 5555 55.",
+    "The password for the photo account is tulip-soup-42.",
+    "密码是秘密",
+    "",
+]
+PUBLIC = [
+    "The Loire is the longest river in France and flows into the Atlantic Ocean.",
+    "In mathematics, a prime number has exactly two positive divisors.",
+]
+
+
+class Other:
+    """A release's embedder that is not the static one: everything looks alike to it."""
+
+    name, dim, digest = "other", 4, "00" * 32
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return np.tile(np.array([1, 0, 0, 0], dtype=np.float32), (len(texts), 1))
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy.load("default")
+
+
+def policy_file(folder: Path, text: str) -> Path:
+    (folder / "policy.toml").write_text(text)
+    return folder / "policy.toml"
+
+
+@pytest.mark.parametrize("text", [EMPTY, LAX])
+def test_a_policy_cannot_remove_what_the_floor_gives(tmp_path: Path, text: str) -> None:
+    signed = Policy.load(policy_file(tmp_path, text))
+    assert [d.placement for d in signed.place_many(FLOOR_PRIVATE)] == ["private"] * len(FLOOR_PRIVATE)
+    assert [d.placement for d in signed.place_many(PUBLIC)] == ["shared"] * len(PUBLIC)
+
+
+def test_a_vector_cannot_remove_what_the_floor_gives(tmp_path: Path) -> None:
+    text = "The monthly payment on the mortgage loan is due at the bank."
+    harmless = StaticEmbedder().embed(PUBLIC[:1])
+    assert Policy.load("floor").place(text, harmless[0]).rule == "floor.finance.seeds"
+    foreign = Policy.load(policy_file(tmp_path, EMPTY), Other())
+    assert foreign.place(text, Other().embed([text])[0]).rule == "floor.finance.seeds"
+
+
+def test_a_policy_can_add_privacy(tmp_path: Path) -> None:
+    more = EMPTY + '[topics.rivers]\nepsilon = 1.0\ndelta = 1e-6\n[[topics.rivers.rules]]\nkind = "keywords"\n'
+    decision = Policy.load(policy_file(tmp_path, more + 'words = ["river"]\n')).place(PUBLIC[0])
+    assert (decision.placement, decision.topic, decision.rule) == ("private", "rivers", "empty.rivers.keywords")
+
+
+def test_the_smallest_budget_wins(tmp_path: Path) -> None:
+    assert Policy.load(policy_file(tmp_path, LAX)).topics["health"].epsilon == 8.0
+    strict = EMPTY + '[topics.health]\nepsilon = 1.5\ndelta = 1e-7\ngranularity = "cluster"\n'
+    topic = Policy.load(policy_file(tmp_path, strict)).topics["health"]
+    assert (topic.epsilon, topic.delta, topic.granularity) == (1.5, 1e-7, "cluster")
+
+
+def test_a_declared_topic_only_tightens(policy: Policy) -> None:
+    assert policy.place(PUBLIC[0], declared="health").topic == "health"
+    assert policy.place(FLOOR_PRIVATE[0], declared=None).placement == "private"
+    assert policy.place(FLOOR_PRIVATE[0], declared="notes").topic == "notes"
+    for unknown in ("shared", "public", "helth", ""):
+        with pytest.raises(UsageError):
+            policy.place(PUBLIC[0], declared=unknown)
+
+
+def test_a_private_sentence_in_a_long_public_text_is_found(policy: Policy) -> None:
+    long = (PUBLIC[0] + " ") * 60
+    assert policy.place(long).placement == "shared"
+    assert policy.place(long + "The patient is presenting with chest pain and hypertension.").placement == "private"
+
+
+def test_a_batch_equals_its_items_with_and_without_vectors(policy: Policy) -> None:
+    texts = [*FLOOR_PRIVATE, *PUBLIC, PUBLIC[0] * 30]
+    alone = [policy.place(text) for text in texts]
+    assert policy.place_many(texts) == alone
+    assert policy.place_many(texts, StaticEmbedder().embed(texts)) == alone
+    assert policy.place_many([]) == []
+
+
+def test_the_vectors_of_another_embedder_serve_its_own_policy(tmp_path: Path) -> None:
+    seeds = '[topics.all]\nepsilon = 1.0\ndelta = 1e-6\n[[topics.all.rules]]\nkind = "seeds"\nthreshold = 0.5\n'
+    foreign = Policy.load(policy_file(tmp_path, EMPTY + seeds + 'phrases = ["x"]\n'), Other())
+    far, near = np.array([[0, 1, 0, 0], [1, 0, 0, 0]], dtype=np.float32)
+    assert [foreign.place(PUBLIC[0], v).topic for v in (far, near, None)] == [None, "all", "all"]
+    assert foreign.place_many([PUBLIC[0] * 40], Other().embed([""]))[0].topic == "all"
+
+
+def test_vectors_must_fit(policy: Policy) -> None:
+    for vectors in (np.zeros((1, 128), np.float32), np.zeros((2, 5), np.float32)):
+        with pytest.raises(UsageError):
+            policy.place_many(PUBLIC, vectors)
+
+
+def test_a_decision_quotes_nothing(policy: Policy) -> None:
+    for text in [*FLOOR_PRIVATE, "Call Zebulon on (212) 555-0199.", "zebulon@example.org"]:
+        rule = policy.place(text).rule
+        assert rule.split(".")[0] in ("floor", "default", "declared")
+        assert not {"zebulon", "tulip", "gb33", "diabetes"} & set(rule.replace(".", " ").lower().split())
+
+
+def test_the_digest_names_the_files(policy: Policy, tmp_path: Path) -> None:
+    assert policy.digest == Policy.load("default").digest != Policy.load(policy_file(tmp_path, EMPTY)).digest
+
+
+@pytest.mark.parametrize("topic", ["health", "finance", "notes"])
+def test_generated_private_text_is_private_under_its_topic(policy: Policy, topic: str) -> None:
+    texts = (
+        [record.text for record in patients.generate(60, seed=3)]
+        if topic == "health"
+        else [record.text for seed in (1, 2) for record in persons.generate(topic, 300, seed=seed)]
+    )
+    decisions = policy.place_many(texts)
+    assert sum(d.placement == "private" for d in decisions) >= 0.97 * len(texts)
+    assert sum(d.topic == topic for d in decisions) >= 0.90 * len(texts)
+
+
+def test_most_public_text_stays_shared(policy: Policy) -> None:
+    texts = [document.text for document in wikipedia.load()[::20]]
+    shared = sum(decision.placement == "shared" for decision in policy.place_many(texts))
+    assert shared >= 0.85 * len(texts)
