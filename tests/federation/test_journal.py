@@ -69,6 +69,7 @@ def test_a_coordinator_killed_at_any_write_ends_with_the_same_bytes(
     _, got, journal = made.run(until=2)
     assert {n: p.tobytes() for n, p in got.params.items()} == {n: p.tobytes() for n, p in want.params.items()}
     assert state(journal) == state(whole)
+    assert state(Journal(made.root)) == state(whole)
 
 
 def test_there_are_as_many_writes_as_are_cut(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,280 @@
+"""I1, from its definition: neighbouring devices, equal transcripts; and every leak we could think of is seen."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmem.federation import apps, fixedpoint, records, wire
+from fedmem.federation.device import Device
+from fedmem.federation.flower import (
+    ArrayRecord,
+    ClientApp,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from fedmem.federation.port import InprocPort
+from fedmem.vault.vault import NewRecord, Vault
+
+Make = Callable[..., Any]
+
+
+def transcript(made: Any, app: ClientApp | None = None) -> list[Any]:
+    grid = made.grid(app)
+    made.run(until=2, grid=grid)
+    return list(grid.transcript.entries)
+
+
+class PrivateLife:
+    """What goes on beside the federation on a device: learning, search, failure; it stirs every global generator."""
+
+    def __init__(self, notes: Sequence[str]) -> None:
+        self.notes = list(notes)
+
+    def __call__(self, index: int) -> None:
+        for note in self.notes:
+            np.random.seed(len(note))  # noqa: NPY002
+            np.random.rand(len(note))  # noqa: NPY002
+            random.seed(note)
+        if self.notes:
+            self.notes.pop()
+
+
+@pytest.mark.parametrize("notes", [["a diagnosis"], ["a diagnosis", "a debt", "a diary entry"] * 20])
+def test_the_bytes_on_the_wire_do_not_depend_on_private_records(toy: Make, notes: list[str]) -> None:
+    want = transcript(toy(before=PrivateLife([])))
+    assert transcript(toy(before=PrivateLife(notes))) == want
+    assert len(want) == 2 * 2 * 4
+
+
+def test_the_transcript_does_depend_on_shareable_records(toy: Make) -> None:
+    other = toy(texts=[["one"], ["two", "three!"], [], ["four"]])
+    assert transcript(other) != transcript(toy())
+
+
+def test_the_same_seed_gives_the_same_transcript(toy: Make) -> None:
+    noisy = {"noise_multiplier": 1.0, "sampling_rate": 0.7}
+    assert transcript(toy(**noisy)) == transcript(toy(**noisy))
+
+
+def test_every_reply_has_the_size_of_the_schema(toy: Make) -> None:
+    entries = [entry for entry in transcript(toy()) if entry.direction == "up"]
+    assert len({entry.nbytes for entry in entries}) == 1
+    assert {entry.message for entry in entries} == {wire.TRAIN_ANCHOR}
+
+
+def test_a_reply_holds_the_update_and_nothing_else(toy: Make) -> None:
+    made = toy()
+    content = records.to_request(made.coordinator().open([1000]).request)
+    for reply in made.grid().send_and_receive(
+        [Message(content, 1000 + index, wire.TRAIN_ANCHOR) for index in range(4)]
+    ):
+        assert {name: sorted(record) for name, record in reply.content.items()} == {"update": ["b", "w"]}
+
+
+def explode(texts: Sequence[str]) -> Callable[..., wire.Params]:
+    def train(params: wire.Params, config: Any) -> wire.Params:
+        raise RuntimeError(f"could not learn {texts}")
+
+    return train
+
+
+def diverge(texts: Sequence[str]) -> Callable[..., wire.Params]:
+    return lambda params, config: {name: value * np.float32(np.nan) for name, value in params.items()}
+
+
+def forget(texts: Sequence[str]) -> Callable[..., wire.Params]:
+    return lambda params, config: {}
+
+
+def rest(texts: Sequence[str]) -> Callable[..., wire.Params]:
+    return lambda params, config: params
+
+
+@pytest.mark.parametrize("train", [explode, diverge, forget])
+def test_a_device_that_fails_sends_what_an_idle_one_sends(toy: Make, train: Any) -> None:
+    assert transcript(toy(train=train)) == transcript(toy(train=rest))
+
+
+def test_a_device_that_cannot_be_built_sends_what_an_idle_one_sends(toy: Make) -> None:
+    def broken(index: int) -> None:
+        raise RuntimeError("the vault of a patient is locked")
+
+    assert transcript(toy(before=broken)) == transcript(toy(train=rest))
+
+
+def test_a_huge_update_is_clipped_on_the_device(toy: Make) -> None:
+    def huge(texts: Sequence[str]) -> Callable[..., wire.Params]:
+        return lambda params, config: {name: value + np.float32(1e30) for name, value in params.items()}
+
+    made = toy(train=huge)
+    _, coordinator, _ = made.run(until=1)
+    moved = [coordinator.params[n].astype(np.float64) - p for n, p in toy().coordinator().params.items()]
+    assert np.sqrt(sum(np.square(part).sum() for part in moved)) == pytest.approx(1.0, rel=1e-3)
+
+
+def leaky(made: Any, leak: Callable[[RecordDict, Context], Any]) -> ClientApp:
+    """The real app with a leak planted between it and Flower."""
+    app = ClientApp()
+
+    def train(message: Message, context: Context) -> Message:
+        content = apps.answer(made.device, message.content, context)
+        planted = leak(content, context)
+        return Message(planted if isinstance(planted, Error) else content, reply_to=message)
+
+    app.train("anchor")(train)
+    return app
+
+
+def metric(note: str) -> Callable[[RecordDict, Context], Any]:
+    return lambda content, context: content.__setitem__("metrics", MetricRecord({"num-examples": len(note)}))
+
+
+def low_bit(note: str) -> Callable[[RecordDict, Context], Any]:
+    def plant(content: RecordDict, context: Context) -> None:
+        fields = records.from_reply(content)
+        arrays = {name: array.copy() for name, array in fields.arrays.items()}
+        arrays["b"][0] += len(note) % 2
+        content["update"] = records.to_reply(wire.Fields(arrays))["update"]
+
+    return plant
+
+
+def key(note: str) -> Callable[[RecordDict, Context], Any]:
+    return lambda content, context: content.__setitem__(note, ConfigRecord({}))
+
+
+def order(note: str) -> Callable[[RecordDict, Context], Any]:
+    def plant(content: RecordDict, context: Context) -> None:
+        names = sorted(content["update"], reverse=len(note) % 2 == 1)
+        content["update"] = ArrayRecord({name: content["update"][name] for name in names})
+
+    return plant
+
+
+def state(note: str) -> Callable[[RecordDict, Context], Any]:
+    return lambda content, context: context.state.__setitem__("seen", ConfigRecord({"note": note}))
+
+
+def error(note: str) -> Callable[[RecordDict, Context], Any]:
+    return lambda content, context: Error(1, f"could not learn {note}")
+
+
+LEAKS = [metric, low_bit, key, order, state, error]
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_a_leak_planted_in_the_wire_is_seen(toy: Make, leak: Callable[[str], Any]) -> None:
+    one, two = toy(), toy()
+    first = transcript(one, leaky(one, leak("a debt")))
+    assert first != transcript(two, leaky(two, leak("a diagnosis")))
+    # The negative control: the same bench without a leak sees nothing.
+    clean = toy()
+    assert transcript(clean, leaky(clean, lambda content, context: None)) == transcript(toy())
+
+
+@pytest.mark.parametrize("leak", [metric, key, error])
+def test_a_reply_with_a_leak_is_not_counted(toy: Make, leak: Callable[[str], Any]) -> None:
+    made = toy()
+    traffic, coordinator, _ = made.run(until=1, grid=made.grid(leaky(made, leak("a debt"))))
+    assert traffic[0].counted == 0
+    start = toy().coordinator().params
+    assert all((coordinator.params[name] == start[name]).all() for name in start)
+
+
+def test_evaluate_and_unknown_requests_are_refused(toy: Make) -> None:
+    made = toy()
+    grid = made.grid()
+    content = records.to_request(made.coordinator().open([1000]).request)
+    replies = grid.send_and_receive([Message(content, 1000, kind) for kind in ("evaluate", "train", "query.erasure")])
+    assert all(reply.has_error() for reply in replies)
+    made.texts[0].append("another text")
+    again = made.grid()
+    again.send_and_receive([Message(content, 1000, kind) for kind in ("evaluate", "train", "query.erasure")])
+    assert again.transcript.entries == grid.transcript.entries
+
+
+def test_a_request_of_another_plan_or_another_shape_gets_zeros(toy: Make) -> None:
+    made, other = toy(), toy(noise_multiplier=3.0)
+    for content in (
+        records.to_request(other.coordinator().open([1000]).request),
+        RecordDict({"params": ArrayRecord(), "config": ConfigRecord({"round": 1})}),
+        RecordDict({"surprise": ConfigRecord({})}),
+    ):
+        context = Context(1, 1000, {"partition-id": 1}, RecordDict(), {})
+        fields = records.from_reply(apps.answer(made.device, content, context))
+        assert wire.shapes_of(fields.arrays) == wire.shapes_of(fixedpoint.zeros({"b": (3,), "w": (4, 3)}))
+        assert not any(array.any() for array in fields.arrays.values())
+
+
+def test_what_is_sent_is_in_the_egress_list(toy: Make) -> None:
+    made = toy()
+    grid = made.grid()
+    made.run(until=2, grid=grid)
+    entries = [entry for port in made.ports for entry in port.egress]
+    assert [entry.number for entry in entries] == [1] * 4 + [2] * 4
+    assert {entry.nbytes for entry in entries} == {15 * 4}
+
+
+SECRET = "the patient's name is in no reach of this process"
+
+
+class View(Sequence[str]):
+    """Texts that are read out of the vault when they are asked for: a way back into it."""
+
+    def __init__(self, vault: Any) -> None:
+        self.vault = vault
+
+    def __len__(self) -> int:
+        return len(self.vault.records(None))
+
+    def __getitem__(self, index: Any) -> Any:
+        return [record.text for record in self.vault.records(None)][index]
+
+
+@pytest.fixture
+def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
+    with Vault.create(tmp_path / "vault", subject="ada", keystore="keyfile", simulated=True) as made:
+        vector = np.zeros(4, np.float32)
+        made.add_records([
+            NewRecord("a public text", None, (0,), vector, "r"), NewRecord(SECRET, "health", (0,), vector, "r"),
+        ])  # fmt: skip
+        yield made
+
+
+def app_on(port: InprocPort, toy: Make) -> ClientApp:
+    made = toy()
+    device = Device(0, port, made.plan, wire.shapes_of(made.coordinator().params), made.train(port.shareable()))
+    return apps.make_client_app(lambda context: device)
+
+
+def reaches(things: list[object], vault: Any) -> bool:
+    return any(thing is vault or (isinstance(thing, str) and thing == SECRET) for thing in things)
+
+
+def test_nothing_in_the_flower_process_reaches_the_vault(vault: Any, toy: Make, reachable: Any) -> None:
+    made = toy()
+    port = InprocPort(View(vault), made.plan, wire.shapes_of(made.coordinator().params))
+    assert list(port.shareable()) == ["a public text"]
+    grid = toy().grid(app_on(port, toy))
+    assert "a public text" in reachable(grid)
+    assert not reaches(reachable(grid), vault)
+
+
+def test_a_way_back_to_the_vault_would_be_found(vault: Any, toy: Make, reachable: Any) -> None:
+    class Lazy(InprocPort):
+        pass
+
+    made = toy()
+    lazy = Lazy([], made.plan, wire.shapes_of(made.coordinator().params))
+    for way in (vault, lambda: vault, [{"deep": (vault,)}], View(vault)):
+        lazy.way = way  # type: ignore[attr-defined]
+        assert reaches(reachable(app_on(lazy, toy)), vault)
