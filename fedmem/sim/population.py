@@ -83,8 +83,9 @@ def _private_texts(topic: str, count: int, seed: int) -> list[str]:
 
 def _generated(scenario: Scenario, seed: int) -> Population:
     public = scenario.public
+    documents = wikipedia.load()
     split = wikipedia.split(
-        wikipedia.load(),
+        documents[:: max(1, len(documents) // public.documents)] if public.documents else documents,
         devices=public.devices,
         seed=derive_seed(seed, "split") % 2**32,
         coordinator_share=public.coordinator_share,

@@ -19,12 +19,13 @@ from fedmem.errors import UsageError
 
 @dataclass(frozen=True)
 class Public:
-    """Public text and who holds it; shares are parts of all documents."""
+    """Public text and who holds it; shares are parts of the documents in use (`documents` 0: all there are)."""
 
     devices: int
     coordinator_share: float
     heldout_share: float
     concentration: float
+    documents: int = 0
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class Release:
             manifest = json.loads((folder / MANIFEST).read_bytes())
         except FileNotFoundError:
             raise NothingMatched(f"{folder} holds no release; `fedmem sim run` makes one under its run folder.") from None
+        except ValueError:
+            manifest = {}
         if digest(manifest) != folder.name or _file_digests(folder) != manifest["files"]:
             raise VerificationFailed(f"A file of the release in {folder} was changed or is missing; fetch the release again.")
         return cls(folder, folder.name, manifest)

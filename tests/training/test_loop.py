@@ -1,0 +1,106 @@
+"""Pretraining and co-training: seeded, only what is fetched moves, frozen parts stay."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedmem.anchor.presets import new_anchor
+from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.memory.attach import attach
+from fedmem.memory.ffn import RowsSource
+from fedmem.memory.spec import MemorySpec
+from fedmem.training.local import Federated
+from fedmem.training.loop import BankState, Settings, Trained, cotrain, pretrain
+from fedmem.training.sequences import encode
+
+TEXTS = [f"the {('red', 'blue', 'green')[n % 3]} house number {n} stands in row {n * 7 % 11}" for n in range(60)]
+TOKENIZER = train_tokenizer(TEXTS, 320)
+SEQUENCES = encode(TOKENIZER, TEXTS, 32)
+PATHS = np.array([[n % 3, 3 * (n % 3) + n % 2] for n in range(60)])[SEQUENCES.document_N]
+SPEC = MemorySpec(layers=2, d_model=64, branching=3, widths=(4, 2))
+SETTINGS = Settings(steps=4, batch=4, lr=1e-3, memory_lr=1e-2)
+
+
+def trained(seed=1, what=None, paths=PATHS):
+    model, state = new_anchor("nano", 320, 0), BankState.new(SPEC, 2)
+    memory = attach(model)
+    cotrain(model, memory, state, SEQUENCES, paths, SETTINGS, seed, trained=what)
+    memory.detach()
+    return model, state
+
+
+def weights(model):
+    return torch.cat([p.data.flatten() for p in model.parameters()])
+
+
+def test_pretraining_lowers_the_loss_and_follows_its_seed():
+    losses, runs = [], []
+    for _ in range(2):
+        model = new_anchor("nano", 320, 0)
+        pretrain(model, SEQUENCES, Settings(steps=30, batch=8, lr=5e-3), 3, lambda _, loss: losses.append(loss))
+        runs.append(weights(model))
+    assert torch.equal(*runs)
+    assert losses[29] < losses[0] - 1
+
+
+def test_cotraining_follows_its_seed():
+    (first, bank), (again, bank_again), (other, _) = trained(1), trained(1), trained(2)
+    assert torch.equal(weights(first), weights(again))
+    assert all(torch.equal(a, b) for a, b in zip(bank.levels, bank_again.levels, strict=True))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_blocks_off_every_path_keep_every_bit():
+    paths = np.zeros_like(PATHS)
+    _, state = trained(paths=paths)
+    fresh = BankState.new(SPEC, 2)
+    for got, before in zip(state.levels, fresh.levels, strict=True):
+        assert not torch.equal(got[0], before[0])
+        assert torch.equal(got[1:], before[1:])
+
+
+def test_the_generic_block_is_trained_in_its_share_only():
+    _, state = trained(what=Trained(levels=frozenset({1, 2}), generic=False))
+    assert torch.equal(state.generic, BankState.new(SPEC, 2).generic)
+    _, state = trained()
+    assert not torch.equal(state.generic, BankState.new(SPEC, 2).generic)
+
+
+def test_a_frozen_anchor_keeps_every_bit_and_levels_too():
+    model, state = trained(what=Trained(anchor=False, levels=frozenset({1}), generic=False))
+    assert torch.equal(weights(model), weights(new_anchor("nano", 320, 0)))
+    assert torch.equal(state.levels[1], BankState.new(SPEC, 2).levels[1])
+    assert not torch.equal(state.levels[0], BankState.new(SPEC, 2).levels[0])
+
+
+def test_local_steps_leave_no_state_behind():
+    part = Federated(new_anchor("nano", 320, 0), BankState.new(SPEC, 2), ["anchor", "level-1"])
+    start = part.params()
+    first = part.train(start, SEQUENCES, PATHS, SETTINGS, 5)
+    part.train(start, SEQUENCES, PATHS, SETTINGS, 6)
+    again = part.train(start, SEQUENCES, PATHS, SETTINGS, 5)
+    assert set(start) == {name for name in start if name.startswith("anchor.")} | {"level-1"}
+    assert all(np.array_equal(first[name], again[name]) for name in start)
+
+
+def test_the_control_is_the_anchor_alone():
+    part = Federated(new_anchor("nano", 320, 0), None, ["anchor"])
+    start = part.params()
+    trained_params = part.train(start, SEQUENCES, PATHS, SETTINGS, 5)
+    assert all(name.startswith("anchor.") for name in start)
+    assert any(not np.array_equal(start[name], trained_params[name]) for name in start)
+
+
+def test_a_loss_does_not_depend_on_batches():
+    model, state = trained()
+    memory = attach(model)
+    losses = [
+        mean(
+            sequence_losses(
+                model, SEQUENCES.tokens_NT, memory, lambda n: [RowsSource(state.fetch_many(PATHS[n]))], batch=size
+            )
+        )
+        for size in (1, 7, 64)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)

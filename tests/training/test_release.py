@@ -1,0 +1,57 @@
+"""Releases: what was written is what is loaded, and a changed file is found."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedmem.anchor.presets import new_anchor
+from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.errors import NothingMatched, VerificationFailed
+from fedmem.memory.spec import MemorySpec
+from fedmem.routing.tree import Tree
+from fedmem.training.loop import BankState
+from fedmem.training.release import Release
+
+SPEC = MemorySpec(layers=2, d_model=64, branching=2, widths=(4,))
+
+
+@pytest.fixture
+def written(tmp_path):
+    model, tokenizer = new_anchor("nano", 300, 1), train_tokenizer(["a text"], 300)
+    tree = Tree(2, 1, (np.eye(2, 8, dtype=np.float32),))
+    release = Release.write(tmp_path, model, tokenizer, tree, "e" * 64, SPEC, BankState.new(SPEC, 3))
+    return release, model
+
+
+def test_a_release_gives_back_its_parts(written):
+    release, model = written
+    loaded = Release.load(release.root)
+    tokens = torch.tensor([[1, 5, 7]])
+    with torch.no_grad():
+        assert torch.equal(loaded.anchor()(tokens).logits, model.eval()(tokens).logits)
+    assert loaded.spec == SPEC
+    assert loaded.root.name == loaded.digest
+    assert loaded.tokenizer.encode("a text").ids == release.tokenizer.encode("a text").ids
+    assert loaded.bank.fetch((1,)).shape == (2, 3, 4, 64)
+
+
+def test_the_digest_follows_the_content(written, tmp_path):
+    release, model = written
+    again = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, SPEC, BankState.new(SPEC, 3))
+    other = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, SPEC, BankState.new(SPEC, 4))
+    assert again.digest == release.digest != other.digest
+
+
+@pytest.mark.parametrize("name", ["anchor/model.safetensors", "bank/level-1.safetensors", "release.json"])
+def test_a_changed_file_is_found(written, name):
+    path = written[0].root / name
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(VerificationFailed, match="changed or is missing"):
+        Release.load(written[0].root)
+
+
+def test_no_release_says_how_to_make_one(tmp_path):
+    with pytest.raises(NothingMatched, match="sim run"):
+        Release.load(tmp_path)

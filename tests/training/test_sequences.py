@@ -1,0 +1,53 @@
+"""Documents as sequences: nothing dropped, nothing leaks between documents, padding has no loss."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fedmem.anchor.tokenizer import EOS, PAD, train_tokenizer
+from fedmem.training.sequences import batches, encode, mean_loss, token_losses, trim
+
+TEXTS = ["one short text", "two " * 40, "", "three " * 11]
+TOKENIZER = train_tokenizer(TEXTS, 300)
+
+
+def test_pieces_join_to_the_document():
+    sequences = encode(TOKENIZER, TEXTS, length=16)
+    for number, text in enumerate(TEXTS):
+        pieces = [row[row != PAD].tolist() for row in sequences.tokens_NT[sequences.document_N == number]]
+        joined = pieces[0] + list(itertools.chain(*(piece[1:] for piece in pieces[1:])))
+        assert joined == [EOS, *TOKENIZER.encode(text).ids, EOS]
+
+
+def test_every_token_but_the_first_is_predicted_once():
+    sequences = encode(TOKENIZER, TEXTS, length=16)
+    assert sequences.tokens() == sum(len(TOKENIZER.encode(text).ids) + 1 for text in TEXTS)
+
+
+def test_padding_has_no_loss_and_no_influence():
+    tokens = torch.tensor([[EOS, 5, 6, EOS, PAD, PAD]])
+    logits = torch.randn(1, 6, 300, generator=torch.Generator().manual_seed(0))
+    loss_BT, mask_BT = token_losses(logits, tokens)
+    assert mask_BT.tolist() == [[True, True, True, False, False]]
+    assert not loss_BT[0, 3:].any()
+    assert torch.equal(mean_loss(logits, tokens), mean_loss(logits[:, :4], tokens[:, :4]))
+
+
+def test_batches_follow_their_seed_and_visit_everything():
+    first, again, other = (list(itertools.islice(batches(10, 4, seed), 5)) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert np.bincount(np.concatenate(first)).tolist() == [2] * 10
+
+
+def test_no_sequences_is_an_error_and_not_an_endless_loop():
+    with pytest.raises(ValueError, match="no sequence"):
+        next(batches(0, 4, 1))
+
+
+def test_trim_keeps_every_token():
+    tokens = torch.zeros(2, 64, dtype=torch.int64)
+    tokens[0, :20] = 7
+    assert trim(tokens).shape == (2, 32)
