@@ -39,8 +39,8 @@ class RoundSettings:
     steps: int = 1
     batch: int = 1
     learning_rate: float = 0.0
-    memory_learning_rate: float = 0.0
     server_learning_rate: float = 1.0
+    memory_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
