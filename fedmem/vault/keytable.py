@@ -67,11 +67,19 @@ class KeyTable:
         self.epoch = self.generation = self.serial = 0
 
     @classmethod
-    def create(cls, files: Files, path: Path, keystore: Keystore, vault_id: str, facts: dict[str, Any]) -> "KeyTable":
-        """A new table of epoch 1, without rows, on disk."""
+    def create(
+        cls,
+        files: Files,
+        path: Path,
+        keystore: Keystore,
+        vault_id: str,
+        facts: dict[str, Any],
+        keys: Mapping[str, bytes] | None = None,
+    ) -> "KeyTable":
+        """A new table of epoch 1 on disk."""
         table = cls(files, path, keystore, vault_id)
         table.facts = facts
-        table._write({}, keystore.create(epoch_name(1)), (1, 0, 1))
+        table._write(dict(keys or {}), keystore.create(epoch_name(1)), (1, 0, 1))
         return table
 
     @classmethod

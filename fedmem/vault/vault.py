@@ -20,7 +20,6 @@ Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, 
 """
 
 import hmac
-import os
 import resource
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from fedmem.canonical import digest
 from fedmem.errors import Refused, VerificationFailed
 from fedmem.vault import facts as public
 from fedmem.vault.blocks import BlockInfo, Blocks
+from fedmem.vault.container import new_key
 from fedmem.vault.core import Core, StaleReader
 from fedmem.vault.database import BlockRow, Database, ErasureRow, RecordRow, RunRow
 from fedmem.vault.fs import Files
@@ -106,8 +106,8 @@ class Vault:
         try:
             keys = public.start_keystore(known, files, paths.slots_dir() / known.id, ask)
             sealed = {"subject": subject, "facts": digest(known.encode()), "ledger": new_id()}
-            table = KeyTable.create(files, root / "table.fmk", keys, known.id, sealed)
-            table.rewrite(add={sealed["ledger"]: os.urandom(32)})
+            rows = {sealed["ledger"]: new_key()}
+            table = KeyTable.create(files, root / "table.fmk", keys, known.id, sealed, rows)
             (root / "vault.db").touch(mode=0o600)
             database = Database(root / "vault.db", write=True)
             database.create_tables()

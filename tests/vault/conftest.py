@@ -58,15 +58,16 @@ class Faults(Files):
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """FEDMEM_HOME, empty and private to the test."""
     monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # cuts are simulated; test_fs looks at the real calls
     return tmp_path / "home"
 
 
-@pytest.fixture()
+@pytest.fixture
 def faults() -> Faults:
     return Faults()
 
 
-@pytest.fixture()
+@pytest.fixture
 def vaults(tmp_path: Path, faults: Faults) -> Iterator["Vaults"]:
     made = Vaults(tmp_path, faults)
     yield made

@@ -1,5 +1,7 @@
 """The file layer: old bytes or new bytes, at every operation, and errors that say what to do."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,21 @@ def test_files_are_for_this_user_only(tmp_path: Path) -> None:
     Files().make_folder(tmp_path / "folder")
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+
+
+def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def sync(handle: int) -> None:
+        order.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else f"file of {os.fstat(handle).st_size}")
+
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("rename"), replace(old, new)))
+    Files().replace(tmp_path / "file", b"four")
+    assert order == ["file of 4", "rename", "folder"]
+    order.clear()
+    Files().destroy(tmp_path / "file")
+    assert order == ["file of 4", "folder"]

@@ -13,12 +13,12 @@ from fedmem.vault.keytable import KeyTable, decode, encode, epoch_name
 STAYS, GOES = "ab" * 16, "cd" * 16
 
 
-@pytest.fixture()
+@pytest.fixture
 def slots(tmp_path: Path, faults) -> KeyfileKeys:
     return KeyfileKeys(faults, tmp_path / "slots")
 
 
-@pytest.fixture()
+@pytest.fixture
 def table(tmp_path: Path, faults, slots: KeyfileKeys) -> KeyTable:
     made = KeyTable.create(faults, tmp_path / "table.fmk", slots, "v1", {"subject": "alice"})
     made.rewrite(add={STAYS: b"s" * 32, GOES: b"g" * 32})
