@@ -4,7 +4,7 @@ Recipe: model2vec.distill with 256 PCA dimensions, the first 128 columns, int8 w
 `--compare` also holds it against the shipped table: cosines between a few texts, which the signs of PCA columns do not
 move, may differ by 0.02 at most (exit code 12 otherwise).
 
-    pip install 'model2vec[distill]==0.10.0'
+    pip install 'model2vec[distill,quantization]==0.10.0'
     python benchmarks/make_static_table.py --out /tmp/table --compare
 """
 
