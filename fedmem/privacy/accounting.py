@@ -11,6 +11,7 @@ Edge cases, for both
 |---|---|
 | none, zero steps, or rate 0 | 0 |
 | noise multiplier 0 | inf |
+| RDP bound above 100 | the RDP bound, for both: PLD's grid would take gigabytes, and no privacy is left |
 | delta outside (0, 1), or NaN | UsageError |
 
 >>> spends = [SpendEvent(0.1, 1.0, 100)]
@@ -33,6 +34,7 @@ Merged = tuple[tuple[float, float, int], ...]
 ORDERS = np.array([*range(2, 64), 72, 80, 96, 112, 128, 192, 256, 384, 512, 1024], dtype=np.int64)
 FINE, COARSE = 1e-4, 1e-3
 """Widths of PLD's grid of privacy losses; rounding is towards a larger epsilon on either."""
+HOPELESS = 100.0
 
 
 def _merge(spends: Iterable[SpendEvent]) -> Merged:
@@ -59,8 +61,8 @@ def epsilon_pld(spends: Iterable[SpendEvent], delta: float, *, grid: float = FIN
     took part in every spend (Koskela et al. 2020; dissemination "connect the dots", Doroshenko et al. 2022).
     """
     merged = _merge(spends)
-    trivial = _trivial(merged, delta)
-    return _pld(merged, delta, grid) if trivial is None else trivial
+    bound = _rdp_epsilon(merged, delta)
+    return bound if bound == 0.0 or bound > HOPELESS else _pld(merged, delta, grid)
 
 
 @lru_cache(maxsize=1024)
@@ -80,7 +82,10 @@ def epsilon_rdp(spends: Iterable[SpendEvent], delta: float) -> float:
 
     Guarantees: (epsilon, delta)-DP by Canonne, Kamath and Steinke 2020, Proposition 12, minimised over orders.
     """
-    merged = _merge(spends)
+    return _rdp_epsilon(_merge(spends), delta)
+
+
+def _rdp_epsilon(merged: Merged, delta: float) -> float:
     trivial = _trivial(merged, delta)
     if trivial is not None:
         return trivial

@@ -20,9 +20,7 @@ from fedmem.training.release import Release
 from fedmem.vault.vault import NewRecord, Vault
 
 HEALTH = Topic("health", epsilon=8.0, delta=1e-5)
-PLAN = PrivacyPlan(
-    sampling_rate=0.5, steps=3, clip=0.1, noise_multiplier=1.5, divisor=4.0, delta=1e-5, record_cap=100
-)
+PLAN = PrivacyPlan(sampling_rate=0.5, steps=3, clip=0.1, noise_multiplier=1.5, divisor=4.0, delta=1e-5, record_cap=100)
 SETTINGS = LearnSettings(width=4, length=16)
 KEY = bytes(range(32))
 
