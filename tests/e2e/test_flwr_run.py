@@ -1,0 +1,120 @@
+"""`flwr run` on this repository with Flower's own simulation engine: two devices, one round, no network."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedmem.federation.journal import Journal
+from fedmem.federation.switches import SWITCHES
+from fedmem.sim import run
+from fedmem.sim.replay import Replay
+
+ROOT = Path(__file__).resolve().parents[2]
+MINI = Path(__file__).with_name("mini.toml")
+BIN = Path(sys.executable).parent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("flwr", path=BIN) is None, reason="flwr is not installed"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "fedmem"))
+    monkeypatch.delenv("FEDMEM_RUNS", raising=False)
+    own = {
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    return {**os.environ, **SWITCHES, **own, "OMP_NUM_THREADS": "1"}
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def superlink(environment: dict[str, str], tmp_path: Path) -> Iterator[None]:
+    """A SuperLink of our own, so that the test ends it; `flwr run` would leave one running."""
+    port = free_port()
+    home = Path(environment["FLWR_HOME"])
+    home.mkdir()
+    config = f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    (home / "config.toml").write_text(config)
+    command = [
+        str(BIN / "flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    with (tmp_path / "superlink.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            deadline = time.monotonic() + 60
+            while not answers(f"http://127.0.0.1:{port}/health"):
+                assert process.poll() is None, (tmp_path / "superlink.log").read_text()
+                assert time.monotonic() < deadline, "the SuperLink did not start"
+                time.sleep(0.2)
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.mark.usefixtures("superlink")
+def test_flwr_run_trains_the_newest_release_for_a_round(environment: dict[str, str], tmp_path: Path) -> None:
+    run.run(str(MINI), corpus=None, seed=None, fresh=False, name=None, progress=lambda *_: None)
+    out = tmp_path / "out"
+    command = [
+        str(BIN / "flwr"), "run", str(ROOT), "--stream", "--run-config", f"out='{out}'",
+        "--federation-config", "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=2",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    journal = Journal(out)
+    assert [(row.round, row.counted) for row in journal.traffic()] == [(1, 2)], done.stdout
+    assert [event["round"] for event in journal.ledger.entries()] == [1]
+    moved = load_file(out / "checkpoints" / "round-000001.safetensors")
+    start = Replay.of({"release": "", "devices": 2, "rounds": 1}).part.params()
+    assert moved.keys() == start.keys()
+    assert any((moved[name] != start[name]).any() for name in start)
+    assert all(np.isfinite(array).all() for array in moved.values())
+    # No network: telemetry would have written its source id, the update check its cache.
+    assert not (Path(environment["FLWR_HOME"]) / "source").exists()
+    assert not (Path(environment["FLWR_HOME"]) / ".cache").exists()
+
+
+def test_the_bundle_holds_the_two_apps_and_no_fedmem(environment: dict[str, str], tmp_path: Path) -> None:
+    copy = tmp_path / "fedmem-app"
+    for name in ("server", "client", "fedmem"):
+        shutil.copytree(ROOT / name, copy / name)
+    shutil.copy2(ROOT / "pyproject.toml", copy)
+    done = subprocess.run(
+        [str(BIN / "flwr"), "build"], cwd=copy, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    bundle = next(copy.glob("*.fab"))
+    names = set(zipfile.ZipFile(bundle).namelist())
+    apps = {f"{side}/{file}.py" for side in ("server", "client") for file in ("__init__", "app")}
+    assert names == {"pyproject.toml", ".info/CONTENT", *apps}

@@ -1,0 +1,79 @@
+"""I1 from its definition: whatever is private on the devices, and whatever is done with it, the same bytes leave.
+
+Runs differ in their private records only (none, one, many), with learning, search, a failing run, a spent budget and
+an erasure before and between rounds. Compared is the SHA-256 over everything handed to Flower.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmem import erasure
+from fedmem.errors import BudgetExceeded, Refused
+from fedmem.privacy.learn import learn_topic
+from fedmem.privacy.plan import PrivacyPlan
+from fedmem.sim import scenario
+from fedmem.sim.context import Simulation
+from fedmem.sim.folder import RunFolder
+from fedmem.sim.phases import central, federated, private
+from fedmem.sim.phases.private import first_release, open_vault
+
+MINI = Path(__file__).with_name("mini.toml")
+
+
+def start(folder, topics):
+    """A simulation of the mini scenario with other private topics, up to the end of its first release."""
+    chosen = dataclasses.replace(scenario.load(str(MINI)), private=topics)
+    sim = Simulation(RunFolder(folder), chosen, 7, None, lambda *_: None)
+    sim.folder.create()
+    phases = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
+    for name, work in {**phases, "rounds_1": federated.rounds_phase(1)}.items():
+        sim.folder.finish(name, work(sim))
+    return sim
+
+
+def everything_private(sim):
+    """Learn, search, fail, spend the budget, and erase."""
+    sim.folder.finish("private", private.private_phase(sim))
+    release, topic = first_release(sim), sim.population.learned[0][1]
+    with open_vault(sim, 0) as vault:
+        assert vault.search(np.ones(128, np.float32), 3)
+        with pytest.raises(Refused):
+            learn_topic(vault, release, sim.policy.topics[topic], PrivacyPlan(0.2, 2, 0.1, 1.0, 4.0, 1e-5, 3))
+        with pytest.raises(BudgetExceeded):
+            learn_topic(vault, release, sim.policy.topics[topic], private.privacy_plan(sim, sim.policy.topics[topic]))
+        planned = erasure.plan(vault, erasure.Scope.block(topic))
+        erasure.execute(vault, planned, planned.digest)
+
+
+def sent(sim):
+    """Finish the rounds; digest of all messages, and bytes and counts per round."""
+    facts = federated.rounds_phase(2)(sim)
+    return facts["wire"], facts["traffic"]
+
+
+def topic(name, records, devices=(0,)):
+    return scenario.Private(name, list(devices), records, 4)
+
+
+def test_what_leaves_does_not_depend_on_private_records(home, tmp_path):
+    none = start(tmp_path / "none", [])
+    wanted = sent(none)
+    for name, topics in {
+        "one": [topic("notes", 1)],
+        "many": [topic("finance", 30, (0, 1, 2)), topic("notes", 12)],
+    }.items():
+        sim = start(tmp_path / name, topics)
+        everything_private(sim)
+        assert sent(sim) == wanted
+
+
+def test_the_comparison_sees_other_shareable_records(home, tmp_path):
+    first, second = start(tmp_path / "first", []), start(tmp_path / "second", [])
+    # The negative control: one shareable record more on one device.
+    items = second.population.devices[0]
+    items.append(dataclasses.replace(items[0], text="The river Aare flows through Bern and joins the Rhine."))
+    vars(second).pop("placed", None)
+    assert sent(first)[0] != sent(second)[0]
