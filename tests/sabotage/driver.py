@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def child(tests: list[str], answer: Path, log: Path) -> int:
     os.dup2(out, 2)
     recorder = Recorder()
     options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors", f"--basetemp={SCRATCH / 'tmp'}"]
+    # hypothesis was loaded by the parent, before pytest could rewrite its assertions.
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
     code = pytest.main([*options, *tests], plugins=[recorder])
     answer.write_text(json.dumps({"code": int(code), "outcomes": recorder.outcomes, "foreign": foreign()}), "utf-8")
     sys.stdout.flush()
@@ -100,7 +103,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             code = 70
             try:
                 code = child(job["tests"], answer, log)
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(code)
         code = waited(pid, job["seconds"])
     result = json.loads(answer.read_text("utf-8")) if answer.exists() else {"outcomes": {}, "foreign": []}
