@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fedmem
-from fedmem.errors import FedmemError, Refused, RemoteError, UsageError
+from fedmem.errors import FedmemError, Refused, RemoteError
 from fedmem.federation import fixedpoint, records, wire
 from fedmem.federation.coordinator import Coordinator, Round
 from fedmem.federation.device import Device
@@ -174,11 +173,3 @@ def make_server_app(start: Callable[[Context], tuple[Coordinator, Journal, int, 
 
 def _say(done: int, until: int) -> None:
     _log.warning("Round %d of %d is closed.", done, until)
-
-
-def setting(config: dict[str, Any], name: str, kind: type) -> Any:
-    """One value of Flower's run config; UsageError when it has another type."""
-    value = config.get(name)
-    if type(value) is not kind:
-        raise UsageError(f"The run config needs {name} as {kind.__name__}: flwr run . --run-config '{name}=...'")
-    return value

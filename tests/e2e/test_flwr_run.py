@@ -30,6 +30,43 @@ pytestmark = [
 ]
 
 
+# Loaded by every Python process that the test starts: notes each attempt to reach another machine.
+WATCH = """
+import os, socket
+
+def note(what):
+    with open(os.environ["FEDMEM_TEST_CALLS"], "a") as file:
+        file.write(f"{what}\\n")
+
+def outside(host):
+    return host and not str(host).startswith(("127.", "0.0.0.0", "::1", "localhost", OWN, socket.gethostname()))
+
+def address():
+    # Where packets would leave from; a datagram socket that connects sends none. Ray asks in the same way.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            connect(probe, ("192.0.2.1", 9))
+            return probe.getsockname()[0]
+        except OSError:
+            return "127."
+
+class Socket(socket.socket):
+    def connect(self, to):
+        if self.family != socket.AF_UNIX and self.type == socket.SOCK_STREAM and outside(to[0]):
+            note(f"connect {to}")
+        return super().connect(to)
+
+def getaddrinfo(host, *args, **kwargs):
+    if outside(host):
+        note(f"look up {host}")
+    return look_up(host, *args, **kwargs)
+
+connect, look_up = socket.socket.connect, socket.getaddrinfo
+OWN = address()
+socket.socket, socket.getaddrinfo = Socket, getaddrinfo
+"""
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -40,10 +77,13 @@ def free_port() -> int:
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "fedmem"))
     monkeypatch.delenv("FEDMEM_RUNS", raising=False)
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
     own = {
         "FLWR_HOME": str(tmp_path / "flwr"),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{tmp_path / 'watch'}{os.pathsep}{ROOT}",
+        "FEDMEM_TEST_CALLS": str(tmp_path / "calls"),
     }
     return {**os.environ, **SWITCHES, **own, "OMP_NUM_THREADS": "1"}
 
@@ -100,9 +140,15 @@ def test_flwr_run_trains_the_newest_release_for_a_round(environment: dict[str, s
     assert moved.keys() == start.keys()
     assert any((moved[name] != start[name]).any() for name in start)
     assert all(np.isfinite(array).all() for array in moved.values())
-    # No network: telemetry would have written its source id, the update check its cache.
-    assert not (Path(environment["FLWR_HOME"]) / "source").exists()
-    assert not (Path(environment["FLWR_HOME"]) / ".cache").exists()
+    calls = Path(environment["FEDMEM_TEST_CALLS"])
+    assert not calls.exists(), calls.read_text()
+
+
+def test_a_call_to_another_machine_would_be_noticed(environment: dict[str, str]) -> None:
+    code = "import urllib.request; urllib.request.urlopen('http://telemetry.invalid/', timeout=1)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "look up telemetry.invalid" in Path(environment["FEDMEM_TEST_CALLS"]).read_text()
 
 
 def test_the_bundle_holds_the_two_apps_and_no_fedmem(environment: dict[str, str], tmp_path: Path) -> None:

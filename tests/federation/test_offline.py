@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +72,13 @@ def test_a_federation_without_devices_ends_with_a_sentence(toy: Callable[..., An
         apps.run_rounds(
             InProcessGrid({}), made.coordinator(), Journal(made.root), until=1, patience=Patience(connect=0, poll=0)
         )
+
+
+def test_a_bundle_that_carries_its_own_fedmem_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "flwr" / "apps" / "some.app.1.0.0.abc"
+    app = str(bundle / "client" / "app.py")
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    apps.require_own_installation(app)
+    monkeypatch.setattr(apps.fedmem, "__file__", str(bundle / "fedmem" / "__init__.py"))
+    with pytest.raises(Refused, match="carries its own"):
+        apps.require_own_installation(app)

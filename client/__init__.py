@@ -1,0 +1,1 @@
+"""The device as deployed: never installed, only bundled."""

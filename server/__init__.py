@@ -1,0 +1,1 @@
+"""The coordinator as deployed: never installed, only bundled."""
