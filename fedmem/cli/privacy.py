@@ -1,6 +1,5 @@
 """`fedmem privacy`: what was spent, computed from the ledger."""
 
-
 import click
 
 from fedmem.cli.options import Secret, opened, vault_options

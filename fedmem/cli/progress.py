@@ -3,8 +3,8 @@
 Invariants
 - Nothing goes to stdout; off a terminal a phase writes one line when it begins and no more.
 
->>> with reporter() as progress:
-...     progress("pretrain", 1, 10)  # doctest: +SKIP
+    with reporter() as progress:
+        progress("pretrain", 1, 10)
 """
 
 import sys

@@ -25,10 +25,15 @@ def sim() -> None:
 @click.option("--name", help="Name of the run; else the scenario's and a number.")
 @json_option
 def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name: str | None) -> None:
-    """Run SCENARIO, or go on with a run of it that was interrupted."""
+    """Run SCENARIO, or go on with a run of it that was interrupted.
+
+    On glibc the thresholds of malloc are raised for the process, so that training reuses its buffers.
+    """
+    from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
     from fedmem.sim.run import run as simulate
 
+    keep_buffers()
     with reporter() as progress:
         data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress)
     emit("sim.run", data, lambda out: describe(out, data))
@@ -61,9 +66,11 @@ def show(name: str | None) -> None:
 
 def describe(out: "Console", data: Mapping[str, Any]) -> None:
     """Print a run: what it was, its losses, ε with the reason, bytes and the erasure."""
-    pairs(out, [(key, data[key]) for key in ("name", "scenario", "seed", "state", "digest") if key in data])
+    pairs(
+        out, [(key, data[key]) for key in ("name", "scenario", "seed", "state", "phases_done", "digest") if key in data]
+    )
     for title in ("loss", "epsilon", "bytes", "placement", "erasure", "residue", "seconds"):
-        figures = flat(data.get(title, {}))
+        figures = flat(data.get(title) or {})
         if figures:
             out.print(f"\n{title}", style="bold")
             pairs(out, figures)
