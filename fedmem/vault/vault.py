@@ -29,7 +29,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import select
 
 from fedmem import paths
 from fedmem.canonical import digest
@@ -38,9 +37,10 @@ from fedmem.vault import facts as public
 from fedmem.vault.blocks import BlockInfo, Blocks
 from fedmem.vault.container import new_key
 from fedmem.vault.core import Core, StaleReader
-from fedmem.vault.database import BlockRow, Database, ErasureRow, RecordRow, RunRow
+from fedmem.vault.database import Database
 from fedmem.vault.fs import Files
 from fedmem.vault.ids import new_id
+from fedmem.vault.inventory import Inventory
 from fedmem.vault.keys import Ask
 from fedmem.vault.keytable import KeyTable
 from fedmem.vault.ledger import Event, Ledger
@@ -52,7 +52,6 @@ from fedmem.vault.stores import BUILT_IN, ContentStore, unclaimed
 __all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
 
 DEVICE_KEY = "device"
-UNFINISHED = ("pending", "in_progress", "partial")
 _OURS = {"lock", "table.fmk", "vault.db", "vault.db-wal", "vault.db-shm", "device.pub", "blocks", "receipts"}
 
 
@@ -72,7 +71,8 @@ class Vault:
         self._blocks = Blocks(core)
         self._runs = Runs(core, self.ledger, self._blocks)
         self.stores: list[ContentStore] = [make(core) for make in BUILT_IN]
-        core.recover = self._recover
+        self._inventory = Inventory(core, self._runs)
+        core.recover = self._inventory.recover
 
     @classmethod
     def create(
@@ -228,14 +228,13 @@ class Vault:
 
     def unfinished_erasures(self) -> list[str]:
         """Ids of erasures that have not ended; `fedmem.erasure.resume` finishes them."""
-        with self.core.database.session() as session:
-            query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
-            return list(session.execute(query).scalars())
+        return self._inventory.unfinished_erasures()
 
     def ids_of(self, topic: str | Everything | None) -> frozenset[str]:
         """Every id under which something of a topic (or of `ALL`) is stored: records, blocks, runs and their keys."""
         records = {record.id for record in self.records(topic)}
-        return frozenset(records | self._ids_of_blocks(topic) | self._ids_of_runs(topic))
+        blocks = {block.id for block in self.blocks() if isinstance(topic, Everything) or block.topic == topic}
+        return frozenset(records | blocks | self._inventory.ids_of_runs(topic))
 
     def close(self) -> None:
         """Close the vault; calling it twice is fine."""
@@ -262,50 +261,7 @@ class Vault:
                 "could be erased with certainty. Move foreign files out of its folder."
             )
         if self.core.write:
-            self._recover()
-
-    def _recover(self) -> None:
-        for folder in (self.root, self.root / "blocks", self.root / "receipts"):
-            self.core.files.sweep(folder)
-        self.core.table.settle()
-        self._runs.recover()
-        self._reconcile()
-        self.core.unsettled = False
-
-    def _reconcile(self) -> None:
-        """Keys without items are dropped; items without keys must belong to an unfinished erasure."""
-        used, keyed = self._ids_in_database()
-        table = self.core.table
-        orphans = table.keys.keys() - used - {table.facts["ledger"]}
-        lost = keyed - table.keys.keys()
-        if lost and not self.unfinished_erasures():
-            raise VerificationFailed(
-                "The key table is older than the database. Restore table and database from one backup."
-            )
-        if orphans:
-            table.rewrite(without=orphans)
-        for path in (self.root / "blocks").iterdir():
-            if path.stem not in used:
-                self.core.files.unlink(path)
-
-    def _ids_in_database(self) -> tuple[set[str], set[str]]:
-        """(ids that may have a key, ids that must have one)."""
-        with self.core.database.session() as session:
-            tables = (RecordRow, BlockRow, RunRow)
-            keyed = {item for table in tables for item in session.execute(select(table.id)).scalars()}
-            run_keys = set(session.execute(select(RunRow.key_id)).scalars())
-        return keyed | run_keys, keyed
-
-    def _ids_of_blocks(self, topic: str | Everything | None) -> set[str]:
-        return {block.id for block in self.blocks() if isinstance(topic, Everything) or block.topic == topic}
-
-    def _ids_of_runs(self, topic: str | Everything | None) -> set[str]:
-        with self.core.database.session() as session:
-            session.expire_on_commit = False
-            rows = session.execute(select(RunRow)).scalars().all()
-        known = [row for row in rows if row.id in self.core.table.keys]
-        mine = [row for row in known if isinstance(topic, Everything) or self._runs.facts(row)["topic"] == topic]
-        return {item for row in mine for item in (row.id, row.key_id)}
+            self.core.recover()
 
 
 def _check_sealed(table: KeyTable, data: bytes, subject: str) -> None:

@@ -89,6 +89,25 @@ def test_receipts_are_chained_and_survive_a_later_erasure(erased, vaults) -> Non
     assert receipt.verify(first, key)
 
 
+def test_what_was_ever_shared_is_stated(erased, vaults) -> None:
+    vault, _, _ = erased
+    vault.add_records(vaults.records(1, topic=None))
+    planned = erasure.plan(vault, Scope.everything())
+    outcome = erasure.execute(vault, planned, planned.digest, residual={"epsilon": 3.5, "reason": "two rounds"})
+    statement = receipt.verify(outcome.receipt_path.read_bytes(), (vault.root / "device.pub").read_bytes())
+    assert statement["predicate"]["residual_epsilon"] == {"epsilon": 3.5, "reason": "two rounds"}
+
+
+def test_shared_records_are_not_called_bounded_by_default(vaults) -> None:
+    vault = vaults.create()
+    vault.add_records(vaults.records(1, topic=None))
+    planned = erasure.plan(vault, Scope.everything())
+    data = erasure.execute(vault, planned, planned.digest).receipt_path.read_bytes()
+    residual = receipt.verify(data, (vault.root / "device.pub").read_bytes())["predicate"]["residual_epsilon"]
+    assert residual["epsilon"] is None
+    assert residual["reason"]
+
+
 def content(**changes: object) -> dict:
     return {"_type": receipt.STATEMENT_TYPE, "subject": [], "predicateType": receipt.PREDICATE_TYPE, "predicate": {},
             **changes}  # fmt: skip

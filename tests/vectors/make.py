@@ -28,17 +28,18 @@ def write(folder: str, name: str, why: str, expect: str, **fields: Any) -> None:
 
 def containers() -> None:
     """Whole, cut, changed and swapped containers."""
-    payload = bytes(i % 251 for i in range(20000))
-    good = container.seal(KEY, HEADER, payload, identity=IDENTITY)
+    payload = bytes(i % 251 for i in range(16385))
+    long, edge = (container.seal(KEY, HEADER, payload[:size], identity=IDENTITY) for size in (16385, 16384))
+    good = container.seal(KEY, HEADER, b"rows", identity=IDENTITY)
     start = container.read_header(good)[1]
-    short = container.seal(KEY, HEADER, b"rows", identity=IDENTITY)
     other = container.seal(KEY, {**HEADER, "id": "b2"}, b"rows", identity=IDENTITY)
+    salted = good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :]
     pack = container.PREFIX.pack
     cases = {
-        "two-chunks": ("a payload of more than one chunk", OK, good, payload),
-        "one-chunk": ("a short payload", OK, short, b"rows"),
+        "two-chunks": ("a payload of more than one chunk", OK, long, payload),
+        "one-chunk": ("a short payload", OK, good, b"rows"),
         "empty": ("no payload", OK, container.seal(KEY, {}, b"", identity=IDENTITY), b""),
-        "chunk-edge": ("a payload of exactly one chunk", OK, container.seal(KEY, HEADER, payload[:16384], identity=IDENTITY), payload[:16384]),
+        "chunk-edge": ("a payload of exactly one chunk", OK, edge, payload[:16384]),
         "cut-in-prefix": ("ends in its first bytes", "TruncatedContainer", good[:10], b""),
         "cut-in-header": ("ends in its header", "TruncatedContainer", good[:30], b""),
         "cut-in-body": ("the last byte is missing", "TruncatedContainer", good[:-1], b""),
@@ -47,8 +48,8 @@ def containers() -> None:
         "huge-header": ("claims a header of 4 GiB", "ContainerCorrupt", pack(container.MAGIC, 1, 2**32 - 1, 99), b""),
         "huge-body": ("claims a body of 8 EiB", "ContainerCorrupt", pack(container.MAGIC, 1, 2, 2**63) + b"{}", b""),
         "flipped-chunk": ("a bit of the last chunk", "ContainerCorrupt", good[:-1] + bytes([good[-1] ^ 1]), b""),
-        "flipped-salt": ("a bit of the salt", "WrongKey", good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :], b""),
-        "swapped-header": ("the header of another container", "WrongKey", other[:start] + short[start:], b""),
+        "flipped-salt": ("a bit of the salt", "WrongKey", salted, b""),
+        "swapped-header": ("the header of another container", "WrongKey", other[:start] + good[start:], b""),
         "format-2": ("a later format", "VersionMismatch", good[:4] + b"\x00\x02" + good[6:], b""),
     }  # fmt: skip
     for name, (why, expect, data, plain) in cases.items():
@@ -102,8 +103,8 @@ def receipts() -> None:
         statement={},
     )
     write("receipt", "other-statement", "signed, but no erasure", bad, receipt=other, key=pem(KEY), statement={})
-    write("receipt", "unsigned", "no signature", bad, receipt=json.dumps({**json.loads(good), "signatures": []}).encode(),
-          key=pem(KEY), statement={})  # fmt: skip
+    unsigned = json.dumps({**json.loads(good), "signatures": []}).encode()
+    write("receipt", "unsigned", "no signature", bad, receipt=unsigned, key=pem(KEY), statement={})
 
 
 if __name__ == "__main__":
