@@ -2,10 +2,12 @@
 
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("driver.py")
 COPIED = ("fedmem", "policies", "sims", "tests", "server", "client", "pyproject.toml")
 # Not flwr, ray or faiss: tests of their switches must be the ones to import them.
-HEAVY = ("hypothesis", "numpy", "torch", "transformers", "opacus", "sqlalchemy")
+HEAVY = (
+    "hypothesis",
+    "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+    "opacus",
+    "dp_accounting.pld",
+    "sqlalchemy",
+)
+WORKERS = min(2, os.cpu_count() or 1)
 
 
 class Bench:
@@ -68,10 +78,38 @@ def new_bench() -> Iterator[Callable[..., Bench]]:
         bench.close()
 
 
+class Pool:
+    """Benches on copies of this repository that share the jobs between them."""
+
+    def __init__(self, benches: list[Bench]) -> None:
+        self.idle: queue.SimpleQueue[Bench] = queue.SimpleQueue()
+        for bench in benches:
+            self.idle.put(bench)
+        self.threads = ThreadPoolExecutor(len(benches))
+        self.tree = benches[0].tree
+
+    def submit(self, tests: list[str], patch: dict[str, str] | None = None) -> Future[dict[str, Any]]:
+        """Run the tests on the next idle bench."""
+        return self.threads.submit(self._run, tests, patch)
+
+    def _run(self, tests: list[str], patch: dict[str, str] | None) -> dict[str, Any]:
+        bench = self.idle.get()
+        try:
+            return bench.run(tests, patch, seconds=120 if patch else 600)
+        finally:
+            self.idle.put(bench)
+
+
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory, new_bench: Callable[..., Bench]) -> Bench:
-    """The bench on a copy of this repository."""
-    tree = tmp_path_factory.mktemp("sabotage") / "tree"
+def pool(tmp_path_factory: pytest.TempPathFactory, new_bench: Callable[..., Bench]) -> Iterator[Pool]:
+    """One bench a worker, each on its own copy, since a sabotage changes a file."""
+    pool = Pool([new_bench(copied(tmp_path_factory.mktemp("sabotage") / "tree"), HEAVY) for _ in range(WORKERS)])
+    yield pool
+    pool.threads.shutdown(cancel_futures=True)
+
+
+def copied(tree: Path) -> Path:
+    """A copy of what the tests need."""
     tree.mkdir()
     for name in COPIED:
         source = REPOSITORY / name
@@ -79,4 +117,4 @@ def bench(tmp_path_factory: pytest.TempPathFactory, new_bench: Callable[..., Ben
             shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.is_file():
             shutil.copy2(source, tree / name)
-    return new_bench(tree, HEAVY)
+    return tree

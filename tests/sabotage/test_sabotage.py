@@ -62,28 +62,53 @@ def missed(entry: dict[str, str], answer: dict[str, Any]) -> str:
     return ""
 
 
+class Trial:
+    """All selected entries on their way through the pool: the tests as they are, and each under its sabotage."""
+
+    def __init__(self, entries: dict[str, dict[str, str]], pool: Any) -> None:
+        # Judged before the first job, which changes files of the tree.
+        self.unfit = {name: applicable(entry, pool.tree) for name, entry in entries.items()}
+        fit = {name: entry for name, entry in entries.items() if not self.unfit[name]}
+        tests = sorted({entry["test"] for entry in fit.values()})
+        halves = [half for half in (tests[::2], tests[1::2]) if half]
+        self._unharmed = {test: future for half in halves for future in [pool.submit(half)] for test in half}
+        self._harmed = {name: pool.submit([entry["test"]], patch(entry)) for name, entry in fit.items()}
+
+    def unharmed(self, entry: dict[str, str]) -> dict[str, Any]:
+        """What the entry's test gives on the tree as it is."""
+        answer: dict[str, Any] = self._unharmed[entry["test"]].result()
+        return answer
+
+    def harmed(self, name: str) -> dict[str, Any]:
+        """What it gives under the sabotage."""
+        answer: dict[str, Any] = self._harmed[name].result()
+        return answer
+
+
+def patch(entry: dict[str, str]) -> dict[str, str]:
+    """The change that an entry makes."""
+    return {key: entry[key] for key in ("file", "find", "replace")}
+
+
 @pytest.fixture(scope="module")
-def unharmed(request: pytest.FixtureRequest, bench: Any) -> dict[str, Any]:
-    """What the named tests of all selected entries give on the tree as it is, in one go."""
+def trial(request: pytest.FixtureRequest, pool: Any) -> Trial:
+    """Everything is submitted at once; each test below waits for its own."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = {call.params.get("name") for call in calls if call is not None}
-    entries = [load(name) for name in NAMES if name in chosen]
-    tests = sorted({e["test"] for e in entries if not applicable(e, bench.tree)})
-    answer: dict[str, Any] = bench.run(tests, seconds=600) if tests else {"outcomes": {}, "log": "no test applies"}
-    return answer
+    return Trial({name: load(name) for name in NAMES if name in chosen}, pool)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sabotage_is_noticed(name: str, bench: Any, unharmed: dict[str, Any]) -> None:
+def test_sabotage_is_noticed(name: str, trial: Trial) -> None:
     entry = load(name)
-    assert applicable(entry, bench.tree) == ""
-    before = of_test(unharmed["outcomes"], entry["test"])
+    assert trial.unfit[name] == ""
+    whole = trial.unharmed(entry)
+    before = of_test(whole["outcomes"], entry["test"])
     if before and all(o["outcome"] == "skipped" for o in before):
         pytest.skip(f"{entry['test']} is skipped on this machine")
-    assert before, f"{entry['test']} was not run: {unharmed['log']}"
+    assert before, f"{entry['test']} was not run: {whole['log']}"
     assert all(o["outcome"] == "passed" for o in before), f"{entry['test']} fails without the sabotage: {before}"
-    answer = bench.run([entry["test"]], {key: entry[key] for key in ("file", "find", "replace")})
-    assert missed(entry, answer) == ""
+    assert missed(entry, trial.harmed(name)) == ""
 
 
 def test_every_tested_invariant_has_a_sabotage() -> None:
@@ -119,7 +144,7 @@ def test_runner_tells_a_noticed_sabotage_from_others(mini: Any, find: str, repla
     entry = {"file": LOCK, "find": find, "replace": replace, "test": LOCK_TEST, "why": "a closed lock is open"}
     assert applicable(entry, mini.tree) == ""
     before = (mini.tree / entry["file"]).read_bytes()
-    answer = mini.run([entry["test"]], {key: entry[key] for key in ("file", "find", "replace")})
+    answer = mini.run([entry["test"]], patch(entry))
     assert (missed(entry, answer) == "") is noticed
     assert (mini.tree / entry["file"]).read_bytes() == before
 
