@@ -32,6 +32,13 @@ NOUNS: Nouns = {
     "route": ("fedmem.cli.route:route", "Where a text would be placed, and by which rule."),
     "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show."),
 }
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "dp_accounting"), "model"),
+    **dict.fromkeys(("opacus", "faiss"), "train"),
+    **dict.fromkeys(("faker", "jinja2", "matplotlib"), "sim"),
+    "flwr": "fl",
+    "ray": "ray",
+}
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
@@ -91,6 +98,8 @@ def translated(error: Exception) -> FedmemError | None:
             else ""
         )
         return UsageError(error.format_message() + hint)
+    if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
+        return UsageError(f"This needs {missing}, which is not installed: `pip install 'fedmem[{EXTRAS[missing]}]'`.")
     if isinstance(error, OSError) and error.errno in DISK:
         return StorageError(
             f"The disk refused: {os.strerror(error.errno or 0)}. Free space or mount it writable, then repeat."

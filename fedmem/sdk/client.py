@@ -69,6 +69,7 @@ class Client:
         self._vault, self._policy, self._release = vault, policy, release
         self._embedder: Embedder = StaticEmbedder()
         self._answerer: Answerer | None = None
+        self._owned: Release | None = None
         self.blocks = Blocks(vault)
         self.erase = Erase(vault)
         self.privacy = Privacy(vault)
@@ -90,12 +91,16 @@ class Client:
         """
         rules = Policy.load(policy)
         opened = open_release(release)
+        # What is given as an object belongs to the caller.
+        owned = opened if isinstance(release, str | Path) else None
         vault = open_vault(subject, Path(path) if path is not None else vault_root(subject), keystore, ask)
         try:
-            return cls(vault, rules, opened)
+            client = cls(vault, rules, opened)
         except BaseException:
             vault.close()
             raise
+        client._owned = owned
+        return client
 
     def add(self, text: str, topic: str | None = None) -> Added:
         """Place `text` by the policy and store it, sealed. `topic` is what the app declares; it can only tighten.
@@ -174,8 +179,11 @@ class Client:
         return self._release
 
     def close(self) -> None:
-        """Close the vault; its lock and keys are let go."""
+        """Close the vault, and the bank of a release that was opened here; locks, keys and files are let go."""
         self._answerer = None
+        if self._owned is not None and "bank" in vars(self._owned):  # a bank that nobody read was never opened
+            self._owned.bank.close()
+            self._owned = None
         self._vault.close()
 
     def __enter__(self) -> "Client":

@@ -87,6 +87,8 @@ CASES = [
     (OSError(errno.ENOSPC, "full"), 11),
     (OSError(errno.EROFS, "read-only"), 11),
     (click.Abort(), 4),
+    (ModuleNotFoundError("No module named 'torch'", name="torch"), 2),
+    (ModuleNotFoundError("No module named 'fedmem.x'", name="fedmem.x"), 1),
     (ValueError("a private word"), 1),
 ]
 
