@@ -54,7 +54,7 @@ demo: setup ## train, federate, seal, answer, erase: the main job, then its figu
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 
 test: lint ## lint, then the whole fast suite
 	$(BIN)/python -m pytest

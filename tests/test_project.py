@@ -102,3 +102,13 @@ def test_readme_snippet_is_valid_code() -> None:
     for code in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         compile(code, "README.md", "exec")
     assert len(COMMANDS) >= 10
+
+
+def test_readme_names_tests_that_exist() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| I")]
+    assert len(rows) == 10
+    for row in rows:
+        named = re.findall(r"`([\w/]+(?:\.py|/))`", row)
+        assert named, row
+        folder = Path(named[0]).parent if named[0].endswith(".py") else Path(named[0])
+        assert all((ROOT / (name if "/" in name else folder / name)).exists() for name in named), row
