@@ -205,7 +205,7 @@ def _backward(
     with warnings.catch_warnings():
         # The first layer's input is frozen, as it should be; torch says so at each backward pass.
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
 
 def _take(parameter: nn.Parameter) -> Tensor:

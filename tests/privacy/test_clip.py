@@ -49,7 +49,7 @@ def moved_by_removal(kinds, removed, clip, seed, summed=clip_records):
     return norm([a - b for a, b in zip(whole.value, part.value, strict=True)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=2, max_size=12),
     data=st.data(),
