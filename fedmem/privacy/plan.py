@@ -6,8 +6,8 @@ Invariants
 - Sizes are checked against a declared public cap: delta <= 1 / (10 * record_cap).
 
 `PrivacyPlan.small` is for topics of 200 to 2,000 records; Adam at lr 1e-2, width 16. A block starts with M3 = 0,
-where the gradient of a record has a norm of 0.05 to 0.1; a clip norm far above it is noise without signal. Chosen on
-public text only: 400 short Wikipedia leads of a topic that a `nano` anchor never saw, epsilon 8, one seed, gain in
+where the gradient of a record has a norm of 0.05 to 0.1; a clip norm far above it is noise without signal. Checked on
+public text: 400 short Wikipedia leads of a topic that a `nano` anchor never saw, epsilon 8, one seed, gain in
 held-out nats (0.063 without noise):
 
 | default | clip 0.03 | clip 1 | lr 3e-3 | lr 3e-2 | rate 0.25 | 40 steps | width 8 | epsilon 2 |
