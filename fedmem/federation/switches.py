@@ -26,6 +26,10 @@ SWITCHES = {
     "DO_NOT_TRACK": "1",
 }
 
+# For Flower's simulation engine, set before it starts: Ray 2.55 asks the cloud's metadata service where it runs, usage
+# stats off or not. A proxy on a closed port keeps that on this machine; never for a device that must reach a SuperLink.
+RAY_SWITCHES = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1,localhost"}
+
 
 def offline() -> dict[str, str]:
     """Set every switch in this process and its children; returns what was set."""

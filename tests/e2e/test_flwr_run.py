@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedmem.federation.journal import Journal
-from fedmem.federation.switches import SWITCHES
+from fedmem.federation.switches import RAY_SWITCHES, SWITCHES
 from fedmem.sim import run
 from fedmem.sim.replay import Replay
 
@@ -85,7 +85,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
         "PYTHONPATH": f"{tmp_path / 'watch'}{os.pathsep}{ROOT}",
         "FEDMEM_TEST_CALLS": str(tmp_path / "calls"),
     }
-    return {**os.environ, **SWITCHES, **own, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **SWITCHES, **RAY_SWITCHES, **own, "OMP_NUM_THREADS": "1"}
 
 
 def answers(url: str) -> bool:
@@ -145,7 +145,7 @@ def test_flwr_run_trains_the_newest_release_for_a_round(environment: dict[str, s
 
 
 def test_a_call_to_another_machine_would_be_noticed(environment: dict[str, str]) -> None:
-    code = "import urllib.request; urllib.request.urlopen('http://telemetry.invalid/', timeout=1)"
+    code = "import socket; socket.create_connection(('telemetry.invalid', 80), timeout=1)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "look up telemetry.invalid" in Path(environment["FEDMEM_TEST_CALLS"]).read_text()
