@@ -57,5 +57,7 @@ def attach(model: Any) -> Memory:
     """
     layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None or not all(hasattr(layer, "mlp") for layer in layers):
-        raise TypeError(f"{type(model).__name__} has no decoder layers with an `mlp`; attach needs a Llama-shaped model.")
+        raise TypeError(
+            f"{type(model).__name__} has no decoder layers with an `mlp`; attach needs a Llama-shaped model."
+        )
     return Memory([layer.mlp for layer in layers])

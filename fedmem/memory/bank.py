@@ -85,7 +85,9 @@ class Bank:
         for number, (level, width) in enumerate(zip(levels, spec.widths, strict=True), start=1):
             if (level.blocks, level.shape) != (spec.blocks(number), (spec.layers, 3, width, spec.d_model)):
                 bank.close()
-                raise VersionMismatch(f"{level.path.name} does not fit the release it lies in; load the whole release again.")
+                raise VersionMismatch(
+                    f"{level.path.name} does not fit the release it lies in; load the whole release again."
+                )
         return bank
 
     def fetch(self, path: Sequence[int]) -> Tensor:
@@ -113,5 +115,7 @@ class Bank:
     def __enter__(self) -> "Bank":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -91,7 +91,7 @@ class BlockModule(nn.Module):
         """The parameters as `rows_L3RD`, a detached copy."""
         with torch.no_grad():
             return torch.stack(
-                [torch.stack([m.gate.weight, m.up.weight, m.down.weight.T]) for m in self.layers]  # type: ignore[union-attr,list-item,operator]
+                [torch.stack([m.gate.weight, m.up.weight, m.down.weight.T]) for m in self.layers]  # type: ignore[union-attr,list-item]
             ).clone()
 
     def forward(self, layer: int, hidden_BTD: Tensor) -> Tensor:

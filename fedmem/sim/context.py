@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -100,5 +99,3 @@ class Simulation:
     def tell(self, phase: str, total: int, offset: int = 0) -> Callable[[int, float], None]:
         """A step callback that reports `phase`."""
         return lambda step, _loss: self.progress(phase, offset + step, total, "")
-
-

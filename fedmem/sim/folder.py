@@ -1,7 +1,7 @@
 """A run's folder: facts per phase, and what the phases hand to each other.
 
 Invariants
-- A phase is done when its facts are in `state/phases.json`; the file is replaced atomically, so a kill leaves the old one.
+- A phase is done when its facts are in `state/phases.json`; it is replaced atomically, so a kill leaves the old one.
 - Nothing private is ever written here in the clear; vaults lie below `vaults/`, their key slots elsewhere.
 
 Layout: `run.json state/ releases/ vaults/ receipts/ ledger.jsonl report.html`.
@@ -28,7 +28,9 @@ def write_json(path: Path, value: Any) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(f"Could not write {path.name}: {error.strerror}. Free space and run the same command again.") from error
+        raise StorageError(
+            f"Could not write {path.name}: {error.strerror}. Free space and run the same command again."
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -36,7 +38,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise VerificationFailed(f"{path.name} in {path.parent.name} is damaged; start a new run with --fresh.") from error
+        raise VerificationFailed(
+            f"{path.name} in {path.parent.name} is damaged; start a new run with --fresh."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Held-out private loss of one device and topic, by the device's ordinary path: open the vault, fetch, answer.
 
 Invariants
-- Run as `python -m fedmem.sim.measure RUN DEVICE TOPIC [--without]` it is a fresh process that knows only the run folder.
+- As `python -m fedmem.sim.measure RUN DEVICE TOPIC` it is a fresh process that knows the run folder only.
 - Held-out text is generated again in memory; output is one number in JSON, and never text.
 """
 
@@ -39,9 +39,9 @@ def main(arguments: list[str]) -> None:
     from fedmem.sim.run import simulation
     from fedmem.sim.runs import find
 
-    run, device, topic, *rest = arguments
+    run, device, topic = arguments
     sim = simulation(find(run), progress=lambda *_: None)
-    print(json.dumps({"loss": private_loss(sim, int(device), topic, private="--without" not in rest)}))
+    sys.stdout.write(json.dumps({"loss": private_loss(sim, int(device), topic)}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Who holds what: the coordinator's public text, each device's records, and held-out text of both kinds.
 
 Invariants
-- A population is a function of (scenario, seed), or of (scenario, seed, the user's file): equal in every process.
+- A population is a function of scenario, seed and, if given, the user's file: equal in every process.
 - Private text lives in memory only; nothing here writes.
-- `generated` is true only where every private record was generated here (DESIGN §7: then, and only then, noise is seeded).
+- `generated` is true only where every private record was generated here (DESIGN §7: only then is noise seeded).
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,9 @@ def _generated(scenario: Scenario, seed: int) -> Population:
     for private in scenario.private:
         for device in private.devices:
             texts = _private_texts(
-                private.topic, private.records + private.heldout, derive_seed(seed, "private", device, private.topic) % 2**32
+                private.topic,
+                private.records + private.heldout,
+                derive_seed(seed, "private", device, private.topic) % 2**32,
             )
             devices[device] += [Item(text, private.topic) for text in texts[: private.records]]
             heldout[device, private.topic] = texts[private.records :]
@@ -131,7 +133,9 @@ def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], polic
         else:
             devices[device].append(Item(record.text))
     if not coordinator or not heldout:
-        raise UsageError("The corpus has too few records that the policy places as shared; add public text, or use more.")
+        raise UsageError(
+            "The corpus has too few records that the policy places as shared; add public text, or use more."
+        )
     private_heldout = {}
     for (device, topic), found in sorted(private.items()):
         held = [r for r in found if r.split == "heldout"] or found[::10]

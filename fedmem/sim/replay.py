@@ -91,7 +91,7 @@ class Replay:
         port = InprocPort(placed.shareable(), self.plan, shapes)
         texts = list(port.shareable())
         sequences = self.sim.encode(texts)
-        train = federated.local_train(self.sim, self.part, sequences, paths_of(self.sim, texts, sequences))
+        train = federated.local_train(self.part, sequences, paths_of(self.sim, texts, sequences))
         return Device(index, port, self.plan, shapes, train)
 
     def coordinator(self) -> Coordinator:

@@ -31,12 +31,21 @@ Phase = Callable[[Simulation], Facts]
 def phases(chosen: Scenario) -> dict[str, Phase]:
     """Phases of a scenario by name, in their order."""
     rounds = {f"rounds_{n}": federated.rounds_phase(n) for n in range(1, chosen.federation.releases + 1)}
-    first = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
-    first["rounds_1"] = rounds.pop("rounds_1")
-    return first | {"private": private.private_phase} | rounds | {
-        "evaluate": evaluate.evaluate_phase,
-        "erase": erase.erase_phase,
+    first: dict[str, Phase] = {
+        "prepare": central.prepare,
+        "pretrain": central.pretrain_phase,
+        "cotrain": central.cotrain_phase,
     }
+    first["rounds_1"] = rounds.pop("rounds_1")
+    return (
+        first
+        | {"private": private.private_phase}
+        | rounds
+        | {
+            "evaluate": evaluate.evaluate_phase,
+            "erase": erase.erase_phase,
+        }
+    )
 
 
 def run(
@@ -62,7 +71,7 @@ def run(
     if folder.run_json.exists():
         data: dict[str, Any] = read_json(folder.run_json)
         return data
-    sim = _started(folder, inputs, progress)
+    sim = _started(folder, chosen, inputs, corpus, progress)
     lock = WriterLock(folder.root / "run.lock")
     try:
         for phase, work in phases(chosen).items():
@@ -93,11 +102,15 @@ def _folder(inputs: Facts, chosen: Scenario, fresh: bool, name: str | None) -> R
     return RunFolder(going_on or paths.runs_dir() / runs.next_name(chosen.name))
 
 
-def _started(folder: RunFolder, inputs: Facts, progress: Progress) -> Simulation:
+def _started(folder: RunFolder, chosen: Scenario, inputs: Facts, corpus: Path | None, progress: Progress) -> Simulation:
+    sim = Simulation(folder, chosen, inputs["seed"], corpus, progress)
     if not folder.root.exists():
+        # Read all text first: a corrupt corpus or a missing package leaves no half-made run behind.
+        progress("prepare", 0, 4, "reading text")
+        _ = sim.population
         folder.create()
         write_json(folder.state / "inputs.json", inputs)
-    return simulation(folder, progress)
+    return sim
 
 
 def simulation(folder: RunFolder, progress: Progress) -> Simulation:

@@ -142,7 +142,9 @@ def load(name: str) -> Scenario:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"There is no scenario {name!r}; choose one of {', '.join(known())}, or a path to a TOML file.") from None
+        raise UsageError(
+            f"There is no scenario {name!r}; choose one of {', '.join(known())}, or a path to a TOML file."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"The scenario {path.name} is not valid TOML: {error}.") from error
     return from_dict({"name": path.stem, **data}, path.name)

@@ -30,7 +30,9 @@ class Federated:
 
     def __init__(self, model: PreTrainedModel, state: BankState | None, parts: Collection[str]) -> None:
         self.model, self.state, self.memory = model, state, attach(model)
-        levels = frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts) if state else frozenset()
+        levels = (
+            frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts) if state else frozenset()
+        )
         self.trained = Trained("anchor" in parts, levels, state is not None and "generic" in parts)
 
     def _tensors(self) -> dict[str, torch.Tensor]:

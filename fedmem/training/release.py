@@ -1,7 +1,7 @@
 """A release: anchor, tokenizer, tree, embedder and shared bank that belong together, named by their digest.
 
 Invariants
-- The digest covers every file of the release, the embedder's digest and the shape of the bank; the folder is named by it.
+- The digest covers every file, the embedder's digest and the shape of the bank; the folder is named by it.
 - A release never changes: it is written to a temporary folder and renamed, and `load` checks every digest again.
 - Nothing private is ever in it.
 
@@ -87,11 +87,15 @@ class Release:
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
         except FileNotFoundError:
-            raise NothingMatched(f"{folder} holds no release; `fedmem sim run` makes one under its run folder.") from None
+            raise NothingMatched(
+                f"{folder} holds no release; `fedmem sim run` makes one under its run folder."
+            ) from None
         except ValueError:
             manifest = {}
         if digest(manifest) != folder.name or _file_digests(folder) != manifest["files"]:
-            raise VerificationFailed(f"A file of the release in {folder} was changed or is missing; fetch the release again.")
+            raise VerificationFailed(
+                f"A file of the release in {folder} was changed or is missing; fetch the release again."
+            )
         return cls(folder, folder.name, manifest)
 
     @property

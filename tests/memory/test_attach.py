@@ -53,7 +53,9 @@ def test_memory_is_the_papers_formula(model):
     rows_3RD = some_rows(1)[0, 0]
     hidden_BTD = torch.randn(2, 5, D_MODEL, generator=torch.Generator().manual_seed(7))
     m1, m2, m3 = rows_3RD[0], rows_3RD[1], rows_3RD[2].T
-    wanted = torch.stack([torch.stack([m3 @ (nn.functional.silu(m1 @ u) * (m2 @ u)) for u in row]) for row in hidden_BTD])
+    wanted = torch.stack(
+        [torch.stack([m3 @ (nn.functional.silu(m1 @ u) * (m2 @ u)) for u in row]) for row in hidden_BTD]
+    )
     got = RowsSource(rows_3RD[None, None].expand(1, 1, -1, -1, -1))(0, hidden_BTD)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 

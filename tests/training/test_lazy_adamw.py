@@ -12,9 +12,7 @@ def test_equals_dense_adamw_with_the_blocks_own_step_count():
     rows = torch.randn(4, 3, 5, generator=generator)
     lazy = LazyAdamW(rows.clone(), SETTINGS)
     singles = [torch.nn.Parameter(rows[n].clone()) for n in range(4)]
-    dense = [
-        torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1) for p in singles
-    ]
+    dense = [torch.optim.AdamW([p], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1) for p in singles]
     for step in range(12):
         blocks = torch.tensor([[0, 2], [1, 2], [2, 3], [0, 3]][step % 4])
         grads = torch.randn(2, 3, 5, generator=generator)

@@ -67,7 +67,8 @@ def settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
 
 def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndarray:
     """Path of each sequence: that of its whole document [HM, Routing]."""
-    return route(sim.tree, sim.embedder.embed(texts))[sequences.document_N]
+    paths_NP: np.ndarray = route(sim.tree, sim.embedder.embed(texts))[sequences.document_N]
+    return paths_NP
 
 
 class Curve:
@@ -115,7 +116,13 @@ def cotrain_phase(sim: Simulation) -> Facts:
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
     curve = Curve(sim, "cotrain", 2 * phase.steps, model)
     parameters.load(sim.state("pretrained.safetensors"), model)
-    pretrain(model, sequences, settings(phase), seed, lambda step, _: sim.progress("cotrain", step, 2 * phase.steps, "control"))
+    pretrain(
+        model,
+        sequences,
+        settings(phase),
+        seed,
+        lambda step, _: sim.progress("cotrain", step, 2 * phase.steps, "control"),
+    )
     parameters.save(sim.state("control.safetensors"), model)
     parameters.load(sim.state("pretrained.safetensors"), model)
     state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)

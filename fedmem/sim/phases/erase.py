@@ -1,7 +1,7 @@
 """Phase `erase`: one private block of one device is erased, and the run folder is searched for private text.
 
 Invariants
-- The erasure is the one that `fedmem block delete` runs: plan, execute with the plan's digest, verify by rescan, receipt.
+- The erasure is the one that `fedmem block delete` runs: plan, execute with its digest, verify by rescan, receipt.
 - The loss after it is measured in a fresh process that opens the vault and fetches by its ordinary path.
 - A killed phase rolls the erasure forward; it never runs twice.
 """

@@ -6,6 +6,8 @@ Invariants
 - Frequency of a document is the number of the coordinator's documents in its leaf cluster.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from fedmem.eval.perplexity import mean, sequence_losses
@@ -78,11 +80,13 @@ def _by_frequency(
     counts = np.bincount(train_P[:, -1], minlength=sim.spec.blocks(sim.spec.levels))[leaf_N]
     edges = np.unique(np.quantile(counts, np.linspace(0, 1, BUCKETS + 1)).round().astype(int))
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (counts >= low) & ((counts < high) | ((high == edges[-1]) & (counts == high)))
         tokens = control[1][inside].sum()
         before, after = (float(losses[inside].sum() / tokens) for losses, _ in (control, fetched))
         documents = len(np.unique(document_N[inside]))
         label = f"{low}–{high - (high != edges[-1])}"
-        rows.append({"bucket": label, "documents": documents, "anchor": before, "fetched": after, "gain": before - after})
+        rows.append(
+            {"bucket": label, "documents": documents, "anchor": before, "fetched": after, "gain": before - after}
+        )
     return rows

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedmem.anchor.presets import new_anchor
+from fedmem.errors import FedmemError
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.federation import apps, device_dp, wire
 from fedmem.federation.coordinator import Coordinator, RoundSettings
@@ -78,21 +79,23 @@ def shareable(sim: Simulation) -> list[tuple[Sequences, np.ndarray]]:
     for placed in sim.placed:
         texts = placed.shareable()
         sequences = sim.encode(texts)
-        found.append((sequences, paths_of(sim, texts, sequences) if texts else np.zeros((0, len(sim.spec.widths)), np.int64)))
+        found.append(
+            (sequences, paths_of(sim, texts, sequences) if texts else np.zeros((0, len(sim.spec.widths)), np.int64))
+        )
     return found
 
 
-def local_train(sim: Simulation, part: Federated, sequences: Sequences, paths_NP: np.ndarray) -> LocalTrain:
-    """One device's local steps."""
+def local_train(part: Federated, sequences: Sequences, paths_NP: np.ndarray) -> LocalTrain:
+    """One device's local steps; one without shareable records changes nothing."""
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:
         settings = Settings(
-            steps=config.steps,
+            steps=config.steps if len(sequences) else 0,
             batch=config.batch,
             lr=config.learning_rate,
             final=1.0,
             warmup=1,
-            memory_lr=sim.scenario.federation.memory_lr,
+            memory_lr=config.memory_learning_rate,
         )
         return part.train(params, sequences, paths_NP, settings, config.seed)
 
@@ -113,7 +116,12 @@ def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
         points.append({"phase": name, "step": until, "loss": _sample_loss(sim, part), "split": "heldout"})
         release = _release(sim, part)
         traffic = [vars(t) for t in journal(sim, "memory").traffic()]
-        return {"curve": points, "release": release.digest, "traffic": traffic, "wire": journal(sim, "memory").wire_digest()}
+        return {
+            "curve": points,
+            "release": release.digest,
+            "traffic": traffic,
+            "wire": journal(sim, "memory").wire_digest(),
+        }
 
     return phase
 
@@ -123,18 +131,32 @@ def _run_arm(
 ) -> None:
     part, plan, log, f = federated(sim, arm), device_plan(sim), journal(sim, arm), sim.scenario.federation
     shapes = wire.shapes_of(part.params())
-    devices = {}
+    devices, failures = {}, list[str]()
     for index, (placed, (sequences, paths_NP)) in enumerate(zip(sim.placed, data, strict=True)):
         port = InprocPort(placed.shareable(), plan, shapes)
-        devices[index] = Device(index, port, plan, shapes, local_train(sim, part, sequences, paths_NP))
-    settings = RoundSettings(sim.derive("rounds") >> 1, f.steps, f.batch, f.lr, f.server_lr)
-    noise = None if f.unsafe_no_dp and f.sampling_rate == 1 else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
-    start = part.params()
-    coordinator = apps.resumed(
-        log, lambda params, done: Coordinator(params or start, plan, noise, settings, done)
+        devices[index] = Device(
+            index,
+            port,
+            plan,
+            shapes,
+            local_train(part, sequences, paths_NP),
+            failed=lambda error: failures.append(type(error).__name__),
+        )
+    settings = RoundSettings(sim.derive("rounds") >> 1, f.steps, f.batch, f.lr, f.server_lr, f.memory_lr)
+    noise = (
+        None if f.unsafe_no_dp and f.sampling_rate == 1 else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
     )
+    start = part.params()
+    coordinator = apps.resumed(log, lambda params, done: Coordinator(params or start, plan, noise, settings, done))
     grid = InProcessGrid({index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()})  # type: ignore[misc]
     apps.run_rounds(grid, coordinator, log, until=until, progress=progress)
+    _check(failures)
+
+
+def _check(failures: list[str]) -> None:
+    """A device on its own answers zeros and goes on; in a simulation its failure is ours to see."""
+    if failures:
+        raise FedmemError(f"A simulated device failed in training with {failures[0]}; this is a bug, please report it.")
 
 
 def _sample_loss(sim: Simulation, part: Federated) -> float:

@@ -97,7 +97,8 @@ def privacy_plan(sim: Simulation, topic: Topic) -> PrivacyPlan:
     """The scenario's public terms, with the noise that the topic's budget asks for."""
     c = sim.scenario.learning
     return _calibrated(
-        PrivacyPlan(c.sampling_rate, c.steps, c.clip, 0.0, c.sampling_rate * c.nominal, topic.delta, c.record_cap), topic.epsilon
+        PrivacyPlan(c.sampling_rate, c.steps, c.clip, 0.0, c.sampling_rate * c.nominal, topic.delta, c.record_cap),
+        topic.epsilon,
     )
 
 
