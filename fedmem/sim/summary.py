@@ -88,6 +88,7 @@ def _losses(facts: dict[str, Facts], evaluated: Facts, erased: Facts) -> Facts:
         private = {"without": row["without"], "with": row["with"], "after_erasure": erased["after_erasure"]}
     return {
         "public": evaluated["loss"],
+        "rounds": evaluated["rounds"],
         "private": private,
         "private_blocks": blocks,
         "by_phase": [point for phase in facts.values() for point in phase.get("curve", [])],

