@@ -1,1 +1,1 @@
-"""TODO"""
+"""Simulated federations: scenarios, populations, runs from text to receipt, reports."""
