@@ -41,7 +41,7 @@ def test_an_unknown_scenario_names_the_known_ones():
     [
         ("seed = 7", 'seed = "7"', "seed must be of type int"),
         ("seed = 7", "seed = 7\nsede = 8", "'sede' that no scenario knows"),
-        ("branching = 4\n", "", "branching"),
+        ("branching = 3\n", "", "branching"),
         ("devices = [0, 1]", "devices = [0, 99]", "device that does not exist"),
         ("unsafe_no_dp = true", "unsafe_no_dp = false", "unsafe_no_dp = true"),
         ("[bank]", "[bank", "not valid TOML"),
