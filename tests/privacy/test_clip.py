@@ -61,6 +61,10 @@ def test_removing_any_record_moves_the_sum_by_at_most_clip(kinds, data, clip, se
     assert moved_by_removal(kinds, removed, clip, seed) <= clip * (1 + 1e-5)
 
 
+def test_removing_a_huge_record_moves_the_sum_by_at_most_clip():
+    assert moved_by_removal(["normal", "huge"], 1, 0.1, 0) <= 0.1 * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS[3:-1])
 def test_the_bound_is_broken_without_a_clip(kind):
     def unclipped(grads, record_N, records, _clip):
