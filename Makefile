@@ -49,7 +49,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup ## train, federate, seal, answer, erase: the main job, then its figures
 	$(BIN)/fedmem sim run quickstart
-	$(BIN)/fedmem sim show
 
 lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/ruff check --quiet .

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedmem import paths
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name:
     keep_buffers()
     with reporter() as progress:
         data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress)
+    say(f"Report: {paths.runs_dir() / data['name'] / 'report.html'}")
     emit("sim.run", data, lambda out: describe(out, data))
 
 
