@@ -9,6 +9,7 @@ Invariants
 
 from pathlib import Path
 
+from fedmem.errors import Refused
 from fedmem.federation import apps
 from fedmem.federation.apps import Patience
 from fedmem.federation.coordinator import Coordinator
@@ -24,8 +25,12 @@ def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
     """Coordinator, journal, number of rounds and patience, from Flower's run config."""
     replay = Replay.of(context.run_config)
     named = str(context.run_config["out"])
-    out = Path(named) if named else replay.sim.folder.root / "flower" / str(context.run_id)
-    return replay.coordinator(), Journal(out), replay.rounds, Patience(nodes=replay.devices)
+    journal = Journal(Path(named) if named else replay.sim.folder.root / "flower" / str(context.run_id))
+    if journal.log.entries():
+        raise Refused(
+            f"{journal.root} holds an earlier federation whose noise key is gone; name another folder as out."
+        )
+    return replay.coordinator(), journal, replay.rounds, Patience(nodes=replay.devices)
 
 
 app = apps.make_server_app(start)

@@ -82,14 +82,16 @@ def run_rounds(
     until: int,
     progress: Progress | None = None,
     patience: Patience | None = None,
+    closing: Callable[[], None] | None = None,
 ) -> list[Traffic]:
     """Run rounds until `until` are done in all; returns the traffic of every closed round, earlier ones included.
 
-    `progress(done, until)` is told after each round. Raises BudgetExceeded before a round the plan does not allow, and
+    `progress(done, until)` is told after each round; `closing` is called before one is closed, and what it raises
+    leaves the round open. Raises BudgetExceeded before a round the plan does not allow, and
     RemoteError if too few devices connect. Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
     """
     while coordinator.done < until:
-        _one_round(grid, coordinator, journal, patience or Patience())
+        _one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None))
         if progress:
             progress(coordinator.done, until)
     return journal.traffic()
@@ -100,12 +102,15 @@ def resumed(journal: Journal, make: Callable[[wire.Params | None, int], Coordina
     return make(*(journal.resume() or (None, 0)))
 
 
-def _one_round(grid: Grid, coordinator: Coordinator, journal: Journal, patience: Patience) -> None:
+def _one_round(
+    grid: Grid, coordinator: Coordinator, journal: Journal, patience: Patience, closing: Callable[[], None]
+) -> None:
     opened = coordinator.open(_connected(grid, patience))
     journal.opened(opened.number)
     group, wire_log = str(opened.number), Transcript()
     for reply in _exchange(grid, opened, wire_log, patience):
         _count(coordinator, reply)
+    closing()
     params = coordinator.close(journal.spent(coordinator.spend()))
     down, up = wire_log.traffic(group)
     journal.closed(params, Traffic(opened.number, down, up, wire_log.digest(group), coordinator.counted))

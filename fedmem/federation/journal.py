@@ -25,7 +25,7 @@ from typing import Any
 from safetensors.numpy import load, save
 
 from fedmem.canonical import canonical_json, digest
-from fedmem.errors import NothingMatched, StorageError, VerificationFailed
+from fedmem.errors import NothingMatched, Refused, StorageError, VerificationFailed
 from fedmem.federation.coordinator import Durable
 from fedmem.federation.wire import Params
 
@@ -144,7 +144,9 @@ class Journal:
         self.log.append({"kind": "open", "round": number})
 
     def spent(self, event: dict[str, Any]) -> Durable:
-        """Make a round's privacy event durable, once, and say so."""
+        """Make a round's privacy event durable, once, and say so. Raises Refused for a round that is closed."""
+        if any(traffic.round >= event["round"] for traffic in self.traffic()):
+            raise Refused("This round is closed; it cannot be spent again. Resume from the journal.")
         body = {"kind": "device-round", **event}
         if canonical_json(body) not in map(canonical_json, self.ledger.entries()):
             self.ledger.append(body)

@@ -5,7 +5,8 @@ Invariants
 - A private block is fetched for the release that it was trained on, and for no other.
 - Rows read from the vault live in the caller's memory only.
 
-    sources = shared_and_private(release, paths_BP, private_rows(vault, "health", release.digest))
+    block = block_for(vault, "health", release.digest)
+    sources = shared_and_private(release, paths_BP, private_rows(vault, [block] if block else []))
     with memory.using(*sources): ...
 """
 
@@ -17,14 +18,18 @@ from torch import Tensor
 from fedmem.memory.attach import Source
 from fedmem.memory.ffn import RowsSource
 from fedmem.training.release import Release
-from fedmem.vault.vault import Vault
+from fedmem.vault.vault import BlockInfo, Vault
 
 
-def private_rows(vault: Vault, topic: str | None, release: str) -> list[Tensor]:
-    """Rows of the newest block of `topic` on `release`, `rows_L3RD`; an empty list where there is none."""
+def block_for(vault: Vault, topic: str | None, release: str) -> BlockInfo | None:
+    """The newest block of `topic` that was trained on `release`, or None."""
     found = [block for block in vault.blocks() if block.topic == topic and block.release == release]
-    newest = sorted(found, key=lambda block: block.version)[-1:]
-    return [load(vault.block_rows(block.id))["rows"].float() for block in newest]
+    return max(found, key=lambda block: block.version, default=None)
+
+
+def private_rows(vault: Vault, blocks: Iterable[BlockInfo]) -> list[Tensor]:
+    """Rows of each block, `rows_L3RD`, float32."""
+    return [load(vault.block_rows(block.id))["rows"].float() for block in blocks]
 
 
 def shared_and_private(release: Release, paths_BP: Iterable[Sequence[int]], private: Iterable[Tensor]) -> list[Source]:

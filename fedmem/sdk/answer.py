@@ -14,12 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load
 
 from fedmem.anchor.tokenizer import EOS
 from fedmem.errors import Busy, UsageError
 from fedmem.memory.attach import Source, attach
-from fedmem.memory.ffn import RowsSource
+from fedmem.privacy.fetch import private_rows, shared_and_private
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
@@ -57,8 +56,7 @@ class Answerer:
 
     def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[Source]:
         """The shared rows of the path, then the private rows of each block."""
-        private = [load(vault.block_rows(block.id))["rows"] for block in blocks]
-        return [RowsSource(rows_L3RD[None].float()) for rows_L3RD in (self.release.bank.fetch(path), *private)]
+        return shared_and_private(self.release, [path], private_rows(vault, blocks))
 
     def tokens(self, ids: Sequence[int], sources: Sequence[Source], limit: int) -> Iterator[int]:
         """Greedy continuation, until `<eos>` or `limit`. The memory is in use during a step only."""

@@ -13,7 +13,6 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -156,17 +155,16 @@ class Client:
         return pieces if stream else "".join(pieces)
 
     def _matching(self, topic: str | None) -> list[BlockInfo]:
-        """The newest block of `topic`, if there is one."""
-        block = None
-        with suppress(NothingMatched):
-            block = self._vault.block(topic) if topic else None
-        if block is None:
-            return []
-        if block.release != self._need_release().digest:
+        """The newest block of `topic` on the client's release, if there is one."""
+        from fedmem.privacy.fetch import block_for
+
+        block = block_for(self._vault, topic, self._need_release().digest)
+        others = [found.release for found in self._vault.blocks() if found.topic == topic]
+        if block is None and others:
             raise VersionMismatch(
-                f"Block {block.id} belongs to release {block.release[:12]}; open the client with it, or learn again."
+                f"The topic's block belongs to release {others[-1][:12]}; open the client with it, or learn again."
             )
-        return [block]
+        return [block] if block else []
 
     def _path(self, vector_D: NDArray[np.float32]) -> tuple[int, ...]:
         if self._release is None:
@@ -201,7 +199,7 @@ def open_release(release: "str | Path | Release | None") -> Any:
         return release
     from fedmem.training.release import Release
 
-    return Release.load(Path(release))
+    return Release.load(Path(release)).routed_by(StaticEmbedder().digest)
 
 
 def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None) -> Vault:

@@ -35,13 +35,14 @@ def explain(
     text: str, *, policy: str | Path = DEFAULT_POLICY, release: Path | None = None, topic: str | None = None
 ) -> Explanation:
     """Explain the placement of `text`, to which `topic` is declared. The errors of the policy and the release pass."""
-    vectors_ND = StaticEmbedder().embed([text])
+    embedder = StaticEmbedder()
+    vectors_ND = embedder.embed([text])
     decision = Policy.load(policy).place(text, vector=vectors_ND[0], declared=topic)
     found = Explanation(decision.placement, decision.topic, decision.rule, str(policy))
     if release is None:
         return found
     from fedmem.training.release import Release
 
-    opened = Release.load(release)
+    opened = Release.load(release).routed_by(embedder.digest)
     path = tuple(int(node) for node in route(opened.tree, vectors_ND)[0])
     return replace(found, release=opened.digest, path=path)

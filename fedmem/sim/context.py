@@ -95,7 +95,3 @@ class Simulation:
     def encode(self, texts: list[str]) -> Sequences:
         """Texts as sequences of the scenario's public length."""
         return encode(self.tokenizer, texts, self.scenario.anchor.length)
-
-    def tell(self, phase: str, total: int, offset: int = 0) -> Callable[[int, float], None]:
-        """A step callback that reports `phase`."""
-        return lambda step, _loss: self.progress(phase, offset + step, total, "")

@@ -9,11 +9,13 @@ Layout: `run.json state/ releases/ vaults/ receipts/ ledger.jsonl report.html`.
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedmem.errors import StorageError, VerificationFailed
+from fedmem.vault.fs import storage_errors
 
 Facts = dict[str, Any]
 
@@ -83,10 +85,19 @@ class RunFolder:
         """Root of a device's vault."""
         return self.root / "vaults" / subject(device)
 
-    def create(self) -> None:
-        """Make the folders."""
-        for path in (self.state, self.releases, self.receipts, self.root / "vaults"):
-            path.mkdir(parents=True, exist_ok=True)
+    def create(self, inputs: Facts) -> None:
+        """Make the folder with what the run is started with: all of it, or nothing."""
+        with storage_errors("create the run's folder"):
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            making = RunFolder(Path(tempfile.mkdtemp(dir=self.root.parent, prefix=".making-")))
+            for path in (making.state, making.releases, making.receipts, making.root / "vaults"):
+                path.mkdir()
+            write_json(making.state / "inputs.json", inputs)
+            making.root.rename(self.root)
+
+    def known(self) -> bool:
+        """Whether this is a run's folder."""
+        return (self.state / "inputs.json").exists()
 
     def facts(self) -> dict[str, Facts]:
         """Facts of finished phases, by phase."""

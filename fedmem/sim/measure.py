@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
-from fedmem.privacy.fetch import private_rows, shared_and_private
+from fedmem.privacy.fetch import block_for, private_rows, shared_and_private
 from fedmem.sim.context import Simulation
 from fedmem.sim.phases.central import paths_of
 from fedmem.sim.phases.private import first_release, open_vault
@@ -24,7 +24,8 @@ def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = Tr
     paths_NP, rows = paths_of(sim, texts, sequences), list[Any]()
     if private:
         with open_vault(sim, device, write=False) as vault:
-            rows = private_rows(vault, topic, release.digest)
+            block = block_for(vault, topic, release.digest)
+            rows = private_rows(vault, [block] if block else [])
     model = release.anchor()
     memory = attach(model)
     return mean(

@@ -7,21 +7,21 @@ Invariants
 
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.training.loop import BankState
+from fedmem.vault.fs import Files
 
 
 def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> None:
-    """Write the anchor, tied weights once, and the bank if there is one; replaces `path` atomically."""
+    """Write the anchor, tied weights once, and the bank if there is one; replaces `path` durably."""
     tensors: dict[str, Tensor] = {f"anchor.{name}": p.data.contiguous() for name, p in model.named_parameters()}
     if state:
         tensors |= {f"level-{n}": rows for n, rows in enumerate(state.levels, start=1)} | {"generic": state.generic}
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    Files().replace(path, to_bytes(tensors))
 
 
 def load(path: Path, model: PreTrainedModel) -> BankState | None:

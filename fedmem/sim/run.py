@@ -8,6 +8,8 @@ Invariants
     run("quickstart", corpus=None, seed=None, fresh=False, name=None, progress=print)
 """
 
+import re
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import fedmem.federation.switches  # noqa: F401
 from fedmem import paths
-from fedmem.errors import UsageError
+from fedmem.errors import UsageError, VerificationFailed
 from fedmem.sim import keys, runs, scenario
 from fedmem.sim.context import Progress, Simulation
 from fedmem.sim.folder import Facts, RunFolder, read_json, write_json
@@ -59,21 +61,24 @@ def run(
 ) -> dict[str, Any]:
     """Run a scenario, or go on with an unfinished run of the same inputs; returns the content of `run.json`.
 
-    Raises UsageError (unknown scenario, corrupt corpus, missing package), Busy (the run is running), StorageError.
+    Raises UsageError (unknown scenario, corrupt corpus, missing package), Refused (the corpus changed), Busy (the run
+    is running), StorageError, and VerificationFailed where the finished run shows a broken promise.
     """
     chosen = scenario.load(name_or_path)
     inputs = {
+        "id": secrets.token_hex(16),
         "scenario": chosen.to_dict(),
         "seed": chosen.seed if seed is None else seed,
         "corpus": str(corpus.resolve()) if corpus else None,
     }
     folder = _folder(inputs, chosen, fresh, name)
-    if folder.run_json.exists():
-        data: dict[str, Any] = read_json(folder.run_json)
-        return data
     sim = _started(folder, chosen, inputs, corpus, progress)
-    lock = WriterLock(folder.root / "run.lock")
+    lock = WriterLock(folder.root / "run.lock", "run")
     try:
+        if folder.run_json.exists():
+            data: dict[str, Any] = read_json(folder.run_json)
+            return data
+        keys.bind(sim)
         for phase, work in phases(chosen).items():
             if phase not in folder.facts():
                 _timed(sim, phase, work)
@@ -83,7 +88,21 @@ def run(
         write_json(folder.run_json, data)
     finally:
         lock.release()
+    check(data)
     return data
+
+
+def check(data: dict[str, Any]) -> None:
+    """Raise VerificationFailed where a finished run shows that a promise did not hold."""
+    private, erased = data["loss"]["private"], data["erasure"]
+    broken = {
+        "private text lies in the clear in the run folder": any(data["residue"].values()),
+        "the erasure does not verify": bool(erased) and not erased["verified"],
+        "the erased block still answers": bool(private) and private["after_erasure"] != private["without"],
+    }
+    for what, found in broken.items():
+        if found:
+            raise VerificationFailed(f"The run {data['name']} ended, but {what}; see its report, and report a bug.")
 
 
 def _timed(sim: Simulation, phase: str, work: Phase) -> None:
@@ -93,13 +112,17 @@ def _timed(sim: Simulation, phase: str, work: Phase) -> None:
 
 
 def _folder(inputs: Facts, chosen: Scenario, fresh: bool, name: str | None) -> RunFolder:
-    if name is not None:
-        folder = RunFolder(paths.runs_dir() / name)
-        if folder.root.exists() and (fresh or folder.inputs() != inputs):
-            raise UsageError(f"There is a run {name} with other inputs; choose another name.")
-        return folder
-    going_on = None if fresh else runs.unfinished(inputs)
-    return RunFolder(going_on or paths.runs_dir() / runs.next_name(chosen.name))
+    if name is None:
+        going_on = None if fresh else runs.unfinished(inputs)
+        return RunFolder(going_on or paths.runs_dir() / runs.next_name(chosen.name))
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError("A run's name has letters, digits, '.', '_' and '-' only, and starts with a letter or digit.")
+    folder = RunFolder(paths.runs_dir() / name)
+    if folder.root.exists() and fresh:
+        raise UsageError(f"There is a run {name} already; --fresh needs another name.")
+    if folder.root.exists() and not (folder.known() and runs.same(folder.inputs(), inputs)):
+        raise UsageError(f"There is a run {name} with other inputs; choose another name.")
+    return folder
 
 
 def _started(folder: RunFolder, chosen: Scenario, inputs: Facts, corpus: Path | None, progress: Progress) -> Simulation:
@@ -108,8 +131,7 @@ def _started(folder: RunFolder, chosen: Scenario, inputs: Facts, corpus: Path | 
         # Read all text first: a corrupt corpus or a missing package leaves no half-made run behind.
         progress("prepare", 0, 4, "reading text")
         _ = sim.population
-        folder.create()
-        write_json(folder.state / "inputs.json", inputs)
+        folder.create(inputs)
     return sim
 
 

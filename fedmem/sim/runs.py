@@ -15,7 +15,7 @@ from fedmem.sim.folder import RunFolder, read_json
 def folders() -> list[RunFolder]:
     """Every run folder, oldest first."""
     root = paths.runs_dir()
-    found = [path.parent.parent for path in root.glob("*/state/inputs.json")] if root.exists() else []
+    found = [path.parent.parent for path in root.glob("[!.]*/state/inputs.json")] if root.exists() else []
     return [RunFolder(path) for path in sorted(found, key=lambda p: (p / "state" / "inputs.json").stat().st_mtime_ns)]
 
 
@@ -65,6 +65,11 @@ def next_name(scenario: str) -> str:
 def unfinished(inputs: dict[str, Any]) -> Path | None:
     """The newest run that was started with the same inputs and has not finished."""
     for folder in reversed(folders()):
-        if not folder.run_json.exists() and folder.inputs() == inputs:
+        if not folder.run_json.exists() and same(folder.inputs(), inputs):
             return folder.root
     return None
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two runs were started with the same inputs, their random ids aside."""
+    return {**first, "id": ""} == {**second, "id": ""}

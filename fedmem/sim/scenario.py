@@ -182,9 +182,29 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def _check(scenario: Scenario) -> None:
-    for private in scenario.private:
-        if any(not 0 <= device < scenario.public.devices for device in private.devices):
-            raise UsageError(f"{scenario.name}: topic {private.topic!r} names a device that does not exist.")
-    federation = scenario.federation
-    if federation.noise_multiplier == 0 and not (federation.unsafe_no_dp and federation.unsafe_reason):
-        raise UsageError(f"{scenario.name}: rounds without noise must say unsafe_no_dp = true and give unsafe_reason.")
+    """Refuse what could only fail later, after the training. Raises UsageError."""
+    federation, levels = scenario.federation, len(scenario.bank.widths)
+    parts = {"anchor", "generic", *(f"level-{n}" for n in range(1, levels + 1))}
+    devices = [device for private in scenario.private for device in private.devices]
+    noisy = federation.noise_multiplier > 0
+    wrong = {
+        "federation.parts names something that is not " + ", ".join(sorted(parts)): not set(federation.parts) <= parts,
+        "rounds, releases, steps, batches, threads, widths and branching start at 1": min(_counts(scenario)) < 1,
+        "a topic names a device that does not exist": any(not 0 <= d < scenario.public.devices for d in devices),
+        "a topic has more records than learning.record_cap": any(
+            private.records > scenario.learning.record_cap for private in scenario.private
+        ),
+        "rounds without noise must say unsafe_no_dp = true and give unsafe_reason": not noisy
+        and not (federation.unsafe_no_dp and federation.unsafe_reason),
+        "unsafe_no_dp = true beside a noise multiplier contradicts itself": noisy and federation.unsafe_no_dp,
+    }
+    for sentence, found in wrong.items():
+        if found:
+            raise UsageError(f"{scenario.name}: {sentence}.")
+
+
+def _counts(scenario: Scenario) -> list[int]:
+    f, phases = scenario.federation, (scenario.pretrain, scenario.cotrain, scenario.federation, scenario.learning)
+    batches = [scenario.pretrain.batch, scenario.cotrain.batch, f.batch]
+    shape = [scenario.threads, scenario.public.devices, scenario.bank.branching, *scenario.bank.widths]
+    return [f.rounds, f.releases, *batches, *shape, *(phase.steps for phase in phases)]

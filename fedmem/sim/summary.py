@@ -16,7 +16,7 @@ from fedmem.privacy.ledger import charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.phases.federated import epsilon, journal
-from fedmem.sim.phases.private import open_vault
+from fedmem.sim.phases.private import open_vault, private_devices
 
 STATE_FILES = ("pretrained", "control", "cotrained")
 
@@ -35,7 +35,7 @@ def run_digest(sim: Simulation, facts: dict[str, Facts]) -> str:
     }
     if sim.population.generated and "private" in facts:
         public["blocks"] = [[b["device"], b["topic"], b["digest"]] for b in facts["private"]["blocks"]]
-        public["spends"] = [[d, _spends(sim, d)] for d in range(len(sim.placed))]
+        public["spends"] = [[d, _spends(sim, d)] for d in private_devices(sim)]
     return digest(public)
 
 
@@ -80,10 +80,9 @@ def summarise(sim: Simulation) -> Facts:
 
 
 def _losses(facts: dict[str, Facts], evaluated: Facts, erased: Facts) -> Facts:
-    blocks = evaluated["private_blocks"]
+    blocks, gone = evaluated["private_blocks"], erased.get("erasure")
     private = None
-    if blocks:
-        gone = erased["erasure"]
+    if blocks and gone:
         row = next(b for b in blocks if (b["device"], b["topic"]) == (gone["device"], gone["topic"]))
         private = {"without": row["without"], "with": row["with"], "after_erasure": erased["after_erasure"]}
     return {

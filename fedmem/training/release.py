@@ -9,24 +9,30 @@ Invariants
     rows_L3RD = Release.load(folder / release.digest).bank.fetch(path)
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fedmem.canonical import canonical_json, digest
-from fedmem.errors import NothingMatched, VerificationFailed
+from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
 from fedmem.training.loop import BankState
+from fedmem.vault.fs import storage_errors
 
 # Their bars for milliseconds of work would stand between ours.
 transformers_logging.disable_progress_bar()
@@ -38,6 +44,25 @@ FORMAT = 1
 def _file_digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """A full disk as StorageError, whichever writer met it: safetensors and tokenizers have errors of their own."""
+    with storage_errors("write the release"):
+        try:
+            yield
+        except SafetensorError as error:
+            raise OSError(errno.EIO, "the disk refused a file") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -61,25 +86,25 @@ class Release:
     ) -> "Release":
         """Write a release into `parent`, in a folder named by its digest; writing the same one twice is harmless."""
         temporary = parent / ".writing"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        model.save_pretrained(temporary / "anchor")
-        tokenizer.save(str(temporary / "tokenizer.json"))
-        tree.save(temporary / "tree.safetensors")
-        write_bank(temporary / "bank", state.levels, state.generic)
-        manifest = {
-            "format": FORMAT,
-            "files": _file_digests(temporary),
-            "embedder": embedder_digest,
-            "memory": spec.to_dict(),
-        }
-        (temporary / MANIFEST).write_bytes(canonical_json(manifest))
-        name = digest(manifest)
-        if (parent / name).exists():
-            shutil.rmtree(temporary)
-        else:
-            temporary.rename(parent / name)
-        return cls(parent / name, name, manifest)
+        with _storage_errors():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            model.save_pretrained(temporary / "anchor")
+            tokenizer.save(str(temporary / "tokenizer.json"))
+            tree.save(temporary / "tree.safetensors")
+            write_bank(temporary / "bank", state.levels, state.generic)
+            manifest = {
+                "format": FORMAT,
+                "files": _file_digests(temporary),
+                "embedder": embedder_digest,
+                "memory": spec.to_dict(),
+            }
+            (temporary / MANIFEST).write_bytes(canonical_json(manifest))
+            _sync(temporary)
+            final = parent / digest(manifest)
+            shutil.rmtree(final, ignore_errors=True)  # equal, or torn by a crash
+            temporary.rename(final)
+        return cls(final, final.name, manifest)
 
     @classmethod
     def load(cls, folder: Path) -> "Release":
@@ -97,6 +122,12 @@ class Release:
                 f"A file of the release in {folder} was changed or is missing; fetch the release again."
             )
         return cls(folder, folder.name, manifest)
+
+    def routed_by(self, embedder_digest: str) -> "Release":
+        """This release, if its tree was trained on vectors of this embedder. Raises VersionMismatch."""
+        if self.manifest["embedder"] != embedder_digest:
+            raise VersionMismatch(f"Release {self.digest[:12]} was made with another embedder; fetch a newer release.")
+        return self
 
     @property
     def spec(self) -> MemorySpec:

@@ -20,15 +20,15 @@ class WriterLock:
         Busy: another process, or another vault object of this one, writes.
     """
 
-    def __init__(self, path: Path) -> None:
-        with storage_errors("open the vault's lock"):
+    def __init__(self, path: Path, what: str = "vault") -> None:
+        with storage_errors(f"open the lock of the {what}"):
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._handle)
             raise Busy(
-                "Another process writes to this vault. Close the program that uses it, or wait, and repeat the command."
+                f"Another process writes to this {what}. Close the program that uses it, or wait, and repeat."
             ) from None
 
     def release(self) -> None:

@@ -40,7 +40,8 @@ def test_the_path_in_a_release(fedmem: Call, monkeypatch: pytest.MonkeyPatch) ->
 
     rng = np.random.default_rng(0)
     tree = Tree(2, 2, tuple(rng.normal(size=(n, 128)).astype(np.float32) for n in (2, 4)))
-    monkeypatch.setattr(release.Release, "load", lambda _: SimpleNamespace(tree=tree, digest="d1"))
+    opened = SimpleNamespace(tree=tree, digest="d1", routed_by=lambda _: opened)
+    monkeypatch.setattr(release.Release, "load", lambda _: opened)
     data = fedmem("route", "explain", "--release", "somewhere", input=WORDS)[1]["data"]
     assert data["release"] == "d1"
     assert len(data["path"]) == 2

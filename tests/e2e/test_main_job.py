@@ -1,5 +1,6 @@
 """The main job from text to receipt: what a run shows, that it repeats, and that nothing private lies in its folder."""
 
+import importlib
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from fedmem import erasure, paths
-from fedmem.errors import UsageError, VerificationFailed
+from fedmem.errors import FedmemError, UsageError, VerificationFailed
 from fedmem.sim.folder import RunFolder, subject
 from fedmem.sim.phases.erase import needles
-from fedmem.sim.run import run, simulation
+from fedmem.sim.phases.federated import journal
+from fedmem.sim.run import check, run, simulation
+from fedmem.sim.summary import run_digest
 from fedmem.vault.vault import Vault
 
 MINI = Path(__file__).with_name("mini.toml")
@@ -91,32 +94,130 @@ def test_no_topic_name_of_the_erased_block_in_its_vault(mini_run):
 def test_same_seed_same_digest(mini_run):
     again = run(str(MINI), corpus=None, seed=None, fresh=True, name="again", progress=quiet)
     assert again["digest"] == mini_run["digest"]
-    other = folder_of(again).root
-    shutil.rmtree(other)
+
+
+@pytest.fixture(scope="module")
+def changed_copy(mini_run, tmp_path_factory):
+    """The finished run once more, to be changed."""
+    folder = RunFolder(tmp_path_factory.mktemp("copy") / "mini")
+    shutil.copytree(folder_of(mini_run).root, folder.root)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: facts["private"]["blocks"][0].update(digest="0" * 64),
+        lambda facts: facts["rounds_1"].update(release="0" * 64),
+    ],
+)
+def test_the_digest_depends_on_blocks_and_releases(changed_copy, mini_run, change):
+    facts = changed_copy.facts()
+    sim = simulation(changed_copy, quiet)
+    assert run_digest(sim, facts) == mini_run["digest"]
+    change(facts)
+    assert run_digest(sim, facts) != mini_run["digest"]
+
+
+def test_the_digest_depends_on_wire_ledger_and_parameters(changed_copy, mini_run):
+    sim, facts = simulation(changed_copy, quiet), changed_copy.facts()
+    before = journal(sim, "memory").ledger
+    before.append({"kind": "device-round", "round": 99})
+    assert run_digest(sim, facts) != mini_run["digest"]
+    sim.state("control.safetensors").write_bytes(b"other")
+    shutil.copy(folder_of(mini_run).root / "ledger.jsonl", changed_copy.root / "ledger.jsonl")
+    assert run_digest(sim, facts) != mini_run["digest"]
 
 
 def offline(command):
-    """The command in a network namespace of its own with loopback up, where the machine allows it."""
-    inside = ["unshare", "-rn", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]
-    allowed = shutil.which("unshare") and subprocess.run([*inside, "true"], capture_output=True).returncode == 0
-    return [*inside, *command] if allowed else command
+    """The command in a network namespace of its own, with loopback up and every other address out of reach."""
+    inside = ["unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    reach = "import socket; socket.create_connection(('192.0.2.1', 9), 1)"
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not allow a network namespace")
+    out = subprocess.run([*inside, sys.executable, "-c", reach], capture_output=True, text=True)
+    assert "unreachable" in out.stderr
+    return [*inside, *command]
+
+
+def command(name):
+    return [sys.executable, "-m", "fedmem.cli.main", "sim", "run", str(MINI), "--name", name, "--json"]
+
+
+def kill_when(name, ready):
+    """Start the run in a process of its own and kill it, without a chance to clean up, once `ready` holds."""
+    process = subprocess.Popen(command(name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 300
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_killed_in_the_rounds_and_resumed_offline_gives_the_same_digest(mini_run, home):
-    command = [sys.executable, "-m", "fedmem.cli.main", "sim", "run", str(MINI), "--name", "killed", "--json"]
-    log = home / "runs" / "killed" / "state" / "rounds-memory" / "journal.jsonl"
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
-    deadline = time.monotonic() + 300
-    while not log.exists() and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    state = json.loads((home / "runs" / "killed" / "state" / "phases.json").read_text())
-    assert "cotrain" in state
-    assert "rounds_1" not in state
-    done = subprocess.run(offline(command), capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["data"]["digest"] == mini_run["digest"]
+    state = home / "runs" / "killed" / "state"
+    kill_when("killed", (state / "rounds-memory" / "journal.jsonl").exists)
+    done = json.loads((state / "phases.json").read_text())
+    assert "cotrain" in done
+    assert "rounds_1" not in done
+    after = subprocess.run(offline(command("killed")), capture_output=True, text=True, env=os.environ)
+    assert after.returncode == 0, after.stderr
+    assert json.loads(after.stdout)["data"]["digest"] == mini_run["digest"]
+
+
+@pytest.mark.parametrize("phase", ["private", "erase"])
+def test_a_phase_that_breaks_off_goes_on_and_gives_the_same_digest(mini_run, monkeypatch, phase):
+    """Private learning breaks off inside its second block, the erasure right before its point of no return."""
+    target = {"private": "fedmem.vault.runs.Runs.finish", "erase": "fedmem.vault.keytable.KeyTable.rewrite"}[phase]
+    module, owner, method = target.rsplit(".", 2)
+    cls = getattr(importlib.import_module(module), owner)
+    whole, calls = getattr(cls, method), []
+
+    def broken(self, *args, **kwargs):
+        calls.append(kwargs)
+        if (phase == "private" and len(calls) == 2) or kwargs.get("erasure"):
+            raise KeyboardInterrupt
+        return whole(self, *args, **kwargs)
+
+    arguments = {"corpus": None, "seed": None, "fresh": False, "name": f"broken-{phase}", "progress": quiet}
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, method, broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(str(MINI), **arguments)
+    assert phase not in RunFolder(paths.runs_dir() / f"broken-{phase}").facts()
+    data = run(str(MINI), **arguments)
+    assert data["digest"] == mini_run["digest"]
+    assert data["erasure"]["verified"]
+    with Vault.open(folder_of(data).vault(0), subject=subject(0), write=False) as vault:
+        assert not vault.unfinished_erasures()
+
+
+def test_a_failing_device_stops_the_run_and_leaves_its_round_open(mini_run, monkeypatch):
+    arguments = {"corpus": None, "seed": None, "fresh": False, "name": "failing", "progress": quiet}
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedmem.training.local.Federated.train", fail)
+        with pytest.raises(FedmemError, match="MemoryError"):
+            run(str(MINI), **arguments)
+    assert run(str(MINI), **arguments)["digest"] == mini_run["digest"]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "said"),
+    [
+        ("residue", "after", 1, "in the clear"),
+        ("erasure", "verified", False, "does not verify"),
+        ("loss", "private", {"without": 1.0, "after_erasure": 0.5}, "still answers"),
+    ],
+)
+def test_a_broken_promise_fails_the_run(mini_run, part, key, value, said):
+    broken = mini_run | {part: mini_run[part] | {key: value}}
+    check(mini_run)
+    with pytest.raises(VerificationFailed, match=said):
+        check(broken)
 
 
 def test_a_finished_run_is_not_run_again(mini_run):
@@ -126,3 +227,9 @@ def test_a_finished_run_is_not_run_again(mini_run):
 def test_a_name_that_is_taken_by_other_inputs_is_refused(mini_run):
     with pytest.raises(UsageError, match="other inputs"):
         run(str(MINI), corpus=None, seed=8, fresh=False, name="mini", progress=quiet)
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "", "a/b", ".hidden"])
+def test_a_name_that_is_no_name_is_refused(home, name):
+    with pytest.raises(UsageError, match="letters, digits"):
+        run(str(MINI), corpus=None, seed=None, fresh=False, name=name, progress=quiet)

@@ -13,12 +13,12 @@ import pytest
 from fedmem import erasure
 from fedmem.errors import BudgetExceeded, Refused
 from fedmem.privacy.learn import learn_topic
-from fedmem.privacy.plan import PrivacyPlan
 from fedmem.sim import scenario
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import RunFolder
 from fedmem.sim.phases import central, federated, private
 from fedmem.sim.phases.private import first_release, open_vault
+from fedmem.vault.vault import NewRecord, Vault
 
 MINI = Path(__file__).with_name("mini.toml")
 
@@ -27,25 +27,45 @@ def start(folder, topics):
     """A simulation of the mini scenario with other private topics, up to the end of its first release."""
     chosen = dataclasses.replace(scenario.load(str(MINI)), private=topics)
     sim = Simulation(RunFolder(folder), chosen, 7, None, lambda *_: None)
-    sim.folder.create()
+    sim.folder.create({"id": "0"})
     phases = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
-    for name, work in {**phases, "rounds_1": federated.rounds_phase(1)}.items():
+    for name, work in phases.items():
         sim.folder.finish(name, work(sim))
+    if topics:
+        everything_private_before_the_rounds(sim)
+    sim.folder.finish("rounds_1", federated.rounds_phase(1)(sim))
     return sim
+
+
+def everything_private_before_the_rounds(sim):
+    """The same as between the rounds, in a vault of its own, on the release that the coordinator trained."""
+    release = federated._release(sim, federated.federated(sim, "memory"))
+    text, topic = next((item.text, item.declared) for item in sim.population.devices[0] if item.declared)
+    record = NewRecord(text, topic, (0, 0, 0), sim.embedder.embed([text])[0], release.digest)
+    with Vault.create(sim.folder.root / "before", subject="before", simulated=True) as vault:
+        vault.add_records([record])
+        plan = private.privacy_plan(sim, sim.policy.topics[topic])
+        learn_topic(vault, release, sim.policy.topics[topic], plan, run_key=bytes(32))
+        misuse(sim, vault, release, topic)
 
 
 def everything_private(sim):
     """Learn, search, fail, spend the budget, and erase."""
     sim.folder.finish("private", private.private_phase(sim))
-    release, topic = first_release(sim), sim.population.learned[0][1]
     with open_vault(sim, 0) as vault:
-        assert vault.search(np.ones(128, np.float32), 3)
-        with pytest.raises(Refused):
-            learn_topic(vault, release, sim.policy.topics[topic], PrivacyPlan(0.2, 2, 0.1, 1.0, 4.0, 1e-5, 3))
-        with pytest.raises(BudgetExceeded):
-            learn_topic(vault, release, sim.policy.topics[topic], private.privacy_plan(sim, sim.policy.topics[topic]))
-        planned = erasure.plan(vault, erasure.Scope.block(topic))
-        erasure.execute(vault, planned, planned.digest)
+        misuse(sim, vault, first_release(sim), sim.population.learned[0][1])
+
+
+def misuse(sim, vault, release, topic):
+    """Search, a failing run, a spent budget, an erasure."""
+    known = sim.policy.topics[topic]
+    assert vault.search(np.ones(128, np.float32), 3)
+    with pytest.raises(Refused):
+        learn_topic(vault, release, dataclasses.replace(known, delta=1e-9), private.privacy_plan(sim, known))
+    with pytest.raises(BudgetExceeded):
+        learn_topic(vault, release, known, private.privacy_plan(sim, known))
+    planned = erasure.plan(vault, erasure.Scope.block(topic))
+    erasure.execute(vault, planned, planned.digest)
 
 
 def sent(sim):

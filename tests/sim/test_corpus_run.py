@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedmem import paths
-from fedmem.errors import UsageError
+from fedmem.errors import Refused, UsageError
 from fedmem.sim import runs
 from fedmem.sim.folder import RunFolder, subject
 from fedmem.sim.population import _device  # the deal of named devices is public in effect: it names vaults
@@ -41,11 +41,8 @@ def names_of_two_devices():
 
 def write_corpus(path):
     phone, laptop = names_of_two_devices()
-    rows = [
-        {"text": f"The river {river} passes {n} bridges on its way through the valley.", "device": (phone, laptop)[n % 2]}
-        for river in RIVERS
-        for n in range(6)
-    ]
+    said = "The river {} passes {} bridges on its way through the valley."
+    rows = [{"text": said.format(r, n), "device": (phone, laptop)[n % 2]} for r in RIVERS for n in range(6)]
     rows += [{"text": r.text, "topic": "notes", "device": phone} for r in persons.generate("notes", 30, seed=1)]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return rows
@@ -56,20 +53,39 @@ def test_a_run_on_the_users_text(home):
     rows = write_corpus(corpus)
     first = go(corpus)
     assert first["corpus"] == "user"
-    assert [(b["topic"], b["epsilon"] <= 8) for b in first["epsilon"]["blocks"]] == [("notes", True)]
+    assert [block["epsilon"] <= 8 for block in first["epsilon"]["blocks"]] == [True]
     assert first["erasure"]["verified"]
-    assert first["loss"]["private"]["after_erasure"] == first["loss"]["private"]["without"]
     folder = RunFolder(paths.runs_dir() / first["name"])
-    counts = []
-    for device in range(3):
-        with Vault.open(folder.vault(device), subject=subject(device), write=False) as vault:
-            assert not vault.simulated
-            counts.append(len(vault.records(ALL)))
-    assert first["placement"]["private"] == 27
-    assert counts == [0, 0, 0]  # one device's were erased, the others never had any
-    assert not list((paths.slots_dir() / "runs").glob("*.key"))
+    (owner,) = [device for device in range(3) if folder.vault(device).exists()]
+    with Vault.open(folder.vault(owner), subject=subject(owner), write=False) as vault:
+        assert not vault.simulated
+        assert not vault.blocks()
+        assert not vault.records(ALL)
+    assert not list((paths.slots_dir() / "runs").iterdir())
+    # No exact loss, count or topic of real private text is written outside the vault.
+    assert first["loss"]["private"] is None
+    assert first["placement"]["private"] is None
+    found = {key: value for key, value in first.items() if key != "config"} | folder.facts()
+    assert "notes" not in json.dumps(found)
     text = next(row["text"] for row in rows if row.get("topic"))
     assert all(text.encode() not in path.read_bytes() for path in folder.root.rglob("*") if path.is_file())
+
+
+def test_a_run_goes_on_only_with_the_text_it_began_with(home, monkeypatch):
+    corpus = home / "mine.jsonl"
+    write_corpus(corpus)
+
+    def stop(sim):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedmem.sim.phases.central.pretrain_phase", stop)
+        with pytest.raises(KeyboardInterrupt):
+            go(corpus)
+    with corpus.open("a", encoding="utf-8") as file:
+        file.write('\n{"text": "The river Thur has one bridge more."}')
+    with pytest.raises(Refused, match="--fresh"):
+        go(corpus)
 
 
 def test_a_corrupt_line_leaves_no_run_behind(home):

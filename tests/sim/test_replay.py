@@ -14,9 +14,7 @@ MINI = Path(__file__).parents[1] / "e2e" / "mini.toml"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setenv("FEDMEM_RUNS", str(tmp_path / "runs"))
     made = RunFolder(tmp_path / "runs" / "mini-0001")
-    made.create()
-    chosen = scenario.load(str(MINI))
-    write_json(made.state / "inputs.json", {"scenario": chosen.to_dict(), "seed": 7, "corpus": None})
+    made.create({"id": "0", "scenario": scenario.load(str(MINI)).to_dict(), "seed": 7, "corpus": None})
     return made
 
 

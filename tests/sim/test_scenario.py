@@ -45,6 +45,10 @@ def test_an_unknown_scenario_names_the_known_ones():
         ("devices = [0, 1]", "devices = [0, 99]", "device that does not exist"),
         ("unsafe_no_dp = true", "unsafe_no_dp = false", "unsafe_no_dp = true"),
         ("[bank]", "[bank", "not valid TOML"),
+        ('"level-1"', '"levle-1"', "federation.parts"),
+        ("releases = 2", "releases = 0", "start at 1"),
+        ("record_cap = 1000", "record_cap = 100", "record_cap"),
+        ("unsafe_no_dp", "noise_multiplier = 1.0\nunsafe_no_dp", "contradicts itself"),
     ],
 )
 def test_a_wrong_scenario_is_refused_by_name(tmp_path, old, new, said):

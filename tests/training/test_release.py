@@ -6,7 +6,7 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.errors import NothingMatched, VerificationFailed
+from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
 from fedmem.training.loop import BankState
@@ -50,6 +50,12 @@ def test_a_changed_file_is_found(written, name):
     path.write_bytes(bytes(data))
     with pytest.raises(VerificationFailed, match="changed or is missing"):
         Release.load(written[0].root)
+
+
+def test_another_embedder_is_refused(written):
+    assert written[0].routed_by("e" * 64) is written[0]
+    with pytest.raises(VersionMismatch, match="another embedder"):
+        written[0].routed_by("f" * 64)
 
 
 def test_no_release_says_how_to_make_one(tmp_path):

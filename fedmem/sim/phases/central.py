@@ -21,6 +21,7 @@ from fedmem.sim.folder import Facts
 from fedmem.sim.scenario import Phase
 from fedmem.training.loop import BankState, OnStep, Settings, cotrain, pretrain
 from fedmem.training.sequences import Sequences
+from fedmem.vault.fs import Files, storage_errors
 
 CURVE_POINTS = 6
 
@@ -29,7 +30,8 @@ def prepare(sim: Simulation) -> Facts:
     """Train the tokenizer and the cluster tree; place every device's records."""
     texts, scenario = sim.population.coordinator, sim.scenario
     sim.progress("prepare", 1, 4, "tokenizer")
-    train_tokenizer(texts, scenario.anchor.vocabulary).save(str(sim.state("tokenizer.json")))
+    tokenizer = train_tokenizer(texts, scenario.anchor.vocabulary)
+    Files().replace(sim.state("tokenizer.json"), tokenizer.to_str(pretty=True).encode())
     sim.progress("prepare", 2, 4, "cluster tree")
     tree = train_tree(
         sim.embedder.embed(texts),
@@ -37,7 +39,8 @@ def prepare(sim: Simulation) -> Facts:
         levels=len(scenario.bank.widths),
         seed=sim.derive("tree") % 2**32,
     )
-    tree.save(sim.state("tree.safetensors"))
+    with storage_errors("write the cluster tree"):
+        tree.save(sim.state("tree.safetensors"))
     sim.progress("prepare", 3, 4, "placement")
     facts = placement(sim)
     sim.progress("prepare", 4, 4, "")
@@ -45,7 +48,10 @@ def prepare(sim: Simulation) -> Facts:
 
 
 def placement(sim: Simulation) -> Facts:
-    """How the policy placed the records, and how often it alone agrees with what the owner declared."""
+    """How the policy placed the records, and how often it alone agrees with what the owner declared.
+
+    Of the user's own text the number of private records is not written down.
+    """
     decisions = [decision for placed in sim.placed for decision in placed.decisions]
     declared = [(i.text, i.declared) for placed in sim.placed for i in placed.items if i.declared]
     alone = sim.policy.place_many([text for text, _ in declared])
@@ -54,7 +60,7 @@ def placement(sim: Simulation) -> Facts:
     private = sum(d.placement == "private" for d in decisions)
     return {
         "shared": len(decisions) - private,
-        "private": private,
+        "private": private if sim.population.generated else None,
         "agreement": agreed / len(declared) if declared else None,
         "topic_agreement": same / len(declared) if declared else None,
     }

@@ -32,19 +32,18 @@ def erase_phase(sim: Simulation) -> Facts:
     sim.progress("erase", 3, 4, "residue scan")
     after = residue(sim)
     sim.progress("erase", 4, 4, "a fresh process answers")
-    loss = fresh_process_loss(sim, device, topic)
+    loss = fresh_process_loss(sim, device, topic) if sim.population.generated else None
     return {"erasure": facts, "residue": {"before": before, "after": after}, "after_erasure": loss}
 
 
 def _erase(sim: Simulation, device: int, topic: str) -> Facts:
     with open_vault(sim, device) as vault:
-        if not any(status.state == "completed" for status in erasure.status(vault)):
-            if any(block.topic == topic for block in vault.blocks()):
-                planned = erasure.plan(vault, erasure.Scope.block(topic))
-                erasure.execute(vault, planned, planned.digest)
-            else:
-                erasure.resume(vault)
-        status = erasure.status(vault)[-1]
+        if vault.unfinished_erasures():
+            erasure.resume(vault)
+        if any(block.topic == topic for block in vault.blocks()):
+            planned = erasure.plan(vault, erasure.Scope.block(topic))
+            erasure.execute(vault, planned, planned.digest)
+        status = [found for found in erasure.status(vault) if found.state == "completed"][-1]
         verified = erasure.verify(vault, status.id).clean
         receipt = Path(status.receipt_path or "").read_bytes()
         public_key = (vault.root / "device.pub").read_bytes()
@@ -58,8 +57,8 @@ def _erase(sim: Simulation, device: int, topic: str) -> Facts:
         "public_key": str(copy.with_suffix(".pub")),
         "verified": verified,
         "device": subject(device),
-        "topic": topic,
-        "counts": status.counts,
+        # An erased topic's name, and sizes, stay on record for generated data only (I4).
+        **({"topic": topic, "counts": status.counts} if sim.population.generated else {}),
     }
 
 

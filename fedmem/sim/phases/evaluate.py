@@ -1,7 +1,8 @@
 """Phase `evaluate`: held-out loss of public text on the last release, of private text on the first.
 
 Invariants
-- `anchor` is the control that saw as many tokens by the same road; `generic`, `fetched` and `wrong` share one anchor.
+- `anchor` is the control: as many tokens by the same road, or none of the rounds where the anchor is not federated.
+- `generic`, `fetched` and `wrong` share one anchor.
 - A wrong block belongs to another level-1 cluster.
 - Frequency of a document is the number of the coordinator's documents in its leaf cluster.
 """
@@ -28,7 +29,8 @@ Losses = tuple[np.ndarray, np.ndarray]
 
 def evaluate_phase(sim: Simulation) -> Facts:
     """Every loss of the report but the one after erasure."""
-    learned, facts = sim.population.learned, _public(sim)
+    # Exact losses on the user's private text would be written outside the boundary: not computed (DESIGN §7).
+    learned, facts = sim.population.learned if sim.population.generated else [], _public(sim)
     rows = list[Facts]()
     for number, (device, topic) in enumerate(learned):
         sim.progress("evaluate", number + 1, len(learned) + 1, f"{subject(device)} {topic}")
@@ -88,6 +90,8 @@ def _by_frequency(
     for low, high in pairwise(edges):
         inside = (counts >= low) & ((counts < high) | ((high == edges[-1]) & (counts == high)))
         tokens = control[1][inside].sum()
+        if not tokens:  # rounded edges of few documents can leave a bucket empty
+            continue
         before, after = (float(losses[inside].sum() / tokens) for losses, _ in (control, fetched))
         documents = len(np.unique(document_N[inside]))
         label = f"{low}–{high - (high != edges[-1])}"

@@ -3,6 +3,7 @@
 Invariants
 - Devices train on records that the policy placed as shared, through a port that cannot reach a vault.
 - Both arms, with memory and the control without, take the same road: same devices, seeds, clip and settings.
+- A device that fails in training stops the run before its round closes.
 - Rounds resume at the last closed one; a round's privacy event is in the ledger before its noise is used.
 """
 
@@ -18,7 +19,7 @@ from fedmem.federation.coordinator import Coordinator, RoundSettings
 from fedmem.federation.device import Device, LocalTrain, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.grid import InProcessGrid
-from fedmem.federation.journal import Journal
+from fedmem.federation.journal import AppendLog, Journal
 from fedmem.federation.port import InprocPort
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import keys, parameters
@@ -50,8 +51,15 @@ def device_plan(sim: Simulation) -> DevicePlan:
 
 
 def journal(sim: Simulation, arm: str) -> Journal:
-    """The round journal of an arm."""
-    return Journal(sim.state(f"rounds-{arm}"))
+    """The round journal of an arm; the ledger of the federation lies at the root of the run folder."""
+    ledger = AppendLog(sim.folder.root / "ledger.jsonl") if arm == "memory" else None
+    return Journal(sim.state(f"rounds-{arm}"), ledger)
+
+
+def arms(sim: Simulation) -> tuple[str, ...]:
+    """Memory, and the control where the anchor is federated without noise: a second federation would spend again."""
+    federation = sim.scenario.federation
+    return ARMS if "anchor" in federation.parts and federation.noise_multiplier == 0 else ARMS[:1]
 
 
 def federated(sim: Simulation, arm: str) -> Federated:
@@ -67,7 +75,7 @@ def federated(sim: Simulation, arm: str) -> Federated:
 def arm_at(sim: Simulation, arm: str, done: int) -> Federated:
     """An arm after `done` closed rounds, out of its journal's checkpoints."""
     part = federated(sim, arm)
-    if arm == "memory" or "anchor" in sim.scenario.federation.parts:
+    if arm in arms(sim):
         part.load(journal(sim, arm).params_at(done))
     return part
 
@@ -106,9 +114,9 @@ def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
 
     def phase(sim: Simulation) -> Facts:
         until, name = number * sim.scenario.federation.rounds, f"rounds_{number}"
-        data, arms = shareable(sim), ARMS if "anchor" in sim.scenario.federation.parts else ARMS[:1]
-        total, points = len(arms) * sim.scenario.federation.rounds, list[Facts]()
-        for place, arm in enumerate(arms):
+        data, chosen = shareable(sim), arms(sim)
+        total, points = len(chosen) * sim.scenario.federation.rounds, list[Facts]()
+        for place, arm in enumerate(chosen):
             offset = place * sim.scenario.federation.rounds - (number - 1) * sim.scenario.federation.rounds
             _run_arm(sim, arm, data, until, lambda done, _, o=offset: sim.progress(name, o + done, total, ""))  # type: ignore[misc]
         part = arm_at(sim, "memory", until)
@@ -142,14 +150,12 @@ def _run_arm(
             failed=lambda error: failures.append(type(error).__name__),
         )
     settings = RoundSettings(sim.derive("rounds") >> 1, f.steps, f.batch, f.lr, f.server_lr, f.memory_lr)
-    noise = (
-        None if f.unsafe_no_dp and f.sampling_rate == 1 else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
-    )
+    quiet = plan.noise_multiplier == 0 and plan.sampling_rate == 1
+    noise = None if quiet else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
     start = part.params()
     coordinator = apps.resumed(log, lambda params, done: Coordinator(params or start, plan, noise, settings, done))
     grid = InProcessGrid({index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()})  # type: ignore[misc]
-    apps.run_rounds(grid, coordinator, log, until=until, progress=progress)
-    _check(failures)
+    apps.run_rounds(grid, coordinator, log, until=until, progress=progress, closing=lambda: _check(failures))
 
 
 def _check(failures: list[str]) -> None:

@@ -7,9 +7,9 @@ Invariants
 """
 
 import hashlib
+import shutil
 from functools import lru_cache
 
-from fedmem.errors import NothingMatched
 from fedmem.policy.policy import Topic
 from fedmem.privacy.dpsgd import Optimiser
 from fedmem.privacy.learn import LearnSettings, learn_topic
@@ -32,8 +32,8 @@ def private_phase(sim: Simulation) -> Facts:
     """Fill every device's vault, then learn the topics that the device is to learn."""
     release, learned, blocks = first_release(sim), sim.population.learned, list[Facts]()
     total = len(learned) * sim.scenario.learning.steps
-    for device in range(len(sim.placed)):
-        with open_vault(sim, device) as vault:
+    for device in private_devices(sim):
+        with _open_or_create(sim, device) as vault:
             _fill(sim, vault, device, release)
             for topic in [topic for owner, topic in learned if owner == device]:
                 sim.progress("private", len(blocks) * sim.scenario.learning.steps, total, subject(device))
@@ -43,19 +43,28 @@ def private_phase(sim: Simulation) -> Facts:
 
 
 def open_vault(sim: Simulation, device: int, write: bool = True) -> Vault:
-    """A device's vault; created, and marked as simulated where noise is seeded, when it is opened first."""
-    try:
-        return Vault.open(sim.folder.vault(device), subject=subject(device), write=write)
-    except NothingMatched:
-        return Vault.create(
-            sim.folder.vault(device), subject=subject(device), keystore="keyfile", simulated=sim.population.generated
-        )
+    """A device's vault. Raises NothingMatched where there is none."""
+    return Vault.open(sim.folder.vault(device), subject=subject(device), write=write)
+
+
+def _open_or_create(sim: Simulation, device: int) -> Vault:
+    """A device's vault; marked as simulated where noise is seeded when it is created."""
+    root = sim.folder.vault(device)
+    if (root / "vault.json").exists():
+        return open_vault(sim, device)
+    shutil.rmtree(root, ignore_errors=True)  # a creation that was cut short holds nothing yet
+    return Vault.create(root, subject=subject(device), keystore="keyfile", simulated=sim.population.generated)
+
+
+def private_devices(sim: Simulation) -> list[int]:
+    """Devices that hold a private record, and so a vault."""
+    return [n for n, placed in enumerate(sim.placed) if any(d.placement == "private" for d in placed.decisions)]
 
 
 def _fill(sim: Simulation, vault: Vault, device: int, release: Release) -> None:
     placed = sim.placed[device]
     chosen = [number for number, decision in enumerate(placed.decisions) if decision.placement == "private"]
-    if not chosen or vault.records(ALL):
+    if vault.records(ALL):
         return
     paths_NP = route(release.tree, placed.vectors_ND[chosen])
     vault.add_records(
@@ -111,7 +120,7 @@ def _facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
     facts = {
         "device": subject(device),
         "block": block.id,
-        "topic": topic.name,
+        "topic": topic.name if vault.simulated else None,
         "epsilon": block_epsilon(vault.ledger.events(), block.id, topic.delta),
         "delta": topic.delta,
         "bytes": block.bytes,

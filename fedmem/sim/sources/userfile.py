@@ -15,7 +15,7 @@ from typing import Any
 from fedmem.errors import UsageError
 from fedmem.sim.sources.record import SourceRecord
 
-ATTRIBUTION = "The user's own text; it does not enter the digest."
+ATTRIBUTION = "The user's own text; what is private in it stays outside the digest."
 _OPTIONAL = ("device", "topic")
 _KEYS = {"text", "split", *_OPTIONAL}
 _SHAPE = (
