@@ -55,7 +55,7 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo --no-cache
 
-test: lint ## lint, then the whole fast suite
+test: lint ## lint, then the whole suite beside `make slow`
 	$(BIN)/python -m pytest
 
 slow: setup ## the tests that take minutes
