@@ -54,10 +54,13 @@ class Files:
         self._hook = hook or (lambda operation, path: None)
 
     def make_folder(self, path: Path) -> None:
-        """Create `path` for this user only; an existing folder is left as it is."""
+        """Create `path`, and what is missing above it, for this user only; existing folders are left as they are."""
         with storage_errors(f"create the folder {path.name}"):
             self._hook("mkdir", path)
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # `parents=True` would make the folders above with the mode that anyone may read.
+            for folder in reversed([path, *path.parents]):
+                if not folder.exists():
+                    folder.mkdir(mode=0o700, exist_ok=True)
 
     def read(self, path: Path, *, limit: int | None = None) -> bytes:
         """The bytes of `path`, or its first `limit` bytes. Raises NothingMatched where there is no such file."""

@@ -74,3 +74,9 @@ def test_bytes_reach_the_disk_before_the_name_and_the_name_before_the_answer(
     order.clear()
     Files().destroy(tmp_path / "file")
     assert order == ["file of 4", "folder"]
+
+
+def test_folders_are_made_for_this_user_only_up_to_the_first_that_is_there(tmp_path):
+    Files().make_folder(tmp_path / "slots" / "inner" / "deep")
+    made = [tmp_path / "slots", tmp_path / "slots" / "inner", tmp_path / "slots" / "inner" / "deep"]
+    assert [folder.stat().st_mode & 0o777 for folder in made] == [0o700] * 3
