@@ -8,31 +8,20 @@ Layout: `run.json state/ releases/ vaults/ receipts/ ledger.jsonl report.html`.
 """
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmem.errors import StorageError, VerificationFailed
-from fedmem.vault.fs import storage_errors
+from fedmem.errors import VerificationFailed
+from fedmem.vault.fs import Files, storage_errors
 
 Facts = dict[str, Any]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically by `value` as JSON. Raises StorageError, with the old file whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"Could not write {path.name}: {error.strerror}. Free space and run the same command again."
-        ) from error
+    """Replace `path` durably by `value` as JSON. Raises StorageError, with the old file whole."""
+    Files().replace(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from fedmem.policy.policy import Topic
 from fedmem.privacy.dpsgd import Optimiser
+from fedmem.privacy.fetch import block_for
 from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.ledger import block_epsilon
 from fedmem.privacy.plan import PrivacyPlan
@@ -84,9 +85,8 @@ def _fill(sim: Simulation, vault: Vault, device: int, release: Release) -> None:
 def _learn(
     sim: Simulation, vault: Vault, release: Release, device: int, topic: str, place: int, total: int
 ) -> BlockInfo:
-    done = [block for block in vault.blocks() if block.topic == topic and block.release == release.digest]
-    if done:
-        return done[0]
+    if done := block_for(vault, topic, release.digest):
+        return done
     known, choice = sim.policy.topics[topic], sim.scenario.learning
     seed = int(hashlib.sha256(f"{release.digest}/{topic}".encode()).hexdigest()[:8], 16)
     settings = LearnSettings(choice.width, sim.scenario.anchor.length, seed, Optimiser(lr=choice.lr))
