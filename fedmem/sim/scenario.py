@@ -106,7 +106,6 @@ class Scenario:
     name: str
     about: str
     seed: int
-    threads: int
     public: Public
     anchor: Anchor
     bank: Bank
@@ -189,7 +188,7 @@ def _check(scenario: Scenario) -> None:
     noisy = federation.noise_multiplier > 0
     wrong = {
         "federation.parts names something that is not " + ", ".join(sorted(parts)): not set(federation.parts) <= parts,
-        "rounds, releases, steps, batches, threads, widths and branching start at 1": min(_counts(scenario)) < 1,
+        "rounds, releases, steps, batches, widths and branching start at 1": min(_counts(scenario)) < 1,
         "a topic names a device that does not exist": any(not 0 <= d < scenario.public.devices for d in devices),
         "a topic has more records than learning.record_cap": any(
             private.records > scenario.learning.record_cap for private in scenario.private
@@ -206,5 +205,5 @@ def _check(scenario: Scenario) -> None:
 def _counts(scenario: Scenario) -> list[int]:
     f, phases = scenario.federation, (scenario.pretrain, scenario.cotrain, scenario.federation, scenario.learning)
     batches = [scenario.pretrain.batch, scenario.cotrain.batch, f.batch]
-    shape = [scenario.threads, scenario.public.devices, scenario.bank.branching, *scenario.bank.widths]
+    shape = [scenario.public.devices, scenario.bank.branching, *scenario.bank.widths]
     return [f.rounds, f.releases, *batches, *shape, *(phase.steps for phase in phases)]
