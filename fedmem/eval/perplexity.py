@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmem.memory.attach import Memory, Source
+from fedmem.memory.attach import Memory
+from fedmem.memory.kinds import Source
 from fedmem.training.sequences import token_losses, trim
 
 SourcesOf = Callable[[np.ndarray], Sequence[Source]]

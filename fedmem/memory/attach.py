@@ -1,4 +1,4 @@
-"""Memory at the anchor's MLPs: sources add to each layer's output while they are in use.
+"""Memory at the anchor's layers: sources add to the outputs of their sites while they are in use.
 
 Invariants
 - The anchor's parameters, module names and state dict never change; `detach` leaves no trace.
@@ -6,7 +6,7 @@ Invariants
 - Sources add in the order in which they were given, so sums are reproducible to the bit.
 
     memory = attach(model)
-    with memory.using(RowsSource(rows_BL3RD)):
+    with memory.using(source(spec, fetched_BX)):
         logits = model(tokens).logits
 """
 
@@ -14,30 +14,61 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-Source = Callable[[int, Tensor], Tensor]
-"""`(layer, hidden_BTD) -> addend_BTD`, added to the output of that layer's MLP."""
+from fedmem.memory.kinds import Source
+from fedmem.memory.sites import Site, sites_of
 
 
 class Memory:
     """The handle that `attach` returns; holds the sources in use."""
 
-    def __init__(self, mlps: list[nn.Module]) -> None:
+    def __init__(self, layers: list[dict[str, Site]]) -> None:
+        self._layers = layers
         self._sources: tuple[Source, ...] = ()
-        self._hooks = [mlp.register_forward_hook(self._hook(layer)) for layer, mlp in enumerate(mlps)]
+        self._hooks: dict[str, list[RemovableHandle]] = {}
 
-    def _hook(self, layer: int) -> Callable[..., Tensor]:
-        def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for source in self._sources:
-                output = output + source(layer, args[0])
-            return output
+    def _hook_site(self, name: str) -> None:
+        """Hook a site in every layer, once; sites that no source asks for cost nothing."""
+        if name not in self._hooks:
+            hook = [self._hook(number, name, sites[name]) for number, sites in enumerate(self._layers)]
+            self._hooks[name] = hook
+
+    def _hook(self, layer: int, name: str, site: Site) -> RemovableHandle:
+        if site.before:
+            return site.module.register_forward_pre_hook(
+                lambda _module, args: (self._add(layer, name, args[0], args[0]), *args[1:]) if self._sources else None
+            )
+        add = self._adder(layer, name, site)
+        return site.module.register_forward_hook(
+            lambda _module, args, output: add(args[0], output) if self._sources else None
+        )
+
+    def _adder(self, layer: int, name: str, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
+        if site.part is None:
+            return lambda hidden, output: self._add(layer, name, hidden, output)
+        part = site.part
+
+        def add(hidden: Tensor, output: Tensor) -> Tensor:
+            whole = output.clone()
+            view = part(whole)
+            view.copy_(self._add(layer, name, hidden, part(output).flatten(2)).view(view.shape))
+            return whole
 
         return add
+
+    def _add(self, layer: int, site: str, hidden: Tensor, output: Tensor) -> Tensor:
+        for source in self._sources:
+            if site in source.sites:
+                output = source.add(layer, site, hidden, output)
+        return output
 
     @contextmanager
     def using(self, *sources: Source) -> Iterator[None]:
         """Add these sources to every forward pass inside the `with`; they replace those outside it."""
+        for site in sorted({site for source in sources for site in source.sites}):
+            self._hook_site(site)
         before, self._sources = self._sources, sources
         try:
             yield
@@ -46,18 +77,14 @@ class Memory:
 
     def detach(self) -> None:
         """Remove the memory from the model."""
-        for hook in self._hooks:
-            hook.remove()
+        for handle in [handle for handles in self._hooks.values() for handle in handles]:
+            handle.remove()
+        self._hooks.clear()
 
 
 def attach(model: Any) -> Memory:
-    """Attach a memory to a Hugging Face causal LM whose decoder layers have an `mlp` (Llama-shaped).
+    """Attach a memory to a Hugging Face causal LM.
 
-    Raises TypeError for a model without such layers.
+    Raises UsageError for an architecture that `fedmem.memory.sites` does not know.
     """
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if layers is None or not all(hasattr(layer, "mlp") for layer in layers):
-        raise TypeError(
-            f"{type(model).__name__} has no decoder layers with an `mlp`; attach needs a Llama-shaped model."
-        )
-    return Memory([layer.mlp for layer in layers])
+    return Memory(sites_of(model))

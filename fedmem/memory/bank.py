@@ -7,7 +7,7 @@ Invariants
 
     write_bank(folder, spec, levels, generic)
     with Bank.open(folder, spec) as bank:
-        rows_L3RD = bank.fetch((1, 5, 23))
+        fetched_X = bank.fetch((1, 5, 23))
 """
 
 import json
@@ -33,12 +33,12 @@ def level_file(level: int) -> str:
     return f"level-{level}.safetensors"
 
 
-def write_bank(folder: Path, levels_NL3RD: Sequence[Tensor], generic_L3RD: Tensor) -> None:
-    """Write every level, `[blocks, layers, 3, width, d_model]` each, and the generic block, as bf16."""
+def write_bank(folder: Path, spec: MemorySpec, levels_NX: Sequence[Tensor], generic_X: Tensor) -> None:
+    """Write every level, `[blocks, block_size]` each, and the generic block `[fetch_size]`, as bf16."""
     folder.mkdir(parents=True, exist_ok=True)
-    for level, rows_NL3RD in enumerate(levels_NL3RD, start=1):
-        save_file({"rows": rows_NL3RD.to(torch.bfloat16).contiguous()}, folder / level_file(level))
-    save_file({"rows": generic_L3RD[None].to(torch.bfloat16).contiguous()}, folder / GENERIC)
+    for level, blocks_NX in enumerate(levels_NX, start=1):
+        save_file({"rows": blocks_NX.to(torch.bfloat16).contiguous()}, folder / level_file(level))
+    save_file({"rows": generic_X[None].to(torch.bfloat16).contiguous()}, folder / GENERIC)
 
 
 class _LevelFile:
@@ -59,7 +59,7 @@ class _LevelFile:
             raise StorageError(f"{path.name} is truncated or not a bf16 level; make the release again.")
 
     def read(self, block: int) -> Tensor:
-        """Block `block` as float32, `rows_L3RD`."""
+        """Block `block` as float32, `block_X`."""
         if not 0 <= block < self.blocks:
             raise NothingMatched(f"{self.path.name} has {self.blocks} blocks, none with number {block}.")
         got = os.preadv(self._file, [self._buffer], self._offset + block * self.block_bytes)
@@ -74,16 +74,16 @@ class _LevelFile:
 class Bank:
     """An open bank; fetches blocks by path."""
 
-    def __init__(self, levels: list[_LevelFile], generic: _LevelFile) -> None:
-        self._levels, self._generic = levels, generic
+    def __init__(self, spec: MemorySpec, levels: list[_LevelFile], generic: _LevelFile) -> None:
+        self._spec, self._levels, self._generic = spec, levels, generic
 
     @classmethod
     def open(cls, folder: Path, spec: MemorySpec) -> "Bank":
         """Open the bank in `folder`. Raises VersionMismatch if its shapes are not those of `spec`."""
         levels = [_LevelFile(folder / level_file(level)) for level in range(1, spec.levels + 1)]
-        bank = cls(levels, _LevelFile(folder / GENERIC))
-        for number, (level, width) in enumerate(zip(levels, spec.widths, strict=True), start=1):
-            if (level.blocks, level.shape) != (spec.blocks(number), (spec.layers, 3, width, spec.d_model)):
+        bank = cls(spec, levels, _LevelFile(folder / GENERIC))
+        for number, level in enumerate(levels, start=1):
+            if (level.blocks, level.shape) != (spec.blocks(number), (spec.block_size(number),)):
                 bank.close()
                 raise VersionMismatch(
                     f"{level.path.name} does not fit the release it lies in; load the whole release again."
@@ -91,19 +91,19 @@ class Bank:
         return bank
 
     def fetch(self, path: Sequence[int]) -> Tensor:
-        """The blocks of a path, one per level, as one `rows_L3RD` of the fetched width."""
-        return torch.cat([level.read(int(i)) for level, i in zip(self._levels, path, strict=True)], dim=2)
+        """The blocks of a path, one per level, joined: `[fetch_size]`."""
+        return self._spec.join([level.read(int(i))[None] for level, i in zip(self._levels, path, strict=True)])[0]
 
     def fetch_many(self, paths: Iterable[Sequence[int]]) -> Tensor:
-        """`rows_BL3RD` for a batch of paths."""
+        """`fetched_BX` for a batch of paths."""
         return torch.stack([self.fetch(path) for path in paths])
 
     def generic(self) -> Tensor:
-        """The generic block, `rows_L3RD` of the fetched width."""
+        """The generic block, `[fetch_size]`."""
         return self._generic.read(0)
 
     def level(self, level: int) -> Tensor:
-        """Every block of one level (counted from 1), `[blocks, layers, 3, width, d_model]`; what a device holds."""
+        """Every block of one level (counted from 1), `[blocks, block_size]`; what a device holds."""
         source = self._levels[level - 1]
         return torch.stack([source.read(i) for i in range(source.blocks)])
 

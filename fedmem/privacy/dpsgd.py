@@ -10,9 +10,9 @@ Invariants
 
 Opacus' hooks give per-sequence gradients; sampling, clip, noise and accounting are ours.
 
-Shapes: N sequences, T tokens (public length), B sequences of a micro-batch, L layers, R rows, D model width.
+Shapes: N sequences, T tokens (public length), B sequences of a micro-batch, X values of the block.
 
-    rows_L3RD = train_block(model, attach(model), block, data, plan, stream)
+    block_X = train_block(model, attach(model), block, data, plan, stream)
 """
 
 import warnings
@@ -28,14 +28,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.ffn import BlockModule, RowsSource
+from fedmem.memory.block import BlockModule
+from fedmem.memory.kinds import Source
 from fedmem.privacy.clip import ClippedSum, clip_summed, sum_by_record
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
-from fedmem.training.sequences import token_losses
+from fedmem.training.sequences import token_losses, trim
 
-Fetch = Callable[[NDArray[np.int64]], Tensor]
+Fetch = Callable[[NDArray[np.int64]], Source]
 Progress = Callable[[int, int], None]
 
 
@@ -44,7 +45,7 @@ class PrivateSequences:
     """Records as sequences of public length: `tokens_NT` (int64, right-padded with 0) and the record of each.
 
     `record_N` (int64) is sorted and counts records from 0 to `records` - 1; `shared` gives the rows that the
-    shared bank answers with, `rows_BL3RD`, for sequence numbers.
+    shared bank answers with, as a memory source for sequence numbers.
     """
 
     tokens_NT: Tensor
@@ -98,7 +99,7 @@ def train_block(
     meter: Meter | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Train `block` in place for `plan.steps` steps and return its `rows_L3RD`, float32.
+    """Train `block` in place for `plan.steps` steps and return its `block_X`, float32.
 
     `meter` holds what the ledger was charged; without one, what the plan costs.
 
@@ -124,7 +125,7 @@ def train_block(
             adam.zero_grad(set_to_none=True)
             if progress:
                 progress(step + 1, plan.steps)
-    return block.rows()
+    return block.values()
 
 
 def add_noise(clipped: ClippedSum, noise_multiplier: float, stream: PrivacyStream) -> list[Tensor]:
@@ -196,12 +197,12 @@ def _backward(
     bf16: bool,
 ) -> None:
     """Leave per-sequence gradients of the micro-batch's loss on the block's parameters."""
-    tokens_BT = data.tokens_NT[numbers_B]
-    shared = [RowsSource(data.shared(numbers_B))] if data.shared else []
+    tokens_BT = trim(data.tokens_NT[numbers_B])
+    shared = [data.shared(numbers_B)] if data.shared else []
     with memory.using(*shared, block), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss_BT, _ = token_losses(model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT)
     # The public length, not the number of tokens, divides: a record's gradient depends on that record alone.
-    loss = loss_BT.sum() / tokens_BT.shape[1]
+    loss = loss_BT.sum() / data.tokens_NT.shape[1]
     with warnings.catch_warnings():
         # The first layer's input is frozen, as it should be; torch says so at each backward pass.
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)

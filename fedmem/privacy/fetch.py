@@ -6,17 +6,17 @@ Invariants
 - Rows read from the vault live in the caller's memory only.
 
     block = block_for(vault, "health", release.digest)
-    sources = shared_and_private(release, paths_BP, private_rows(vault, [block] if block else []))
+    sources = shared_and_private(release, paths_BP, private_sources(vault, release, [block] if block else []))
     with memory.using(*sources): ...
 """
 
 from collections.abc import Iterable, Sequence
 
 from safetensors.torch import load
-from torch import Tensor
 
-from fedmem.memory.attach import Source
-from fedmem.memory.ffn import RowsSource
+from fedmem.memory.block import source
+from fedmem.memory.kinds import Source
+from fedmem.memory.spec import MemorySpec
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
@@ -27,11 +27,15 @@ def block_for(vault: Vault, topic: str | None, release: str) -> BlockInfo | None
     return max(found, key=lambda block: block.version, default=None)
 
 
-def private_rows(vault: Vault, blocks: Iterable[BlockInfo]) -> list[Tensor]:
-    """Rows of each block, `rows_L3RD`, float32."""
-    return [load(vault.block_rows(block.id))["rows"].float() for block in blocks]
+def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo]) -> list[Source]:
+    """Each private block as a memory source for every item of a batch."""
+    found = []
+    for block in blocks:
+        spec = MemorySpec.single(release.spec.shape, block.layers, block.width)
+        found.append(source(spec, load(vault.block_rows(block.id))["rows"].float()[None]))
+    return found
 
 
-def shared_and_private(release: Release, paths_BP: Iterable[Sequence[int]], private: Iterable[Tensor]) -> list[Source]:
+def shared_and_private(release: Release, paths_BP: Iterable[Sequence[int]], private: Iterable[Source]) -> list[Source]:
     """Memory sources for a batch: each item's shared blocks, then the private blocks for all."""
-    return [RowsSource(release.bank.fetch_many(paths_BP)), *(RowsSource(rows_L3RD[None]) for rows_L3RD in private)]
+    return [source(release.spec, release.bank.fetch_many(paths_BP)), *private]

@@ -19,7 +19,8 @@ from torch import Tensor
 from fedmem.canonical import canonical_json, digest
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused
 from fedmem.memory.attach import attach
-from fedmem.memory.ffn import BlockModule
+from fedmem.memory.block import BlockModule, source
+from fedmem.memory.spec import MemorySpec
 from fedmem.policy.files import Topic
 from fedmem.privacy.dpsgd import Optimiser, PrivateSequences, Progress, RuntimeOptions, train_block
 from fedmem.privacy.ledger import Meter, check_budget, is_open
@@ -74,13 +75,12 @@ def learn_topic(
     ids = [record.id for record in records]
     run = _charge(vault, topic, release, plan, public, ids, digest([ids, content]), run_key)
     stream = PrivacyStream(run.key, canonical_json([public, release.digest, content]))
-    rows_L3RD = _train(
-        release, _sequences(records, paths, release, settings), plan, stream, settings, runtime, progress
+    spec = MemorySpec.single(release.spec.shape, release.spec.layers, settings.width)
+    block_X = _train(
+        release, spec, _sequences(records, paths, release, settings), plan, stream, settings, runtime, progress
     )
-    layers, _, width, d_model = rows_L3RD.shape
-    return vault.finish_run(
-        run, topic.name, release.digest, save({"rows": rows_L3RD.contiguous()}), layers, width, d_model
-    )
+    values, width = save({"rows": block_X}), settings.width
+    return vault.finish_run(run, topic.name, release.digest, values, spec.layers, width, spec.shape.d_model)
 
 
 def _charge(
@@ -130,12 +130,15 @@ def _sequences(records: list[Record], paths: list[Path], release: Release, setti
         tokens_NT=encoded.tokens_NT,
         record_N=encoded.document_N,
         records=len(records),
-        shared=lambda numbers_B: release.bank.fetch_many(paths[encoded.document_N[n]] for n in numbers_B),
+        shared=lambda numbers_B: source(
+            release.spec, release.bank.fetch_many(paths[encoded.document_N[n]] for n in numbers_B)
+        ),
     )
 
 
 def _train(
     release: Release,
+    spec: MemorySpec,
     data: PrivateSequences,
     plan: PrivacyPlan,
     stream: PrivacyStream,
@@ -143,9 +146,8 @@ def _train(
     runtime: RuntimeOptions | None,
     progress: Progress | None,
 ) -> Tensor:
-    model, spec = release.anchor(), release.spec
-    memory = attach(model)
-    block = BlockModule.new(layers=spec.layers, d_model=spec.d_model, width=settings.width, seed=settings.seed)
+    model = release.anchor()
+    memory, block = attach(model), BlockModule.new(spec, settings.seed)
     options: dict[str, Any] = {"optimiser": settings.optimiser, "runtime": runtime, "progress": progress}
     try:
         return train_block(model, memory, block, data, plan, stream, meter=Meter(plan.spend), **options)

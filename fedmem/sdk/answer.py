@@ -17,8 +17,9 @@ import torch
 
 from fedmem.anchor.tokenizer import EOS
 from fedmem.errors import Busy, UsageError
-from fedmem.memory.attach import Source, attach
-from fedmem.privacy.fetch import private_rows, shared_and_private
+from fedmem.memory.attach import attach
+from fedmem.memory.kinds import Source
+from fedmem.privacy.fetch import private_sources, shared_and_private
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
@@ -56,7 +57,7 @@ class Answerer:
 
     def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[Source]:
         """The shared rows of the path, then the private rows of each block."""
-        return shared_and_private(self.release, [path], private_rows(vault, blocks))
+        return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
     def tokens(self, ids: Sequence[int], sources: Sequence[Source], limit: int) -> Iterator[int]:
         """Greedy continuation, until `<eos>` or `limit`. The memory is in use during a step only."""

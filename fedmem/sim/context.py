@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from fedmem.anchor.presets import new_anchor
+from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.policy.policy import Policy
 from fedmem.routing.embedder import StaticEmbedder
@@ -84,9 +85,8 @@ class Simulation:
     @property
     def spec(self) -> MemorySpec:
         """Shape of the shared bank."""
-        config = new_anchor(self.scenario.anchor.preset, self.vocabulary, 0).config
-        bank = self.scenario.bank
-        return MemorySpec(config.num_hidden_layers, config.hidden_size, bank.branching, tuple(bank.widths))
+        model, bank = new_anchor(self.scenario.anchor.preset, self.vocabulary, 0), self.scenario.bank
+        return spec_for(model, "ffn", bank.branching, bank.widths)
 
     @property
     def vocabulary(self) -> int:

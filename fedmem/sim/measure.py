@@ -7,11 +7,11 @@ Invariants
 
 import json
 import sys
-from typing import Any
 
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
-from fedmem.privacy.fetch import block_for, private_rows, shared_and_private
+from fedmem.memory.kinds import Source
+from fedmem.privacy.fetch import block_for, private_sources, shared_and_private
 from fedmem.sim.context import Simulation
 from fedmem.sim.phases.central import paths_of
 from fedmem.sim.phases.private import first_release, open_vault
@@ -21,18 +21,15 @@ def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = Tr
     """Mean held-out loss in nats per token on the first release; `private` False leaves the vault closed."""
     release, texts = first_release(sim), sim.population.private_heldout[device, topic]
     sequences = sim.encode(texts)
-    paths_NP, rows = paths_of(sim, texts, sequences), list[Any]()
+    paths_NP, private_ones = paths_of(sim, texts, sequences), list[Source]()
     if private:
         with open_vault(sim, device, write=False) as vault:
             block = block_for(vault, topic, release.digest)
-            rows = private_rows(vault, [block] if block else [])
+            private_ones = private_sources(vault, release, [block] if block else [])
     model = release.anchor()
     memory = attach(model)
-    return mean(
-        sequence_losses(
-            model, sequences.tokens_NT, memory, lambda numbers: shared_and_private(release, paths_NP[numbers], rows)
-        )
-    )
+    fetch = lambda numbers: shared_and_private(release, paths_NP[numbers], private_ones)  # noqa: E731
+    return mean(sequence_losses(model, sequences.tokens_NT, memory, fetch))
 
 
 def main(arguments: list[str]) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmem.training.loop import BankState
+from fedmem.memory.spec import MemorySpec
+from fedmem.training.bank_state import BankState
 from fedmem.vault.fs import Files
 
 
@@ -20,16 +21,16 @@ def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> 
     """Write the anchor, tied weights once, and the bank if there is one; replaces `path` durably."""
     tensors: dict[str, Tensor] = {f"anchor.{name}": p.data.contiguous() for name, p in model.named_parameters()}
     if state:
-        tensors |= {f"level-{n}": rows for n, rows in enumerate(state.levels, start=1)} | {"generic": state.generic}
+        tensors |= {f"level-{n}": blocks for n, blocks in enumerate(state.levels, start=1)} | {"generic": state.generic}
     Files().replace(path, to_bytes(tensors))
 
 
-def load(path: Path, model: PreTrainedModel) -> BankState | None:
-    """Set the anchor's parameters in place and return the bank, if the file holds one."""
+def load(path: Path, model: PreTrainedModel, spec: MemorySpec) -> BankState | None:
+    """Set the anchor's parameters in place and return the bank of this shape, if the file holds one."""
     tensors = load_file(path)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[f"anchor.{name}"])
     if "generic" not in tensors:
         return None
     levels = sorted(name for name in tensors if name.startswith("level-"))
-    return BankState([tensors[name] for name in levels], tensors["generic"])
+    return BankState(spec, [tensors[name] for name in levels], tensors["generic"])

@@ -27,7 +27,7 @@ from fedmem.sim import population, run, runs
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import RunFolder
 from fedmem.sim.phases import federated
-from fedmem.sim.phases.central import paths_of
+from fedmem.sim.phases.central import packed_with_paths
 from fedmem.training.local import Federated
 from fedmem.training.release import Release
 
@@ -89,9 +89,7 @@ class Replay:
         placed = population.place(self.sim.population.devices[index], self.sim.policy, self.sim.embedder)
         shapes = wire.shapes_of(self.part.params())
         port = InprocPort(placed.shareable(), self.plan, shapes)
-        texts = list(port.shareable())
-        sequences = self.sim.encode(texts)
-        train = federated.local_train(self.part, sequences, paths_of(self.sim, texts, sequences))
+        train = federated.local_train(self.part, *packed_with_paths(self.sim, list(port.shareable())))
         return Device(index, port, self.plan, shapes, train)
 
     def coordinator(self) -> Coordinator:

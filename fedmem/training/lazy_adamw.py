@@ -3,12 +3,18 @@
 Invariants
 - A block that is not in a step keeps its parameters, moments and step count to the bit.
 - On the fetched blocks an update equals that of `torch.optim.AdamW` with the block's own step count.
+
+Shapes: N blocks of a level, U distinct blocks of a batch, X values of a block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 
 @dataclass(frozen=True)
@@ -22,23 +28,50 @@ class AdamWSettings:
     eps: float = 1e-8
 
 
+class Level(Protocol):
+    """Blocks of one level with the state of their optimiser, in memory or on disk."""
+
+    def read(self, ids_U: Tensor) -> Tensor:
+        """Copies of these blocks, `[U, X]`."""
+
+    def step(self, ids_U: Tensor, grads_UX: Tensor, settings: AdamWSettings, scale: float) -> None:
+        """Apply gradients to distinct blocks in place; `scale` multiplies the learning rate (schedule)."""
+
+
 class LazyAdamW:
-    """State of one level: `rows_NX` and, per block, two moments and a step count."""
+    """A level in memory: `blocks_NX` and, from the first step on, two moments and a step count per block."""
 
-    def __init__(self, rows_NX: Tensor, settings: AdamWSettings) -> None:
-        self.rows, self.settings = rows_NX, settings
-        self.first, self.second = torch.zeros_like(rows_NX), torch.zeros_like(rows_NX)
-        self.steps = torch.zeros(len(rows_NX), dtype=torch.int64)
+    def __init__(self, blocks_NX: Tensor) -> None:
+        self.blocks = blocks_NX
 
-    def step(self, blocks_U: Tensor, grads_UX: Tensor, scale: float = 1.0) -> None:
-        """Apply gradients to distinct blocks `blocks_U`; `scale` multiplies the learning rate (schedule)."""
-        c, lr = self.settings, self.settings.lr * scale
-        self.steps[blocks_U] += 1
-        shape = (-1,) + (1,) * (grads_UX.dim() - 1)
-        steps_U = self.steps[blocks_U].to(grads_UX.dtype).view(shape)
-        first = self.first[blocks_U].mul_(c.beta1).add_(grads_UX, alpha=1 - c.beta1)
-        second = self.second[blocks_U].mul_(c.beta2).addcmul_(grads_UX, grads_UX, value=1 - c.beta2)
-        self.first[blocks_U], self.second[blocks_U] = first, second
-        denominator = (second / (1 - c.beta2**steps_U)).sqrt_().add_(c.eps)
-        rows = self.rows[blocks_U].mul_(1 - lr * c.weight_decay)
-        self.rows[blocks_U] = rows.sub_(lr * first / (1 - c.beta1**steps_U) / denominator)
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """First and second moments `[N, X]`, and steps `[N]`, float32."""
+        return torch.zeros_like(self.blocks), torch.zeros_like(self.blocks), torch.zeros(len(self.blocks))
+
+    def read(self, ids_U: Tensor) -> Tensor:
+        """Copies of these blocks, `[U, X]`."""
+        return self.blocks[ids_U]
+
+    def step(self, ids_U: Tensor, grads_UX: Tensor, settings: AdamWSettings, scale: float = 1.0) -> None:
+        """Apply gradients to distinct blocks in place; `scale` multiplies the learning rate (schedule)."""
+        rows = ids_U.tolist()
+        blocks, first, second, steps = ([tensor[row] for row in rows] for tensor in (self.blocks, *self.moments))
+        update(blocks, first, second, steps, list(grads_UX), settings, scale)
+
+
+def update(
+    blocks: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    c: AdamWSettings,
+    scale: float,
+) -> None:
+    """One AdamW step of each block in place, each with its own step count (0-d float32, counted up here)."""
+    if blocks:
+        adamw(
+            list(blocks), list(grads), list(first), list(second), [], list(steps), fused=True, amsgrad=False,
+            maximize=False, beta1=c.beta1, beta2=c.beta2, eps=c.eps, lr=c.lr * scale, weight_decay=c.weight_decay,
+        )  # fmt: skip

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from fedmem.memory.attach import Source, attach
-from fedmem.memory.ffn import RowsSource
-from fedmem.training.loop import BankState, OnStep, Settings, Trained, cotrain, pretrain
-from fedmem.training.sequences import Sequences
+from fedmem.memory.attach import attach
+from fedmem.memory.kinds import Source
+from fedmem.training.bank_state import BankState
+from fedmem.training.loop import OnStep, cotrain, pretrain
+from fedmem.training.packing import Packed
+from fedmem.training.settings import Settings, Trained
 
 Params = dict[str, np.ndarray]
 
@@ -56,24 +58,24 @@ class Federated:
 
     def sources(self, paths_BP: np.ndarray) -> list[Source]:
         """The fetched blocks of a batch of paths; none without a bank."""
-        return [RowsSource(self.state.fetch_many(paths_BP))] if self.state else []
+        return [self.state.source(paths_BP)] if self.state else []
 
     def train(
         self,
         params: Params,
-        sequences: Sequences,
-        paths_NP: np.ndarray,
+        packed: Packed,
+        paths_MP: np.ndarray,
         settings: Settings,
         seed: int,
         on_step: OnStep | None = None,
     ) -> Params:
-        """Local steps from `params` on one device's shareable sequences; returns the new parameters.
+        """Local steps from `params` on one device's shareable sequences, packed; returns the new parameters.
 
         Raises ValueError where there is no sequence to train on.
         """
         self.load(params)
         if self.state is None:
-            pretrain(self.model, sequences, settings, seed, on_step)
+            pretrain(self.model, packed, settings, seed, on_step)
         else:
-            cotrain(self.model, self.memory, self.state, sequences, paths_NP, settings, seed, on_step, self.trained)
+            cotrain(self.model, self.memory, self.state, packed, paths_MP, settings, seed, on_step, self.trained)
         return self.params()

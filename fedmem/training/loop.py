@@ -1,17 +1,18 @@
-"""Pretraining of the anchor, and co-training of anchor and bank [HM, §4].
+"""The training step of anchor and bank [HM, §4], and the two loops over it.
 
 Invariants
-- A run is a pure function of its inputs and seed: batches, generic draws and initial rows come from it.
+- A run is a pure function of its inputs and seed; step n draws from (seed, n) alone, so a run resumes at any step.
 - The control `anchor alone` sees the same batches with the same anchor settings as the co-trained one.
 - The generic block stands in for the fetched one with probability 1 / (k + 1).
 
     state = BankState.new(spec, seed=7)
-    cotrain(model, attach(model), state, sequences, paths_NP, Settings(steps=100, batch=16, lr=1e-3), seed=7)
+    cotrain(model, attach(model), state, packed, paths_MP, Settings(steps=100, batch=16, lr=1e-3), seed=7)
+
+Shapes: M packed rows, B rows of a batch, P levels, U distinct blocks, X values of a block or a fetch.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,66 +20,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.ffn import RowsSource, new_rows
+from fedmem.memory.block import source
 from fedmem.memory.spec import MemorySpec
-from fedmem.training.lazy_adamw import AdamWSettings, LazyAdamW
-from fedmem.training.sequences import Sequences, batches, mean_loss, trim
+from fedmem.training.bank_state import BankState
+from fedmem.training.lazy_adamw import AdamWSettings, LazyAdamW, Level
+from fedmem.training.packing import Packed, packed_loss
+from fedmem.training.sequences import Batches
+from fedmem.training.settings import Settings, Trained
 
 CLIP = 1.0
 OnStep = Callable[[int, float], None]
 """Called after each step with its number, from 1, and its training loss in nats (public text only)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A phase of training on public text: `lr` falls to `lr * final` along a cosine after a linear warm-up."""
-
-    steps: int
-    batch: int
-    lr: float
-    final: float = 0.1
-    warmup: int = 10
-    weight_decay: float = 0.05
-    memory_lr: float = 0.0
-    memory_weight_decay: float = 1e-3
-
-    def scale(self, step: int) -> float:
-        """Factor on the learning rates at `step`, counted from 0."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps))))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a phase moves: the anchor, which levels (counted from 1), and the generic block."""
-
-    anchor: bool = True
-    levels: frozenset[int] = frozenset()
-    generic: bool = True
-
-
-@dataclass
-class BankState:
-    """The bank while it is trained: `levels[l]` is `[k ** (l + 1), layers, 3, r, d]`, float32."""
-
-    levels: list[Tensor]
-    generic: Tensor = field(repr=False)
-
-    @classmethod
-    def new(cls, spec: MemorySpec, seed: int) -> "BankState":
-        """Fresh blocks: M3 = 0 everywhere."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def level(count: int, width: int) -> Tensor:
-            return torch.stack([new_rows(spec.layers, width, spec.d_model, generator) for _ in range(count)])
-
-        levels = [level(spec.blocks(number), width) for number, width in enumerate(spec.widths, start=1)]
-        return cls(levels, level(1, spec.width)[0])
-
-    def fetch_many(self, paths_BP: np.ndarray) -> Tensor:
-        """`rows_BL3RD` for a batch of paths, out of memory."""
-        ids_BP = torch.from_numpy(np.asarray(paths_BP))
-        return torch.cat([rows[ids_BP[:, number]] for number, rows in enumerate(self.levels)], dim=3)
 
 
 def anchor_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.AdamW:
@@ -90,102 +42,161 @@ def anchor_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
 
 
-def _anchor_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, lr: float) -> None:
-    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+@dataclass
+class Fetched:
+    """The blocks of one batch as one leaf of the graph, and where each item's blocks belong."""
+
+    leaf_BX: Tensor
+    paths_BP: Tensor
+    generic_B: Tensor
+
+    def gradients(self, spec: MemorySpec) -> Iterator[tuple[Tensor, Tensor]]:
+        """Distinct block ids and their summed gradients: the generic block's, then each level's."""
+        assert self.leaf_BX.grad is not None
+        grad_BX, real_B = self.leaf_BX.grad.to("cpu"), ~self.generic_B
+        some = bool(self.generic_B.any())
+        yield torch.zeros(int(some), dtype=torch.int64), grad_BX[self.generic_B].sum(0, keepdim=True)[: int(some)]
+        for number, level_BX in enumerate(spec.split(grad_BX[real_B])):
+            ids_U, owner_B = torch.unique(self.paths_BP[real_B, number], return_inverse=True)
+            yield ids_U, torch.zeros(len(ids_U), level_BX.shape[1]).index_add_(0, owner_B, level_BX)
+
+
+class BankTrainer:
+    """The bank's part of a step: fetch a batch's blocks, and move them by their gradients.
+
+    `levels` and `generic` (a level of one block) hold the blocks, in memory or on disk.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        spec: MemorySpec,
+        levels: Sequence[Level],
+        generic: Level,
+        paths_MP: np.ndarray,
+        settings: Settings,
+        trained: Trained,
+    ) -> None:
+        self.memory, self.spec, self.trained = memory, spec, trained
+        self.levels, self.generic = list(levels), generic
+        self.paths = torch.from_numpy(np.asarray(paths_MP))
+        self.adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay)
+
+    def fetch(self, chosen_B: np.ndarray, rng: np.random.Generator, device: torch.device) -> Fetched:
+        """The batch's blocks as a leaf on the anchor's device; every item draws whether the generic one stands in."""
+        share = 1 / (self.spec.branching + 1) if self.trained.generic else 0.0
+        return self.leaf(self.paths[chosen_B], torch.from_numpy(rng.random(len(chosen_B)) < share), device)
+
+    def leaf(self, paths_BP: Tensor, generic_B: Tensor, device: torch.device) -> Fetched:
+        """The blocks of these paths, the generic one where `generic_B` says so."""
+        levels_BX = []
+        for number, level in enumerate(self.levels):
+            ids_U, owner_B = torch.unique(paths_BP[:, number], return_inverse=True)
+            levels_BX.append(level.read(ids_U)[owner_B])
+        fetched_BX = self.spec.join(levels_BX)
+        if generic_B.any():
+            fetched_BX[generic_B] = self.generic.read(torch.zeros(1, dtype=torch.int64))
+        return Fetched(fetched_BX.to(device).requires_grad_(), paths_BP, generic_B)
+
+    def move(self, fetched: Fetched, scale: float) -> None:
+        """Apply the gradients of a batch to what is trained."""
+        moves = [self.trained.generic, *(n in self.trained.levels for n in range(1, len(self.levels) + 1))]
+        every = zip([self.generic, *self.levels], moves, fetched.gradients(self.spec), strict=True)
+        for level, moved, (ids_U, grads_UX) in every:
+            if moved:
+                level.step(ids_U, grads_UX, self.adamw, scale)
+
+
+def in_memory(
+    memory: Memory, state: BankState, paths_MP: np.ndarray, settings: Settings, trained: Trained
+) -> BankTrainer:
+    """A trainer of a bank that lies in memory; it changes `state` in place."""
+    levels = [LazyAdamW(blocks_NX) for blocks_NX in state.levels]
+    return BankTrainer(memory, state.spec, levels, LazyAdamW(state.generic[None]), paths_MP, settings, trained)
+
+
+class Trainer:
+    """Anchor and bank with their optimisers; `step` is one step. Without a bank it trains the anchor alone."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        packed: Packed,
+        settings: Settings,
+        seed: int,
+        bank: BankTrainer | None = None,
+        *,
+        anchor: bool = True,
+    ) -> None:
+        self.model, self.packed, self.settings, self.seed, self.bank = model, packed, settings, seed, bank
+        model.requires_grad_(anchor)
+        self.optimizer = anchor_optimizer(model, settings) if anchor else None
+        self.batches = Batches(len(packed), settings.batch, seed)
+        self.done = 0
+
+    def step(self) -> Tensor:
+        """One step; returns its loss in nats, a scalar."""
+        chosen_B, scale = self.batches.at(self.done), self.settings.scale(self.done)
+        rng = np.random.default_rng([self.seed, 1, self.done])
+        if self.bank:
+            fetched = self.bank.fetch(chosen_B, rng, self.model.device)
+            with self.bank.memory.using(source(self.bank.spec, fetched.leaf_BX)):
+                loss = self._backward(chosen_B)
+            self.bank.move(fetched, scale)
+        else:
+            loss = self._backward(chosen_B)
+        self._move_anchor(scale)
+        self.done += 1
+        return loss
+
+    def _backward(self, chosen_B: np.ndarray) -> Tensor:
+        device = self.model.device
+        tokens_BT, positions_BT = (tensor.to(device) for tensor in self.packed.batch(chosen_B))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bf16):
+            loss = packed_loss(self.model, tokens_BT, positions_BT)
+        loss.backward()
+        return loss.detach()
+
+    def _move_anchor(self, scale: float) -> None:
+        if self.optimizer is None:
+            return
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * scale
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def run(self, on_step: OnStep | None = None) -> None:
+        """The steps that are left."""
+        self.model.train()
+        while self.done < self.settings.steps:
+            loss = self.step()
+            if on_step:
+                on_step(self.done, loss.item())
 
 
 def pretrain(
-    model: PreTrainedModel, sequences: Sequences, settings: Settings, seed: int, on_step: OnStep | None = None
+    model: PreTrainedModel, packed: Packed, settings: Settings, seed: int, on_step: OnStep | None = None
 ) -> None:
     """Train the anchor alone, in place."""
-    optimizer = anchor_optimizer(model, settings)
-    order = batches(len(sequences), settings.batch, seed)
-    model.train()
-    for step in range(settings.steps):
-        tokens_BT = trim(sequences.tokens_NT[next(order)])
-        loss = mean_loss(model(tokens_BT).logits, tokens_BT)
-        loss.backward()
-        _anchor_step(model, optimizer, settings.lr * settings.scale(step))
-        if on_step:
-            on_step(step + 1, loss.item())
-
-
-@dataclass
-class _Fetched:
-    """The blocks of one batch as leaves of the graph: per level the distinct ids and their rows."""
-
-    ids: list[Tensor]
-    rows: list[Tensor]
-    used: list[Tensor]
-    batch_BL3RD: Tensor
-
-    def gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Per level the ids that some sequence really used, and their gradients."""
-        for ids, rows, used in zip(self.ids, self.rows, self.used, strict=True):
-            assert rows.grad is not None
-            yield ids[used], rows.grad[used]
-
-
-def _fetch_leaves(state: BankState, paths_BP: Tensor, generic_B: Tensor) -> _Fetched:
-    generic = state.generic[None].clone().requires_grad_()
-    ids, rows, used, parts = [torch.zeros(1, dtype=torch.int64)], [generic], [generic_B.any()[None]], []
-    for number, level in enumerate(state.levels):
-        unique_U, inverse_B = torch.unique(paths_BP[:, number], return_inverse=True)
-        leaf = level[unique_U].requires_grad_()
-        ids.append(unique_U)
-        rows.append(leaf)
-        used.append(torch.isin(torch.arange(len(unique_U)), inverse_B[~generic_B]))
-        parts.append(leaf[inverse_B])
-    chosen = torch.where(generic_B[:, None, None, None, None], generic, torch.cat(parts, dim=3))
-    return _Fetched(ids, rows, used, chosen)
-
-
-def _lazy_optimizers(state: BankState, settings: Settings, trained: Trained) -> list[LazyAdamW | None]:
-    adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay)
-    moves = [trained.generic, *(number in trained.levels for number in range(1, len(state.levels) + 1))]
-    rows = [state.generic[None], *state.levels]
-    return [LazyAdamW(r, adamw) if move else None for r, move in zip(rows, moves, strict=True)]
+    Trainer(model, packed, settings, seed).run(on_step)
 
 
 def cotrain(
     model: PreTrainedModel,
     memory: Memory,
     state: BankState,
-    sequences: Sequences,
-    paths_NP: np.ndarray,
+    packed: Packed,
+    paths_MP: np.ndarray,
     settings: Settings,
     seed: int,
     on_step: OnStep | None = None,
     trained: Trained | None = None,
 ) -> None:
-    """Train anchor and bank together, in place; `paths_NP` holds the path of each sequence's document.
+    """Train anchor and bank together, in place; `paths_MP` holds the path of each packed row.
 
     `trained` narrows what moves (default: everything); the rest is frozen.
     """
     trained = trained or Trained(levels=frozenset(range(1, len(state.levels) + 1)))
-    model.requires_grad_(trained.anchor)
-    optimizer = anchor_optimizer(model, settings) if trained.anchor else None
-    lazy = _lazy_optimizers(state, settings, trained)
-    order, draws = batches(len(sequences), settings.batch, seed), np.random.default_rng([seed, 1])
-    paths, branching = torch.from_numpy(np.asarray(paths_NP)), len(state.levels[0])
-    model.train()
-    for step in range(settings.steps):
-        chosen_B = next(order)
-        tokens_BT = trim(sequences.tokens_NT[chosen_B])
-        generic_B = torch.from_numpy((draws.random(len(chosen_B)) < 1 / (branching + 1)) & trained.generic)
-        fetched = _fetch_leaves(state, paths[chosen_B], generic_B)
-        with memory.using(RowsSource(fetched.batch_BL3RD)):
-            loss = mean_loss(model(tokens_BT).logits, tokens_BT)
-            loss.backward()
-        scale = settings.scale(step)
-        for level, (ids, grads) in zip(lazy, fetched.gradients(), strict=True):
-            if level:
-                level.step(ids, grads, scale)
-        if optimizer:
-            _anchor_step(model, optimizer, settings.lr * scale)
-        if on_step:
-            on_step(step + 1, loss.item())
+    bank = in_memory(memory, state, paths_MP, settings, trained)
+    Trainer(model, packed, settings, seed, bank, anchor=trained.anchor).run(on_step)

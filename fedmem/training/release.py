@@ -5,8 +5,8 @@ Invariants
 - A release never changes: it is written to a temporary folder and renamed, and `load` checks every digest again.
 - Nothing private is ever in it.
 
-    release = Release.write(folder, model, tokenizer, tree, embedder_digest, spec, state)
-    rows_L3RD = Release.load(folder / release.digest).bank.fetch(path)
+    release = Release.write(folder, model, tokenizer, tree, embedder_digest, state)
+    fetched_X = Release.load(folder / release.digest).bank.fetch(path)
 """
 
 import errno
@@ -31,7 +31,7 @@ from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
-from fedmem.training.loop import BankState
+from fedmem.training.bank_state import BankState
 from fedmem.vault.fs import storage_errors
 
 # Their bars for milliseconds of work would stand between ours.
@@ -81,7 +81,6 @@ class Release:
         tokenizer: Tokenizer,
         tree: Tree,
         embedder_digest: str,
-        spec: MemorySpec,
         state: BankState,
     ) -> "Release":
         """Write a release into `parent`, in a folder named by its digest; writing the same one twice is harmless."""
@@ -92,12 +91,12 @@ class Release:
             model.save_pretrained(temporary / "anchor")
             tokenizer.save(str(temporary / "tokenizer.json"))
             tree.save(temporary / "tree.safetensors")
-            write_bank(temporary / "bank", state.levels, state.generic)
+            write_bank(temporary / "bank", state.spec, state.levels, state.generic)
             manifest = {
                 "format": FORMAT,
                 "files": _file_digests(temporary),
                 "embedder": embedder_digest,
-                "memory": spec.to_dict(),
+                "memory": state.spec.to_dict(),
             }
             (temporary / MANIFEST).write_bytes(canonical_json(manifest))
             _sync(temporary)
@@ -157,4 +156,4 @@ class Release:
     def bank_state(self) -> BankState:
         """The whole bank in memory, float32, to train on from here."""
         levels = [self.bank.level(number) for number in range(1, self.spec.levels + 1)]
-        return BankState(levels, self.bank.generic())
+        return BankState(self.spec, levels, self.bank.generic())

@@ -1,4 +1,4 @@
-"""Documents as training sequences: one document per sequence, never two, so attention stays inside it.
+"""Documents as sequences: one document per sequence, never two; `fedmem.training.packing` joins them for training.
 
 Invariants
 - A document opens and closes with `<eos>`; a long one is cut into several sequences, none is dropped.
@@ -8,7 +8,7 @@ Invariants
 Shapes: N sequences, T tokens (public length), B batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,20 +50,29 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences
     return Sequences(tokens_NT, np.array(documents, dtype=np.int64))
 
 
-def batches(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless batches of `batch` sequence numbers out of `count`: shuffled epochs, in an order fixed by `seed`.
+class Batches:
+    """Endless batches of `batch` numbers out of `count`: shuffled epochs end to end, in an order fixed by `seed`.
 
-    Raises ValueError for a count of 0.
+    Any batch can be asked for, so a resumed run needs its step number only. Raises ValueError for a count of 0.
     """
-    if count < 1:
-        raise ValueError("there is no sequence to make batches of")
-    generator = np.random.default_rng(seed)
-    pool = np.empty(0, dtype=np.int64)
-    while True:
-        while len(pool) < batch:
-            pool = np.concatenate([pool, generator.permutation(count)])
-        yield pool[:batch]
-        pool = pool[batch:]
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        self.count, self.batch, self.seed = count, batch, seed
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def at(self, step: int) -> np.ndarray:
+        """The numbers of batch `step`, counted from 0."""
+        if self.count < 1:
+            raise ValueError("there is no sequence to make batches of")
+        start = step * self.batch
+        first, last = start // self.count, (start + self.batch - 1) // self.count
+        self._epochs = {epoch: self._epoch(epoch) for epoch in range(first, last + 1)}
+        line = np.concatenate(list(self._epochs.values()))
+        return line[start - first * self.count :][: self.batch]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        known = self._epochs.get(epoch)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.count) if known is None else known
 
 
 def trim(tokens_BT: Tensor) -> Tensor:
@@ -72,15 +81,14 @@ def trim(tokens_BT: Tensor) -> Tensor:
     return tokens_BT[:, : min(tokens_BT.shape[1], -(-longest // 16) * 16)]
 
 
-def token_losses(logits_BTV: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy in nats of each next token, `[B, T - 1]`, zero at padding, and the mask of real targets."""
+def token_losses(logits_BTV: Tensor, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross entropy in nats of each next token, `[B, T - 1]`, zero where none is predicted, and the mask of the rest.
+
+    Padding is not predicted, nor, where positions are given, the first token of a document (position 0).
+    """
     # Flat and with a padded last target: a softmax over a strided or copied vocabulary takes five times as long.
     target_BT = F.pad(tokens_BT[:, 1:], (0, 1), value=PAD)
+    if positions_BT is not None:
+        target_BT = target_BT.masked_fill(F.pad(positions_BT[:, 1:], (0, 1)) == 0, PAD)
     loss_N = F.cross_entropy(logits_BTV.float().flatten(0, 1), target_BT.flatten(), ignore_index=PAD, reduction="none")
     return loss_N.view(target_BT.shape)[:, :-1], target_BT[:, :-1] != PAD
-
-
-def mean_loss(logits_BTV: Tensor, tokens_BT: Tensor) -> Tensor:
-    """Mean cross entropy per predicted token, in nats."""
-    loss_BT, mask_BT = token_losses(logits_BTV, tokens_BT)
-    return loss_BT.sum() / mask_BT.sum().clamp(min=1)

@@ -26,6 +26,13 @@ def test_sizes(preset, millions):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)
 
 
+@pytest.mark.parametrize(("preset", "paper"), [("160m", 163_510_016), ("410m", 411_665_408), ("1.4b", 1_439_893_504)])
+def test_sizes_are_the_papers(preset, paper):
+    with torch.device("meta"):
+        model = new_anchor(preset, 50_432, 0)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(paper, rel=0.002)
+
+
 def test_head_is_tied_and_there_are_no_biases():
     model = new_anchor("nano", 300, 0)
     assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -32,8 +32,8 @@ def fill(vault: Vault) -> BlockInfo:
     ids = [record.id for record in vault.records("health")]
     spend = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.1, "noise_multiplier": 2.0, "steps": 10}
     run = vault.begin_run("health", "r" * 64, {}, "00", ids, spend)
-    rows_L3RD = np.ones((2, 3, 4, 8), np.float32)
-    return vault.finish_run(run, "health", "r" * 64, save({"rows": rows_L3RD}), 2, 4, 8)
+    rows_X = np.ones(2 * 3 * 4 * 8, np.float32)
+    return vault.finish_run(run, "health", "r" * 64, save({"rows": rows_X}), 2, 4, 8)
 
 
 @pytest.fixture

@@ -1,21 +1,24 @@
 """The bank on disk: a fetch is the block that was written, damage is a typed error."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fedmem.errors import NothingMatched, StorageError, VersionMismatch
 from fedmem.memory.bank import Bank, level_file, write_bank
-from fedmem.memory.spec import MemorySpec
+from fedmem.memory.spec import LayerShape, MemorySpec
 
-SPEC = MemorySpec(layers=2, d_model=8, branching=3, widths=(4, 2))
+SHAPE = LayerShape(d_model=8, ffn=16, heads=2, kv_heads=2, head_dim=4, gated=True, activation="silu")
+SPEC = MemorySpec("ffn", SHAPE, branching=3, widths=((4, 4), (2, 1)))
 
 
 @pytest.fixture
 def written(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    levels = [torch.randn(SPEC.blocks(n), 2, 3, w, 8, generator=generator) for n, w in ((1, 4), (2, 2))]
-    generic = torch.randn(2, 3, SPEC.width, 8, generator=generator)
-    write_bank(tmp_path, levels, generic)
+    levels = [torch.randn(SPEC.blocks(n), SPEC.block_size(n), generator=generator) for n in (1, 2)]
+    generic = torch.randn(SPEC.fetch_size, generator=generator)
+    write_bank(tmp_path, SPEC, levels, generic)
     return tmp_path, levels, generic
 
 
@@ -26,8 +29,7 @@ def bf16(rows):
 def test_a_fetch_joins_one_block_of_each_level(written):
     folder, levels, generic = written
     with Bank.open(folder, SPEC) as bank:
-        rows_L3RD = bank.fetch((2, 7))
-        assert torch.equal(rows_L3RD, torch.cat([bf16(levels[0][2]), bf16(levels[1][7])], dim=2))
+        assert torch.equal(bank.fetch((2, 7)), SPEC.join([bf16(levels[0][2:3]), bf16(levels[1][7:8])])[0])
         assert torch.equal(bank.generic(), bf16(generic))
         assert torch.equal(bank.level(2), bf16(levels[1]))
 
@@ -35,9 +37,9 @@ def test_a_fetch_joins_one_block_of_each_level(written):
 def test_fetched_rows_stay_when_the_buffer_is_used_again(written):
     folder, levels, _ = written
     with Bank.open(folder, SPEC) as bank:
-        rows_BL3RD = bank.fetch_many([(0, 1), (2, 7), (0, 1)])
-    assert torch.equal(rows_BL3RD[0], rows_BL3RD[2])
-    assert torch.equal(rows_BL3RD[1, :, :, :4], bf16(levels[0][2]))
+        fetched_BX = bank.fetch_many([(0, 1), (2, 7), (0, 1)])
+    assert torch.equal(fetched_BX[0], fetched_BX[2])
+    assert torch.equal(SPEC.split(fetched_BX)[0][1], bf16(levels[0][2]))
 
 
 def test_a_path_outside_the_tree_is_refused(written):
@@ -54,7 +56,7 @@ def test_a_truncated_level_is_refused(written):
 
 def test_a_bank_of_another_shape_is_refused(written):
     with pytest.raises(VersionMismatch):
-        Bank.open(written[0], MemorySpec(layers=2, d_model=8, branching=3, widths=(2, 2)))
+        Bank.open(written[0], replace(SPEC, widths=((2, 2), (2, 2))))
 
 
 def test_spec_round_trips():

@@ -140,3 +140,16 @@ def test_most_public_text_stays_shared(policy: Policy) -> None:
     texts = [document.text for document in wikipedia.load()[::20]]
     shared = sum(decision.placement == "shared" for decision in policy.place_many(texts))
     assert shared >= 0.85 * len(texts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Take two tablets of ibuprofen after breakfast.", "Insulin: 12 units before dinner.", "One dose every 6 hours."],
+)
+def test_how_a_medicine_is_taken_is_health(text):
+    decision = Policy.load().place(text)
+    assert (decision.placement, decision.topic) == ("private", "health")
+
+
+def test_a_medicine_alone_is_no_dosage():
+    assert Policy.load().place("Aspirin was first sold by a factory on the Rhine.").placement == "shared"

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedmem.memory.ffn import BlockModule
+from fedmem.memory.block import BlockModule, source
+from fedmem.memory.sites import shape_of
+from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import PrivateSequences
 
 LAYERS, WIDTH, D_MODEL, VOCAB, LENGTH = 2, 4, 16, 40, 12
@@ -28,12 +30,15 @@ def anchor(seed=0):
         )
 
 
+def spec(width=WIDTH):
+    return MemorySpec.single(shape_of(anchor()), LAYERS, width)
+
+
 def warm_block(seed=1):
-    rows_L3RD = torch.randn(LAYERS, 3, WIDTH, D_MODEL, generator=torch.Generator().manual_seed(seed))
-    return BlockModule.from_rows(0.3 * rows_L3RD)
+    return BlockModule(spec(), 0.3 * torch.randn(spec().fetch_size, generator=torch.Generator().manual_seed(seed)))
 
 
-def sequences(per_record, seed=2, shared=False):
+def sequences(per_record, seed=2, shared=False, dtype=torch.float32):
     """`per_record[i]` sequences for record i, of random lengths, right-padded."""
     random = np.random.default_rng(seed)
     record_N = np.repeat(np.arange(len(per_record)), per_record)
@@ -42,6 +47,6 @@ def sequences(per_record, seed=2, shared=False):
         length = random.integers(2, LENGTH + 1)
         row_T[:length] = torch.from_numpy(random.integers(1, VOCAB, length))
     generator = torch.Generator().manual_seed(seed)
-    rows_NL3RD = 0.2 * torch.randn(len(record_N), LAYERS, 3, 3, D_MODEL, generator=generator)
-    fetch = (lambda numbers: rows_NL3RD[torch.from_numpy(numbers)]) if shared else None
+    fetched_NX = 0.2 * torch.randn(len(record_N), spec(3).fetch_size, generator=generator)
+    fetch = (lambda numbers: source(spec(3), fetched_NX[torch.from_numpy(numbers)].to(dtype))) if shared else None
     return PrivateSequences(tokens_NT, record_N, len(per_record), fetch)

@@ -8,7 +8,8 @@ from scipy.stats import kstest
 
 from fedmem.errors import BudgetExceeded
 from fedmem.memory.attach import attach
-from fedmem.memory.ffn import BlockModule, RowsSource
+from fedmem.memory.block import BlockModule
+from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
 from fedmem.privacy.clip import ClippedSum
 from fedmem.privacy.dpsgd import (
@@ -26,7 +27,7 @@ from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.training.sequences import token_losses
-from tests.privacy.models import D_MODEL, LAYERS, LENGTH, WIDTH, anchor, sequences, warm_block
+from tests.privacy.models import D_MODEL, LAYERS, LENGTH, WIDTH, anchor, sequences, spec, warm_block
 
 KEY = bytes(range(32))
 PER_RECORD = [1, 3, 1, 7, 2, 1]
@@ -45,7 +46,7 @@ def stream(label=b"run"):
 
 def train(data, privacy=None, label=b"run", **options):
     model = anchor()
-    block = BlockModule.new(layers=LAYERS, d_model=D_MODEL, width=WIDTH, seed=3)
+    block = BlockModule.new(spec(), seed=3)
     return train_block(model, attach(model), block, data, privacy or plan(), stream(label), **options)
 
 
@@ -61,7 +62,7 @@ def one_record_at_a_time(model, block, data, chosen, clip):
     total = [torch.zeros_like(p) for p in parameters]
     for record in np.flatnonzero(chosen):
         numbers = np.flatnonzero(data.record_N == record)
-        shared = [RowsSource(data.shared(numbers))] if data.shared else []
+        shared = [data.shared(numbers)] if data.shared else []
         with memory.using(*shared, block):
             loss, _ = token_losses(model(data.tokens_NT[numbers]).logits, data.tokens_NT[numbers])
         grads = torch.autograd.grad(loss.sum() / LENGTH, parameters)
@@ -83,8 +84,7 @@ def norm(values):
 @pytest.mark.parametrize("clip", [0.01, 1e3])
 def test_engine_equals_the_one_record_loop(micro_batch, clip):
     model, block = anchor().double(), warm_block().double()
-    data = sequences(PER_RECORD, shared=True)
-    data = replace(data, shared=lambda numbers, fetch=data.shared: fetch(numbers).double())
+    data = sequences(PER_RECORD, shared=True, dtype=torch.float64)
     chosen = np.array([True, True, False, True, True, True])
     fast = engine_sum(model, block, data, chosen, clip, micro_batch)
     slow = one_record_at_a_time(model, block, data, chosen, clip)
@@ -142,7 +142,8 @@ def test_groups_hold_whole_records_within_the_micro_batch():
 def noise_of_an_empty_batch(label=b"run", width=64, **changes):
     """The gradients that one step on an empty sample hands to the optimiser, in one vector."""
     privacy = plan(**changes)
-    like = BlockModule.new(layers=4, d_model=128, width=width, seed=0)
+    shape = LayerShape(128, 384, heads=4, kv_heads=4, head_dim=32, gated=True, activation="silu")
+    like = BlockModule.new(MemorySpec.single(shape, layers=4, width=width), seed=0)
     empty = ClippedSum.zero(list(like.parameters()), privacy.clip)
     noisy = add_noise(empty, privacy.noise_multiplier, stream(label))
     return torch.cat([value.flatten() / privacy.divisor for value in noisy]).numpy()
@@ -212,7 +213,7 @@ def test_sampled_steps_are_noise_around_the_clipped_sum(recorded):
     """With every record in every sample and nothing learned, the mean update is the clipped sum over the divisor."""
     data = sequences(PER_RECORD)
     updates = recorded(data, steps=150, sampling_rate=1.0, clip=0.05, noise_multiplier=0.1, divisor=2.0)
-    block = BlockModule.new(layers=LAYERS, d_model=D_MODEL, width=WIDTH, seed=3)
+    block = BlockModule.new(spec(), seed=3)
     whole = engine_sum(anchor(), block, data, np.ones(data.records, dtype=bool), 0.05)
     expected = torch.cat([value.flatten() for value in whole.value]).numpy() / 2.0
     std = 0.1 * 0.05 / 2.0
@@ -243,7 +244,7 @@ def test_control_flow_is_the_same_for_every_set_of_records(monkeypatch, records)
     monkeypatch.setattr(PrivacyStream, "normal", spy)
     ticks = []
     rows = train(sequences(records), progress=lambda step, steps: ticks.append((step, steps)))
-    assert rows.shape == (LAYERS, 3, WIDTH, D_MODEL)
+    assert rows.shape == (LAYERS * 3 * WIDTH * D_MODEL,)
     assert ticks == [(1, 3), (2, 3), (3, 3)]
     assert shapes == [(rows.numel(), 0.1)] * 3
 
@@ -277,11 +278,11 @@ def test_training_leaves_no_trace_on_anchor_and_block():
 def test_training_learns_without_noise():
     data = sequences([1] * 8)
     privacy = plan(sampling_rate=1.0, steps=60, clip=1.0, noise_multiplier=0.0, divisor=8.0)
-    rows_L3RD = train(data, privacy)
+    block_X = train(data, privacy)
     model = anchor().eval()
     memory = attach(model)
     losses = []
-    for sources in ([], [BlockModule.from_rows(rows_L3RD)]):
+    for sources in ([], [BlockModule(spec(), block_X)]):
         with torch.no_grad(), memory.using(*sources):
             losses.append(float(token_losses(model(data.tokens_NT).logits, data.tokens_NT)[0].sum()))
     assert losses[1] < 0.96 * losses[0]

@@ -8,14 +8,14 @@ from safetensors.torch import load
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused
-from fedmem.memory.spec import MemorySpec
+from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
 from fedmem.privacy import learn
 from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.ledger import block_epsilon, subject_epsilon
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.tree import Tree
-from fedmem.training.loop import BankState
+from fedmem.training.bank_state import BankState
 from fedmem.training.release import Release
 from fedmem.vault.vault import NewRecord, Vault
 
@@ -28,10 +28,11 @@ KEY = bytes(range(32))
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     tokenizer = train_tokenizer(["a plain public text", "another public text"], vocab_size=280)
-    spec = MemorySpec(layers=2, d_model=64, branching=2, widths=(4, 2))
+    model = new_anchor("nano", 280, 0)
+    state = BankState.new(spec_for(model, "ffn", 2, (4, 2)), 0)
     tree = Tree(2, 2, (np.eye(4, 8, dtype=np.float32)[:2], np.eye(4, 8, dtype=np.float32)))
     folder = tmp_path_factory.mktemp("releases")
-    return Release.write(folder, new_anchor("nano", 280, 0), tokenizer, tree, "none", spec, BankState.new(spec, 0))
+    return Release.write(folder, model, tokenizer, tree, "none", state)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def rows(vault, block):
 def test_a_topic_is_learned_charged_and_sealed(vault, release):
     ids = add(vault, release.digest, 6)
     block = run(vault, release)
-    assert rows(vault, block).shape == (2, 3, 4, 64)
+    assert rows(vault, block).shape == (2 * 3 * 4 * 64,)
     assert (block.layers, block.width, block.d_model, block.release) == (2, 4, 64, release.digest)
     assert [event.payload["records"] for event in spends(vault)] == [ids]
     assert block_epsilon(vault.ledger.events(), block.id) == pytest.approx(PLAN.epsilon())

@@ -10,10 +10,10 @@ from safetensors.torch import save
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.memory.spec import MemorySpec
+from fedmem.memory.sites import spec_for
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.tree import Tree
-from fedmem.training.loop import BankState
+from fedmem.training.bank_state import BankState
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
@@ -33,15 +33,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A nano anchor with random weights, two levels of two and four blocks."""
     embedder = StaticEmbedder()
     vectors_ND = embedder.embed(TEXTS)
-    spec = MemorySpec(layers=2, d_model=64, branching=2, widths=(4, 2))
     tree = Tree(2, 2, (vectors_ND[:2], vectors_ND))
-    state = BankState.new(spec, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    for rows in [*state.levels, state.generic]:
-        rows[..., 2, :, :] = torch.randn(rows[..., 2, :, :].shape, generator=generator)
     model = new_anchor("nano", vocab_size=300, seed=3)
+    state = BankState.new(spec_for(model, "ffn", 2, (4, 2)), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for blocks in [*state.levels, state.generic]:
+        blocks.add_(0.05 * torch.randn(blocks.shape, generator=generator))
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
-    return Release.write(tmp_path_factory.mktemp("releases"), model, tokenizer, tree, embedder.digest, spec, state)
+    return Release.write(tmp_path_factory.mktemp("releases"), model, tokenizer, tree, embedder.digest, state)
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def finish_block() -> Callable[..., BlockInfo]:
         ids = [record.id for record in vault.records(topic)]
         spend = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.1, "noise_multiplier": 2.0, "steps": 10}
         run = vault.begin_run(topic, release, {}, "00", ids, spend)
-        rows_L3RD = scale * torch.from_numpy(np.random.default_rng(5).normal(size=(2, 3, 4, 64)).astype(np.float32))
-        return vault.finish_run(run, topic, release, save({"rows": rows_L3RD}), 2, 4, 64)
+        rows_X = scale * torch.from_numpy(np.random.default_rng(5).normal(size=2 * 3 * 4 * 64).astype(np.float32))
+        return vault.finish_run(run, topic, release, save({"rows": rows_X}), 2, 4, 64)
 
     return finish

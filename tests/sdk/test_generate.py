@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedmem.errors import Busy, UsageError, VersionMismatch
-from fedmem.memory.ffn import RowsSource
+from fedmem.memory.block import source
+from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.sdk.client import Client
 from fedmem.training.release import Release
@@ -27,7 +28,9 @@ def oracle(release: Release, client: Client, prompt: str, count: int, extra: lis
     model, path = release.anchor(), client._path(client._embedder.embed([prompt])[0])
     ids = [1, *release.tokenizer.encode(prompt).ids]
     start = len(ids)
-    with torch.no_grad(), attach(model).using(*[RowsSource(r[None]) for r in [release.bank.fetch(path), *extra]]):
+    private = MemorySpec.single(release.spec.shape, release.spec.layers, width=4)
+    sources = [source(release.spec, release.bank.fetch_many([path])), *(source(private, x[None]) for x in extra)]
+    with torch.no_grad(), attach(model).using(*sources):
         for _ in range(count):
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
             if token == 1:

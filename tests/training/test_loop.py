@@ -8,24 +8,28 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
-from fedmem.memory.ffn import RowsSource
-from fedmem.memory.spec import MemorySpec
+from fedmem.memory.sites import spec_for
+from fedmem.training.bank_state import BankState
 from fedmem.training.local import Federated
-from fedmem.training.loop import BankState, Settings, Trained, cotrain, pretrain
+from fedmem.training.loop import cotrain, in_memory, pretrain
+from fedmem.training.packing import pack
 from fedmem.training.sequences import encode
+from fedmem.training.settings import Settings, Trained
 
 TEXTS = [f"the {('red', 'blue', 'green')[n % 3]} house number {n} stands in row {n * 7 % 11}" for n in range(60)]
 TOKENIZER = train_tokenizer(TEXTS, 320)
 SEQUENCES = encode(TOKENIZER, TEXTS, 32)
 PATHS = np.array([[n % 3, 3 * (n % 3) + n % 2] for n in range(60)])[SEQUENCES.document_N]
-SPEC = MemorySpec(layers=2, d_model=64, branching=3, widths=(4, 2))
+PACKED = pack(SEQUENCES, PATHS[:, -1])
+ROW_PATHS = PATHS[PACKED.first_M]
+SPEC = spec_for(new_anchor("nano", 320, 0), "ffn", 3, (4, 2))
 SETTINGS = Settings(steps=4, batch=4, lr=1e-3, memory_lr=1e-2)
 
 
-def trained(seed=1, what=None, paths=PATHS):
+def trained(seed=1, what=None, paths=ROW_PATHS):
     model, state = new_anchor("nano", 320, 0), BankState.new(SPEC, 2)
     memory = attach(model)
-    cotrain(model, memory, state, SEQUENCES, paths, SETTINGS, seed, trained=what)
+    cotrain(model, memory, state, PACKED, paths, SETTINGS, seed, trained=what)
     memory.detach()
     return model, state
 
@@ -38,7 +42,7 @@ def test_pretraining_lowers_the_loss_and_follows_its_seed():
     losses, runs = [], []
     for _ in range(2):
         model = new_anchor("nano", 320, 0)
-        pretrain(model, SEQUENCES, Settings(steps=30, batch=8, lr=5e-3), 3, lambda _, loss: losses.append(loss))
+        pretrain(model, PACKED, Settings(steps=30, batch=8, lr=5e-3), 3, lambda _, loss: losses.append(loss))
         runs.append(weights(model))
     assert torch.equal(*runs)
     assert losses[29] < losses[0] - 1
@@ -52,7 +56,7 @@ def test_cotraining_follows_its_seed():
 
 
 def test_blocks_off_every_path_keep_every_bit():
-    paths = np.zeros_like(PATHS)
+    paths = np.zeros_like(ROW_PATHS)
     _, state = trained(paths=paths)
     fresh = BankState.new(SPEC, 2)
     for got, before in zip(state.levels, fresh.levels, strict=True):
@@ -77,9 +81,9 @@ def test_a_frozen_anchor_keeps_every_bit_and_levels_too():
 def test_local_steps_leave_no_state_behind():
     part = Federated(new_anchor("nano", 320, 0), BankState.new(SPEC, 2), ["anchor", "level-1"])
     start = part.params()
-    first = part.train(start, SEQUENCES, PATHS, SETTINGS, 5)
-    part.train(start, SEQUENCES, PATHS, SETTINGS, 6)
-    again = part.train(start, SEQUENCES, PATHS, SETTINGS, 5)
+    first = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
+    part.train(start, PACKED, ROW_PATHS, SETTINGS, 6)
+    again = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
     assert set(start) == {name for name in start if name.startswith("anchor.")} | {"level-1"}
     assert all(np.array_equal(first[name], again[name]) for name in start)
 
@@ -87,7 +91,7 @@ def test_local_steps_leave_no_state_behind():
 def test_the_control_is_the_anchor_alone():
     part = Federated(new_anchor("nano", 320, 0), None, ["anchor"])
     start = part.params()
-    trained_params = part.train(start, SEQUENCES, PATHS, SETTINGS, 5)
+    trained_params = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
     assert all(name.startswith("anchor.") for name in start)
     assert any(not np.array_equal(start[name], trained_params[name]) for name in start)
 
@@ -96,11 +100,22 @@ def test_a_loss_does_not_depend_on_batches():
     model, state = trained()
     memory = attach(model)
     losses = [
-        mean(
-            sequence_losses(
-                model, SEQUENCES.tokens_NT, memory, lambda n: [RowsSource(state.fetch_many(PATHS[n]))], batch=size
-            )
-        )
+        mean(sequence_losses(model, SEQUENCES.tokens_NT, memory, lambda n: [state.source(PATHS[n])], batch=size))
         for size in (1, 7, 64)
     ]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)
+
+
+def test_gradients_of_a_batch_are_those_of_each_block_alone():
+    state, paths_BP = BankState.new(SPEC, 2), torch.tensor([[0, 1], [0, 2], [2, 7], [0, 1]])
+    generic_B, way_BX = torch.tensor([False, False, True, False]), torch.randn(4, SPEC.fetch_size)
+    bank = in_memory(None, state, ROW_PATHS, SETTINGS, Trained())
+    fetched = bank.leaf(paths_BP, generic_B, torch.device("cpu"))
+    (fetched.leaf_BX * way_BX).sum().backward()
+    (g_ids, g_grads), (ids_1, grads_1), (ids_2, grads_2) = fetched.gradients(SPEC)
+    first, second = SPEC.split(way_BX)
+    assert torch.equal(fetched.leaf_BX[2], state.generic)
+    assert (g_ids.tolist(), ids_1.tolist(), ids_2.tolist()) == ([0], [0], [1, 2])
+    torch.testing.assert_close(g_grads[0], way_BX[2])
+    torch.testing.assert_close(grads_1[0], first[0] + first[1] + first[3])
+    torch.testing.assert_close(grads_2, torch.stack([second[0] + second[3], second[1]]))

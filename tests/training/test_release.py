@@ -7,19 +7,19 @@ import torch
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
-from fedmem.memory.spec import MemorySpec
+from fedmem.memory.sites import spec_for
 from fedmem.routing.tree import Tree
-from fedmem.training.loop import BankState
+from fedmem.training.bank_state import BankState
 from fedmem.training.release import Release
 
-SPEC = MemorySpec(layers=2, d_model=64, branching=2, widths=(4,))
+SPEC = spec_for(new_anchor("nano", 300, 1), "ffn", 2, (4,))
 
 
 @pytest.fixture
 def written(tmp_path):
     model, tokenizer = new_anchor("nano", 300, 1), train_tokenizer(["a text"], 300)
     tree = Tree(2, 1, (np.eye(2, 8, dtype=np.float32),))
-    release = Release.write(tmp_path, model, tokenizer, tree, "e" * 64, SPEC, BankState.new(SPEC, 3))
+    release = Release.write(tmp_path, model, tokenizer, tree, "e" * 64, BankState.new(SPEC, 3))
     return release, model
 
 
@@ -32,13 +32,13 @@ def test_a_release_gives_back_its_parts(written):
     assert loaded.spec == SPEC
     assert loaded.root.name == loaded.digest
     assert loaded.tokenizer.encode("a text").ids == release.tokenizer.encode("a text").ids
-    assert loaded.bank.fetch((1,)).shape == (2, 3, 4, 64)
+    assert loaded.bank.fetch((1,)).shape == (2 * 3 * 4 * 64,)
 
 
 def test_the_digest_follows_the_content(written, tmp_path):
     release, model = written
-    again = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, SPEC, BankState.new(SPEC, 3))
-    other = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, SPEC, BankState.new(SPEC, 4))
+    again = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankState.new(SPEC, 3))
+    other = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankState.new(SPEC, 4))
     assert again.digest == release.digest != other.digest
 
 

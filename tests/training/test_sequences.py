@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmem.anchor.tokenizer import EOS, PAD, train_tokenizer
-from fedmem.training.sequences import batches, encode, mean_loss, token_losses, trim
+from fedmem.training.sequences import Batches, encode, token_losses, trim
 
 TEXTS = ["one short text", "two " * 40, "", "three " * 11]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -32,19 +32,27 @@ def test_padding_has_no_loss_and_no_influence():
     loss_BT, mask_BT = token_losses(logits, tokens)
     assert mask_BT.tolist() == [[True, True, True, False, False]]
     assert not loss_BT[0, 3:].any()
-    assert torch.equal(mean_loss(logits, tokens), mean_loss(logits[:, :4], tokens[:, :4]))
+    assert torch.equal(loss_BT[:, :3], token_losses(logits[:, :4], tokens[:, :4])[0])
 
 
 def test_batches_follow_their_seed_and_visit_everything():
-    first, again, other = (list(itertools.islice(batches(10, 4, seed), 5)) for seed in (1, 1, 2))
+    first, again, other = ([Batches(10, 4, seed).at(step) for step in range(5)] for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     assert np.bincount(np.concatenate(first)).tolist() == [2] * 10
 
 
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (3, 8), (8, 8), (1, 2)])
+def test_a_batch_is_the_same_whether_those_before_it_were_asked_for_or_not(count, batch):
+    line = Batches(count, batch, 5)
+    walked = [line.at(step) for step in range(9)]
+    assert all(np.array_equal(Batches(count, batch, 5).at(step), walked[step]) for step in range(9))
+    assert all(len(one) == batch for one in walked)
+
+
 def test_no_sequences_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError, match="no sequence"):
-        next(batches(0, 4, 1))
+        Batches(0, 4, 1).at(0)
 
 
 def test_trim_keeps_every_token():

@@ -12,15 +12,17 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.eval.perplexity import SourcesOf, mean, sequence_losses
 from fedmem.memory.attach import Memory, attach
-from fedmem.memory.ffn import RowsSource
 from fedmem.routing.router import route
 from fedmem.routing.tree import train_tree
 from fedmem.sim import parameters
 from fedmem.sim.context import HELDOUT_SAMPLE, Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.scenario import Phase
-from fedmem.training.loop import BankState, OnStep, Settings, cotrain, pretrain
+from fedmem.training.bank_state import BankState
+from fedmem.training.loop import OnStep, cotrain, pretrain
+from fedmem.training.packing import Packed, pack
 from fedmem.training.sequences import Sequences
+from fedmem.training.settings import Settings
 from fedmem.vault.fs import Files, storage_errors
 
 CURVE_POINTS = 6
@@ -77,6 +79,14 @@ def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndar
     return paths_NP
 
 
+def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
+    """Texts packed by leaf cluster, and the path of each row."""
+    sequences = sim.encode(texts)
+    paths_NP = paths_of(sim, texts, sequences)
+    packed = pack(sequences, paths_NP[:, -1])
+    return packed, paths_NP[packed.first_M]
+
+
 class Curve:
     """Held-out loss of a small fixed sample along a phase, and the phase's progress bar."""
 
@@ -93,7 +103,7 @@ class Curve:
         sources: SourcesOf | None = None
         if state is not None:
             fetched = state
-            sources = lambda numbers: [RowsSource(fetched.fetch_many(self.paths_NP[numbers]))]  # noqa: E731
+            sources = lambda numbers: [fetched.source(self.paths_NP[numbers])]  # noqa: E731
 
         def step(number: int, _loss: float) -> None:
             self.sim.progress(self.phase, offset + number, self.steps, "")
@@ -107,33 +117,32 @@ class Curve:
 
 def pretrain_phase(sim: Simulation) -> Facts:
     """Pretrain the anchor on the coordinator's text."""
-    phase, sequences = sim.scenario.pretrain, sim.encode(sim.population.coordinator)
+    phase, (packed, _) = sim.scenario.pretrain, packed_with_paths(sim, sim.population.coordinator)
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, sim.derive("anchor"))
     curve = Curve(sim, "pretrain", phase.steps, model)
-    pretrain(model, sequences, settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
+    pretrain(model, packed, settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
     parameters.save(sim.state("pretrained.safetensors"), model)
     return {"curve": curve.points, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def cotrain_phase(sim: Simulation) -> Facts:
     """Co-train anchor and bank, and the control: the anchor alone for as many tokens."""
-    phase, texts = sim.scenario.cotrain, sim.population.coordinator
-    sequences, seed = sim.encode(texts), sim.derive("cotrain") % 2**32
+    phase, seed = sim.scenario.cotrain, sim.derive("cotrain") % 2**32
+    packed, paths_MP = packed_with_paths(sim, sim.population.coordinator)
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
     curve = Curve(sim, "cotrain", 2 * phase.steps, model)
-    parameters.load(sim.state("pretrained.safetensors"), model)
+    parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
     pretrain(
         model,
-        sequences,
+        packed,
         settings(phase),
         seed,
         lambda step, _: sim.progress("cotrain", step, 2 * phase.steps, "control"),
     )
     parameters.save(sim.state("control.safetensors"), model)
-    parameters.load(sim.state("pretrained.safetensors"), model)
+    parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
     state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)
-    paths_NP = paths_of(sim, texts, sequences)
-    cotrain(model, memory, state, sequences, paths_NP, settings(phase), seed, curve.on_step(memory, state, phase.steps))
+    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, phase.steps))
     memory.detach()
     parameters.save(sim.state("cotrained.safetensors"), model, state)
     return {"curve": curve.points}

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.memory.ffn import RowsSource
+from fedmem.memory.block import source
 from fedmem.routing.router import route
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts, subject
@@ -53,7 +53,7 @@ def _public(sim: Simulation) -> Facts:
     def fetched(part: Federated, chosen_NP: np.ndarray) -> Losses:
         return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(chosen_NP[n]))
 
-    generic = [RowsSource(release.bank.generic()[None])]
+    generic = [source(release.spec, release.bank.generic()[None])]
     arms = {
         "anchor": sequence_losses(control.model, tokens_NT),
         "generic": sequence_losses(end.model, tokens_NT, end.memory, lambda _: generic),

@@ -25,11 +25,11 @@ from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import keys, parameters
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
-from fedmem.sim.phases.central import Curve, paths_of
+from fedmem.sim.phases.central import Curve, packed_with_paths
 from fedmem.training.local import Federated
-from fedmem.training.loop import Settings
+from fedmem.training.packing import Packed
 from fedmem.training.release import Release
-from fedmem.training.sequences import Sequences
+from fedmem.training.settings import Settings
 
 ARMS = ("memory", "control")
 
@@ -66,9 +66,9 @@ def federated(sim: Simulation, arm: str) -> Federated:
     """Anchor and bank of an arm as co-training left them, with the federated part marked."""
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
     if arm == "control":
-        parameters.load(sim.state("control.safetensors"), model)
+        parameters.load(sim.state("control.safetensors"), model, sim.spec)
         return Federated(model, None, ["anchor"])
-    state = parameters.load(sim.state("cotrained.safetensors"), model)
+    state = parameters.load(sim.state("cotrained.safetensors"), model, sim.spec)
     return Federated(model, state, sim.scenario.federation.parts)
 
 
@@ -80,31 +80,24 @@ def arm_at(sim: Simulation, arm: str, done: int) -> Federated:
     return part
 
 
-def shareable(sim: Simulation) -> list[tuple[Sequences, np.ndarray]]:
-    """Per device its shareable records as sequences, with their paths."""
-    found = []
-    for placed in sim.placed:
-        texts = placed.shareable()
-        sequences = sim.encode(texts)
-        found.append(
-            (sequences, paths_of(sim, texts, sequences) if texts else np.zeros((0, len(sim.spec.widths)), np.int64))
-        )
-    return found
+def shareable(sim: Simulation) -> list[tuple[Packed, np.ndarray]]:
+    """Per device its shareable records as packed sequences, with the path of each row."""
+    return [packed_with_paths(sim, placed.shareable()) for placed in sim.placed]
 
 
-def local_train(part: Federated, sequences: Sequences, paths_NP: np.ndarray) -> LocalTrain:
+def local_train(part: Federated, packed: Packed, paths_MP: np.ndarray) -> LocalTrain:
     """One device's local steps; one without shareable records changes nothing."""
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:
         settings = Settings(
-            steps=config.steps if len(sequences) else 0,
+            steps=config.steps if len(packed) else 0,
             batch=config.batch,
             lr=config.learning_rate,
             final=1.0,
             warmup=1,
             memory_lr=config.memory_learning_rate,
         )
-        return part.train(params, sequences, paths_NP, settings, config.seed)
+        return part.train(params, packed, paths_MP, settings, config.seed)
 
     return train
 
@@ -134,19 +127,19 @@ def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
 
 
 def _run_arm(
-    sim: Simulation, arm: str, data: list[tuple[Sequences, np.ndarray]], until: int, progress: apps.Progress
+    sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], until: int, progress: apps.Progress
 ) -> None:
     part, plan, log, f = federated(sim, arm), device_plan(sim), journal(sim, arm), sim.scenario.federation
     shapes = wire.shapes_of(part.params())
     devices, failures = {}, list[str]()
-    for index, (placed, (sequences, paths_NP)) in enumerate(zip(sim.placed, data, strict=True)):
+    for index, (placed, (packed, paths_MP)) in enumerate(zip(sim.placed, data, strict=True)):
         port = InprocPort(placed.shareable(), plan, shapes)
         devices[index] = Device(
             index,
             port,
             plan,
             shapes,
-            local_train(part, sequences, paths_NP),
+            local_train(part, packed, paths_MP),
             failed=lambda error: failures.append(type(error).__name__),
         )
     settings = RoundSettings(sim.derive("rounds") >> 1, f.steps, f.batch, f.lr, f.server_lr, f.memory_lr)
@@ -173,9 +166,7 @@ def _sample_loss(sim: Simulation, part: Federated) -> float:
 
 def _release(sim: Simulation, part: Federated) -> Release:
     assert part.state is not None
-    return Release.write(
-        sim.folder.releases, part.model, sim.tokenizer, sim.tree, sim.embedder.digest, sim.spec, part.state
-    )
+    return Release.write(sim.folder.releases, part.model, sim.tokenizer, sim.tree, sim.embedder.digest, part.state)
 
 
 def epsilon(sim: Simulation) -> device_dp.Figures:

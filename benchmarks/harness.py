@@ -1,0 +1,92 @@
+"""What every benchmark shares: its options, its envelope, and interleaved timing.
+
+Invariants
+- Arms are timed in turns, so that a slow moment of the machine meets all of them; a ratio is the median of the
+  turns' ratios.
+- stdout holds one envelope with `--json`, one line a figure without; a mean is a plain number, its interval lies under
+  `interval.<name>` (DESIGN §11).
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedmem.cli.allocator import keep_buffers
+
+WARM_UP = 3
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser with `--json` and `--quick`; large buffers stay with the process from here on (DESIGN §5)."""
+    keep_buffers()
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="one JSON envelope on stdout")
+    parser.add_argument("--quick", action="store_true", help="at most three minutes, with the same shape and checks")
+    return parser
+
+
+def emit(name: str, data: Mapping[str, Any], as_json: bool) -> None:
+    """Print the figures of benchmark `name`."""
+    if as_json:
+        print(json.dumps({"schema": f"fedmem.bench.{name}/1", "data": data}))
+        return
+    for key, value in flat(data):
+        print(f"{key:40} {value:.4g}" if isinstance(value, float) else f"{key:40} {value}")
+
+
+def flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested figures as dotted names."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        rows += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return rows
+
+
+def turns(arms: Mapping[str, Callable[[], object]], count: int) -> dict[str, np.ndarray]:
+    """Seconds of each arm in each of `count` turns, after a warm-up; the order within a turn alternates."""
+    for work in [*arms.values()] * WARM_UP:
+        work()
+    seconds = {name: np.zeros(count) for name in arms}
+    for turn in range(count):
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
+            start = time.perf_counter()
+            arms[name]()
+            seconds[name][turn] = time.perf_counter() - start
+    return seconds
+
+
+def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, list[float]]:
+    """Median of the turns' ratios, and its 95 % interval by bootstrap (seeded)."""
+    ratios = over / under
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return float(np.median(ratios)), [float(low), float(high)]
+
+
+def progress(note: str) -> None:
+    """A line that stays on stderr, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{note}", end="", file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and at which commit."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)  # noqa: S603
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "commit": found.stdout.strip()}
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,56 @@
+"""Kinds of memory: what a row of a block holds, how it starts, and what it adds to a layer [HM, §3].
+
+A new kind is one file with a class of this Protocol, and one line in `kind_named`.
+
+Shapes: B batch (or 1 for all), T tokens, R rows (width), X values of one layer of a fetch, D model width.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Generator, Tensor
+
+from fedmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedmem.memory.spec import LayerShape
+
+
+class Source(Protocol):
+    """Memory in use: changes the output of the sites that it names (`fedmem.memory.sites`)."""
+
+    sites: frozenset[str]
+
+    def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
+        """The site's output with this memory added; `hidden_BTD` is what the site's module was given."""
+
+
+class Kind(Protocol):
+    """One kind of memory."""
+
+    def segments(self, shape: "LayerShape") -> dict[str, int]:
+        """Parts of a row, in their order, with the number of values of each."""
+
+    def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
+        """Fill one segment of new blocks in place; a new block changes nothing."""
+
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> Source:
+        """A memory source over one fetch, cut by layer."""
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of this name. Raises UsageError for one that does not exist."""
+    from fedmem.memory.kinds.ffn import FFN
+    from fedmem.memory.kinds.kv import KV
+    from fedmem.memory.kinds.lora import LoRA
+
+    kinds: dict[str, Kind] = {
+        "ffn": FFN(),
+        "lora_ffn": LoRA(("gate", "up", "down")),
+        "lora_qk": LoRA(("q", "k")),
+        "lora_vo": LoRA(("v", "o")),
+        "kv": KV(),
+    }
+    if name not in kinds:
+        raise UsageError(f"Unknown kind of memory {name!r}; choose one of {', '.join(kinds)}.")
+    return kinds[name]

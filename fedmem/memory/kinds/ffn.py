@@ -1,0 +1,77 @@
+"""FFN memory: a block widens the inner dimension of every layer's MLP [HM, §3].
+
+For the input u of a layer's MLP a block adds `M3[silu(M1 u) * (M2 u)]`: no gate, no scale, no norm. With an anchor
+whose MLP has no gate it adds `M3[act(M1 u)]`, and the activation is always the anchor's own: so a fetch can be
+materialised as a wider MLP.
+
+Invariants
+- A new block has M3 = 0: it changes nothing until it is trained.
+- The rows of one segment are contiguous, so gate and up are one matrix product.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+from transformers.activations import ACT2FN
+
+if TYPE_CHECKING:
+    from fedmem.memory.spec import LayerShape
+
+INIT_STD = 0.02
+
+
+class FFN:
+    """Rows of M1 (gate), M2 (up) and M3 transposed (down)."""
+
+    def segments(self, shape: "LayerShape") -> dict[str, int]:
+        """One row of each matrix has the width of the model."""
+        return dict.fromkeys(("gate", "up", "down") if shape.gated else ("up", "down"), shape.d_model)
+
+    def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
+        """M1 and M2 truncated normal (std 0.02, cut at 2 std), M3 = 0 [HM, §3]."""
+        if segment == "down":
+            rows_NRX.zero_()
+        else:
+            nn.init.trunc_normal_(rows_NRX, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD, generator=generator)
+
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> "FFNSource":
+        """Rows added to the output of each layer's MLP."""
+        return FFNSource(shape, layers_BX)
+
+
+class FFNSource:
+    """FFN rows in use: one block per batch item, or one for all (then one matrix product serves the whole batch)."""
+
+    sites = frozenset({"mlp"})
+
+    def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> None:
+        self.gated, self.activation = shape.gated, ACT2FN[shape.activation]
+        cut = [self._cut(values_BX, shape.d_model) for values_BX in layers_BX]
+        self.inner, self.down = [inner for inner, _ in cut], [down for _, down in cut]
+
+    def _cut(self, values_BX: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
+        """Gate and up rows together, `[B, 2 R, D]` (up alone without a gate), and down rows `[B, R, D]`."""
+        rows_BRD = values_BX.view(len(values_BX), -1, d_model)
+        inner = rows_BRD.shape[1] * (2 if self.gated else 1) // (3 if self.gated else 2)
+        return rows_BRD[:, :inner], rows_BRD[:, inner:]
+
+    def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
+        """The MLP's output with the rows' part added."""
+        inner_BRD, down_BRD = self.inner[layer], self.down[layer]
+        if not down_BRD.shape[1]:
+            return output_BTD
+        if len(down_BRD) > 1:
+            return torch.baddbmm(output_BTD, self._act(torch.bmm(hidden_BTD, inner_BRD.mT)), down_BRD)
+        flat_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        out_ND = torch.addmm(output_BTD.reshape(flat_ND.shape), self._act(flat_ND @ inner_BRD[0].T), down_BRD[0])
+        return out_ND.view(output_BTD.shape)
+
+    def _act(self, inner: Tensor) -> Tensor:
+        if not self.gated:
+            out: Tensor = self.activation(inner)
+            return out
+        gate, up = inner.chunk(2, dim=-1)
+        out = self.activation(gate) * up
+        return out

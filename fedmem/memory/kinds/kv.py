@@ -1,0 +1,66 @@
+"""KV memory: learned keys and values beside each layer's attention [HM, §3].
+
+Every query attends to the r learned keys of its head, without causal mask and without positions, in a softmax of its
+own; the values are added to the heads' outputs before the output projection. Queries are those of the projection,
+before any rotation or norm.
+
+Invariants
+- A new block has V = 0: it changes nothing until it is trained.
+- With grouped queries a group shares its learned keys and values, as it shares the anchor's.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from fedmem.memory.spec import LayerShape
+
+
+class KV:
+    """Rows of keys and of values for all key-value heads."""
+
+    def segments(self, shape: "LayerShape") -> dict[str, int]:
+        """A key and a value per key-value head."""
+        return dict.fromkeys(("key", "value"), shape.kv_heads * shape.head_dim)
+
+    def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
+        """Keys standard normal, so that they differ enough to part the queries; V = 0 [HM, §3]."""
+        rows_NRX.normal_(generator=generator) if segment == "key" else rows_NRX.zero_()
+
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> "KVSource":
+        """Keys and values for each layer's attention."""
+        return KVSource(shape, layers_BX)
+
+
+class KVSource:
+    """Learned keys and values in use: one block per batch item, or one for all."""
+
+    sites = frozenset({"q", "heads"})
+
+    def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> None:
+        self.shape = shape
+        self.layers = [self._cut(values_BX) for values_BX in layers_BX]
+        self._found: dict[int, Tensor] = {}
+
+    def _cut(self, values_BX: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values as `[B, heads, R, head_dim]`."""
+        kv, size = self.shape.kv_heads, self.shape.head_dim
+        both = values_BX.view(len(values_BX), 2, -1, kv, size).transpose(2, 3)
+        both = both.repeat_interleave(self.shape.heads // kv, dim=2)
+        return both[:, 0], both[:, 1]
+
+    def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
+        """At `q` look the queries up and keep what they find; at `heads` add it to what attention found."""
+        if site == "heads":
+            return output_BTD + self._found.pop(layer) if layer in self._found else output_BTD
+        key_BHRd, value_BHRd = self.layers[layer]
+        if key_BHRd.shape[2]:
+            batch, tokens = output_BTD.shape[:2]
+            query_BHTd = output_BTD.view(batch, tokens, self.shape.heads, -1).transpose(1, 2)
+            everyone = (batch, -1, -1, -1)
+            found = F.scaled_dot_product_attention(query_BHTd, key_BHRd.expand(everyone), value_BHRd.expand(everyone))
+            self._found[layer] = found.transpose(1, 2).reshape(batch, tokens, -1)
+        return output_BTD

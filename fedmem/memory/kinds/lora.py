@@ -1,0 +1,76 @@
+"""LoRA memory: low-rank additions to linear maps of a layer, on QK, VO or FFN [HM, §3].
+
+For the input u of a linear map a block adds `2 B A u`, with A (rows of length `in`) and B (columns of length `out`).
+The paper's alpha of 2 is read as the factor itself, the same for every width, so that levels combine by concatenation
+as FFN memory does.
+
+Invariants
+- A new block has B = 0: it changes nothing until it is trained. A starts as Kaiming uniform.
+- Sites that the anchor does not have (a gate in a plain MLP) have no rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor
+
+if TYPE_CHECKING:
+    from fedmem.memory.spec import LayerShape
+
+ALPHA = 2.0
+
+
+def site_sizes(shape: "LayerShape") -> dict[str, tuple[int, int]]:
+    """`(in, out)` of every linear map of a layer that LoRA can add to."""
+    d, ffn, q, kv = shape.d_model, shape.ffn, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    gate = {"gate": (d, ffn)} if shape.gated else {}
+    return {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d), **gate, "up": (d, ffn), "down": (ffn, d)}
+
+
+class LoRA:
+    """Rows `<site>.a` of A and `<site>.b` of B transposed, for each of `sites`."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        self.sites = tuple(sites)
+
+    def segments(self, shape: "LayerShape") -> dict[str, int]:
+        """A row of A and a row of B transposed for each site of the anchor."""
+        sizes = site_sizes(shape)
+        return {f"{s}.{part}": sizes[s][part == "b"] for s in self.sites if s in sizes for part in "ab"}
+
+    def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
+        """A Kaiming uniform (a = sqrt 5, as in LoRA), B = 0."""
+        bound = 1 / math.sqrt(rows_NRX.shape[-1]) if segment.endswith(".a") else 0.0
+        rows_NRX.uniform_(-bound, bound, generator=generator)
+
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> "LoRASource":
+        """Rows added to the output of each site's linear map."""
+        return LoRASource(self.segments(shape), layers_BX)
+
+
+class LoRASource:
+    """LoRA rows in use: one block per batch item, or one for all."""
+
+    def __init__(self, segments: dict[str, int], layers_BX: Sequence[Tensor]) -> None:
+        self.sites = frozenset(name.split(".")[0] for name in segments)
+        self.layers = [self._cut(segments, values_BX) for values_BX in layers_BX]
+
+    @staticmethod
+    def _cut(segments: dict[str, int], values_BX: Tensor) -> dict[str, Tensor]:
+        rows = values_BX.shape[1] // sum(segments.values())
+        parts = torch.split(values_BX, [rows * size for size in segments.values()], dim=1)
+        named = zip(segments.items(), parts, strict=True)
+        return {name: part.reshape(len(part), rows, size) for (name, size), part in named}
+
+    def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
+        """The linear map's output with the low-rank part added."""
+        a_BRX, b_BRX = self.layers[layer][f"{site}.a"], self.layers[layer][f"{site}.b"]
+        if not a_BRX.shape[1]:
+            return output_BTD
+        if len(a_BRX) > 1:
+            return torch.baddbmm(output_BTD, torch.bmm(hidden_BTD, a_BRX.mT), b_BRX, alpha=ALPHA)
+        flat_NX = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+        flat_NY = output_BTD.reshape(len(flat_NX), -1)
+        return torch.addmm(flat_NY, flat_NX @ a_BRX[0].T, b_BRX[0], alpha=ALPHA).view(output_BTD.shape)
