@@ -86,7 +86,7 @@ class StaticEmbedder:
         lengths = [len(ids[row]) for row in rows]
         sums = self._sums([ids[row] for row in rows], lengths)
         means = sums * self._table[1] / np.asarray(lengths, dtype=np.float32)[:, None]
-        out_ND[rows] = _unit(means)
+        out_ND[rows] = unit(means)
 
     def _sums(self, ids: Iterable[list[int]], lengths: list[int]) -> NDArray[np.float32]:
         flat = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64, count=sum(lengths))
@@ -95,7 +95,8 @@ class StaticEmbedder:
         return exact.astype(np.float32)
 
 
-def _unit(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit(rows_ND: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows of length 1; a zero row stays zero."""
     norms = np.sqrt((rows_ND * rows_ND).sum(axis=1, keepdims=True))
     return (rows_ND / np.where(norms > 0, norms, 1)).astype(np.float32)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 EM_STEPS, STEP_POINTS, CAP = 20, 6400, 1.5
+NODE_POINTS = (EM_STEPS + 1) * STEP_POINTS  # what one node can use: the start, then every step, on points of its own
 _NO_BLAS = 2**30
 _faiss_settings = threading.Lock()
 
@@ -23,7 +24,7 @@ _faiss_settings = threading.Lock()
 def balanced_kmeans(
     points_ND: NDArray[np.float32], k: int, rng: np.random.Generator, parent_D: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Centroids [k, D] of `points_ND`: k-means++, then EM steps on fresh samples with balanced assignment.
+    """Centroids [k, D] of `points_ND`: k-means++, then EM steps on new examples with balanced assignment.
 
     Fewer distinct points than k: the distinct points, then repeats of the first. No points: k times `parent_D`.
     """
@@ -31,20 +32,27 @@ def balanced_kmeans(
     if len(distinct) <= k:
         found = distinct if len(distinct) else parent_D[None, :]
         return np.concatenate([found, np.repeat(found[:1], k - len(found), axis=0)]).astype(np.float32)
+    batches = _batches(points_ND, rng)
     with _pairwise_faiss():
-        centroids = _plus_plus(_sample(points_ND, rng), k, rng)
-        for _ in range(EM_STEPS):
-            batch = _sample(points_ND, rng)
+        centroids = _plus_plus(next(batches), k, rng)
+        for batch in batches:
             owner = _balance(_nearest(batch, centroids), k, rng)
             centroids = _means(batch, owner, centroids)
     return centroids
 
 
-def _sample(points_ND: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """`STEP_POINTS` new examples of the node, or all of them where there are no more."""
-    if len(points_ND) <= STEP_POINTS:
-        return points_ND
-    return points_ND[np.sort(rng.choice(len(points_ND), STEP_POINTS, replace=False))]
+def _batches(points_ND: NDArray[np.float32], rng: np.random.Generator) -> Iterator[NDArray[np.float32]]:
+    """`STEP_POINTS` examples for the start and for each step, none twice before every one was used.
+
+    All of them each time where there are no more than one step takes.
+    """
+    shuffled = rng.permutation(len(points_ND)) if len(points_ND) > STEP_POINTS else None
+    for step in range(EM_STEPS + 1):
+        if shuffled is None:
+            yield points_ND
+        else:
+            turn = np.arange(step * STEP_POINTS, (step + 1) * STEP_POINTS) % len(shuffled)
+            yield points_ND[np.sort(shuffled[turn])]
 
 
 def _plus_plus(points_ND: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -81,8 +89,7 @@ def _means(
     points_ND: NDArray[np.float32], owner_N: NDArray[np.int64], before_KD: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Mean of each cluster, in float64; a cluster without points stays where it was."""
-    sums = np.zeros(before_KD.shape, dtype=np.float64)
-    np.add.at(sums, owner_N, points_ND)
+    sums = np.stack([points_ND[owner_N == c].sum(axis=0, dtype=np.float64) for c in range(len(before_KD))])
     sizes = np.bincount(owner_N, minlength=len(before_KD))[:, None]
     return np.where(sizes > 0, sums / np.maximum(sizes, 1), before_KD).astype(np.float32)
 

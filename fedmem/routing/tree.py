@@ -2,7 +2,8 @@
 
 Invariants
 - `centroids[l]` is float32 [k ** (l + 1), dim]; the children of node `n` are `n * k … n * k + k - 1` one level down.
-- Training is a function of (vectors, branching, levels, seed): threads, chunking and order of the nodes change nothing.
+- Training is a function of (vectors in their order, branching, levels, seed): threads and chunks change nothing.
+- Training never holds all vectors: at most `HELD` of them, whatever the corpus.
 - A tree is trained on public text by the coordinator; using it needs numpy only.
 - A node with fewer points than k has k children too: its spare ones repeat the first and are never chosen.
 
@@ -24,8 +25,10 @@ from safetensors.numpy import save as save_tensors
 
 from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed
+from fedmem.routing.stream import Stream, Vectors, samples
 
-_CHUNK = 1024  # vectors whose distances are held at once
+HELD = 2**18  # vectors that training keeps: 134 MB at 128 dimensions
+_CHUNK = 256  # vectors whose distances are held at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,23 +86,42 @@ class Tree:
         return cls(centroids[0].shape[0] if centroids else 0, len(centroids), centroids)
 
 
-def train_tree(vectors: NDArray[np.float32], *, branching: int, levels: int, seed: int) -> Tree:
-    """Train a tree on `vectors` [N, dim], root to leaves, by balanced k-means [HM, §Hierarchy].
+def train_tree(vectors: Vectors, *, branching: int, levels: int, seed: int) -> Tree:
+    """Train a tree, root to leaves, by balanced k-means [HM, §Hierarchy].
 
-    Raises UsageError on no vectors, non-finite vectors, or a tree without choice.
+    `vectors` is an array [N, dim] or a function that starts the same chunks [n, dim] anew at each call. Each node
+    learns from its own vectors, evenly drawn where it has more than one k-means can use (NODE_POINTS). A level reads
+    the vectors twice, and about once more for each further HELD that its nodes want, so embed into a file first.
+    Kept in memory: HELD vectors, the centroids, and about 30 bytes of book-keeping a vector.
+
+    Raises UsageError on no vectors, non-finite vectors, a function whose chunks change, or a tree without choice.
     """
-    from fedmem.routing.kmeans import balanced_kmeans  # here, not above: it loads faiss, and using a tree needs none
-
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or not len(vectors) or not np.isfinite(vectors).all() or branching < 2 or levels < 1:
-        raise UsageError("A tree needs finite vectors [N, dim] with N > 0, branching >= 2 and levels >= 1.")
-    nodes, centroids = np.zeros(len(vectors), dtype=np.int64), list[NDArray[np.float32]]()
+    if branching < 2 or levels < 1:
+        raise UsageError("A cluster tree needs branching of at least 2 and at least 1 level.")
+    stream = Stream.of(vectors)
+    nodes_N, centroids = np.zeros(stream.count, dtype=np.int32), list[NDArray[np.float32]]()
     for level in range(levels):
-        parents = centroids[-1] if centroids else vectors.mean(axis=0, keepdims=True)
-        rngs = [np.random.default_rng([seed, level, node]) for node in range(branching**level)]
-        children = [
-            balanced_kmeans(vectors[nodes == node], branching, rng, parents[node]) for node, rng in enumerate(rngs)
-        ]
-        centroids.append(np.concatenate(children))
-        nodes = Tree(branching, level + 1, tuple(centroids)).step(level, nodes, vectors)
+        if level:
+            _descend(Tree(branching, level, tuple(centroids)), stream, nodes_N)
+        parents_KD = centroids[-1] if level else np.zeros((1, stream.dim), dtype=np.float32)
+        centroids.append(_children(stream, nodes_N, parents_KD, branching, (seed, level)))
     return Tree(branching, levels, tuple(centroids))
+
+
+def _children(
+    stream: Stream, nodes_N: NDArray[np.int32], parents_KD: NDArray[np.float32], branching: int, seed: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Centroids one level below `parents_KD`. A function of its own, so that its buffer is gone before the next one."""
+    from fedmem.routing.kmeans import NODE_POINTS, balanced_kmeans  # here: it loads faiss, and using a tree needs none
+
+    children = list[NDArray[np.float32]]()
+    for node, points_MD in samples(stream, nodes_N, seed, len(parents_KD), most=NODE_POINTS, held=HELD):
+        children.append(balanced_kmeans(points_MD, branching, np.random.default_rng([*seed, node]), parents_KD[node]))
+    return np.concatenate(children)
+
+
+def _descend(tree: Tree, stream: Stream, nodes_N: NDArray[np.int32]) -> None:
+    """Take each vector one level down, to its nearest child in the last level of `tree`."""
+    for start, piece_ND in stream.pieces():
+        part = slice(start, start + len(piece_ND))
+        nodes_N[part] = tree.step(tree.levels - 1, nodes_N[part].astype(np.int64), piece_ND)
