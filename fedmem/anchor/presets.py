@@ -42,11 +42,11 @@ PRESETS = {
 }
 
 
-def config(preset: str, vocab_size: int, context: int = 1024) -> LlamaConfig | Qwen3Config:
-    """The configuration of a preset; `context` in tokens. Raises UsageError for an unknown preset."""
-    if preset not in PRESETS:
+def config(preset: str | Shape, vocab_size: int, context: int = 1024) -> LlamaConfig | Qwen3Config:
+    """The configuration of a preset or a shape; `context` in tokens. Raises UsageError for an unknown preset."""
+    shape = preset if isinstance(preset, Shape) else PRESETS.get(preset)
+    if shape is None:
         raise UsageError(f"Unknown anchor preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    shape = PRESETS[preset]
     return (Qwen3Config if shape.qk_norm else LlamaConfig)(
         vocab_size=vocab_size,
         hidden_size=shape.d_model,
@@ -64,9 +64,9 @@ def config(preset: str, vocab_size: int, context: int = 1024) -> LlamaConfig | Q
     )
 
 
-def new_anchor(preset: str, vocab_size: int, seed: int) -> PreTrainedModel:
+def new_anchor(preset: str | Shape, vocab_size: int, seed: int) -> PreTrainedModel:
     """A randomly initialised anchor; torch's global generator is left as it was."""
+    chosen = config(preset, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        chosen = config(preset, vocab_size)
-        return (Qwen3ForCausalLM if PRESETS[preset].qk_norm else LlamaForCausalLM)(chosen)
+        return Qwen3ForCausalLM(chosen) if isinstance(chosen, Qwen3Config) else LlamaForCausalLM(chosen)
