@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from fedmem.routing.installed import package, package_file
+from fedmem.installed import package, package_file
 from fedmem.routing.windows import joined
 
 _WINDOW = 256  # tokens, [CLS] and [SEP] among them: what the model was trained on

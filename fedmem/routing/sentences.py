@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError
-from fedmem.routing.installed import package
+from fedmem.installed import package
 from fedmem.routing.windows import joined
 
 _INSTALL = "pip install sentence-transformers"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from fedmem import installed
 from fedmem.errors import UsageError
-from fedmem.routing import installed
 from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.hashed import HashedEmbedder
 from fedmem.routing.minilm import MiniLMEmbedder

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import fedmem
+from fedmem import installed
 from fedmem.errors import UsageError
-from fedmem.sim.sources import packages, patients, persons, userfile, wikipedia
+from fedmem.sim.sources import patients, persons, userfile, wikipedia
 from fedmem.sim.sources.phrases import FINANCE, NOTES
 from fedmem.sim.sources.record import SourceRecord
 
@@ -122,10 +123,10 @@ def test_missing_faker_names_the_command(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_corpus_package_is_not_imported() -> None:
     sys.modules.pop(wikipedia.MODULE, None)
-    assert packages.package_file(wikipedia.MODULE, "data/summaries_en-us.json", wikipedia.REQUIREMENT).is_file()
+    assert installed.package_file(wikipedia.MODULE, "data/summaries_en-us.json", "").is_file()
     assert wikipedia.MODULE not in sys.modules
     with pytest.raises(UsageError, match="pip install"):
-        packages.package_file(wikipedia.MODULE, "data/nothing", wikipedia.REQUIREMENT)
+        installed.package_file(wikipedia.MODULE, "data/nothing", "pip install x")
 
 
 def write(path: Path, *lines: object) -> Path:

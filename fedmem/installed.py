@@ -22,7 +22,7 @@ def package_file(name: str, relative: str, command: str) -> Path:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / relative).is_file():
             return path
-    raise _missing(name, command)
+    raise missing(name, command)
 
 
 def package(name: str, command: str) -> Any:
@@ -30,8 +30,9 @@ def package(name: str, command: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise _missing(name, command) from error
+        raise missing(name, command) from error
 
 
-def _missing(name: str, command: str) -> UsageError:
-    return UsageError(f"This embedder needs the package {name}, which is not installed. Install it with: {command}")
+def missing(name: str, command: str) -> UsageError:
+    """The error for a package that is not there."""
+    return UsageError(f"The package {name} is not installed. Install it with: {command}")

@@ -1,0 +1,176 @@
+"""One training run of the claims, a pure function of (scale, arm, seed, learning rate).
+
+Every arm sees equal tokens in all. `none` and `plain` train once over all of them; the memory arms go on from an
+anchor that was pretrained on the first part, and train memory on the rest [HM, §Training]. All start from one
+tokenizer, tree and split.
+
+Shapes: N sequences, M packed rows, P levels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from benchmarks.claims.text import Text
+from fedmem.anchor.presets import PRESETS, Shape, new_anchor
+from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.eval.buckets import by_frequency, leaf_frequency
+from fedmem.eval.controls import random_paths, second_best_paths, wrong_paths
+from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.memory.attach import attach
+from fedmem.memory.block import source
+from fedmem.memory.sites import spec_for
+from fedmem.routing.embedder import StaticEmbedder
+from fedmem.routing.router import prefix, route
+from fedmem.routing.tree import train_tree
+from fedmem.training.bank_state import BankState
+from fedmem.training.loop import Trainer, in_memory
+from fedmem.training.packing import pack
+from fedmem.training.sequences import Sequences, encode
+from fedmem.training.settings import Settings, Trained
+
+PREFIX = 24
+Losses = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of the miniature. `pretrain` and `memory` count steps of `batch` rows of `length` tokens."""
+
+    name: str
+    documents: int
+    pretrain: int
+    memory: int
+    batch: int
+    length: int
+    vocabulary: int
+    branching: int
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained: a `plain` model of some shape, or memory beside the anchor."""
+
+    name: str
+    shape: Shape = PRESETS["nano"]
+    kind: str = ""
+    frozen: bool = False
+    random: bool = False
+    widths: tuple[tuple[int, ...], ...] = ()
+
+
+class Bench:
+    """What all runs share: text as tokens, the tree, paths."""
+
+    def __init__(self, scale: Scale, text: Text, folder: Path) -> None:
+        self.scale, self.text, self.folder = scale, text, folder
+
+    @cached_property
+    def train(self) -> Sequences:
+        return self._encode(self.text.train)
+
+    @cached_property
+    def heldout(self) -> Sequences:
+        return self._encode(self.text.heldout)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return train_tokenizer(self.text.train, self.scale.vocabulary)
+
+    def _encode(self, texts: list[str]) -> Sequences:
+        return encode(self._tokenizer, texts, self.scale.length)
+
+    @cached_property
+    def vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embeddings of training documents, held-out documents and their first words."""
+        embed, heads = StaticEmbedder().embed, [prefix(text, PREFIX) for text in self.text.heldout]
+        return embed(self.text.train), embed(self.text.heldout), embed(heads)
+
+    def tree(self, levels: int, branching: int) -> Any:
+        return train_tree(self.vectors[0], branching=branching, levels=levels, seed=1)
+
+    def pretrained(self, seed: int, lr: float) -> dict[str, torch.Tensor]:
+        """The anchor after the first part of the tokens, once for all memory arms."""
+        path = self.folder / f"pretrained-{seed}-{lr:g}.safetensors"
+        if not path.exists():
+            model = new_anchor("nano", self.scale.vocabulary, seed)
+            settings = Settings(self.scale.pretrain, self.scale.batch, lr)
+            Trainer(model, pack(self.train), settings, seed).run()
+            temporary = path.with_suffix(f".{lr:g}.tmp")
+            save_file({name: p.data for name, p in model.named_parameters()}, temporary)
+            temporary.rename(path)
+        return load_file(path)
+
+
+def run(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses:
+    """Held-out losses in nats of one run; `start_lr` is the rate that the anchor was pretrained with."""
+    return _memory(bench, arm, seed, lr, start_lr) if arm.kind else _plain(bench, arm, seed, lr)
+
+
+def _plain(bench: Bench, arm: Arm, seed: int, lr: float) -> Losses:
+    scale, model = bench.scale, new_anchor(arm.shape, bench.scale.vocabulary, seed)
+    settings = Settings(scale.pretrain + scale.memory, scale.batch, lr)
+    Trainer(model, pack(bench.train), settings, seed).run()
+    size = sum(p.numel() for p in model.parameters())
+    return {"loss": mean(sequence_losses(model, bench.heldout.tokens_NT)), "parameters": size}
+
+
+def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses:
+    scale, model = bench.scale, new_anchor(arm.shape, bench.scale.vocabulary, seed)
+    start = bench.pretrained(seed, start_lr)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(start[name])
+    spec = spec_for(model, arm.kind, scale.branching, arm.widths or scale.widths)
+    tree = bench.tree(spec.levels, scale.branching)
+    paths = {name: route(tree, v) for name, v in zip(("train", "heldout", "prefix"), bench.vectors, strict=True)}
+    if arm.random:
+        paths = {name: random_paths(p, seed + n) for n, (name, p) in enumerate(paths.items())}
+    train_NP = paths["train"][bench.train.document_N]
+    packed = pack(bench.train, train_NP[:, -1])
+    settings = Settings(scale.memory, scale.batch, lr / 3, memory_lr=lr)
+    state, memory = BankState.new(spec, seed), attach(model)
+    trained = Trained(not arm.frozen, frozenset(range(1, spec.levels + 1)))
+    bank = in_memory(memory, state, train_NP[packed.first_M], settings, trained)
+    Trainer(model, packed, settings, seed, bank, anchor=not arm.frozen).run()
+    measure = _measure(bench, model, memory, state)
+    blocked, generic_N = second_best_paths(tree, bench.vectors[1])
+    wanted = {
+        "fetched": paths["heldout"],
+        "prefix": paths["prefix"],
+        "wrong": wrong_paths(paths["heldout"], seed),
+        "blocked": np.where(generic_N[:, None], paths["heldout"], blocked),
+    }
+    losses = {name: measure(p) for name, p in wanted.items()} | {"generic": measure(None)}
+    bare = sequence_losses(model, bench.heldout.tokens_NT)
+    frequency = leaf_frequency(paths["train"][:, -1], paths["heldout"][:, -1])[bench.heldout.document_N]
+    arms = {"generic": losses["generic"], "fetched": losses["fetched"]}
+    return {
+        **{name: mean(pair) for name, pair in losses.items()},
+        "bare": mean(bare),
+        "by_frequency": by_frequency(frequency, bench.heldout.document_N, arms),
+        "fetched_parameters": spec.fetch_size,
+        "bank_parameters": spec.bank_size,
+    }
+
+
+def _measure(
+    bench: Bench, model: PreTrainedModel, memory: Any, state: BankState
+) -> Callable[[np.ndarray | None], tuple[np.ndarray, np.ndarray]]:
+    """Held-out losses with the blocks of given document paths, or with the generic block."""
+    document_N, tokens_NT = bench.heldout.document_N, bench.heldout.tokens_NT
+
+    def losses(paths_DP: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        if paths_DP is None:
+            return sequence_losses(model, tokens_NT, memory, lambda _: [source(state.spec, state.generic[None])])
+        paths_NP = paths_DP[document_N]
+        return sequence_losses(model, tokens_NT, memory, lambda numbers: [state.source(paths_NP[numbers])])
+
+    return losses

@@ -1,0 +1,133 @@
+"""Which runs the claims need, and running them: resumable, one file per finished run.
+
+Every arm picks its learning rate from the same three (`RATES`) on the first seed, by held-out loss, and keeps it for
+the other seeds. The anchor under all memory arms is pretrained with the rate that `none` picked.
+
+Invariants
+- A finished run is never run again; a killed benchmark goes on with the next.
+- Arms are compared at equal tokens, on the same held-out text and the same seeds.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claims.cells import Arm, Bench, Scale, run
+from benchmarks.claims.text import load
+from fedmem.anchor.presets import Shape
+
+RATES = (1e-3, 3e-3, 1e-2)
+FULL = Scale("full", 0, 3000, 3000, 4, 128, 2048, 8, (40, 16, 8))
+QUICK = Scale("quick", 4000, 300, 300, 4, 128, 2048, 8, (40, 16, 8))
+LAYERS = 2
+
+NONE = Arm("none")
+PLAIN = [
+    Arm("plain-2.6", Shape(layers=4, d_model=96, ffn=288, heads=3)),
+    Arm("plain-4.1", Shape(layers=5, d_model=128, ffn=384, heads=4)),
+]
+COTRAINED = Arm("cotrained", kind="ffn")
+FROZEN = Arm("frozen", kind="ffn", frozen=True)
+RANDOM = Arm("random_clusters", kind="ffn", random=True)
+# Equal values in a fetch: a row of LoRA or KV memory is longer or shorter than one of FFN memory.
+KINDS = [
+    Arm("lora_ffn", kind="lora_ffn", widths=((10,) * LAYERS, (4,) * LAYERS, (2,) * LAYERS)),
+    Arm("lora_qk", kind="lora_qk", widths=((30,) * LAYERS, (12,) * LAYERS, (6,) * LAYERS)),
+    Arm("lora_vo", kind="lora_vo", widths=((30,) * LAYERS, (12,) * LAYERS, (6,) * LAYERS)),
+    Arm("kv", kind="kv", widths=((60,) * LAYERS, (24,) * LAYERS, (12,) * LAYERS)),
+]
+EARLY = Arm("early", kind="ffn", widths=((80, 0), (32, 0), (16, 0)))
+LATE = Arm("late", kind="ffn", widths=((0, 80), (0, 32), (0, 16)))
+FLAT = Arm("flat", kind="ffn", widths=((64,) * LAYERS,))
+TWO_LEVELS = Arm("two_levels", kind="ffn", widths=((44,) * LAYERS, (20,) * LAYERS))
+
+
+def arms(quick: bool) -> list[Arm]:
+    """Every arm; the quick ladder leaves out what the keys of its output do not need."""
+    first = [NONE, PLAIN[0], COTRAINED, FROZEN, RANDOM, *KINDS]
+    return first if quick else [*first, *PLAIN[1:], EARLY, LATE, FLAT, TWO_LEVELS]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do."""
+
+    scale: Scale
+    arm: Arm
+    seed: int
+    lr: float
+    start_lr: float
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """Where its result lies."""
+        return self.folder / f"{self.arm.name}-{self.seed}-{self.lr:g}.json"
+
+    def result(self) -> dict[str, Any]:
+        """What the finished run found."""
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return found
+
+
+@cache
+def _bench(scale: Scale, folder: Path) -> Bench:
+    """Text, tokenizer and tree of a scale, once for each process, on one thread."""
+    import torch
+
+    from fedmem.cli.allocator import keep_buffers
+
+    keep_buffers()
+    torch.set_num_threads(1)
+    return Bench(scale, load(scale.documents), folder)
+
+
+def work(job: Job) -> None:
+    """Do one run in this process."""
+    found = run(_bench(job.scale, job.folder), job.arm, job.seed, job.lr, job.start_lr)
+    temporary = job.path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    temporary.rename(job.path)
+
+
+def loss_of(arm: Arm, found: dict[str, Any]) -> float:
+    """The figure that an arm is picked and compared by."""
+    return float(found["fetched"] if arm.kind else found["loss"])
+
+
+class Ladder:
+    """The runs of one scale: rates first, on the first seed, then the other seeds."""
+
+    def __init__(self, scale: Scale, folder: Path, seeds: int, pool: Executor, progress: Callable[[str], None]) -> None:
+        self.scale, self.folder, self.seeds, self.pool, self.progress = scale, folder, seeds, pool, progress
+        self.rates = RATES if scale is FULL else (RATES[1],)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def results(self, chosen: list[Arm]) -> dict[str, list[dict[str, Any]]]:
+        """Per arm the result of each seed, at the arm's rate."""
+        start_lr = self._pick([NONE], self.rates[0])[NONE.name]
+        # The shared anchors first, one run for each, so that no two processes make the same.
+        self._do([self._job(COTRAINED, seed, self.rates[0], start_lr) for seed in range(self.seeds)])
+        picked = self._pick(chosen, start_lr)
+        jobs = {a.name: [self._job(a, s, picked[a.name], start_lr) for s in range(self.seeds)] for a in chosen}
+        self._do([job for some in jobs.values() for job in some])
+        return {name: [job.result() | {"lr": job.lr} for job in some] for name, some in jobs.items()}
+
+    def _pick(self, chosen: list[Arm], start_lr: float) -> dict[str, float]:
+        jobs = {arm.name: [self._job(arm, 0, lr, start_lr) for lr in self.rates] for arm in chosen}
+        self._do([job for some in jobs.values() for job in some])
+        return {name: min(some, key=lambda job: loss_of(job.arm, job.result())).lr for name, some in jobs.items()}
+
+    def _do(self, jobs: list[Job]) -> None:
+        """Do what is not done yet, several runs at a time."""
+        left = [job for job in jobs if not job.path.exists()]
+        for number, done in enumerate(as_completed([self.pool.submit(work, job) for job in left]), start=1):
+            done.result()
+            self.progress(f"{number} of {len(left)} runs")
+
+    def _job(self, arm: Arm, seed: int, lr: float, start_lr: float) -> Job:
+        return Job(self.scale, arm, seed, lr, start_lr, self.folder)

