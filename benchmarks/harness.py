@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,26 @@ def options(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON envelope on stdout")
     parser.add_argument("--quick", action="store_true", help="at most three minutes, with the same shape and checks")
+    parser.add_argument("--keep", action="store_true", help="write the figures to benchmarks/results/")
     return parser
 
 
-def emit(name: str, data: Mapping[str, Any], as_json: bool) -> None:
-    """Print the figures of benchmark `name`."""
-    if as_json:
+def kept(name: str) -> Path:
+    """Where the kept figures of a benchmark lie."""
+    return Path(__file__).parent / "results" / f"{name}.json"
+
+
+def keep(name: str, data: Mapping[str, Any]) -> None:
+    """Write the figures of a benchmark, for README's table."""
+    kept(name).parent.mkdir(exist_ok=True)
+    kept(name).write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def emit(name: str, data: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the figures of benchmark `name`, and keep them where that was asked for."""
+    if arguments.keep:
+        keep(name, data)
+    if arguments.json:
         print(json.dumps({"schema": f"fedmem.bench.{name}/1", "data": data}))
         return
     for key, value in flat(data):

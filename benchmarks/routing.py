@@ -7,7 +7,6 @@ growth of the process's peak while the tree is trained, and is held against what
     python -m benchmarks.routing --quick
 """
 
-import argparse
 import resource
 import sys
 import time
@@ -18,7 +17,7 @@ import faiss  # noqa: F401  loaded before memory is measured
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.cli.output import plain, write_envelope
+from benchmarks import harness
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.routing.tree import HELD, Tree, train_tree
@@ -95,10 +94,7 @@ def _milliseconds(work: Any) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON envelope on stdout")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_VECTORS:,} vectors instead of {VECTORS:,}")
-    options = parser.parse_args()
+    options = harness.options(__doc__ or "").parse_args()
     tree, trained = train(QUICK_VECTORS if options.quick else VECTORS)
     queried = single_query(tree)
     checks = {
@@ -108,11 +104,7 @@ def main() -> None:
         "all_leaves_differ": trained["leaves"] == BRANCHING**LEVELS,
     }
     data = {**trained, **queried, "checks": checks}
-    if options.json:
-        write_envelope("bench.routing", data)
-    else:
-        for name, value in plain(data).items():
-            print(f"{name}: {value}")
+    harness.emit("routing", data | {"machine": harness.machine()}, options)
     if not all(checks.values()):
         raise SystemExit(12)
 

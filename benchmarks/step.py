@@ -49,7 +49,7 @@ def main() -> None:
         "distinct_paths": len(np.unique(paths_MP[:, -1])),
         "machine": harness.machine(),
     }
-    harness.emit("step", data, arguments.json)
+    harness.emit("step", data, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ kept intervals contain what it found."""
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,14 @@ from benchmarks.claims.figures import figures
 from benchmarks.claims.ladder import FULL, QUICK, Ladder, arms
 from fedmem.anchor.presets import new_anchor
 
-RESULTS = Path(__file__).parents[1] / "results" / "claims.json"
-
 
 def main() -> None:
     """Run what is missing and print the figures."""
     parser = harness.options(__doc__ or "")
-    parser.add_argument("--folder", type=Path, default=Path("claims-runs"), help="where finished runs are kept")
+    parser.add_argument(
+        "--folder", type=Path, default=harness.kept("claims").parent / "claims", help="where finished runs lie"
+    )
     parser.add_argument("--seeds", type=int, default=None, help="paired seeds; default 3, quick 1")
-    parser.add_argument("--keep", action="store_true", help="write the figures to benchmarks/results/")
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else FULL
     seeds = arguments.seeds or (1 if arguments.quick else 3)
@@ -32,25 +32,18 @@ def main() -> None:
         ladder = Ladder(scale, arguments.folder / scale.name, seeds, pool, harness.progress)
         runs = ladder.results(arms(arguments.quick))
     anchor = sum(p.numel() for p in new_anchor("nano", scale.vocabulary, 0).parameters())
-    data = figures(runs, anchor) | {"scale": vars(scale), "machine": harness.machine()}
-    if arguments.keep:
-        keep(scale.name, data)
-    harness.emit("claims", data | {"kept": within(scale.name, data)}, arguments.json)
+    data = figures(runs, anchor) | {"scale": asdict(scale), "machine": harness.machine()}
+    name = "claims" if scale is FULL else "claims-quick"
+    harness.emit(name, data | {"kept": within(name, data)}, arguments)
 
 
-def keep(scale: str, data: dict[str, Any]) -> None:
-    """Write the figures of a scale beside those of the other."""
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(kept | {scale: data}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def within(scale: str, data: dict[str, Any]) -> dict[str, bool]:
-    """For each figure whether the kept interval of this scale, for one more seed, contains it."""
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")).get(scale, {}) if RESULTS.exists() else {}
+def within(name: str, data: dict[str, Any]) -> dict[str, bool]:
+    """For each figure whether the kept interval, for one more seed, contains it."""
+    path = harness.kept(name)
+    kept = json.loads(path.read_text(encoding="utf-8"))["prediction"] if path.exists() else {}
     found = dict(harness.flat({key: data[key] for key in ("gap_closed", "loss", "kinds")}))
-    inside = {name: kept["prediction"][name] for name in found if name in kept.get("prediction", {})}
-    return {name: low <= found[name] <= high for name, (low, high) in inside.items()}
+    inside = {key: kept[key] for key in found if key in kept}
+    return {key: low <= found[key] <= high for key, (low, high) in inside.items()}
 
 
 if __name__ == "__main__":

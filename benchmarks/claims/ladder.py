@@ -22,7 +22,7 @@ from fedmem.anchor.presets import Shape
 
 RATES = (1e-3, 3e-3, 1e-2)
 FULL = Scale("full", 0, 3000, 3000, 4, 128, 2048, 8, (40, 16, 8))
-QUICK = Scale("quick", 4000, 300, 300, 4, 128, 2048, 8, (40, 16, 8))
+QUICK = Scale("quick", 4000, 900, 400, 4, 128, 2048, 8, (40, 16, 8))
 LAYERS = 2
 
 NONE = Arm("none")

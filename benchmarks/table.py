@@ -1,0 +1,69 @@
+"""README's performance table out of benchmarks/results/: `python -m benchmarks.table` writes it, `--check` compares.
+
+Invariants
+- Every figure in the table stands in a results file, with the machine and commit it was measured on.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+START, END = "<!-- performance: python -m benchmarks.table -->", "<!-- /performance -->"
+
+ROWS = [
+    ("step", "ratio.memory_over_plain", "training step with memory / without, equal tokens", "≤ 1.25"),
+    ("decode", "ratio.memory_over_widened", "decoding with memory / plain model with the same widened FFN", "≥ 0.92"),
+    ("decode", "ratio.materialised_over_widened", "decoding materialised / the same plain model", "≥ 0.99"),
+    ("decode", "ratio.memory_over_anchor", "decoding with memory / the bare anchor", ""),
+    ("fetch", "ratio.cold_over_raw_read", "cold fetch / raw reads of the same bytes, in time", "≤ 1.3"),
+    ("fetch", "ratio.warm_over_memcpy", "warm fetch / memcpy of the same bytes, in time", "≤ 1.5"),
+    ("fetch", "peak_rss_mb", "peak memory of it, MB", "< 500"),
+    ("routing", "route_ms", "routing one query beyond its embedding, ms", "≤ 2"),
+]
+
+
+def figure(data: dict[str, Any], name: str) -> str:
+    """A figure by its dotted name, with its interval where it has one."""
+    value: Any = data
+    for part in name.split("."):
+        value = value[part]
+    interval = data.get("interval", {}).get(name)
+    return f"{value:.3g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")
+
+
+def table(results: Path = RESULTS) -> str:
+    """The table in Markdown; benchmarks without kept results are left out."""
+    lines = ["| what | aim | found | at |", "|---|---|---|---|"]
+    for name, key, what, aim in ROWS:
+        path = results / f"{name}.json"
+        if path.exists():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            machine = data["machine"]
+            lines.append(f"| {what} | {aim} | {figure(data, key)} | {machine['cpu']}, {machine['commit']} |")
+    return "\n".join(lines)
+
+
+def filled(text: str, content: str) -> str:
+    """`text` with `content` between the marks. Raises ValueError where a mark is missing."""
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}\n{content}\n{END}{after}"
+
+
+def main() -> None:
+    """Write the table into README, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 6 where README does not hold the table")
+    old = README.read_text(encoding="utf-8")
+    new = filled(old, table())
+    if parser.parse_args().check:
+        sys.exit(0 if new == old else 6)
+    README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
