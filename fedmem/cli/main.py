@@ -6,7 +6,7 @@ Invariants
 - A full or read-only disk ends with 11, a usage error with 2, an interrupt with 130.
 
 >>> sorted(NOUNS)
-['block', 'doctor', 'erase', 'path', 'privacy', 'receipt', 'route', 'sim']
+['anchor', 'bank', 'block', 'doctor', 'erase', 'path', 'privacy', 'receipt', 'route', 'sim']
 """
 
 import errno
@@ -23,6 +23,8 @@ from fedmem.cli.output import Session, say, write_error
 from fedmem.errors import FedmemError, Refused, StorageError, UsageError
 
 NOUNS: Nouns = {
+    "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that every bank goes with."),
+    "bank": ("fedmem.cli.bank:bank", "Shared banks: build, train, show, verify."),
     "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, delete."),
     "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep what fedmem promises."),
     "erase": ("fedmem.cli.erase:erase", "Erasures of a vault."),

@@ -1,116 +1,161 @@
-"""A bank on disk: one safetensors file per level, a block contiguous, bf16 (DESIGN §5).
+"""A bank on disk, open for fetching: blocks by level, a block contiguous, bf16 (DESIGN §5).
 
 Invariants
-- A fetch reads one block per level, with one `pread` each; the bank is never resident as a whole.
-- Level l holds k ** l blocks; block i of a level starts at `offset + i * block_bytes`.
-- The generic block (the control of [HM, §4]) lies beside the levels in the same format.
+- A fetch reads one block per level, with one `preadv` each that puts its parts where the fetch has them; the bank is
+  never resident as a whole.
+- What `fetch` gives is one reused buffer: it holds until the next `fetch`, of this bank, by one caller at a time.
+- `prefetch` changes no result, only when its reading is done; what fails in it is raised by the fetch.
+- Opening checks the manifest, shapes and sizes; `verify` reads every byte.
 
-    write_bank(folder, spec, levels, generic)
     with Bank.open(folder, spec) as bank:
         fetched_X = bank.fetch((1, 5, 23))
+        bank.prefetch((1, 6, 24))
+        answer(fetched_X)
+        fetched_X = bank.fetch((1, 6, 24))
+
+Shapes: N blocks of a level, B batch, X values of a block or a fetch.
 """
 
-import json
-import os
-import struct
+import bisect
+import hashlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fedmem.errors import NothingMatched, StorageError, VersionMismatch
+from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
+from fedmem.memory.bankfile import BlockFile, disk_errors, raw
+from fedmem.memory.bankwriter import write_bank
+from fedmem.memory.cache import Cache, Slot
+from fedmem.memory.manifest import Manifest
 from fedmem.memory.spec import MemorySpec
 
-BYTES_PER_VALUE = 2
-GENERIC = "generic.safetensors"
+__all__ = ["CACHE_BYTES", "Bank", "verify", "write_bank"]
+
+CACHE_BYTES = 64 * 2**20
 
 
-def level_file(level: int) -> str:
-    """File name of a level, counted from 1."""
-    return f"level-{level}.safetensors"
+class _Level:
+    """The files of one level, read as if they were one."""
 
+    def __init__(self, files: list[BlockFile], counts: list[int]) -> None:
+        self._files, self._ends = files, list(accumulate(counts))
 
-def write_bank(folder: Path, spec: MemorySpec, levels_NX: Sequence[Tensor], generic_X: Tensor) -> None:
-    """Write every level, `[blocks, block_size]` each, and the generic block `[fetch_size]`, as bf16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for level, blocks_NX in enumerate(levels_NX, start=1):
-        save_file({"rows": blocks_NX.to(torch.bfloat16).contiguous()}, folder / level_file(level))
-    save_file({"rows": generic_X[None].to(torch.bfloat16).contiguous()}, folder / GENERIC)
-
-
-class _LevelFile:
-    """One open level: reads a block by its number into a reused buffer."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = os.open(path, os.O_RDONLY)
-        (header_bytes,) = struct.unpack("<Q", os.pread(self._file, 8, 0))
-        info = json.loads(os.pread(self._file, header_bytes, 8))["rows"]
-        self.blocks, *shape = info["shape"]
-        self.shape = tuple(shape)
-        self.block_bytes = BYTES_PER_VALUE * int(torch.Size(shape).numel())
-        self._offset = 8 + header_bytes + info["data_offsets"][0]
-        self._buffer = bytearray(self.block_bytes)
-        expected = self._offset + self.blocks * self.block_bytes
-        if info["dtype"] != "BF16" or os.fstat(self._file).st_size != expected:
-            raise StorageError(f"{path.name} is truncated or not a bf16 level; make the release again.")
-
-    def read(self, block: int) -> Tensor:
-        """Block `block` as float32, `block_X`."""
-        if not 0 <= block < self.blocks:
-            raise NothingMatched(f"{self.path.name} has {self.blocks} blocks, none with number {block}.")
-        got = os.preadv(self._file, [self._buffer], self._offset + block * self.block_bytes)
-        if got != self.block_bytes:
-            raise StorageError(f"{self.path.name} ended in the middle of block {block}; make the release again.")
-        return torch.frombuffer(self._buffer, dtype=torch.bfloat16).view(self.shape).float()
+    def read(self, block: int, parts: Sequence[memoryview]) -> None:
+        """Fill `parts` with a block of the level."""
+        shard = bisect.bisect_right(self._ends, block)
+        self._files[shard].read(block - (self._ends[shard - 1] if shard else 0), parts)
 
     def close(self) -> None:
-        os.close(self._file)
+        for file in self._files:
+            file.close()
 
 
 class Bank:
     """An open bank; fetches blocks by path."""
 
-    def __init__(self, spec: MemorySpec, levels: list[_LevelFile], generic: _LevelFile) -> None:
+    def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
         self._spec, self._levels, self._generic = spec, levels, generic
+        self._cache = Cache(spec, lambda level, block, parts: levels[level].read(block, parts), cache_bytes)
+        self._worker: ThreadPoolExecutor | None = None
+        self._coming: tuple[tuple[int, ...], Future[Slot]] | None = None
 
     @classmethod
-    def open(cls, folder: Path, spec: MemorySpec) -> "Bank":
-        """Open the bank in `folder`. Raises VersionMismatch if its shapes are not those of `spec`."""
-        levels = [_LevelFile(folder / level_file(level)) for level in range(1, spec.levels + 1)]
-        bank = cls(spec, levels, _LevelFile(folder / GENERIC))
-        for number, level in enumerate(levels, start=1):
-            if (level.blocks, level.shape) != (spec.blocks(number), (spec.block_size(number),)):
-                bank.close()
-                raise VersionMismatch(
-                    f"{level.path.name} does not fit the release it lies in; load the whole release again."
-                )
-        return bank
+    def open(cls, folder: Path, spec: MemorySpec, anchor: str | None = None, cache_bytes: int = CACHE_BYTES) -> "Bank":
+        """Open the bank in `folder`.
+
+        Args:
+            anchor: digest of the anchor that the bank must have been made for; None does not ask.
+            cache_bytes: how much memory past fetches may take; two of them are always kept.
+
+        Raises NothingMatched where there is no bank, VersionMismatch where it is one of another spec or anchor,
+        StorageError where a file is missing or truncated.
+        """
+        manifest = Manifest.read(folder)
+        if manifest.spec != spec:
+            raise VersionMismatch(f"The bank in {folder.name} has another shape; use the one made with this anchor.")
+        if anchor not in (None, manifest.anchor):
+            raise VersionMismatch(f"The bank in {folder.name} was made for another anchor; use the one made with it.")
+        levels = []
+        for level, shards in enumerate(manifest.levels, start=1):
+            size, counts = spec.block_size(level), [shard.blocks for shard in shards]
+            named = zip(manifest.names(level), counts, strict=True)
+            levels.append(_Level([BlockFile(folder / name, count, size) for name, count in named], counts))
+        return cls(spec, levels, BlockFile(folder / manifest.generic_name, 1, spec.fetch_size), cache_bytes)
 
     def fetch(self, path: Sequence[int]) -> Tensor:
-        """The blocks of a path, one per level, joined: `[fetch_size]`."""
-        return self._spec.join([level.read(int(i))[None] for level, i in zip(self._levels, path, strict=True)])[0]
+        """The blocks of a path, one per level, joined: `[fetch_size]` in bf16, until the next fetch.
+
+        Raises NothingMatched for a path outside the tree, StorageError where the disk refuses.
+        """
+        wanted = tuple(int(block) for block in path)
+        return self._cache.used(self._came(wanted) or self._load(wanted))
+
+    def prefetch(self, path: Sequence[int]) -> None:
+        """Start to fetch `path` in a thread; the next `fetch` of the same path waits for it, of another drops it."""
+        wanted = tuple(int(block) for block in path)
+        self._settle()
+        self._worker = self._worker or ThreadPoolExecutor(1, "fedmem-prefetch")
+        self._coming = wanted, self._worker.submit(self._load, wanted)
+
+    def _load(self, path: tuple[int, ...]) -> Slot:
+        if len(path) != self._spec.levels:
+            raise NothingMatched(f"A path in this tree has {self._spec.levels} blocks, not {len(path)}.")
+        for level, block in enumerate(path, start=1):
+            if not 0 <= block < self._spec.blocks(level):
+                raise NothingMatched(
+                    f"Level {level} has {self._spec.blocks(level)} blocks, none with number {block}; "
+                    "route the text with the tree of this release."
+                )
+        return self._cache.load(path)
+
+    def _came(self, path: tuple[int, ...]) -> Slot | None:
+        """What was fetched ahead, if it is this path."""
+        coming = self._settle()
+        return coming[1].result() if coming and coming[0] == path else None
+
+    def _settle(self) -> tuple[tuple[int, ...], Future[Slot]] | None:
+        """Wait for the thread, since the cache is for one at a time; what it fetched."""
+        coming, self._coming = self._coming, None
+        if coming:
+            coming[1].exception()
+        return coming
 
     def fetch_many(self, paths: Iterable[Sequence[int]]) -> Tensor:
-        """`fetched_BX` for a batch of paths."""
-        return torch.stack([self.fetch(path) for path in paths])
+        """`fetched_BX` for a batch of paths, float32, a copy."""
+        chosen = list(paths)
+        fetched_BX = torch.empty(len(chosen), self._spec.fetch_size)
+        for row_X, path in zip(fetched_BX, chosen, strict=True):
+            row_X.copy_(self.fetch(path))
+        return fetched_BX
 
     def generic(self) -> Tensor:
-        """The generic block, `[fetch_size]`."""
-        return self._generic.read(0)
+        """The generic block, `[fetch_size]` float32."""
+        block_X = torch.empty(self._spec.fetch_size, dtype=torch.bfloat16)
+        self._generic.read(0, [raw(block_X)])
+        return block_X.float()
 
     def level(self, level: int) -> Tensor:
-        """Every block of one level (counted from 1), `[blocks, block_size]`; what a device holds."""
-        source = self._levels[level - 1]
-        return torch.stack([source.read(i) for i in range(source.blocks)])
+        """Every block of one level (counted from 1), `[blocks, block_size]` float32; what a device holds."""
+        size = self._spec.block_size(level)
+        block_X, blocks_NX = torch.empty(size, dtype=torch.bfloat16), torch.empty(self._spec.blocks(level), size)
+        for number, row_X in enumerate(blocks_NX):
+            self._levels[level - 1].read(number, [raw(block_X)])
+            row_X.copy_(block_X)
+        return blocks_NX
 
     def close(self) -> None:
-        """Close the files."""
-        for level in [*self._levels, self._generic]:
+        """Wait for the thread and close the files."""
+        self._settle()
+        if self._worker:
+            self._worker.shutdown()
+        for level in self._levels:
             level.close()
+        self._generic.close()
 
     def __enter__(self) -> "Bank":
         return self
@@ -119,3 +164,16 @@ class Bank:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def verify(folder: Path) -> None:
+    """Read every file of the bank in `folder`. Raises VerificationFailed for the first that is not what was written."""
+    for name, sha256 in Manifest.read(folder).files():
+        with disk_errors(f"read {name}"):
+            try:
+                with (folder / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except FileNotFoundError:
+                found = ""
+        if found != sha256:
+            raise VerificationFailed(f"{name} was changed or is missing; fetch or build the bank again.")

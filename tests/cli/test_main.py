@@ -65,6 +65,7 @@ def test_every_command_has_json_an_example_and_help() -> None:
     assert {" ".join(words) for words, _ in commands} == {
         *("sim run", "sim list", "sim show", "block list", "block show", "block delete", "route explain"),
         *("privacy budget", "receipt verify", "erase status", "erase resume", "doctor", "path"),
+        *("anchor train", "bank build", "bank train", "bank show", "bank verify"),
     }
     for words, command in commands:
         assert "--json" in [name for param in command.params for name in param.opts], words

@@ -1,62 +1,327 @@
-"""The bank on disk: a fetch is the block that was written, damage is a typed error."""
+"""The bank on disk: a fetch is the blocks that were written, whatever was fetched before; damage is a typed error."""
 
+import json
+import os
+import random
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from fedmem.errors import NothingMatched, StorageError, VersionMismatch
-from fedmem.memory.bank import Bank, level_file, write_bank
+from fedmem.errors import NothingMatched, StorageError, VerificationFailed, VersionMismatch
+from fedmem.memory import bankfile
+from fedmem.memory.bank import Bank, verify, write_bank
+from fedmem.memory.manifest import MANIFEST, Manifest
 from fedmem.memory.spec import LayerShape, MemorySpec
 
 SHAPE = LayerShape(d_model=8, ffn=16, heads=2, kv_heads=2, head_dim=4, gated=True, activation="silu")
 SPEC = MemorySpec("ffn", SHAPE, branching=3, widths=((4, 4), (2, 1)))
+SPECS = {
+    "ffn": SPEC,
+    "uneven": MemorySpec("ffn", SHAPE, branching=2, widths=((0, 5, 1), (3, 0, 0), (1, 2, 0))),
+    "empty last level": MemorySpec("ffn", SHAPE, branching=3, widths=((4, 4), (2, 2), (0, 0))),
+    "one level": MemorySpec("kv", SHAPE, branching=5, widths=((2, 3),)),
+    "lora": MemorySpec("lora_qk", SHAPE, branching=2, widths=((2, 2), (1, 1))),
+}
+FETCH = 2 * SPEC.fetch_size  # bytes
 
 
-@pytest.fixture
-def written(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    levels = [torch.randn(SPEC.blocks(n), SPEC.block_size(n), generator=generator) for n in (1, 2)]
-    generic = torch.randn(SPEC.fetch_size, generator=generator)
-    write_bank(tmp_path, SPEC, levels, generic)
-    return tmp_path, levels, generic
+def blocks_of(spec, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    levels = [torch.randn(spec.blocks(n), spec.block_size(n), generator=generator) for n in range(1, spec.levels + 1)]
+    return levels, torch.randn(spec.fetch_size, generator=generator)
 
 
 def bf16(rows):
     return rows.to(torch.bfloat16).float()
 
 
-def test_a_fetch_joins_one_block_of_each_level(written):
-    folder, levels, generic = written
-    with Bank.open(folder, SPEC) as bank:
-        assert torch.equal(bank.fetch((2, 7)), SPEC.join([bf16(levels[0][2:3]), bf16(levels[1][7:8])])[0])
+def joined(spec, levels, path):
+    return spec.join([bf16(level[block][None]) for level, block in zip(levels, path, strict=True)])[0]
+
+
+def some_paths(spec, count, seed=0):
+    draw = random.Random(seed)
+    return [tuple(draw.randrange(spec.blocks(n)) for n in range(1, spec.levels + 1)) for _ in range(count)]
+
+
+@pytest.fixture
+def written(tmp_path):
+    levels, generic = blocks_of(SPEC)
+    write_bank(tmp_path, SPEC, levels, generic)
+    return tmp_path, levels, generic
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Files and offsets of what is read."""
+    seen, preadv = [], os.preadv
+
+    def noted(file, parts, offset):
+        seen.append((file, offset))
+        return preadv(file, parts, offset)
+
+    monkeypatch.setattr(os, "preadv", noted)
+    return seen
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("held", [0, 3, 1000])
+def test_a_fetch_is_the_join_of_its_blocks_whatever_was_fetched_before(tmp_path, name, held):
+    spec = SPECS[name]
+    levels, generic = blocks_of(spec)
+    write_bank(tmp_path, spec, levels, generic)
+    draw = random.Random(1)
+    with Bank.open(tmp_path, spec, cache_bytes=held * 2 * spec.fetch_size) as bank:
+        for path in some_paths(spec, 60):
+            fetched = bank.fetch(path)
+            for ahead in some_paths(spec, draw.choice([0, 0, 1, 2]), seed=draw.random()):
+                bank.prefetch(ahead)
+            bank.prefetch(path) if draw.random() < 0.2 else None
+            assert fetched.dtype is torch.bfloat16
+            assert torch.equal(fetched.float(), joined(spec, levels, path))
         assert torch.equal(bank.generic(), bf16(generic))
-        assert torch.equal(bank.level(2), bf16(levels[1]))
+        for number, level in enumerate(levels, start=1):
+            assert torch.equal(bank.level(number), bf16(level))
 
 
-def test_fetched_rows_stay_when_the_buffer_is_used_again(written):
+def test_a_batch_is_a_copy(written):
     folder, levels, _ = written
+    paths = [(0, 1), (2, 7), (0, 1)]
     with Bank.open(folder, SPEC) as bank:
-        fetched_BX = bank.fetch_many([(0, 1), (2, 7), (0, 1)])
-    assert torch.equal(fetched_BX[0], fetched_BX[2])
-    assert torch.equal(SPEC.split(fetched_BX)[0][1], bf16(levels[0][2]))
+        fetched_BX = bank.fetch_many(iter(paths))
+        bank.fetch((1, 5))
+    assert torch.equal(fetched_BX, torch.stack([joined(SPEC, levels, path) for path in paths]))
 
 
-def test_a_path_outside_the_tree_is_refused(written):
-    with Bank.open(written[0], SPEC) as bank, pytest.raises(NothingMatched, match="none with number 9"):
-        bank.fetch((0, 9))
+def test_an_empty_batch_is_an_empty_tensor(written):
+    with Bank.open(written[0], SPEC) as bank:
+        assert bank.fetch_many([]).shape == (0, SPEC.fetch_size)
 
 
-def test_a_truncated_level_is_refused(written):
-    path = written[0] / level_file(2)
-    path.write_bytes(path.read_bytes()[:-1])
+def test_a_fetch_is_one_read_for_each_level(written, reads):
+    with Bank.open(written[0], SPEC) as bank:
+        bank.fetch((0, 1))
+        assert len(reads) == len({file for file, _ in reads}) == SPEC.levels
+
+
+def test_blocks_of_recent_fetches_are_not_read_again(written, reads):
+    with Bank.open(written[0], SPEC, cache_bytes=3 * FETCH) as bank:
+        for path in [(0, 1), (0, 2), (1, 3), (0, 1)]:  # shares level 1, shares nothing, shares both
+            bank.fetch(path)
+        assert len(reads) == 2 + 1 + 2 + 0
+        bank.fetch((2, 6)), bank.fetch((2, 7)), bank.fetch((2, 8)), reads.clear()
+        bank.fetch((0, 1))
+        assert len(reads) == 2
+
+
+def test_no_more_memory_is_held_than_was_allowed(written):
+    for allowed, slots in [(0, 2), (3 * FETCH, 3), (5 * FETCH + 1, 5)]:
+        with Bank.open(written[0], SPEC, cache_bytes=allowed) as bank:
+            places = {bank.fetch(path).data_ptr() for path in some_paths(SPEC, 30)}
+        assert len(places) == slots
+
+
+def test_prefetching_reads_in_a_thread_and_the_fetch_reads_nothing(written, monkeypatch):
+    threads, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *args: (threads.append(threading.current_thread()), preadv(*args))[1])
+    with Bank.open(written[0], SPEC) as bank:
+        bank.prefetch((2, 7))
+        fetched = bank.fetch((2, 7))
+    assert torch.equal(fetched.float(), joined(SPEC, written[1], (2, 7)))
+    assert len(threads) == SPEC.levels
+    assert threading.current_thread() not in threads
+
+
+def test_what_is_in_use_stays_while_others_are_fetched_ahead(written):
+    with Bank.open(written[0], SPEC, cache_bytes=0) as bank:
+        fetched = bank.fetch((0, 1))
+        for path in [(1, 3), (2, 7), (1, 4)]:
+            bank.prefetch(path)
+        bank.close()  # waits for the thread
+        assert torch.equal(fetched.float(), joined(SPEC, written[1], (0, 1)))
+
+
+def test_closing_ends_the_thread(written):
+    before = threading.active_count()
+    bank = Bank.open(written[0], SPEC)
+    bank.prefetch((0, 1))
+    assert threading.active_count() == before + 1
+    bank.close()
+    assert threading.active_count() == before
+
+
+def test_an_error_ahead_is_raised_by_the_fetch_of_that_path_only(written):
+    with Bank.open(written[0], SPEC) as bank:
+        bank.prefetch((0, 9))
+        with pytest.raises(NothingMatched):
+            bank.fetch((0, 9))
+        bank.prefetch((0, 9))
+        assert torch.equal(bank.fetch((0, 8)).float(), joined(SPEC, written[1], (0, 8)))
+
+
+@pytest.mark.parametrize("path", [(0, 9), (3, 0), (-1, 0), (0, -1)])
+def test_a_path_outside_the_tree_is_refused(written, path):
+    with Bank.open(written[0], SPEC) as bank, pytest.raises(NothingMatched, match="none with number"):
+        bank.fetch(path)
+
+
+@pytest.mark.parametrize("path", [(), (1,), (1, 3, 9)])
+def test_a_path_of_another_length_is_refused(written, path):
+    with Bank.open(written[0], SPEC) as bank, pytest.raises(NothingMatched, match="has 2 blocks"):
+        bank.fetch(path)
+
+
+def test_reads_that_come_in_parts_are_put_together(written, monkeypatch):
+    folder, levels, _ = written
+    preadv = os.preadv
+    monkeypatch.setattr(bankfile, "MOST_PARTS", 3)
+    # At most 50 bytes at a time: in the middle of a part, and of a value.
+    monkeypatch.setattr(os, "preadv", lambda file, parts, at: preadv(file, [parts[0][:50], *parts[1:]][:1], at))
+    with Bank.open(folder, SPEC) as bank:
+        assert torch.equal(bank.fetch((2, 7)).float(), joined(SPEC, levels, (2, 7)))
+
+
+def test_a_read_that_fails_leaves_no_wrong_block_behind(written, monkeypatch):
+    folder, levels, _ = written
+    preadv, broken = os.preadv, []
+
+    def torn(file, parts, offset):
+        if broken:
+            preadv(file, parts[:1], offset)
+            raise OSError(5, "Input/output error")
+        return preadv(file, parts, offset)
+
+    monkeypatch.setattr(os, "preadv", torn)
+    with Bank.open(folder, SPEC, cache_bytes=0) as bank:
+        bank.fetch((0, 1)), bank.fetch((0, 2)), broken.append(True)
+        with pytest.raises(StorageError, match="Input/output error"):
+            bank.fetch((2, 7))
+        broken.clear()
+        for path in [(0, 1), (2, 7), (0, 2)]:
+            assert torch.equal(bank.fetch(path).float(), joined(SPEC, levels, path))
+
+
+def test_a_file_that_shrinks_while_it_is_open_is_an_error(written):
+    folder = written[0]
+    with Bank.open(folder, SPEC) as bank:
+        os.truncate(folder / Manifest.read(folder).names(2)[0], bankfile.PAGE + 10)
+        with pytest.raises(StorageError, match="ended early"):
+            bank.fetch((0, 0))
+
+
+def test_each_level_is_a_safetensors_file_that_another_reader_reads(written):
+    folder, levels, generic = written
+    manifest = Manifest.read(folder)
+    for number, level in enumerate(levels, start=1):
+        (name,) = manifest.names(number)
+        assert torch.equal(load_file(folder / name)["blocks"].float(), bf16(level))
+    assert torch.equal(load_file(folder / manifest.generic_name)["blocks"].float(), bf16(generic)[None])
+
+
+@pytest.mark.parametrize("left", [0, 1, 5000, -1])
+def test_a_truncated_level_is_refused(written, left):
+    path = written[0] / Manifest.read(written[0]).names(2)[0]
+    path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(StorageError, match="truncated"):
         Bank.open(written[0], SPEC)
 
 
-def test_a_bank_of_another_shape_is_refused(written):
+def test_a_missing_level_is_refused(written):
+    (written[0] / Manifest.read(written[0]).names(1)[0]).unlink()
+    with pytest.raises(StorageError, match="missing"):
+        Bank.open(written[0], SPEC)
+
+
+@pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data.replace(b"[9,", b"[8,", 1)])
+def test_a_level_of_another_shape_is_refused(written, change):
+    path = written[0] / Manifest.read(written[0]).names(2)[0]
+    path.write_bytes(change(path.read_bytes()))
     with pytest.raises(VersionMismatch):
+        Bank.open(written[0], SPEC)
+
+
+def test_a_bank_of_another_shape_is_refused(written):
+    with pytest.raises(VersionMismatch, match="another shape"):
         Bank.open(written[0], replace(SPEC, widths=((2, 2), (2, 2))))
+
+
+def test_a_bank_of_another_anchor_is_refused(written):
+    folder, levels, generic = written
+    write_bank(folder, SPEC, levels, generic, anchor="a" * 64)
+    Bank.open(folder, SPEC).close()
+    Bank.open(folder, SPEC, anchor="a" * 64).close()
+    with pytest.raises(VersionMismatch, match="another anchor"):
+        Bank.open(folder, SPEC, anchor="b" * 64)
+
+
+def test_a_bank_that_names_no_anchor_belongs_to_none(written):
+    with pytest.raises(VersionMismatch, match="another anchor"):
+        Bank.open(written[0], SPEC, anchor="a" * 64)
+
+
+def test_a_folder_without_a_bank_is_nothing(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(NothingMatched, match="no bank"):
+            Bank.open(folder, SPEC)
+
+
+def test_a_bank_of_another_format_is_refused(written):
+    data = json.loads((written[0] / MANIFEST).read_bytes())
+    (written[0] / MANIFEST).write_text(json.dumps(data | {"format": 99}))
+    with pytest.raises(VersionMismatch, match="format"):
+        Bank.open(written[0], SPEC)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"levels": []},
+        {"levels": [[[3, "a" * 64]], [[8, "a" * 64]]]},
+        {"levels": [[[3, "../" * 20]], [[9, "a" * 64]]]},
+        {"generic": "A" * 64},
+        {"generic": None},
+        {"memory": {}},
+        {"memory": 3},
+    ],
+)
+def test_a_changed_manifest_is_refused(written, change):
+    data = json.loads((written[0] / MANIFEST).read_bytes())
+    (written[0] / MANIFEST).write_text(json.dumps(data | change))
+    with pytest.raises(VerificationFailed, match="changed"):
+        Bank.open(written[0], SPEC)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"{}"])
+def test_a_manifest_that_is_none_is_refused(written, content):
+    (written[0] / MANIFEST).write_bytes(content)
+    with pytest.raises(VerificationFailed):
+        verify(written[0])
+
+
+def test_verify_finds_every_changed_byte_and_says_where(written):
+    folder = written[0]
+    verify(folder)
+    for name, _ in Manifest.read(folder).files():
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        Bank.open(folder, SPEC).close()  # opening does not read blocks
+        with pytest.raises(VerificationFailed, match=name):
+            verify(folder)
+        (folder / name).unlink()
+        with pytest.raises(VerificationFailed, match=name):
+            verify(folder)
+        (folder / name).write_bytes(whole)
+    verify(folder)
+
+
+def test_closing_twice_is_harmless_and_a_closed_bank_reads_nothing(written):
+    bank = Bank.open(written[0], SPEC)
+    bank.close(), bank.close()
+    with pytest.raises(ValueError, match="closed"):
+        bank.fetch((0, 1))
 
 
 def test_spec_round_trips():

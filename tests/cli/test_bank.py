@@ -1,0 +1,198 @@
+"""anchor and bank: the whole way on a tiny corpus, what is shown of it, and how bad input ends."""
+
+import json
+import shutil
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from fedmem.anchor import presets
+from fedmem.cli import anchor as anchor_noun
+from fedmem.cli import bank as bank_noun
+from fedmem.cli.main import main
+from fedmem.memory.kinds import kind_named
+from tests.cli.conftest import call
+from tests.training.workplace import TEXTS
+
+TINY = ("--steps", "4", "--batch", "4", "--length", "48")
+
+
+def made(*words: Any) -> dict[str, Any]:
+    """The data of a command that must end well."""
+    result, envelope = call(*map(str, words))
+    assert result.exit_code == 0, result.stderr
+    assert envelope["schema"] == f"fedmem.{words[0]}.{words[1]}/1"
+    return envelope["data"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A corpus, an anchor of it, and a new bank."""
+    root = tmp_path_factory.mktemp("work")
+    corpus = root / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    made("anchor", "train", corpus, "--out", root / "anchor", "--preset", "nano", "--vocabulary", 300, *TINY)
+    words = ("--branching", 3, "--widths", "4,2", "--placement", "ramp")
+    built = made("bank", "build", corpus, "--anchor", root / "anchor", "--out", root / "bank", *words)
+    return {"root": root, "corpus": corpus, "anchor": root / "anchor", "release": Path(built["folder"])}
+
+
+def test_an_anchor_leaves_its_model_curve_and_report(work: dict[str, Path]) -> None:
+    folder = work["anchor"]
+    assert {path.name for path in folder.iterdir()} == {
+        *("anchor", "tokenizer.json", "training.json", "report.html", "state"),
+    }
+    page = (folder / "report.html").read_text()
+    assert "<svg" in page
+    assert "The user's own public text." in page.replace("&#39;", "'")
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["inputs"]["preset"] == "nano"
+    assert facts["tokens_per_second"] > 0
+
+
+def test_show_and_verify(work: dict[str, Path]) -> None:
+    shown = made("bank", "show", work["release"])
+    assert [level["widths"] for level in shown["levels"]] == [[3, 5], [1, 3]]
+    assert shown["release"] == work["release"].name
+    checked = made("bank", "verify", work["release"])
+    assert (checked["verified"], checked["release"]) == (True, work["release"].name)
+    result = CliRunner().invoke(main, ["bank", "show", str(work["release"])])
+    for expected in ("LlamaForCausalLM", "3 5", work["release"].name, "%"):
+        assert expected in result.stdout
+
+
+def test_without_a_name_it_is_the_last_release_of_the_last_run(work: dict[str, Path], home: Path) -> None:
+    assert call("bank", "show")[0].exit_code == 3
+    run = home / "runs" / "quickstart-0001"
+    (run / "state").mkdir(parents=True)
+    (run / "state" / "inputs.json").write_text("{}")
+    (run / "releases").mkdir()
+    assert call("bank", "verify")[0].exit_code == 3
+    shutil.copytree(work["release"], run / "releases" / work["release"].name)
+    assert made("bank", "verify")["folder"] == str(run / "releases" / work["release"].name)
+    assert made("bank", "show")["release"] == work["release"].name
+
+
+def test_a_changed_release_ends_with_6(work: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(work["release"], tmp_path / work["release"].name))
+    (folder / "tokenizer.json").write_text("{}")
+    for verb in ("verify", "show"):
+        result, envelope = call("bank", verb, str(folder))
+        assert (result.exit_code, envelope["data"]["error"]) == (6, "VerificationFailed")
+
+
+def test_jobs_then_the_rest_then_nothing_to_do(work: dict[str, Path], tmp_path: Path) -> None:
+    words = ("bank", "train", work["corpus"], "--release", work["release"], "--out", tmp_path, "--mode", "posthoc")
+    told = made(*words, *TINY, "--subtree", 1, "--subtree", 0)
+    assert told["done"] == ["subtree-0", "subtree-1"]
+    human = CliRunner().invoke(main, [*map(str, words), *TINY, "--subtree", "2"])
+    assert human.exit_code == 0, human.stderr
+    assert "generic" in human.stdout
+    data = made(*words, *TINY)
+    assert made("bank", "verify", data["folder"])["release"] == data["release"] != work["release"].name
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert made(*words, *TINY) == data
+    result, envelope = call(*map(str, words), *TINY, "--seed", "8")
+    assert (result.exit_code, envelope["data"]["error"]) == (9, "VersionMismatch")
+
+
+def test_cotrain_for_people(work: dict[str, Path], tmp_path: Path) -> None:
+    words = ["bank", "train", work["corpus"], "--release", work["release"], "--out", tmp_path, *TINY]
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert result.exit_code == 0, result.stderr
+    assert "cotrain, held-out loss" in result.stdout
+    assert "report.html" in result.stderr
+
+
+def test_tensorboard_is_asked_for_by_name_where_it_is_missing(
+    work: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    words = ("anchor", "train", work["corpus"], "--out", tmp_path / "a", "--preset", "nano", "--vocabulary", 300, *TINY)
+    result, envelope = call(*map(str, words), "--tensorboard", str(tmp_path / "logs"))
+    assert result.exit_code == 2
+    assert "pip install tensorboard" in envelope["data"]["message"]
+    assert not (tmp_path / "a").exists()
+
+
+def test_tensorboard_gets_every_loss(work: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            told.append(folder)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            told.append((name, step))
+
+        def close(self) -> None:
+            told.append("closed")
+
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    module = types.ModuleType("torch.utils.tensorboard")
+    monkeypatch.setattr(module, "SummaryWriter", Writer, raising=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    words = ("anchor", "train", work["corpus"], "--out", tmp_path / "a", "--preset", "nano", "--vocabulary", 300, *TINY)
+    made(*words, "--tensorboard", tmp_path / "logs")
+    assert (told[0], told[-1]) == (str(tmp_path / "logs"), "closed")
+    assert told[1:-1].count(("anchor/train", 4)) == 1
+    assert next(entry for entry in told[1:-1] if entry[0] == "anchor/heldout") == ("anchor/heldout", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ('{"text": "a", "topic": "health"}', 4, "public text only"),
+        ('{"text": 1}', 2, "line 1"),
+        ('{"text": "a"}', 2, "two different"),
+    ],
+)
+def test_a_corpus_that_will_not_do(line: str, code: int, words: str, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(line + "\n")
+    result, envelope = call("anchor", "train", str(corpus), "--out", str(tmp_path / "a"))
+    assert result.exit_code == code
+    assert words in envelope["data"]["message"]
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_a_file_holds_out_is_left_out(tmp_path: Path) -> None:
+    from fedmem.sim.sources.texts import public_texts
+
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"text": "a"}\n{"text": "b", "split": "heldout"}\n{"text": "c"}\n')
+    assert public_texts(str(corpus))[0] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("anchor", "train", "no-such.jsonl", "--out", "x"), 2),
+        (("anchor", "train", "CORPUS", "--out", "x", "--vocabulary", "20"), 2),
+        (("anchor", "train", "CORPUS", "--out", "x", "--lr", "0"), 2),
+        (("bank", "build", "CORPUS", "--anchor", "none", "--out", "x"), 3),
+        (("bank", "build", "CORPUS", "--anchor", "ANCHOR", "--out", "x", "--widths", "4,a"), 2),
+        (("bank", "build", "CORPUS", "--anchor", "ANCHOR", "--out", "x", "--widths", "0"), 2),
+        (("bank", "train", "CORPUS", "--release", "none", "--out", "x"), 3),
+        (("bank", "train", "CORPUS", "--release", "RELEASE", "--out", "x", "--subtree", "0"), 2),
+        (("bank", "train", "CORPUS", "--release", "RELEASE", "--out", "x", "--mode", "frozen", "--subtree", "9"), 2),
+        (("bank", "verify", "none"), 3),
+    ],
+)
+def test_bad_input_has_its_code(
+    words: tuple[str, ...], code: int, work: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = {"CORPUS": work["corpus"], "ANCHOR": work["anchor"], "RELEASE": work["release"]}
+    result, envelope = call(*(str(named.get(word, word)) for word in words))
+    assert (result.exit_code, envelope["schema"]) == (code, "fedmem.error/1"), result.stderr
+
+
+def test_choices_are_those_that_exist() -> None:
+    assert list(anchor_noun.PRESETS) == list(presets.PRESETS)
+    for kind in bank_noun.KINDS:
+        assert kind_named(kind)
