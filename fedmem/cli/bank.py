@@ -119,6 +119,7 @@ def show(release: Path | None) -> None:
     """Show the bank of RELEASE, a release's folder; without it, of the last release of the last run."""
     from dataclasses import asdict
 
+    from fedmem.sim.runs import last_release
     from fedmem.training.examine import describe as facts
 
     data = asdict(facts(release or last_release()))
@@ -133,23 +134,12 @@ def verify(release: Path | None) -> None:
 
     Without RELEASE it is the last release of the last run.
     """
+    from fedmem.sim.runs import last_release
     from fedmem.training.examine import verify as check
 
     found = check(release or last_release())
     data = {"verified": True, "release": found.digest, "folder": found.root, "files": len(found.manifest["files"])}
     emit("bank.verify", data, lambda console: pairs(console, data.items()))
-
-
-def last_release() -> Path:
-    """Folder of the last release of the last run. Raises NothingMatched."""
-    from fedmem.errors import NothingMatched
-    from fedmem.sim.runs import find
-
-    run = find(None)
-    found = sorted(run.releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise NothingMatched(f"The run {run.name} has no release yet. Name the folder of one.")
-    return found[-1].parent
 
 
 def described(out: "Console", data: Mapping[str, Any]) -> None:

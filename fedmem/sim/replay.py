@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedmem.errors import NothingMatched, Refused, UsageError
+from fedmem.errors import Refused, UsageError
 from fedmem.federation import wire
 from fedmem.federation.coordinator import Coordinator, RoundSettings
 from fedmem.federation.device import Device
@@ -30,16 +30,6 @@ from fedmem.sim.phases import federated
 from fedmem.sim.phases.central import packed_with_paths
 from fedmem.training.local import Federated
 from fedmem.training.release import Release
-
-
-def _release_folder(named: str) -> Path:
-    """The folder named, or that of the newest release of the last run."""
-    if named:
-        return Path(named)
-    found = sorted(runs.find(None).releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise NothingMatched("The last run has no release yet. `fedmem sim run quickstart` goes on with it.")
-    return found[-1].parent
 
 
 def _public_simulation(folder: RunFolder) -> Simulation:
@@ -64,7 +54,7 @@ class Replay:
             named, devices, rounds = str(config["release"]), int(config["devices"]), int(config["rounds"])
         except (KeyError, ValueError) as error:
             raise UsageError("The run config needs release, devices and rounds; see server/README.md.") from error
-        return cls(_release_folder(named), devices, rounds)
+        return cls(Path(named) if named else runs.last_release(), devices, rounds)
 
     @cached_property
     def sim(self) -> Simulation:

@@ -29,6 +29,14 @@ def find(name: str | None) -> RunFolder:
     raise NothingMatched(f"There is no run {name or 'yet'}. {hint}")
 
 
+def last_release() -> Path:
+    """Folder of the newest release of the last run. Raises NothingMatched."""
+    found = sorted(find(None).releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise NothingMatched("The last run has no release yet: go on with it, or name the folder of a release.")
+    return found[-1].parent
+
+
 def load_run(name: str | None = None) -> dict[str, Any]:
     """`run.json` of a run; of an unfinished one, what it was started with. Raises NothingMatched."""
     folder = find(name)
