@@ -103,7 +103,6 @@ class BlockFile:
         with disk_errors(f"open {path.name}"):
             same, found = os.pread(self._file, len(expected), 0) == expected, os.fstat(self._file).st_size
         if not same or found != whole:
-            self.close()
             if found < whole:
                 raise StorageError(f"{path.name} is truncated: {found} bytes of {whole}; fetch or build it again.")
             raise VersionMismatch(f"{path.name} does not fit the bank it lies in; fetch or build the bank again.")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +43,17 @@ FORMAT = 1
 
 def _file_digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): _sha256(path) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _anchor_digest(files: Mapping[str, str]) -> str:
+    """What a bank is made for: the files of the anchor, as a manifest lists them."""
+    return digest({name: sha256 for name, sha256 in files.items() if name.startswith("anchor/")})
 
 
 @contextmanager
@@ -91,7 +101,8 @@ class Release:
             model.save_pretrained(temporary / "anchor")
             tokenizer.save(str(temporary / "tokenizer.json"))
             tree.save(temporary / "tree.safetensors")
-            write_bank(temporary / "bank", state.spec, state.levels, state.generic)
+            anchor = _anchor_digest(_file_digests(temporary))
+            write_bank(temporary / "bank", state.spec, state.levels, state.generic, anchor)
             manifest = {
                 "format": FORMAT,
                 "files": _file_digests(temporary),
@@ -151,7 +162,7 @@ class Release:
     @cached_property
     def bank(self) -> Bank:
         """The open shared bank; close it when done."""
-        return Bank.open(self.root / "bank", self.spec)
+        return Bank.open(self.root / "bank", self.spec, _anchor_digest(self.manifest["files"]))
 
     def bank_state(self) -> BankState:
         """The whole bank in memory, float32, to train on from here."""

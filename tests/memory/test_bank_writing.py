@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fedmem.errors import StorageError, VersionMismatch
 from fedmem.memory import bankfile, bankwriter
 from fedmem.memory.bank import Bank, verify, write_bank
-from fedmem.memory.manifest import MANIFEST, Manifest
+from fedmem.memory.manifest import MANIFEST, TEMPORARY, Manifest
 from tests.memory.test_bank import SPEC, bf16, blocks_of, joined, some_paths
 
 BLOCK = 2 * SPEC.block_size(2)  # bytes
@@ -54,6 +54,28 @@ def test_pieces_of_any_size_make_the_same_files(tmp_path, monkeypatch, pieces, m
     monkeypatch.setattr(bankwriter, "PIECE_BYTES", most)
     write_bank(tmp_path / "parts", SPEC, ((part for part in level.split(pieces)) for level in levels), generic)
     assert files(tmp_path / "whole") == files(tmp_path / "parts")
+
+
+def test_no_more_than_a_piece_is_held_as_bf16(tmp_path, monkeypatch):
+    sizes, raw = [], bankfile.raw
+    monkeypatch.setattr(bankwriter, "PIECE_BYTES", 2 * BLOCK)
+    monkeypatch.setattr(bankfile, "raw", lambda values: (sizes.append(2 * values.numel()), raw(values))[1])
+    levels, generic = blocks_of(SPEC)
+    write_bank(tmp_path, SPEC, levels, generic)
+    assert sizes == [2 * SPEC.block_size(1)] * 3 + [2 * BLOCK] * 4 + [BLOCK] + [2 * SPEC.fetch_size]
+
+
+def test_what_a_crash_left_makes_room_before_writing_starts(tmp_path):
+    levels, generic = blocks_of(SPEC)
+    write_bank(tmp_path, SPEC, levels, generic)
+    whole, left = set(files(tmp_path)), tmp_path / f"level-2-1-of-3-{'a' * 16}.safetensors"
+    left.write_bytes(bytes(100))
+
+    def first_level():
+        assert set(files(tmp_path)) - {TEMPORARY} == whole
+        yield levels[0]
+
+    write_bank(tmp_path, SPEC, [first_level(), levels[1]], generic)
 
 
 def test_blocks_start_on_a_page(tmp_path):

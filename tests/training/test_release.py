@@ -1,5 +1,7 @@
 """Releases: what was written is what is loaded, and a changed file is found."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,13 @@ def test_another_embedder_is_refused(written):
 def test_no_release_says_how_to_make_one(tmp_path):
     with pytest.raises(NothingMatched, match="sim run"):
         Release.load(tmp_path)
+
+
+def test_a_bank_beside_another_anchor_is_refused(written, tmp_path):
+    state = BankState.new(SPEC, 3)
+    other = Release.write(tmp_path, new_anchor("nano", 300, 9), written[0].tokenizer, written[0].tree, "e" * 64, state)
+    shutil.rmtree(other.root / "bank")
+    shutil.copytree(written[0].root / "bank", other.root / "bank")
+    with pytest.raises(VersionMismatch, match="another anchor"):
+        _ = other.bank
+    assert written[0].bank.fetch((1,)).dtype == torch.bfloat16
