@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedmem.memory.kinds import Source
 from fedmem.memory.sites import Site, sites_of
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 
 class Memory:
@@ -36,33 +38,19 @@ class Memory:
             self._hooks[name] = hook
 
     def _hook(self, layer: int, name: str, site: Site) -> RemovableHandle:
+        # Written flat: in decoding every call counts, and there is one for each layer and token.
+        def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            for source in self._sources:
+                if name in source.sites:
+                    output = source.add(layer, name, args[0], output)
+            return output
+
+        def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (after(module, args, args[0]), *args[1:])
+
         if site.before:
-            return site.module.register_forward_pre_hook(
-                lambda _module, args: (self._add(layer, name, args[0], args[0]), *args[1:]) if self._sources else None
-            )
-        add = self._adder(layer, name, site)
-        return site.module.register_forward_hook(
-            lambda _module, args, output: add(args[0], output) if self._sources else None
-        )
-
-    def _adder(self, layer: int, name: str, site: Site) -> Callable[[Tensor, Tensor], Tensor]:
-        if site.part is None:
-            return lambda hidden, output: self._add(layer, name, hidden, output)
-        part = site.part
-
-        def add(hidden: Tensor, output: Tensor) -> Tensor:
-            whole = output.clone()
-            view = part(whole)
-            view.copy_(self._add(layer, name, hidden, part(output).flatten(2)).view(view.shape))
-            return whole
-
-        return add
-
-    def _add(self, layer: int, site: str, hidden: Tensor, output: Tensor) -> Tensor:
-        for source in self._sources:
-            if site in source.sites:
-                output = source.add(layer, site, hidden, output)
-        return output
+            return site.module.register_forward_pre_hook(before)
+        return site.module.register_forward_hook(_on_part(after, site.part) if site.part else after)
 
     @contextmanager
     def using(self, *sources: Source) -> Iterator[None]:
@@ -80,6 +68,18 @@ class Memory:
         for handle in [handle for handles in self._hooks.values() for handle in handles]:
             handle.remove()
         self._hooks.clear()
+
+
+def _on_part(hook: Hook, part: Callable[[Tensor], Tensor]) -> Hook:
+    """A hook that sees and changes one part of a module's output."""
+
+    def on_part(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        whole = output.clone()
+        view = part(whole)
+        view.copy_(hook(module, args, part(output).flatten(2)).view(view.shape))
+        return whole
+
+    return on_part
 
 
 def attach(model: Any) -> Memory:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ class FFNSource:
     sites = frozenset({"mlp"})
 
     def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> None:
-        self.gated, self.activation = shape.gated, ACT2FN[shape.activation]
+        self.gated = shape.gated
+        self.activation = F.silu if shape.activation == "silu" else ACT2FN[shape.activation]
         cut = [self._cut(values_BX, shape.d_model) for values_BX in layers_BX]
-        self.inner, self.down = [inner for inner, _ in cut], [down for _, down in cut]
+        one = bool(cut) and len(cut[0][0]) == 1
+        self.layers = [(inner[0], down[0]) if one else (inner, down) for inner, down in cut]
 
     def _cut(self, values_BX: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
         """Gate and up rows together, `[B, 2 R, D]` (up alone without a gate), and down rows `[B, R, D]`."""
@@ -59,13 +62,12 @@ class FFNSource:
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
         """The MLP's output with the rows' part added."""
-        inner_BRD, down_BRD = self.inner[layer], self.down[layer]
-        if not down_BRD.shape[1]:
+        inner, down = self.layers[layer]
+        if not down.shape[-2]:
             return output_BTD
-        if len(down_BRD) > 1:
-            return torch.baddbmm(output_BTD, self._act(torch.bmm(hidden_BTD, inner_BRD.mT)), down_BRD)
-        flat_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        out_ND = torch.addmm(output_BTD.reshape(flat_ND.shape), self._act(flat_ND @ inner_BRD[0].T), down_BRD[0])
+        if down.dim() == 3:
+            return torch.baddbmm(output_BTD, self._act(torch.bmm(hidden_BTD, inner.mT)), down)
+        out_ND = torch.addmm(output_BTD.flatten(0, -2), self._act(F.linear(hidden_BTD.flatten(0, -2), inner)), down)
         return out_ND.view(output_BTD.shape)
 
     def _act(self, inner: Tensor) -> Tensor:
