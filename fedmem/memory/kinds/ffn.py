@@ -50,30 +50,29 @@ class FFNSource:
     def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> None:
         self.gated = shape.gated
         self.activation = F.silu if shape.activation == "silu" else ACT2FN[shape.activation]
-        cut = [self._cut(values_BX, shape.d_model) for values_BX in layers_BX]
-        one = bool(cut) and len(cut[0][0]) == 1
-        self.layers = [(inner[0], down[0]) if one else (inner, down) for inner, down in cut]
+        self.layers = [self._cut(values_BX, shape.d_model) for values_BX in layers_BX]
 
     def _cut(self, values_BX: Tensor, d_model: int) -> tuple[Tensor, Tensor]:
-        """Gate and up rows together, `[B, 2 R, D]` (up alone without a gate), and down rows `[B, R, D]`."""
+        """Gate and up rows together, transposed, `[B, D, 2 R]` (up alone without a gate), and down rows `[B, R, D]`."""
         rows_BRD = values_BX.view(len(values_BX), -1, d_model)
         inner = rows_BRD.shape[1] * (2 if self.gated else 1) // (3 if self.gated else 2)
-        return rows_BRD[:, :inner], rows_BRD[:, inner:]
+        return rows_BRD[:, :inner].mT, rows_BRD[:, inner:]
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
         """The MLP's output with the rows' part added."""
-        inner, down = self.layers[layer]
-        if not down.shape[-2]:
+        inner_BDR, down_BRD = self.layers[layer]
+        blocks, rows, _ = down_BRD.shape
+        if not rows:
             return output_BTD
-        if down.dim() == 3:
-            return torch.baddbmm(output_BTD, self._act(torch.bmm(hidden_BTD, inner.mT)), down)
-        out_ND = torch.addmm(output_BTD.flatten(0, -2), self._act(F.linear(hidden_BTD.flatten(0, -2), inner)), down)
-        return out_ND.view(output_BTD.shape)
+        if blocks == len(hidden_BTD):  # so in decoding: of one row, a batched product starts faster than a plain one
+            return torch.baddbmm(output_BTD, self._act(torch.bmm(hidden_BTD, inner_BDR), rows), down_BRD)
+        act_NR = self._act(torch.mm(hidden_BTD.flatten(0, 1), inner_BDR[0]), rows)
+        return torch.addmm(output_BTD.flatten(0, 1), act_NR, down_BRD[0]).view(output_BTD.shape)
 
-    def _act(self, inner: Tensor) -> Tensor:
+    def _act(self, inner: Tensor, rows: int) -> Tensor:
         if not self.gated:
             out: Tensor = self.activation(inner)
             return out
-        gate, up = inner.chunk(2, dim=-1)
+        gate, up = inner.split_with_sizes((rows, rows), -1)
         out = self.activation(gate) * up
         return out
