@@ -6,7 +6,7 @@ takes hours and goes on where it was broken off, from the last checkpoint in `--
 
 Invariants
 - The facts are asked, never trained on; their file holds one JSON object a line, with `q`, `a`, `subj`, `n_both_ovos`.
-- The anchor never changes; ids 0 and 1 of its tokenizer are special, as `fedmem.training.sequences` needs them.
+- The anchor never changes.
 - Memory is fetched by the prompt alone.
 
 Shapes: F facts, P levels.
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks import harness
-from fedmem.anchor.tokenizer import EOS
+from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import UsageError
 from fedmem.eval.facts import COUNTED
 from fedmem.eval.perplexity import SourcesOf
@@ -121,7 +121,7 @@ def answered(
     prompts, ends = (
         [tokenizer.encode(t, add_special_tokens=False).ids for t in part] for part in zip(*pairs, strict=True)
     )
-    targets = join([[EOS, *ids] for ids in prompts], ends)
+    targets = join([[end_of_document(tokenizer), *ids] for ids in prompts], ends)
     of_pairs: SourcesOf | None = (lambda numbers_B: sources(owner_M[numbers_B])) if sources else None
     exact_F, nats_F = np.zeros(len(asked), dtype=bool), np.full(len(asked), np.inf)
     np.logical_or.at(exact_F, owner_M, greedy_matches(model, targets, memory, of_pairs))

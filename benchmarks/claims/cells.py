@@ -102,7 +102,7 @@ class Bench:
         path = self.folder / f"pretrained-{seed}-{lr:g}.safetensors"
         if not path.exists():
             model = new_anchor("nano", self.scale.vocabulary, seed)
-            settings = Settings(self.scale.pretrain, self.scale.batch, lr)
+            settings = Settings(self.scale.pretrain, self.scale.batch, lr, final=1.0)
             Trainer(model, pack(self.train), settings, seed).run()
             temporary = path.with_suffix(f".{lr:g}.tmp")
             save_file({name: p.data for name, p in model.named_parameters()}, temporary)
@@ -135,7 +135,7 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
         paths = {name: random_paths(p, seed + n) for n, (name, p) in enumerate(paths.items())}
     train_NP = paths["train"][bench.train.document_N]
     packed = pack(bench.train, train_NP[:, -1])
-    settings = Settings(scale.memory, scale.batch, lr / 3, memory_lr=lr)
+    settings = Settings(scale.memory, scale.batch, start_lr, memory_lr=lr)
     state, memory = BankState.new(spec, seed), attach(model)
     trained = Trained(not arm.frozen, frozenset(range(1, spec.levels + 1)))
     bank = in_memory(memory, state, train_NP[packed.first_M], settings, trained)

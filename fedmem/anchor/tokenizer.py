@@ -2,7 +2,8 @@
 
 Invariants
 - Any text encodes and decodes without loss; there is no unknown token.
-- `<pad>` is 0 and `<eos>` is 1; `<eos>` opens and closes each document.
+- A token ends a document, here `<eos>`, and opens one too; other tokenizers have another (`end_of_document`).
+- Padding is no token of any tokenizer (`PAD`); a model reads some token there, and nothing comes of it.
 - Same texts in the same order give the same tokenizer.
 
 >>> tokenizer = train_tokenizer(["one two", "two three"], vocab_size=300)
@@ -14,7 +15,10 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-PAD, EOS = 0, 1
+from fedmem.errors import VersionMismatch
+
+PAD = -1
+_ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -30,3 +34,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def end_of_document(tokenizer: Tokenizer) -> int:
+    """Id of the special token that ends a document. Raises VersionMismatch for a tokenizer that has none we know."""
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    for name in _ENDS:
+        if name in special:
+            return special[name]
+    raise VersionMismatch(
+        f"The tokenizer has no special token that ends a document; add one of {', '.join(_ENDS)} to its "
+        "tokenizer.json, or use the tokenizer of a base model."
+    )

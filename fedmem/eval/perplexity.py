@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
 from fedmem.memory.kinds import Source
-from fedmem.training.sequences import token_losses, trim
+from fedmem.training.sequences import readable, token_losses, trim
 
 SourcesOf = Callable[[np.ndarray], Sequence[Source]]
 """Sources in use for a batch, by its sequence numbers."""
@@ -38,7 +38,7 @@ def sequence_losses(
         tokens_BT = trim(tokens_NT[numbers_B])
         using = memory.using(*sources(numbers_B)) if memory and sources else nullcontext()
         with using:
-            loss_BT, mask_BT = token_losses(model(tokens_BT).logits, tokens_BT)
+            loss_BT, mask_BT = token_losses(model(readable(tokens_BT)).logits, tokens_BT)
         losses.append(loss_BT.double().sum(1).numpy())
         counts.append(mask_BT.sum(1).numpy())
     return np.concatenate(losses or [np.zeros(0)]), np.concatenate(counts or [np.zeros(0, dtype=np.int64)])

@@ -21,7 +21,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from fedmem.anchor.tokenizer import EOS
+from fedmem.anchor.tokenizer import end_of_document
 from fedmem.eval.facts import Probe
 from fedmem.eval.perplexity import SourcesOf
 from fedmem.eval.targets import Targets, greedy_matches, join, target_losses
@@ -99,9 +99,10 @@ def _candidates(probes: Sequence[Probe], seed: int) -> list[list[str]]:
 
 
 def _encoded(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Targets:
-    """Each prompt, opened by `<eos>` as a document is, and what is to come after it."""
+    """Each prompt, opened as a document is, and what is to come after it."""
     prompts, ends = (
         [e.ids for e in tokenizer.encode_batch(column, add_special_tokens=False)]
         for column in ([a for a, _ in pairs], [b for _, b in pairs])
     )
-    return join([[EOS, *prompt] for prompt in prompts], ends)
+    start = end_of_document(tokenizer)
+    return join([[start, *prompt] for prompt in prompts], ends)

@@ -11,8 +11,8 @@ Invariants
     both = retrieval(model, targets, memory, lambda numbers: [state.source(paths_NP[numbers])])
 
 A query of the whole text knows the text's future; one of its first words does not: report both [HM, §Routing].
-An anchor of ours never looked past an `<eos>` in training, nor past its training length: where retrieval is to be
-judged fairly, cut texts so that `length` stays within it, and say on what kind of context the anchor was trained.
+An anchor of ours never looked past the end of a document in training, nor past its training length: where retrieval
+is to be judged fairly, cut texts so that `length` stays within it, and say on what context the anchor was trained.
 
 Shapes: N sequences, Q queries, M documents searched, D dimensions, T tokens.
 """
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from fedmem.anchor.tokenizer import EOS, PAD
+from fedmem.anchor.tokenizer import PAD, end_of_document
 from fedmem.errors import UsageError
 from fedmem.eval.perplexity import SourcesOf, mean
 from fedmem.eval.targets import Targets, join, target_losses
@@ -54,7 +54,7 @@ def nearest(
 
 
 def in_context(tokenizer: Tokenizer, sequences: Sequences, retrieved: Sequence[str], length: int) -> Targets:
-    """Each sequence after the text retrieved for it, `<eos>` between them, together at most `length` tokens.
+    """Each sequence after the text retrieved for it, an end of document between them, together at most `length` tokens.
 
     Raises UsageError where a sequence alone is longer.
     """
@@ -62,7 +62,8 @@ def in_context(tokenizer: Tokenizer, sequences: Sequences, retrieved: Sequence[s
     if max(map(len, rows), default=0) > length:
         raise UsageError(f"A text is longer than {length} tokens; cut the texts shorter, or allow a longer context.")
     read = tokenizer.encode_batch(list(retrieved), add_special_tokens=False)
-    contexts = [_context(encoding.ids, row, length) for encoding, row in zip(read, rows, strict=True)]
+    end = end_of_document(tokenizer)
+    contexts = [_context(encoding.ids, row, length, end) for encoding, row in zip(read, rows, strict=True)]
     return join(contexts, [row[1:] for row in rows])
 
 
@@ -87,8 +88,8 @@ def flops_ratio(targets: Targets) -> float:
     return int(tokens_N.sum()) / int((tokens_N - targets.start_N + 1).sum())
 
 
-def _context(retrieved: list[int], row: list[int], length: int) -> list[int]:
+def _context(retrieved: list[int], row: list[int], length: int, end: int) -> list[int]:
     """What is read before the first predicted token of `row`: what was retrieved, if there is room, and a token."""
-    separator = [] if row[0] == EOS else [EOS]
+    separator = [] if row[0] == end else [end]
     cut = retrieved[: max(0, length - len(row) - len(separator) - 1)]
-    return [EOS, *cut, *separator, row[0]] if cut else row[:1]
+    return [end, *cut, *separator, row[0]] if cut else row[:1]

@@ -24,12 +24,12 @@ from fedmem.anchor.tokenizer import PAD
 from fedmem.eval.buckets import Losses
 from fedmem.eval.perplexity import SourcesOf
 from fedmem.memory.attach import Memory
-from fedmem.training.sequences import token_losses, trim
+from fedmem.training.sequences import readable, token_losses, trim
 
 
 @dataclass(frozen=True)
 class Targets:
-    """`tokens_NT` (int64, context and target, padded with 0) and the position where each target starts, at least 1."""
+    """`tokens_NT` (context and target, padded with `PAD`) and the position where each target starts, at least 1."""
 
     tokens_NT: Tensor
     start_N: Tensor
@@ -91,7 +91,7 @@ def _batches(
         numbers_B = np.arange(start, min(start + batch, len(targets)))
         tokens_BT = trim(targets.tokens_NT[numbers_B])
         with memory.using(*sources(numbers_B)) if memory and sources else nullcontext():
-            logits_BTV = model(tokens_BT).logits
+            logits_BTV = model(readable(tokens_BT)).logits
         positions_T = torch.arange(1, tokens_BT.shape[1])
         yield (
             numbers_B,

@@ -34,7 +34,7 @@ from fedmem.privacy.clip import ClippedSum, clip_summed, sum_by_record
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
-from fedmem.training.sequences import token_losses, trim
+from fedmem.training.sequences import readable, token_losses, trim
 
 Fetch = Callable[[NDArray[np.int64]], Source]
 Progress = Callable[[int, int], None]
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class PrivateSequences:
-    """Records as sequences of public length: `tokens_NT` (int64, right-padded with 0) and the record of each.
+    """Records as sequences of public length: `tokens_NT` (int64, right-padded with `PAD`) and the record of each.
 
     `record_N` (int64) is sorted and counts records from 0 to `records` - 1; `shared` gives the rows that the
     shared bank answers with, as a memory source for sequence numbers.
@@ -200,7 +200,7 @@ def _backward(
     tokens_BT = trim(data.tokens_NT[numbers_B])
     shared = [data.shared(numbers_B)] if data.shared else []
     with memory.using(*shared, block), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss_BT, _ = token_losses(model(input_ids=tokens_BT, use_cache=False).logits, tokens_BT)
+        loss_BT, _ = token_losses(model(input_ids=readable(tokens_BT), use_cache=False).logits, tokens_BT)
     # The public length, not the number of tokens, divides: a record's gradient depends on that record alone.
     loss = loss_BT.sum() / data.tokens_NT.shape[1]
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedmem.anchor.tokenizer import EOS
+from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import Busy, UsageError
 from fedmem.memory.attach import attach
 from fedmem.memory.kinds import Source
@@ -31,6 +31,7 @@ class Answerer:
 
     def __init__(self, release: Release) -> None:
         self.release = release
+        self.end = end_of_document(release.tokenizer)
         self.model = release.anchor().eval()
         self.memory = attach(self.model)
 
@@ -43,7 +44,7 @@ class Answerer:
             raise UsageError("max_new_tokens must be at least 1 and leave room for the prompt in the anchor's context.")
         generation = vault.generation
         sources = self.sources(path, vault, blocks)
-        ids = [EOS, *self.release.tokenizer.encode(prompt, add_special_tokens=False).ids[1 - room :]]
+        ids = [self.end, *self.release.tokenizer.encode(prompt, add_special_tokens=False).ids[1 - room :]]
         found: list[int] = []
         text = ""
         for token in self.tokens(ids, sources, limit):
@@ -60,7 +61,7 @@ class Answerer:
         return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
     def tokens(self, ids: Sequence[int], sources: Sequence[Source], limit: int) -> Iterator[int]:
-        """Greedy continuation, until `<eos>` or `limit`. The memory is in use during a step only."""
+        """Greedy continuation, until the document ends or `limit`. The memory is in use during a step only."""
         tokens_1T = torch.tensor([list(ids)])
         cache: Any = None
         for _ in range(limit):
@@ -68,7 +69,7 @@ class Answerer:
             with torch.no_grad(), self.memory.using(*sources):
                 out = self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True)
             cache, token = out.past_key_values, int(out.logits[0, -1].argmax())
-            if token == EOS:
+            if token == self.end:
                 return
             yield token
             tokens_1T = torch.tensor([[token]])

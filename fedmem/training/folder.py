@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fedmem.anchor.tokenizer import EOS, PAD
+from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import shape_of
 from fedmem.vault.fs import Files, storage_errors
@@ -74,10 +74,5 @@ def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= vocabulary:
         raise VersionMismatch(f"{path} has more entries than its model; use the tokenizer that the model came with.")
-    special = tokenizer.get_added_tokens_decoder()
-    if not all(number in special and special[number].special for number in (PAD, EOS)):
-        raise VersionMismatch(
-            f"In {path} the ids {PAD} and {EOS} are not special tokens for padding and end of document, as training "
-            "needs them; use a model with such a vocabulary."
-        )
+    end_of_document(tokenizer)
     return tokenizer

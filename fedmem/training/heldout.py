@@ -14,7 +14,7 @@ import torch
 from fedmem.memory.block import source
 from fedmem.training.loop import Trainer
 from fedmem.training.rows import Rows
-from fedmem.training.sequences import token_losses
+from fedmem.training.sequences import readable, token_losses
 
 HELDOUT_ROWS, HELDOUT_BATCH = 64, 16
 
@@ -28,7 +28,7 @@ def heldout_loss(trainer: Trainer, rows: Rows) -> float:
         chosen_B = numbers_M[start : start + HELDOUT_BATCH]
         tokens_BT, positions_BT = rows.packed.batch(chosen_B)
         with _fetched(trainer, rows, chosen_B):
-            logits_BTV = trainer.model(tokens_BT, position_ids=positions_BT, use_cache=False).logits
+            logits_BTV = trainer.model(readable(tokens_BT), position_ids=positions_BT, use_cache=False).logits
         loss_BT, mask_BT = token_losses(logits_BTV, tokens_BT, positions_BT)
         total, count = total + float(loss_BT.double().sum()), count + int(mask_BT.sum())
     return total / max(1, count)

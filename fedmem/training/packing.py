@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.training.sequences import Sequences, token_losses, trim
+from fedmem.training.sequences import Sequences, readable, token_losses, trim
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def _fit(numbers: np.ndarray, sizes_N: np.ndarray, length: int) -> Iterator[list
 
 def packed_loss(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
     """Mean cross entropy in nats per predicted token; the first token of a document is not predicted."""
-    logits_BTV = model(tokens_BT, position_ids=positions_BT, use_cache=False).logits
+    logits_BTV = model(readable(tokens_BT), position_ids=positions_BT, use_cache=False).logits
     loss_BT, mask_BT = token_losses(logits_BTV, tokens_BT, positions_BT)
     return loss_BT.sum() / mask_BT.sum().clamp(min=1)

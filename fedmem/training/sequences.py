@@ -1,7 +1,7 @@
 """Documents as sequences: one document per sequence, never two; `fedmem.training.packing` joins them for training.
 
 Invariants
-- A document opens and closes with `<eos>`; a long one is cut into several sequences, none is dropped.
+- A document opens and closes with the tokenizer's end of document; a long one is cut into several sequences.
 - Sequences are padded on the right; the loss never sees a padding position, and causal attention never looks at one.
 - Batches are a pure function of their seed.
 
@@ -17,12 +17,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmem.anchor.tokenizer import EOS, PAD
+from fedmem.anchor.tokenizer import PAD, end_of_document
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """`tokens_NT` (int64, padded with 0) and the number of the document that each sequence comes from."""
+    """`tokens_NT` (int64, padded with `PAD`) and the number of the document that each sequence comes from."""
 
     tokens_NT: Tensor
     document_N: np.ndarray
@@ -37,14 +37,14 @@ class Sequences:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences:
     """Tokenise `texts` into sequences of at most `length` tokens."""
-    rows, documents = [], []
+    rows, documents, end = [], [], end_of_document(tokenizer)
     for number, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
-        ids = [EOS, *encoding.ids, EOS]
+        ids = [end, *encoding.ids, end]
         # Consecutive pieces share one token, so that every token but the first is predicted once.
         for start in range(0, len(ids) - 1, length - 1):
             rows.append(ids[start : start + length])
             documents.append(number)
-    tokens_NT = torch.zeros(len(rows), length, dtype=torch.int64)
+    tokens_NT = torch.full((len(rows), length), PAD)
     for row_T, ids in zip(tokens_NT, rows, strict=True):
         row_T[: len(ids)] = torch.tensor(ids)
     return Sequences(tokens_NT, np.array(documents, dtype=np.int64))
@@ -79,6 +79,11 @@ def trim(tokens_BT: Tensor) -> Tensor:
     """Drop the columns that are padding in every row, to a multiple of 16."""
     longest = int((tokens_BT != PAD).sum(1).max())
     return tokens_BT[:, : min(tokens_BT.shape[1], -(-longest // 16) * 16)]
+
+
+def readable(tokens_BT: Tensor) -> Tensor:
+    """Tokens as a model can read them, some token in place of padding."""
+    return tokens_BT.clamp(min=0)
 
 
 def token_losses(logits_BTV: Tensor, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:

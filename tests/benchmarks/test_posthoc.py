@@ -72,7 +72,10 @@ def test_the_likeliest_answer_counts(bench):
 
 
 def test_exact_is_what_greedy_decoding_gives(bench):
-    ids = [posthoc.EOS, *bench.tokenizer.encode(ASKED[0].prompt, add_special_tokens=False).ids]
+    ids = [
+        posthoc.end_of_document(bench.tokenizer),
+        *bench.tokenizer.encode(ASKED[0].prompt, add_special_tokens=False).ids,
+    ]
     likeliest = int(bench.model(torch.tensor([ids])).logits[0, -1].argmax())
     assert [bool(_exact(bench, token)) for token in (likeliest, likeliest ^ 1)] == [True, False]
 
@@ -80,6 +83,8 @@ def test_exact_is_what_greedy_decoding_gives(bench):
 def _exact(bench, token):
     class Fixed:
         """Gives the answer as this one token."""
+
+        get_added_tokens_decoder = bench.tokenizer.get_added_tokens_decoder
 
         @staticmethod
         def encode(text, **options):

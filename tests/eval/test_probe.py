@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedmem.anchor.presets import new_anchor
-from fedmem.anchor.tokenizer import EOS, train_tokenizer
+from fedmem.anchor.tokenizer import end_of_document, train_tokenizer
 from fedmem.eval.facts import Fact, Probe, write_facts
 from fedmem.eval.probe import CANDIDATES, Answers, _candidates, answers, by_bucket
 from fedmem.memory.attach import attach
@@ -19,6 +19,7 @@ FACTS = [Fact(name, "atomic number", str(n + 1)) for n, name in enumerate(NAMES)
 FREQUENCIES = (1, 2, 4, 8, 16)
 WRITTEN = write_facts(FACTS, FREQUENCIES, seed=1)
 TOKENIZER = train_tokenizer(WRITTEN.documents, 280)  # a small one: numbers and names are of several tokens
+EOS = end_of_document(TOKENIZER)
 PROBES = WRITTEN.probes
 
 

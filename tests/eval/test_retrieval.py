@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedmem.anchor.presets import new_anchor
-from fedmem.anchor.tokenizer import EOS, PAD, train_tokenizer
+from fedmem.anchor.tokenizer import PAD, end_of_document, train_tokenizer
 from fedmem.errors import UsageError
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.eval.retrieval import flops_ratio, in_context, nearest, retrieval
@@ -20,6 +20,7 @@ TEXTS = [
     f"the {('red', 'blue', 'green')[n % 3]} house number {n} stands in row {n * 7 % 11}" * (n % 4) for n in range(24)
 ]
 TOKENIZER = train_tokenizer(TEXTS, 300)
+EOS = end_of_document(TOKENIZER)
 SEQUENCES = encode(TOKENIZER, TEXTS, 32)
 RETRIEVED = [TEXTS[(n * 5 + 2) % 24] for n in SEQUENCES.document_N]
 MODEL = new_anchor("nano", 300, 0).eval()

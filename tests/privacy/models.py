@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fedmem.anchor.tokenizer import PAD
 from fedmem.memory.block import BlockModule, source
 from fedmem.memory.sites import shape_of
 from fedmem.memory.spec import MemorySpec
@@ -42,7 +43,7 @@ def sequences(per_record, seed=2, shared=False, dtype=torch.float32):
     """`per_record[i]` sequences for record i, of random lengths, right-padded."""
     random = np.random.default_rng(seed)
     record_N = np.repeat(np.arange(len(per_record)), per_record)
-    tokens_NT = torch.zeros(len(record_N), LENGTH, dtype=torch.int64)
+    tokens_NT = torch.full((len(record_N), LENGTH), PAD)
     for row_T in tokens_NT:
         length = random.integers(2, LENGTH + 1)
         row_T[:length] = torch.from_numpy(random.integers(1, VOCAB, length))

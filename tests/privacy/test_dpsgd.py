@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from fedmem.anchor.tokenizer import PAD
 from fedmem.errors import BudgetExceeded
 from fedmem.memory.attach import attach
 from fedmem.memory.block import BlockModule
@@ -26,7 +27,7 @@ from fedmem.privacy.dpsgd import (
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
-from fedmem.training.sequences import token_losses
+from fedmem.training.sequences import readable, token_losses
 from tests.privacy.models import D_MODEL, LAYERS, LENGTH, WIDTH, anchor, sequences, spec, warm_block
 
 KEY = bytes(range(32))
@@ -64,7 +65,7 @@ def one_record_at_a_time(model, block, data, chosen, clip):
         numbers = np.flatnonzero(data.record_N == record)
         shared = [data.shared(numbers)] if data.shared else []
         with memory.using(*shared, block):
-            loss, _ = token_losses(model(data.tokens_NT[numbers]).logits, data.tokens_NT[numbers])
+            loss, _ = token_losses(model(readable(data.tokens_NT[numbers])).logits, data.tokens_NT[numbers])
         grads = torch.autograd.grad(loss.sum() / LENGTH, parameters)
         norm = torch.sqrt(sum((g.double() ** 2).sum() for g in grads))
         total = [t + g * min(1.0, clip / float(norm)) for t, g in zip(total, grads, strict=True)]
@@ -103,8 +104,8 @@ def test_clipping_sequences_instead_of_records_would_be_seen():
 
 def test_all_padding_and_one_token_records_count_as_zero():
     data = sequences([1, 1])
-    data.tokens_NT[0] = 0
-    data.tokens_NT[1, 1:] = 0
+    data.tokens_NT[0] = PAD
+    data.tokens_NT[1, 1:] = PAD
     clipped = engine_sum(anchor(), warm_block(), data, np.array([True, True]), 0.1)
     assert norm(clipped.value) == 0.0
 
@@ -284,7 +285,7 @@ def test_training_learns_without_noise():
     losses = []
     for sources in ([], [BlockModule(spec(), block_X)]):
         with torch.no_grad(), memory.using(*sources):
-            losses.append(float(token_losses(model(data.tokens_NT).logits, data.tokens_NT)[0].sum()))
+            losses.append(float(token_losses(model(readable(data.tokens_NT)).logits, data.tokens_NT)[0].sum()))
     assert losses[1] < 0.96 * losses[0]
 
 

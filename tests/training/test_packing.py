@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmem.anchor.tokenizer import EOS, PAD
+from fedmem.anchor.tokenizer import PAD
 from fedmem.training.packing import pack, packed_loss
-from fedmem.training.sequences import Sequences, token_losses
+from fedmem.training.sequences import Sequences, readable, token_losses
 from tests.memory.models import FAMILIES, model_of
 
 LENGTH = 16
@@ -16,10 +16,10 @@ LENGTH = 16
 
 def sequences_of(sizes):
     """Sequences of these sizes; token values tell them apart."""
-    tokens_NT = torch.zeros(len(sizes), LENGTH, dtype=torch.int64)
+    tokens_NT = torch.full((len(sizes), LENGTH), PAD)
     for number, size in enumerate(sizes):
         tokens_NT[number, :size] = torch.arange(size) + 2 + 7 * number % 90
-        tokens_NT[number, 0] = EOS
+        tokens_NT[number, 0] = 1
     return Sequences(tokens_NT, np.arange(len(sizes)))
 
 
@@ -56,7 +56,7 @@ def test_the_loss_of_packed_rows_is_that_of_the_documents_alone(family):
     packed = pack(sequences)
     assert len(packed) < 6
     got = packed_loss(model, *packed.batch(np.arange(len(packed))))
-    loss_BT, mask_BT = token_losses(model(sequences.tokens_NT).logits, sequences.tokens_NT)
+    loss_BT, mask_BT = token_losses(model(readable(sequences.tokens_NT)).logits, sequences.tokens_NT)
     assert got.item() == pytest.approx((loss_BT.sum() / mask_BT.sum()).item(), abs=1e-5)
     whole = torch.arange(packed.tokens_MT.shape[1]).expand_as(packed.tokens_MT)
     assert packed_loss(model, packed.tokens_MT, whole).item() != pytest.approx(got.item(), abs=1e-3)

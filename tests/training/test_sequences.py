@@ -5,12 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
-from fedmem.anchor.tokenizer import EOS, PAD, train_tokenizer
-from fedmem.training.sequences import Batches, encode, token_losses, trim
+from fedmem.anchor.tokenizer import PAD, end_of_document, train_tokenizer
+from fedmem.training.sequences import Batches, encode, readable, token_losses, trim
 
 TEXTS = ["one short text", "two " * 40, "", "three " * 11]
 TOKENIZER = train_tokenizer(TEXTS, 300)
+EOS = end_of_document(TOKENIZER)
 
 
 def test_pieces_join_to_the_document():
@@ -35,6 +37,18 @@ def test_padding_has_no_loss_and_no_influence():
     assert torch.equal(loss_BT[:, :3], token_losses(logits[:, :4], tokens[:, :4])[0])
 
 
+def test_a_tokenizer_whose_first_ids_are_ordinary_tokens():
+    letters = {letter: number for number, letter in enumerate("abcd")}
+    other = Tokenizer(models.BPE(letters, []))
+    other.add_special_tokens(["<|endoftext|>"])
+    sequences = encode(other, ["ab", "abcda"], length=8)
+    assert sequences.tokens_NT.tolist() == [[4, 0, 1, 4, PAD, PAD, PAD, PAD], [4, 0, 1, 2, 3, 0, 4, PAD]]
+    assert sequences.tokens() == 3 + 6
+    logits = torch.zeros(2, 8, 5)
+    assert token_losses(logits, sequences.tokens_NT)[1].sum() == 3 + 6
+    assert readable(sequences.tokens_NT).min() == 0
+
+
 def test_batches_follow_their_seed_and_visit_everything():
     first, again, other = ([Batches(10, 4, seed).at(step) for step in range(5)] for seed in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -56,6 +70,6 @@ def test_no_sequences_is_an_error_and_not_an_endless_loop():
 
 
 def test_trim_keeps_every_token():
-    tokens = torch.zeros(2, 64, dtype=torch.int64)
+    tokens = torch.full((2, 64), PAD)
     tokens[0, :20] = 7
     assert trim(tokens).shape == (2, 32)
