@@ -39,7 +39,7 @@ from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.routing.tree import Tree, train_tree
 from fedmem.sim.sources import wikipedia
-from fedmem.training.bank_state import BankState
+from fedmem.training.bank_state import BankState, BankStream
 from fedmem.training.corpus import Corpus
 from fedmem.training.drive import Run
 from fedmem.training.lazy_adamw import LazyAdamW
@@ -182,7 +182,7 @@ class Bench:
 def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, Trace]:
     """The bank after what is left of its training. Raises VersionMismatch for a folder of another run."""
     settings = Settings(steps=scale.steps, batch=scale.batch, lr=0.0, memory_lr=1e-3)
-    spec, state = bench.spec, BankState.new(bench.spec, SEED)
+    spec, start = bench.spec, BankStream.new(bench.spec, SEED)
     inputs = claim(
         folder,
         {"anchor": WEIGHTS, "corpus": bench.corpus.digest, "tree": bench.tree.digest}
@@ -191,14 +191,14 @@ def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, Trace]
     train, heldout = (bench.rows(texts, scale.length) for texts in (bench.corpus.train, bench.corpus.heldout))
     some = np.isin(np.arange(len(heldout)), np.linspace(0, len(heldout) - 1, scale.heldout).astype(int))
     with Run(folder / "state", inputs, "posthoc") as run:
-        levels = [run.level(number, blocks_NX) for number, blocks_NX in enumerate(state.levels, start=1)]
+        levels = run.levels(start)
         every = Trained(anchor=False, levels=frozenset(range(1, spec.levels + 1)), generic=False)
         none = LazyAdamW(torch.empty(0, spec.fetch_size))
         bank = BankTrainer(bench.memory, spec, levels, none, train.paths_MP, settings, every)
         trainer = Trainer(bench.model, train.packed, settings, SEED, bank, anchor=False)
         watch = Watch(progress=lambda phase, done, total, note: harness.progress(f"{phase} {done}/{total} {note}"))
         trace = run.drive(trainer, heldout.select(some), watch)
-        return BankState(spec, run.blocks(), state.generic), trace
+        return BankState.of(run.trained(start)), trace
 
 
 def figures(bench: Bench, asked: list[Asked], scale: Scale, folder: Path) -> dict[str, Any]:

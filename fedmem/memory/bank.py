@@ -139,11 +139,11 @@ class Bank:
         self._generic.read(0, [raw(block_X)])
         return block_X.float()
 
-    def level(self, level: int) -> Tensor:
-        """Every block of one level (counted from 1), `[blocks, block_size]` float32; what a device holds."""
+    def blocks(self, level: int, first: int, last: int) -> Tensor:
+        """Blocks `first` to `last` (exclusive) of a level (counted from 1), `[n, block_size]` float32, a copy."""
         size = self._spec.block_size(level)
-        block_X, blocks_NX = torch.empty(size, dtype=torch.bfloat16), torch.empty(self._spec.blocks(level), size)
-        for number, row_X in enumerate(blocks_NX):
+        block_X, blocks_NX = torch.empty(size, dtype=torch.bfloat16), torch.empty(last - first, size)
+        for number, row_X in enumerate(blocks_NX, start=first):
             self._levels[level - 1].read(number, [raw(block_X)])
             row_X.copy_(block_X)
         return blocks_NX

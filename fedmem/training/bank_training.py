@@ -13,6 +13,7 @@ Invariants
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.router import route
-from fedmem.training.bank_state import BankState
+from fedmem.training.bank_state import BankStream
 from fedmem.training.corpus import Corpus
 from fedmem.training.drive import Run
 from fedmem.training.examine import skeleton, verify
+from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.plans import APART, TOGETHER, TrainPlan, flat
 from fedmem.training.release import Release
@@ -74,31 +76,30 @@ def _rows(release: Release, texts: Sequence[str], length: int, embedder: Embedde
 def _together(training: Training, mode: str, inputs: Facts, watch: Watch) -> Facts:
     """Anchor and bank in one run."""
     settings, seed = training.settings, derived(training.seed, mode)
-    model, state = _start(training, mode)
+    model, start = _start(training, mode)
     with Run(training.out / "state", training.inputs, mode) as run:
         memory = attach(model)
-        levels = [run.level(number, blocks_NX) for number, blocks_NX in enumerate(state.levels, start=1)]
-        generic, moved = run.level(0, state.generic[None]), Trained(levels=frozenset(range(1, len(levels) + 1)))
-        bank = BankTrainer(memory, state.spec, levels, generic, training.train.paths_MP, settings, moved)
+        levels, generic = run.levels(start), LazyAdamW(start.generic[None].clone())
+        moved = Trained(levels=frozenset(range(1, len(levels) + 1)))
+        bank = BankTrainer(memory, start.spec, levels, generic, training.train.paths_MP, settings, moved)
         trace = run.drive(Trainer(model, training.train.packed, settings, seed, bank), training.heldout, watch)
         memory.detach()
-        *blocks, generic_1X = run.blocks()
         tokens = training.train.tokens(settings.steps, settings.batch, seed)
-        trained = BankState(state.spec, blocks, generic_1X[0])
+        trained = replace(run.trained(start), generic=generic.blocks[0])
         facts = _released(training, model, trained, told(inputs, trace, tokens))
         run.remove_state()
     return facts
 
 
-def _start(training: Training, mode: str) -> tuple[PreTrainedModel, BankState]:
+def _start(training: Training, mode: str) -> tuple[PreTrainedModel, BankStream]:
     """Anchor and bank as the release has them, or new ones of the same shape."""
     model = training.release.anchor()
     if mode != "joint":
-        return model, training.release.bank_state()
+        return model, training.release.bank_stream()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived(training.seed, "anchor"))
         model = type(model)(model.config)
-    return model, BankState.new(training.release.spec, derived(training.seed, "bank"))
+    return model, BankStream.new(training.release.spec, derived(training.seed, "bank"))
 
 
 def _apart(training: Training, inputs: Facts, watch: Watch, only: Sequence[str]) -> Facts:
@@ -115,9 +116,9 @@ def _apart(training: Training, inputs: Facts, watch: Watch, only: Sequence[str])
     return _released(training, training.release.anchor(), merged(training), facts)
 
 
-def _released(training: Training, model: PreTrainedModel, state: BankState, facts: Facts) -> Facts:
+def _released(training: Training, model: PreTrainedModel, bank: BankStream, facts: Facts) -> Facts:
     """Write the new release, then what there is to tell."""
     old = training.release
-    new = Release.write(training.out / "releases", model, old.tokenizer, old.tree, old.manifest["embedder"], state)
+    new = Release.write(training.out / "releases", model, old.tokenizer, old.tree, old.manifest["embedder"], bank)
     write_json(training.out / RESULT, facts | {"release": new.digest})
     return read_facts(training.out)

@@ -11,7 +11,8 @@ Invariants
 
 import math
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedmem.errors import QualityGateFailed, VerificationFailed
+from fedmem.training.bank_state import BankStream
 from fedmem.training.checkpoint import load_checkpoint, save_checkpoint, step_of
 from fedmem.training.heldout import heldout_loss
 from fedmem.training.lazy_adamw import LazyAdamW, Level
@@ -42,7 +44,7 @@ class Run:
     def __init__(self, folder: Path, inputs: str, phase: str) -> None:
         self.folder, self.inputs, self.phase = folder, inputs, phase
         self.checkpoint, self._trace = folder / "checkpoint.safetensors", folder / "trace.json"
-        self._levels: list[tuple[Level, int]] = []
+        self._levels: list[Level] = []
         Files().make_folder(folder)
         self._lock = WriterLock(folder / "lock", "training")
         Files().sweep(folder)
@@ -54,27 +56,32 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for level, _ in self._levels:
+        for level in self._levels:
             if isinstance(level, DiskLevel):
                 level.close()
         self._lock.release()
 
-    def level(self, number: int, blocks_NX: Tensor) -> Level:
-        """A level to train, starting from these blocks: in memory, or on disk where it is large."""
-        count, size = blocks_NX.shape
-        small = 4 * count * (3 * size + 1) <= ON_DISK
-        level = LazyAdamW(blocks_NX) if small else self._disk_level(number, blocks_NX)
-        self._levels.append((level, count))
-        return level
+    def levels(self, start: BankStream) -> list[Level]:
+        """The levels of a bank to train, starting from its blocks: each in memory, or on disk where it is large."""
+        self._levels = [self._level(number, start) for number in range(1, start.spec.levels + 1)]
+        return self._levels
 
-    def blocks(self) -> list[Tensor]:
-        """The blocks of every level as they stand, `[N, X]` each."""
-        return [level.read(torch.arange(count)) for level, count in self._levels]
+    def trained(self, start: BankStream) -> BankStream:
+        """What became of the blocks that training started from."""
 
-    def _disk_level(self, number: int, blocks_NX: Tensor) -> DiskLevel:
-        path, (count, size) = self.folder / f"level-{number}.state", blocks_NX.shape
+        def pieces(level: int) -> Iterator[Tensor]:
+            for first, last in start.spans(level):
+                yield self._levels[level - 1].read(torch.arange(first, last))
+
+        return replace(start, pieces=pieces)
+
+    def _level(self, number: int, start: BankStream) -> Level:
+        count, size = start.blocks(number), start.spec.block_size(number)
+        if 4 * count * (3 * size + 1) <= ON_DISK:
+            return LazyAdamW(torch.cat(list(start.pieces(number))))
+        path = self.folder / f"level-{number}.state"
         if not self.checkpoint.exists():
-            return DiskLevel.create(path, [blocks_NX], count, size)
+            return DiskLevel.create(path, start.pieces(number), count, size)
         if not path.exists():
             raise VerificationFailed(f"{path.name} is missing in {self.folder}; remove the folder to start again.")
         return DiskLevel(path, count, size, step_of(self.checkpoint, self.inputs))

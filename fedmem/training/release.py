@@ -5,7 +5,7 @@ Invariants
 - A release never changes: it is written to a temporary folder and renamed, and `load` checks every digest again.
 - Nothing private is ever in it.
 
-    release = Release.write(folder, model, tokenizer, tree, embedder_digest, state)
+    release = Release.write(folder, model, tokenizer, tree, embedder_digest, bank)
     fetched_X = Release.load(folder / release.digest).bank.fetch(path)
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -31,7 +32,7 @@ from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
-from fedmem.training.bank_state import BankState
+from fedmem.training.bank_state import BankState, BankStream, spans
 from fedmem.vault.fs import storage_errors
 
 # Their bars for milliseconds of work would stand between ours.
@@ -91,7 +92,7 @@ class Release:
         tokenizer: Tokenizer,
         tree: Tree,
         embedder_digest: str,
-        state: BankState,
+        bank: BankStream,
     ) -> "Release":
         """Write a release into `parent`, in a folder named by its digest; writing the same one twice is harmless."""
         temporary = parent / ".writing"
@@ -102,12 +103,13 @@ class Release:
             tokenizer.save(str(temporary / "tokenizer.json"))
             tree.save(temporary / "tree.safetensors")
             anchor = _anchor_digest(_file_digests(temporary))
-            write_bank(temporary / "bank", state.spec, state.levels, state.generic, anchor)
+            levels = (bank.pieces(level) for level in range(1, bank.spec.levels + 1))
+            write_bank(temporary / "bank", bank.spec, levels, bank.generic, anchor)
             manifest = {
                 "format": FORMAT,
                 "files": _file_digests(temporary),
                 "embedder": embedder_digest,
-                "memory": state.spec.to_dict(),
+                "memory": bank.spec.to_dict(),
             }
             (temporary / MANIFEST).write_bytes(canonical_json(manifest))
             _sync(temporary)
@@ -164,7 +166,15 @@ class Release:
         """The open shared bank; close it when done."""
         return Bank.open(self.root / "bank", self.spec, _anchor_digest(self.manifest["files"]))
 
+    def bank_stream(self) -> BankStream:
+        """Every block of the bank, float32, read as it is asked for."""
+
+        def pieces(level: int) -> Iterator[Tensor]:
+            for first, last in spans(self.spec.blocks(level), self.spec.block_size(level)):
+                yield self.bank.blocks(level, first, last)
+
+        return BankStream(self.spec, pieces, self.bank.generic())
+
     def bank_state(self) -> BankState:
-        """The whole bank in memory, float32, to train on from here."""
-        levels = [self.bank.level(number) for number in range(1, self.spec.levels + 1)]
-        return BankState(self.spec, levels, self.bank.generic())
+        """The whole bank in memory, to train on from here."""
+        return BankState.of(self.bank_stream())

@@ -10,13 +10,14 @@ Invariants
 
     for name in job_names(spec):
         run_job(training, name, watch)
-    state = merged(training)
+    bank = merged(training)
 
 Shapes: N blocks, X values of a block or a fetch, M rows, P levels.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed, VersionMismatch
 from fedmem.memory.attach import Memory, attach
 from fedmem.memory.spec import MemorySpec
-from fedmem.training.bank_state import BankState
+from fedmem.training.bank_state import BankStream
 from fedmem.training.drive import Run
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
@@ -71,10 +72,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Job:
-    """One job: the blocks it starts from by level, the spec that joins them, its rows and its steps."""
+    """One job: the blocks it starts from, as a bank of its own, its rows and its steps."""
 
-    spec: MemorySpec
-    levels: list[Tensor]
+    start: BankStream
     train: Rows
     heldout: Rows
     steps: int
@@ -105,16 +105,15 @@ def run_job(training: Training, name: str, watch: Watch) -> None:
         trace = run.drive(_trainer(training, job, settings, name, run), job.heldout, watch) if job.steps else Trace()
         tokens = job.train.tokens(job.steps, settings.batch, derived(training.seed, name))
         write_json(training.part(name).with_suffix(".json"), asdict(trace) | {"tokens": tokens, "steps": job.steps})
-        _write_part(training, name, job.levels if not job.steps else run.blocks())
+        _write_part(training, name, run.trained(job.start) if job.steps else job.start)
         run.remove_state()
 
 
 def _trainer(training: Training, job: Job, settings: Settings, name: str, run: Run) -> Trainer:
     model, memory = training.anchor
-    levels = [run.level(number, blocks_NX) for number, blocks_NX in enumerate(job.levels, start=1)]
+    levels, none = run.levels(job.start), LazyAdamW(torch.empty(0, job.start.spec.fetch_size))
     trained = Trained(anchor=False, levels=frozenset(range(1, len(levels) + 1)), generic=False)
-    none = LazyAdamW(torch.empty(0, job.spec.fetch_size))
-    bank = BankTrainer(memory, job.spec, levels, none, job.train.paths_MP, settings, trained)
+    bank = BankTrainer(memory, job.start.spec, levels, none, job.train.paths_MP, settings, trained)
     return Trainer(model, job.train.packed, settings, derived(training.seed, name), bank, anchor=False)
 
 
@@ -122,13 +121,15 @@ def _subtree(training: Training, subtree: int) -> Job:
     """The blocks and rows below one node of level 1, both counted from the node's first."""
     release, spec = training.release, training.release.spec
     first_P = np.array([subtree * spec.branching**level for level in range(spec.levels)])
-    levels = [
-        release.bank.level(level)[first : first + spec.branching ** (level - 1)].clone()
-        for level, first in enumerate(first_P.tolist(), start=1)
-    ]
+
+    def pieces(level: int) -> Iterator[Tensor]:
+        for first, last in start.spans(level):
+            yield release.bank.blocks(level, *(int(first_P[level - 1]) + number for number in (first, last)))
+
+    start = BankStream(spec, pieces, release.bank.generic(), root=1)
     train, heldout = (_below(rows, subtree, first_P) for rows in (training.train, training.heldout))
     steps = max(1, round(training.settings.steps * len(train) / len(training.train))) if len(train) else 0
-    return Job(spec, levels, train, heldout, steps)
+    return Job(start, train, heldout, steps)
 
 
 def _below(rows: Rows, subtree: int, first_P: np.ndarray) -> Rows:
@@ -144,12 +145,14 @@ def _generic(training: Training) -> Job:
         Rows(rows.packed, np.zeros((len(rows), 1), dtype=np.int64)) for rows in (training.train, training.heldout)
     )
     steps = max(1, round(training.settings.steps / spec.branching))
-    return Job(whole, [training.release.bank.generic()[None]], train, heldout, steps)
+    generic_X = training.release.bank.generic()
+    return Job(BankStream(whole, lambda _: [generic_X[None]], generic_X), train, heldout, steps)
 
 
-def _write_part(training: Training, name: str, levels_NX: list[Tensor]) -> None:
-    """Keep the job's blocks as the bank will: bf16."""
-    tensors = {f"level-{n}": blocks.to(torch.bfloat16).contiguous() for n, blocks in enumerate(levels_NX, start=1)}
+def _write_part(training: Training, name: str, bank: BankStream) -> None:
+    """Keep the job's blocks as the bank will: bf16. A part passes through memory: a k-th of the bank."""
+    numbers = range(1, bank.spec.levels + 1)
+    tensors = {f"level-{n}": torch.cat([piece.to(torch.bfloat16) for piece in bank.pieces(n)]) for n in numbers}
     # One entry: safetensors writes several in no fixed order.
     about = canonical_json({"inputs": training.inputs, "job": name, "sha256": _digest(tensors)}).decode()
     Files().make_folder(training.part(name).parent)
@@ -183,12 +186,14 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def merged(training: Training) -> BankState:
+def merged(training: Training) -> BankStream:
     """All parts as one bank: a level is its subtrees' blocks in their order. Raises as `read_part`."""
-    spec = training.release.spec
-    parts = [read_part(training, name) for name in job_names(spec)]
-    levels = [torch.cat([part[level] for part in parts[:-1]]) for level in range(spec.levels)]
-    return BankState(spec, levels, parts[-1][0][0])
+    *subtrees, generic = job_names(training.release.spec)
+
+    def pieces(level: int) -> Iterator[Tensor]:
+        return (read_part(training, name)[level - 1] for name in subtrees)
+
+    return BankStream(training.release.spec, pieces, read_part(training, generic)[0][0])
 
 
 def traces(training: Training) -> list[dict[str, Any]]:

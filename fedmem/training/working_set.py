@@ -82,7 +82,9 @@ class DiskLevel:
 
     def read(self, ids_U: Tensor) -> Tensor:
         """Copies of these blocks, `[U, X]`."""
-        return torch.stack([self._hold(block)[: self.size] for block in ids_U.tolist()])
+        found_UX = torch.stack([self._hold(block)[: self.size] for block in ids_U.tolist()])
+        self._evict()
+        return found_UX
 
     def step(self, ids_U: Tensor, grads_UX: Tensor, settings: AdamWSettings, scale: float = 1.0) -> None:
         """Apply gradients to distinct blocks; `scale` multiplies the learning rate (schedule)."""

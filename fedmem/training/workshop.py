@@ -23,7 +23,7 @@ from fedmem.memory.placement import widths
 from fedmem.memory.sites import sites_of, spec_for
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.tree import train_tree
-from fedmem.training.bank_state import BankState
+from fedmem.training.bank_state import BankStream
 from fedmem.training.corpus import Corpus
 from fedmem.training.drive import Run
 from fedmem.training.folder import load_anchor, save_anchor
@@ -72,8 +72,8 @@ def build_bank(corpus: Corpus, anchor: Path, out: Path, plan: BankPlan, embedder
     spec = spec_for(model, plan.kind, plan.branching, each)
     vectors_ND = embedder.embed(corpus.train)
     tree = train_tree(vectors_ND, branching=plan.branching, levels=spec.levels, seed=derived(plan.seed, "tree"))
-    state = BankState.new(spec, derived(plan.seed, "bank"))
-    return Release.write(out / "releases", model, tokenizer, tree, embedder.digest, state)
+    bank = BankStream.new(spec, derived(plan.seed, "bank"))
+    return Release.write(out / "releases", model, tokenizer, tree, embedder.digest, bank)
 
 
 def read_facts(folder: Path) -> Facts:

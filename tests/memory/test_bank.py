@@ -84,7 +84,7 @@ def test_a_fetch_is_the_join_of_its_blocks_whatever_was_fetched_before(tmp_path,
             assert torch.equal(fetched.float(), joined(spec, levels, path))
         assert torch.equal(bank.generic(), bf16(generic))
         for number, level in enumerate(levels, start=1):
-            assert torch.equal(bank.level(number), bf16(level))
+            assert torch.equal(bank.blocks(number, 0, len(level)), bf16(level))
 
 
 def test_a_batch_is_a_copy(written):

@@ -22,7 +22,7 @@ BLOCK = 2 * SPEC.block_size(2)  # bytes
 def same_bank(folder, levels, generic):
     verify(folder)
     with Bank.open(folder, SPEC) as bank:
-        held = [bank.level(1), bank.level(2), bank.generic()]
+        held = [*(bank.blocks(n, 0, SPEC.blocks(n)) for n in (1, 2)), bank.generic()]
     return all(torch.equal(a, bf16(b)) for a, b in zip(held, [*levels, generic], strict=True))
 
 

@@ -32,7 +32,7 @@ def release(tmp_path_factory):
     state = BankState.new(spec_for(model, "ffn", 2, (4, 2)), 0)
     tree = Tree(2, 2, (np.eye(4, 8, dtype=np.float32)[:2], np.eye(4, 8, dtype=np.float32)))
     folder = tmp_path_factory.mktemp("releases")
-    return Release.write(folder, model, tokenizer, tree, "none", state)
+    return Release.write(folder, model, tokenizer, tree, "none", state.stream())
 
 
 @pytest.fixture

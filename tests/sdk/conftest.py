@@ -40,7 +40,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     for blocks in [*state.levels, state.generic]:
         blocks.add_(0.05 * torch.randn(blocks.shape, generator=generator))
     tokenizer = train_tokenizer(TEXTS, vocab_size=300)
-    return Release.write(tmp_path_factory.mktemp("releases"), model, tokenizer, tree, embedder.digest, state)
+    return Release.write(tmp_path_factory.mktemp("releases"), model, tokenizer, tree, embedder.digest, state.stream())
 
 
 @pytest.fixture

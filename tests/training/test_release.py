@@ -11,7 +11,7 @@ from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.routing.tree import Tree
-from fedmem.training.bank_state import BankState
+from fedmem.training.bank_state import BankStream
 from fedmem.training.release import Release
 
 SPEC = spec_for(new_anchor("nano", 300, 1), "ffn", 2, (4,))
@@ -21,7 +21,7 @@ SPEC = spec_for(new_anchor("nano", 300, 1), "ffn", 2, (4,))
 def written(tmp_path):
     model, tokenizer = new_anchor("nano", 300, 1), train_tokenizer(["a text"], 300)
     tree = Tree(2, 1, (np.eye(2, 8, dtype=np.float32),))
-    release = Release.write(tmp_path, model, tokenizer, tree, "e" * 64, BankState.new(SPEC, 3))
+    release = Release.write(tmp_path, model, tokenizer, tree, "e" * 64, BankStream.new(SPEC, 3))
     return release, model
 
 
@@ -39,8 +39,8 @@ def test_a_release_gives_back_its_parts(written):
 
 def test_the_digest_follows_the_content(written, tmp_path):
     release, model = written
-    again = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankState.new(SPEC, 3))
-    other = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankState.new(SPEC, 4))
+    again = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankStream.new(SPEC, 3))
+    other = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankStream.new(SPEC, 4))
     assert again.digest == release.digest != other.digest
 
 
@@ -66,8 +66,8 @@ def test_no_release_says_how_to_make_one(tmp_path):
 
 
 def test_a_bank_beside_another_anchor_is_refused(written, tmp_path):
-    state = BankState.new(SPEC, 3)
-    other = Release.write(tmp_path, new_anchor("nano", 300, 9), written[0].tokenizer, written[0].tree, "e" * 64, state)
+    bank, release = BankStream.new(SPEC, 3), written[0]
+    other = Release.write(tmp_path, new_anchor("nano", 300, 9), release.tokenizer, release.tree, "e" * 64, bank)
     shutil.rmtree(other.root / "bank")
     shutil.copytree(written[0].root / "bank", other.root / "bank")
     with pytest.raises(VersionMismatch, match="another anchor"):

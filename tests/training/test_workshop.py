@@ -316,7 +316,7 @@ def test_parts_that_do_not_fit_do_not_verify(release, tmp_path, preset, kind, br
     spec = spec_for(new_anchor(preset, vocabulary, 1), kind, branching, (2,) * levels)
     tree = Tree(release.tree.branching, release.tree.levels, release.tree.centroids)
     state = BankState.new(spec, 1)
-    made = Release.write(tmp_path, model, release.tokenizer, tree, EMBEDDER.digest, state)
+    made = Release.write(tmp_path, model, release.tokenizer, tree, EMBEDDER.digest, state.stream())
     with pytest.raises(VerificationFailed, match=fault):
         verify(made.root)
     with pytest.raises(VerificationFailed, match=fault):

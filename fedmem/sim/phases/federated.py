@@ -166,7 +166,8 @@ def _sample_loss(sim: Simulation, part: Federated) -> float:
 
 def _release(sim: Simulation, part: Federated) -> Release:
     assert part.state is not None
-    return Release.write(sim.folder.releases, part.model, sim.tokenizer, sim.tree, sim.embedder.digest, part.state)
+    bank = part.state.stream()
+    return Release.write(sim.folder.releases, part.model, sim.tokenizer, sim.tree, sim.embedder.digest, bank)
 
 
 def epsilon(sim: Simulation) -> device_dp.Figures:
