@@ -1,8 +1,8 @@
 """One training run of the claims, a pure function of (scale, arm, seed, learning rate).
 
-Every arm sees equal tokens in all. `none` and `plain` train once over all of them; the memory arms go on from an
-anchor that was pretrained on the first part, and train memory on the rest [HM, §Training]. All start from one
-tokenizer, tree and split.
+Every arm sees equal tokens in all. `none` and `plain` train once over all of them, their rate falling along a cosine;
+the memory arms go on from an anchor that was pretrained on the first part at a constant rate, and train memory on the
+rest while the rate falls [HM, §Training]. All start from one tokenizer and one split.
 
 Shapes: N sequences, M packed rows, P levels.
 """
@@ -24,6 +24,8 @@ from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.eval.buckets import by_frequency, leaf_frequency
 from fedmem.eval.controls import random_paths, second_best_paths, wrong_paths
 from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.eval.retrieval import in_context, nearest
+from fedmem.eval.targets import Targets, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.block import source
 from fedmem.memory.sites import spec_for
@@ -37,6 +39,9 @@ from fedmem.training.sequences import Sequences, encode
 from fedmem.training.settings import Settings, Trained
 
 PREFIX = 24
+WARMUP = 200
+PARTS = 2
+RETRIEVAL = (("short", False), ("retrieved", True))
 Losses = dict[str, Any]
 
 
@@ -57,7 +62,11 @@ class Scale:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained: a `plain` model of some shape, or memory beside the anchor."""
+    """What is trained: a `plain` model of some shape, or memory beside the anchor.
+
+    `branching` 0 means the scale's; `rate_of` names an arm whose learning rate is taken over; with `controls` other
+    blocks than those of the text's path are measured too.
+    """
 
     name: str
     shape: Shape = PRESETS["nano"]
@@ -65,6 +74,9 @@ class Arm:
     frozen: bool = False
     random: bool = False
     widths: tuple[tuple[int, ...], ...] = ()
+    branching: int = 0
+    rate_of: str = ""
+    controls: bool = False
 
 
 class Bench:
@@ -97,12 +109,19 @@ class Bench:
     def tree(self, levels: int, branching: int) -> Any:
         return train_tree(self.vectors[0], branching=branching, levels=levels, seed=1)
 
-    def pretrained(self, seed: int, lr: float) -> dict[str, torch.Tensor]:
+    def short(self, retrieved: bool) -> tuple[Targets, np.ndarray]:
+        """Held-out texts of half the length, alone or after the nearest training text, and their documents."""
+        half = encode(self._tokenizer, self.text.heldout, self.scale.length // 2)
+        found_D = nearest(self.vectors[0], self.vectors[2])
+        before = [self.text.train[n] if retrieved else "" for n in found_D[half.document_N]]
+        return in_context(self._tokenizer, half, before, self.scale.length), half.document_N
+
+    def pretrained(self, shape: Shape, seed: int, lr: float) -> dict[str, torch.Tensor]:
         """The anchor after the first part of the tokens, once for all memory arms."""
-        path = self.folder / f"pretrained-{seed}-{lr:g}.safetensors"
+        path = self.folder / f"pretrained-{shape.d_model}-{seed}-{lr:g}.safetensors"
         if not path.exists():
-            model = new_anchor("nano", self.scale.vocabulary, seed)
-            settings = Settings(self.scale.pretrain, self.scale.batch, lr, final=1.0)
+            model = new_anchor(shape, self.scale.vocabulary, seed)
+            settings = Settings(self.scale.pretrain, self.scale.batch, lr, final=1.0, warmup=WARMUP)
             Trainer(model, pack(self.train), settings, seed).run()
             temporary = path.with_suffix(f".{lr:g}.tmp")
             save_file({name: p.data for name, p in model.named_parameters()}, temporary)
@@ -117,48 +136,63 @@ def run(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses
 
 def _plain(bench: Bench, arm: Arm, seed: int, lr: float) -> Losses:
     scale, model = bench.scale, new_anchor(arm.shape, bench.scale.vocabulary, seed)
-    settings = Settings(scale.pretrain + scale.memory, scale.batch, lr)
+    settings = Settings(scale.pretrain + scale.memory, scale.batch, lr, warmup=WARMUP)
     Trainer(model, pack(bench.train), settings, seed).run()
-    size = sum(p.numel() for p in model.parameters())
-    return {"loss": mean(sequence_losses(model, bench.heldout.tokens_NT)), "parameters": size}
+    return {
+        "loss": mean(sequence_losses(model, bench.heldout.tokens_NT)),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **{name: mean(target_losses(model, bench.short(found)[0])) for name, found in RETRIEVAL},
+    }
 
 
 def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses:
     scale, model = bench.scale, new_anchor(arm.shape, bench.scale.vocabulary, seed)
-    start = bench.pretrained(seed, start_lr)
+    start = bench.pretrained(arm.shape, seed, start_lr)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(start[name])
-    spec = spec_for(model, arm.kind, scale.branching, arm.widths or scale.widths)
-    tree = bench.tree(spec.levels, scale.branching)
+    spec = spec_for(model, arm.kind, arm.branching or scale.branching, arm.widths or scale.widths)
+    tree = bench.tree(spec.levels, spec.branching)
     paths = {name: route(tree, v) for name, v in zip(("train", "heldout", "prefix"), bench.vectors, strict=True)}
     if arm.random:
         paths = {name: random_paths(p, seed + n) for n, (name, p) in enumerate(paths.items())}
     train_NP = paths["train"][bench.train.document_N]
     packed = pack(bench.train, train_NP[:, -1])
-    settings = Settings(scale.memory, scale.batch, start_lr, memory_lr=lr)
+    settings = Settings(scale.memory, scale.batch, start_lr, warmup=WARMUP, memory_lr=lr)
     state, memory = BankState.new(spec, seed), attach(model)
     trained = Trained(not arm.frozen, frozenset(range(1, spec.levels + 1)))
     bank = in_memory(memory, state, train_NP[packed.first_M], settings, trained)
-    Trainer(model, packed, settings, seed, bank, anchor=not arm.frozen).run()
-    measure = _measure(bench, model, memory, state)
-    blocked, generic_N = second_best_paths(tree, bench.vectors[1])
-    wanted = {
-        "fetched": paths["heldout"],
-        "prefix": paths["prefix"],
-        "wrong": wrong_paths(paths["heldout"], seed),
-        "blocked": np.where(generic_N[:, None], paths["heldout"], blocked),
-    }
-    losses = {name: measure(p) for name, p in wanted.items()} | {"generic": measure(None)}
-    bare = sequence_losses(model, bench.heldout.tokens_NT)
-    frequency = leaf_frequency(paths["train"][:, -1], paths["heldout"][:, -1])[bench.heldout.document_N]
-    arms = {"generic": losses["generic"], "fetched": losses["fetched"]}
-    return {
-        **{name: mean(pair) for name, pair in losses.items()},
-        "bare": mean(bare),
-        "by_frequency": by_frequency(frequency, bench.heldout.document_N, arms),
+    trainer = Trainer(model, packed, settings, seed, bank, anchor=not arm.frozen)
+    measure, growth = _measure(bench, model, memory, state), []
+    for part in range(1, PARTS):
+        while trainer.done < scale.memory * part // PARTS:
+            trainer.step()
+        growth += [mean(measure(None)) - mean(measure(paths["heldout"]))] if arm.controls else []
+    trainer.run()
+    fetched, generic = measure(paths["heldout"]), measure(None)
+    found = {
+        "fetched": mean(fetched),
+        "generic": mean(generic),
         "fetched_parameters": spec.fetch_size,
         "bank_parameters": spec.bank_size,
     }
+    if not arm.controls:
+        return found
+    blocked, generic_N = second_best_paths(tree, bench.vectors[1])
+    controls = {
+        "prefix": measure(paths["prefix"]),
+        "wrong": measure(wrong_paths(paths["heldout"], seed)),
+        "blocked": measure(np.where(generic_N[:, None], paths["heldout"], blocked)),
+        "bare": sequence_losses(model, bench.heldout.tokens_NT),
+    }
+    for name, retrieved in RETRIEVAL:
+        targets, owner_N = bench.short(retrieved)
+        controls[name] = target_losses(
+            model, targets, memory, lambda n, own_N=owner_N: [state.source(paths["prefix"][own_N[n]])]
+        )
+    frequency = leaf_frequency(paths["train"][:, -1], paths["heldout"][:, -1])[bench.heldout.document_N]
+    tail = by_frequency(frequency, bench.heldout.document_N, {"generic": generic, "fetched": fetched})
+    grown = [*growth, found["generic"] - found["fetched"]]
+    return found | {name: mean(pair) for name, pair in controls.items()} | {"growth": grown, "by_frequency": tail}
 
 
 def _measure(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+VARIANTS = ("early", "late", "flat", "flat_wide", "three_levels", "half_fetch", "larger_anchor")
+RETRIEVAL = ("short", "retrieved")
 FROM_COTRAINED = ("generic", "fetched", "wrong", "prefix", "blocked")
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 """Per arm one result a seed, in the order of the seeds."""
@@ -85,7 +87,12 @@ def _by_seed(runs: Runs) -> dict[str, list[float]]:
         **{f"loss.{name}": values for name, values in plain.items()},
         "kinds.ffn": memory["cotrained"],
         **{f"kinds.{name}": memory[name] for name in ("lora_ffn", "lora_qk", "lora_vo", "kv")},
-        **{f"shape.{name}": memory[name] for name in ("early", "late", "flat", "two_levels") if name in memory},
+        **{f"variants.{name}": memory[name] for name in memory if name in VARIANTS},
+        **{f"retrieval.{arm}.{key}": column(runs, arm, key) for arm in ("none", "cotrained") for key in RETRIEVAL},
+        **{
+            f"growth.{part}": [float(found["growth"][part - 1]) for found in runs["cotrained"]]
+            for part in range(1, len(runs["cotrained"][0]["growth"]) + 1)
+        },
     }
 
 

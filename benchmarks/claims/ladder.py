@@ -21,35 +21,41 @@ from benchmarks.claims.text import load
 from fedmem.anchor.presets import Shape
 
 RATES = (1e-3, 3e-3, 1e-2)
-FULL = Scale("full", 0, 3000, 3000, 4, 128, 2048, 8, (40, 16, 8))
-QUICK = Scale("quick", 4000, 900, 400, 4, 128, 2048, 8, (40, 16, 8))
-LAYERS = 2
+FULL = Scale("full", 0, 1000, 3000, 4, 128, 2048, 16, (40, 24))
+QUICK = Scale("quick", 4000, 150, 450, 4, 128, 2048, 16, (40, 24))
 
 NONE = Arm("none")
+# As deep as the anchor and wider, as the paper's larger model is wider; of the shapes tried it was the best.
 PLAIN = [
-    Arm("plain-2.6", Shape(layers=4, d_model=96, ffn=288, heads=3)),
-    Arm("plain-4.1", Shape(layers=5, d_model=128, ffn=384, heads=4)),
+    Arm("plain-2.6", Shape(layers=2, d_model=128, ffn=384, heads=4)),
+    Arm("plain-1.7", Shape(layers=2, d_model=96, ffn=288, heads=3)),
 ]
-COTRAINED = Arm("cotrained", kind="ffn")
-FROZEN = Arm("frozen", kind="ffn", frozen=True)
+COTRAINED = Arm("cotrained", kind="ffn", controls=True)
+FROZEN = Arm("frozen", kind="ffn", frozen=True, controls=True)
 RANDOM = Arm("random_clusters", kind="ffn", random=True)
 # Equal values in a fetch: a row of LoRA or KV memory is longer or shorter than one of FFN memory.
 KINDS = [
-    Arm("lora_ffn", kind="lora_ffn", widths=((10,) * LAYERS, (4,) * LAYERS, (2,) * LAYERS)),
-    Arm("lora_qk", kind="lora_qk", widths=((30,) * LAYERS, (12,) * LAYERS, (6,) * LAYERS)),
-    Arm("lora_vo", kind="lora_vo", widths=((30,) * LAYERS, (12,) * LAYERS, (6,) * LAYERS)),
-    Arm("kv", kind="kv", widths=((60,) * LAYERS, (24,) * LAYERS, (12,) * LAYERS)),
+    Arm("lora_ffn", kind="lora_ffn", widths=((10, 10), (6, 6))),
+    Arm("lora_qk", kind="lora_qk", widths=((30, 30), (18, 18))),
+    Arm("lora_vo", kind="lora_vo", widths=((30, 30), (18, 18))),
+    Arm("kv", kind="kv", widths=((60, 60), (36, 36))),
 ]
-EARLY = Arm("early", kind="ffn", widths=((80, 0), (32, 0), (16, 0)))
-LATE = Arm("late", kind="ffn", widths=((0, 80), (0, 32), (0, 16)))
-FLAT = Arm("flat", kind="ffn", widths=((64,) * LAYERS,))
-TWO_LEVELS = Arm("two_levels", kind="ffn", widths=((44,) * LAYERS, (20,) * LAYERS))
+# One thing changed each, at the co-trained arm's rate.
+VARIANTS = [
+    Arm("early", kind="ffn", widths=((80, 0), (48, 0)), rate_of="cotrained"),
+    Arm("late", kind="ffn", widths=((0, 80), (0, 48)), rate_of="cotrained"),
+    Arm("flat", kind="ffn", widths=((64, 64),), rate_of="cotrained"),
+    Arm("flat_wide", kind="ffn", widths=((64, 64),), branching=32, rate_of="cotrained"),
+    Arm("three_levels", kind="ffn", widths=((40, 40), (16, 16), (8, 8)), branching=8, rate_of="cotrained"),
+    Arm("half_fetch", kind="ffn", widths=((20, 20), (12, 12)), rate_of="cotrained"),
+    Arm("larger_anchor", Shape(layers=3, d_model=96, ffn=288, heads=3), kind="ffn", rate_of="cotrained"),
+]
 
 
 def arms(quick: bool) -> list[Arm]:
     """Every arm; the quick ladder leaves out what the keys of its output do not need."""
     first = [NONE, PLAIN[0], COTRAINED, FROZEN, RANDOM, *KINDS]
-    return first if quick else [*first, *PLAIN[1:], EARLY, LATE, FLAT, TWO_LEVELS]
+    return first if quick else [*first, *PLAIN[1:], *VARIANTS]
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class Ladder:
         start_lr = self._pick([NONE], self.rates[0])[NONE.name]
         # The shared anchors first, one run for each, so that no two processes make the same.
         self._do([self._job(COTRAINED, seed, self.rates[0], start_lr) for seed in range(self.seeds)])
-        picked = self._pick(chosen, start_lr)
+        picked = self._pick([arm for arm in chosen if not arm.rate_of], start_lr)
+        picked |= {arm.name: picked[arm.rate_of] for arm in chosen if arm.rate_of}
         jobs = {a.name: [self._job(a, s, picked[a.name], start_lr) for s in range(self.seeds)] for a in chosen}
         self._do([job for some in jobs.values() for job in some])
         return {name: [job.result() | {"lr": job.lr} for job in some] for name, some in jobs.items()}

@@ -15,11 +15,12 @@ MEMORY = ("frozen", "random_clusters", "lora_ffn", "lora_qk", "lora_vo", "kv")
 def runs(seeds=3):
     """Losses of a made-up ladder: a gap of 0.2, of which co-training closes three quarters."""
     found = {
-        "none": [{"loss": 4.0 + s / 100, "lr": 1e-3} for s in range(seeds)],
+        "none": [{"loss": 4.0 + s / 100, "lr": 1e-3, "short": 4.1, "retrieved": 4.05} for s in range(seeds)],
         "plain-2.6": [{"loss": 3.8 + s / 100, "parameters": 3000, "lr": 1e-3} for s in range(seeds)],
         "cotrained": [
             {"fetched": 3.85 + s / 100, "generic": 3.95, "wrong": 4.1, "prefix": 3.9, "blocked": 3.92, "bare": 3.96,
-             "fetched_parameters": 100, "by_frequency": [], "lr": 3e-3}
+             "fetched_parameters": 100, "by_frequency": [], "lr": 3e-3, "short": 4.0, "retrieved": 3.9,
+             "growth": [0.05, 0.1]}
             for s in range(seeds)
         ],
     }  # fmt: skip
@@ -36,6 +37,8 @@ def test_figures_have_the_names_and_values_of_the_ladder():
     assert data["gap_closed"]["break_even_multiple"] == pytest.approx(math.exp(0.75 * math.log(3)) * 1000 / 1100)
     assert set(data["kinds"]) == {"ffn", "lora_ffn", "lora_qk", "lora_vo", "kv"}
     assert {"none", "generic", "fetched", "wrong", "random_clusters"} <= set(data["loss"])
+    assert data["retrieval"]["cotrained"] == {"short": 4.0, "retrieved": 3.9}
+    assert data["growth"] == pytest.approx({"1": 0.05, "2": 0.1})
     assert data["seeds"] == 3
     assert data["interval"]["gap_closed.gap_nats"] == pytest.approx([0.2, 0.2])
 
