@@ -13,16 +13,18 @@ Invariants
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from fedmem.canonical import canonical_json, digest
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused
 from fedmem.memory.attach import attach
-from fedmem.memory.block import BlockModule, source
+from fedmem.memory.block import new_blocks, source
 from fedmem.memory.spec import MemorySpec
 from fedmem.policy.files import Topic
-from fedmem.privacy.dpsgd import Optimiser, PrivateSequences, Progress, RuntimeOptions, train_block
+from fedmem.privacy.dpsgd import Optimiser, Progress, train_block
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions
 from fedmem.privacy.ledger import Meter, check_budget, is_open
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
@@ -147,9 +149,9 @@ def _train(
     progress: Progress | None,
 ) -> Tensor:
     model = release.anchor()
-    memory, block = attach(model), BlockModule.new(spec, settings.seed)
+    memory, start_X = attach(model), new_blocks(spec, 1, 1, torch.Generator().manual_seed(settings.seed))[0]
     options: dict[str, Any] = {"optimiser": settings.optimiser, "runtime": runtime, "progress": progress}
     try:
-        return train_block(model, memory, block, data, plan, stream, meter=Meter(plan.spend), **options)
+        return train_block(model, memory, spec, start_X, data, plan, stream, meter=Meter(plan.spend), **options)
     finally:
         memory.detach()

@@ -6,9 +6,7 @@ from torch import nn
 
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import BlockModule, new_blocks, new_fetch, source
-from fedmem.memory.sites import shape_of
-from fedmem.memory.spec import MemorySpec
+from fedmem.memory.block import new_blocks, new_fetch, source
 from tests.memory.models import FAMILIES, KINDS, model_of, some_fetch, some_tokens, spec_of
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -128,17 +126,19 @@ def test_layers_may_have_widths_of_their_own(kind):
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
 
-@torch.no_grad()
-def test_a_module_is_the_same_source_as_its_values():
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_expanded_block_gets_the_gradient_of_each_item(kind):
     model, tokens = model_of("llama"), some_tokens()
-    spec = MemorySpec.single(shape_of(model), layers=2, width=3)
-    block_X = some_fetch(spec)[0]
-    module, memory = BlockModule(spec, block_X), attach(model)
-    assert torch.equal(module.values(), block_X)
-    with memory.using(module):
-        by_module = model(tokens).logits
-    with memory.using(source(spec, block_X[None])):
-        torch.testing.assert_close(model(tokens).logits, by_module, atol=1e-5, rtol=0)
+    spec = spec_of(model, kind)
+    memory, block_X = attach(model.requires_grad_(False)), some_fetch(spec)[0]
+
+    def grads(tokens_BT):
+        leaf_BX = block_X.expand(len(tokens_BT), -1).requires_grad_()
+        with memory.using(source(spec, leaf_BX)):
+            return torch.autograd.grad(model(tokens_BT).logits.square().sum(), leaf_BX)[0]
+
+    alone = torch.cat([grads(tokens[n : n + 1]) for n in range(len(tokens))])
+    torch.testing.assert_close(grads(tokens), alone, atol=1e-4, rtol=1e-4)
 
 
 def test_a_fetch_of_another_size_is_refused():

@@ -5,10 +5,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.memory.block import BlockModule, source
-from fedmem.memory.sites import shape_of
-from fedmem.memory.spec import MemorySpec
-from fedmem.privacy.dpsgd import PrivateSequences
+from fedmem.memory.block import source
+from fedmem.memory.sites import spec_for
+from fedmem.privacy.gradients import PrivateSequences
 
 LAYERS, WIDTH, D_MODEL, VOCAB, LENGTH = 2, 4, 16, 40, 12
 
@@ -31,12 +30,12 @@ def anchor(seed=0):
         )
 
 
-def spec(width=WIDTH):
-    return MemorySpec.single(shape_of(anchor()), LAYERS, width)
+def spec(width=WIDTH, kind="ffn"):
+    return spec_for(anchor(), kind, 1, (width,))
 
 
-def warm_block(seed=1):
-    return BlockModule(spec(), 0.3 * torch.randn(spec().fetch_size, generator=torch.Generator().manual_seed(seed)))
+def warm_block(seed=1, of=None):
+    return 0.3 * torch.randn((of or spec()).fetch_size, generator=torch.Generator().manual_seed(seed))
 
 
 def sequences(per_record, seed=2, shared=False, dtype=torch.float32):

@@ -7,23 +7,14 @@ import torch
 from scipy.stats import kstest
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.errors import BudgetExceeded
+from fedmem.errors import BudgetExceeded, UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import BlockModule
+from fedmem.memory.block import new_blocks, source
 from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
 from fedmem.privacy.clip import ClippedSum
-from fedmem.privacy.dpsgd import (
-    Optimiser,
-    PrivateSequences,
-    RuntimeOptions,
-    add_noise,
-    clipped_sum,
-    frozen,
-    groups,
-    per_sequence_gradients,
-    train_block,
-)
+from fedmem.privacy.dpsgd import Optimiser, add_noise, clipped_sum, groups, train_block
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_sequence
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
@@ -47,30 +38,32 @@ def stream(label=b"run"):
 
 def train(data, privacy=None, label=b"run", **options):
     model = anchor()
-    block = BlockModule.new(spec(), seed=3)
-    return train_block(model, attach(model), block, data, privacy or plan(), stream(label), **options)
+    return train_block(model, attach(model), spec(), new_block(), data, privacy or plan(), stream(label), **options)
 
 
-def engine_sum(model, block, data, chosen, clip, micro_batch=4, bf16=False):
-    with frozen(model), per_sequence_gradients(block):
-        runtime = RuntimeOptions(micro_batch, bf16)
-        return clipped_sum(model, attach(model), block, data, chosen, clip, runtime)
+def new_block():
+    return new_blocks(spec(), 1, 1, torch.Generator().manual_seed(3))[0]
 
 
-def one_record_at_a_time(model, block, data, chosen, clip):
+def engine_sum(model, block_X, data, chosen, clip, micro_batch=4, bf16=False, engine="fused", of=None):
+    runtime = RuntimeOptions(micro_batch, bf16, engine)
+    with frozen(model), per_sequence(model, attach(model), of or spec(), data, runtime) as gradients:
+        return clipped_sum(gradients, block_X, data, chosen, clip, micro_batch)
+
+
+def one_record_at_a_time(model, block_X, data, chosen, clip, of=None):
     """The oracle: plain autograd on one record, no hooks, no batch of records."""
-    memory, parameters = attach(model), list(block.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
+    memory, leaf_X = attach(model), block_X.clone().requires_grad_()
+    total_X = torch.zeros_like(block_X)
     for record in np.flatnonzero(chosen):
         numbers = np.flatnonzero(data.record_N == record)
         shared = [data.shared(numbers)] if data.shared else []
-        with memory.using(*shared, block):
+        with memory.using(*shared, source(of or spec(), leaf_X[None])):
             loss, _ = token_losses(model(readable(data.tokens_NT[numbers])).logits, data.tokens_NT[numbers])
-        grads = torch.autograd.grad(loss.sum() / LENGTH, parameters)
-        norm = torch.sqrt(sum((g.double() ** 2).sum() for g in grads))
-        total = [t + g * min(1.0, clip / float(norm)) for t, g in zip(total, grads, strict=True)]
+        (grad_X,) = torch.autograd.grad(loss.sum() / LENGTH, leaf_X)
+        total_X += grad_X * min(1.0, clip / float(grad_X.double().norm()))
     memory.detach()
-    return total
+    return [total_X]
 
 
 def gap(left, right):
@@ -81,17 +74,39 @@ def norm(values):
     return float(torch.sqrt(sum((v.double() ** 2).sum() for v in values)))
 
 
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 15, 64])
 @pytest.mark.parametrize("clip", [0.01, 1e3])
-def test_engine_equals_the_one_record_loop(micro_batch, clip):
+def test_engine_equals_the_one_record_loop(micro_batch, clip, engine):
     model, block = anchor().double(), warm_block().double()
     data = sequences(PER_RECORD, shared=True, dtype=torch.float64)
     chosen = np.array([True, True, False, True, True, True])
-    fast = engine_sum(model, block, data, chosen, clip, micro_batch)
+    fast = engine_sum(model, block, data, chosen, clip, micro_batch, engine=engine)
     slow = one_record_at_a_time(model, block, data, chosen, clip)
     assert gap(fast.value, slow) < 1e-5 * norm(slow)
     assert fast.sensitivity == clip
     assert fast.value[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["lora_ffn", "lora_qk", "lora_vo", "kv"])
+def test_the_fused_engine_does_every_kind(kind):
+    of = spec(kind=kind)
+    model, block = anchor().double(), warm_block(of=of).double()
+    data, chosen = sequences(PER_RECORD, shared=True, dtype=torch.float64), np.ones(len(PER_RECORD), dtype=bool)
+    slow = one_record_at_a_time(model, block, data, chosen, 0.01, of)
+    for micro_batch in (1, 4, 64):
+        fast = engine_sum(model, block, data, chosen, 0.01, micro_batch, of=of)
+        assert gap(fast.value, slow) < 1e-5 * norm(slow)
+
+
+def test_the_engine_opacus_does_ffn_only():
+    with pytest.raises(UsageError, match="engine fused"):
+        engine_sum(anchor(), None, sequences([1]), np.array([True]), 0.1, engine="opacus", of=spec(kind="kv"))
+
+
+def test_both_engines_train_the_same_block():
+    fused, opacus = (train(sequences(PER_RECORD), runtime=RuntimeOptions(engine=one)) for one in ("fused", "opacus"))
+    torch.testing.assert_close(fused, opacus, atol=1e-5, rtol=0)
 
 
 def test_clipping_sequences_instead_of_records_would_be_seen():
@@ -110,10 +125,11 @@ def test_all_padding_and_one_token_records_count_as_zero():
     assert norm(clipped.value) == 0.0
 
 
-def test_sum_is_float32_under_bf16_autocast():
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+def test_sum_is_float32_under_bf16_autocast(engine):
     chosen = np.ones(len(PER_RECORD), dtype=bool)
     data = sequences(PER_RECORD)
-    rough = engine_sum(anchor(), warm_block(), data, chosen, 0.1, bf16=True)
+    rough = engine_sum(anchor(), warm_block(), data, chosen, 0.1, bf16=True, engine=engine)
     exact = engine_sum(anchor(), warm_block(), data, chosen, 0.1)
     assert {value.dtype for value in rough.value} == {torch.float32}
     assert 0 < gap(rough.value, exact.value) < 0.05 * norm(exact.value)
@@ -144,8 +160,8 @@ def noise_of_an_empty_batch(label=b"run", width=64, **changes):
     """The gradients that one step on an empty sample hands to the optimiser, in one vector."""
     privacy = plan(**changes)
     shape = LayerShape(128, 384, heads=4, kv_heads=4, head_dim=32, gated=True, activation="silu")
-    like = BlockModule.new(MemorySpec.single(shape, layers=4, width=width), seed=0)
-    empty = ClippedSum.zero(list(like.parameters()), privacy.clip)
+    size = MemorySpec.single(shape, layers=4, width=width).fetch_size
+    empty = ClippedSum.zero([torch.zeros(size)], privacy.clip)
     noisy = add_noise(empty, privacy.noise_multiplier, stream(label))
     return torch.cat([value.flatten() / privacy.divisor for value in noisy]).numpy()
 
@@ -214,8 +230,7 @@ def test_sampled_steps_are_noise_around_the_clipped_sum(recorded):
     """With every record in every sample and nothing learned, the mean update is the clipped sum over the divisor."""
     data = sequences(PER_RECORD)
     updates = recorded(data, steps=150, sampling_rate=1.0, clip=0.05, noise_multiplier=0.1, divisor=2.0)
-    block = BlockModule.new(spec(), seed=3)
-    whole = engine_sum(anchor(), block, data, np.ones(data.records, dtype=bool), 0.05)
+    whole = engine_sum(anchor(), new_block(), data, np.ones(data.records, dtype=bool), 0.05)
     expected = torch.cat([value.flatten() for value in whole.value]).numpy() / 2.0
     std = 0.1 * 0.05 / 2.0
     assert np.abs(updates.mean(0) - expected).max() < 5 * std / np.sqrt(150)
@@ -257,23 +272,26 @@ def test_a_step_beyond_the_charge_is_refused():
         train(sequences([1]), plan(noise_multiplier=0.9), meter=Meter(plan().spend))
 
 
-def test_training_leaves_no_trace_on_anchor_and_block():
+@pytest.mark.parametrize("engine", ["fused", "opacus"])
+def test_training_leaves_no_trace_on_anchor_and_block(engine):
     model = anchor().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     block = warm_block()
-    attributes = {p: set(vars(p)) for p in block.parameters()}
+    start = block.clone()
     memory = attach(model)
     data = sequences(PER_RECORD, shared=True)
-    train_block(model, memory, block, data, plan(), stream(), optimiser=Optimiser(lr=0.1))
+    options = {"optimiser": Optimiser(lr=0.1), "runtime": RuntimeOptions(engine=engine)}
+    assert not torch.equal(train_block(model, memory, spec(), block, data, plan(), stream(), **options), start)
     memory.detach()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert model.training
-    for module in [*block.modules(), *model.modules()]:
+    for module in model.modules():
         assert not module._forward_hooks
         assert not module._backward_hooks
         assert not {"activations", "max_batch_len", "autograd_grad_sample_hooks"} & set(vars(module))
-    assert {p: set(vars(p)) for p in block.parameters()} == attributes
+    assert torch.equal(block, start)
+    assert block.grad is None
 
 
 def test_training_learns_without_noise():
@@ -283,7 +301,7 @@ def test_training_learns_without_noise():
     model = anchor().eval()
     memory = attach(model)
     losses = []
-    for sources in ([], [BlockModule(spec(), block_X)]):
+    for sources in ([], [source(spec(), block_X[None])]):
         with torch.no_grad(), memory.using(*sources):
             losses.append(float(token_losses(model(readable(data.tokens_NT)).logits, data.tokens_NT)[0].sum()))
     assert losses[1] < 0.96 * losses[0]

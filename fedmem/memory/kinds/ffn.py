@@ -12,10 +12,11 @@ Invariants
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
+
+from fedmem.memory.kinds.product import added, product
 
 if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
@@ -43,7 +44,7 @@ class FFN:
 
 
 class FFNSource:
-    """FFN rows in use: one block per batch item, or one for all (then one matrix product serves the whole batch)."""
+    """FFN rows in use: one block per batch item, or one for all."""
 
     sites = frozenset({"mlp"})
 
@@ -61,13 +62,10 @@ class FFNSource:
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
         """The MLP's output with the rows' part added."""
         inner_BDR, down_BRD = self.layers[layer]
-        blocks, rows, _ = down_BRD.shape
+        rows = down_BRD.shape[1]
         if not rows:
             return output_BTD
-        if blocks == len(hidden_BTD):  # so in decoding: of one row, a batched product starts faster than a plain one
-            return torch.baddbmm(output_BTD, self._act(torch.bmm(hidden_BTD, inner_BDR), rows), down_BRD)
-        act_NR = self._act(torch.mm(hidden_BTD.flatten(0, 1), inner_BDR[0]), rows)
-        return torch.addmm(output_BTD.flatten(0, 1), act_NR, down_BRD[0]).view(output_BTD.shape)
+        return added(output_BTD, self._act(product(hidden_BTD, inner_BDR), rows), down_BRD)
 
     def _act(self, inner: Tensor, rows: int) -> Tensor:
         if not self.gated:

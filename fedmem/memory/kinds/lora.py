@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
+from fedmem.memory.kinds.product import added, product
+
 if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
 
@@ -69,8 +71,4 @@ class LoRASource:
         a_BRX, b_BRX = self.layers[layer][f"{site}.a"], self.layers[layer][f"{site}.b"]
         if not a_BRX.shape[1]:
             return output_BTD
-        if len(a_BRX) > 1:
-            return torch.baddbmm(output_BTD, torch.bmm(hidden_BTD, a_BRX.mT), b_BRX, alpha=ALPHA)
-        flat_NX = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-        flat_NY = output_BTD.reshape(len(flat_NX), -1)
-        return torch.addmm(flat_NY, flat_NX @ a_BRX[0].T, b_BRX[0], alpha=ALPHA).view(output_BTD.shape)
+        return added(output_BTD, product(hidden_BTD, a_BRX.mT), b_BRX, ALPHA)

@@ -1,0 +1,59 @@
+"""Tokens times the rows of blocks: one product for every kind of memory.
+
+Invariants
+- The result is `x_BTI @ w_BIO`, whichever way it is computed.
+- A block that all items share is multiplied once for all tokens; where it is expanded to one copy per item and wants a
+  gradient, each item's own gradient comes out of one plain backward pass, which is what DP-SGD clips (DESIGN §7).
+
+Shapes: B batch (or 1 for all), T tokens, I and O the dimensions of a product.
+
+>>> x_BTI, w_BIO = torch.ones(2, 3, 4), torch.ones(1, 4, 5)
+>>> product(x_BTI, w_BIO).shape
+torch.Size([2, 3, 5])
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def product(x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
+    """`x_BTI @ w_BIO`, where `w_BIO` has a matrix for each item, one for all, or one expanded over all."""
+    if w_BIO.stride(0) == 0 and len(w_BIO) > 1:
+        found: Tensor = _Expanded.apply(x_BTI, w_BIO)  # type: ignore[no-untyped-call]
+        return found
+    if len(w_BIO) == len(x_BTI):
+        return torch.bmm(x_BTI, w_BIO)
+    return _flat(x_BTI, w_BIO[0])
+
+
+def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) -> Tensor:
+    """`output_BTO + scale * (x_BTI @ w_BIO)`, in one pass over the output where that can be."""
+    if w_BIO.stride(0) == 0 and len(w_BIO) > 1:
+        return torch.add(output_BTO, product(x_BTI, w_BIO), alpha=scale)
+    if len(w_BIO) == len(x_BTI):  # so in decoding: of one row, a batched product starts faster than a plain one
+        return torch.baddbmm(output_BTO, x_BTI, w_BIO, alpha=scale)
+    flat_NO = torch.addmm(output_BTO.flatten(0, 1), x_BTI.flatten(0, 1), w_BIO[0], alpha=scale)
+    return flat_NO.view(output_BTO.shape)
+
+
+class _Expanded(torch.autograd.Function):
+    """One matrix product forward; backward a gradient of the matrix for each item, in the matrix' own dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
+        ctx.save_for_backward(x_BTI, w_BIO)
+        return _flat(x_BTI, w_BIO[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x_BTI, w_BIO = ctx.saved_tensors
+        grad_BTO = grads[0].to(w_BIO.dtype)
+        wants_x, wants_w = ctx.needs_input_grad
+        back = _flat(grad_BTO, w_BIO[0].T).to(x_BTI.dtype)
+        return back if wants_x else None, torch.bmm(x_BTI.to(w_BIO.dtype).mT, grad_BTO) if wants_w else None
+
+
+def _flat(x_BTI: Tensor, w_IO: Tensor) -> Tensor:
+    return torch.mm(x_BTI.flatten(0, 1), w_IO).view(*x_BTI.shape[:2], w_IO.shape[1])

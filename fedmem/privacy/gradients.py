@@ -1,0 +1,128 @@
+"""Gradients of a private block for each sequence of a micro-batch, by one of two engines.
+
+- `fused`: the block expanded to one copy per sequence, so that one plain backward pass gives each its own gradient.
+- `opacus`: Opacus' hooks on linear maps that hold the block; FFN blocks only, and the oracle of the other.
+
+Invariants
+- Both give the gradient that each sequence alone would have, to float rounding; `fused` for every kind of memory.
+- No gradient is computed for the anchor or for shared rows, and they are left as they were.
+- Gradients are float32 at least, whatever the precision of the forward pass.
+
+Shapes: N sequences, T tokens (public length), B sequences of a micro-batch, X values of the block.
+
+    with frozen(model), per_sequence(model, memory, spec, data, RuntimeOptions()) as gradients:
+        grads_BX = gradients(block_X, np.array([0, 1, 2]))
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fedmem.memory.attach import Memory
+from fedmem.memory.block import source
+from fedmem.memory.kinds import Source
+from fedmem.memory.spec import MemorySpec
+from fedmem.training.sequences import readable, token_losses, trim
+
+Fetch = Callable[[NDArray[np.int64]], Source]
+Gradients = Callable[[Tensor, NDArray[np.int64]], Tensor]
+"""`[B, X]` for a block `[X]` and the numbers of B sequences."""
+
+
+@dataclass(frozen=True)
+class PrivateSequences:
+    """Records as sequences of public length: `tokens_NT` (int64, right-padded with `PAD`) and the record of each.
+
+    `record_N` (int64) is sorted and counts records from 0 to `records` - 1; `shared` gives the rows that the
+    shared bank answers with, as a memory source for sequence numbers.
+    """
+
+    tokens_NT: Tensor
+    record_N: NDArray[np.int64]
+    records: int
+    shared: Fetch | None = None
+
+    def __post_init__(self) -> None:
+        ordered = bool(np.all(np.diff(self.record_N) >= 0))
+        inside = not len(self.record_N) or (self.record_N[0] >= 0 and self.record_N[-1] < self.records)
+        if len(self.tokens_NT) != len(self.record_N) or not ordered or not inside:
+            raise ValueError("sequences must be sorted by record, and each must name one of the records")
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Speed and memory only: `micro_batch` sequences at a time; `bf16` autocast of the forward pass; the engine."""
+
+    micro_batch: int = 16
+    bf16: bool = False
+    engine: Literal["fused", "opacus"] = "fused"
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise ValueError("a micro-batch holds at least one sequence")
+
+
+@contextmanager
+def per_sequence(
+    model: PreTrainedModel, memory: Memory, spec: MemorySpec, data: PrivateSequences, runtime: RuntimeOptions
+) -> Iterator[Gradients]:
+    """The gradients of a block of this spec by the engine of `runtime`; needs `frozen(model)` around it.
+
+    Raises UsageError where the engine cannot do the block's kind.
+    """
+    if runtime.engine == "opacus":
+        from fedmem.privacy.opacus import hooked
+
+        with hooked(spec) as block:
+
+            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
+                block.load(block_X)
+                batch_loss(model, memory, block, data, numbers_B, runtime.bf16).backward()
+                return block.take()
+
+            yield by_hooks
+        return
+
+    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
+        expanded_BX = block_X.detach().expand(len(numbers_B), -1).requires_grad_()
+        loss = batch_loss(model, memory, source(spec, expanded_BX), data, numbers_B, runtime.bf16)
+        return torch.autograd.grad(loss, expanded_BX)[0]
+
+    yield fused
+
+
+def batch_loss(
+    model: PreTrainedModel,
+    memory: Memory,
+    block: Source,
+    data: PrivateSequences,
+    numbers_B: NDArray[np.int64],
+    bf16: bool,
+) -> Tensor:
+    """Summed loss of a micro-batch with the block in use."""
+    tokens_BT = trim(data.tokens_NT[numbers_B])
+    shared = [data.shared(numbers_B)] if data.shared else []
+    with memory.using(*shared, block), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss_BT, _ = token_losses(model(input_ids=readable(tokens_BT), use_cache=False).logits, tokens_BT)
+    # The public length, not the number of tokens, divides: a record's gradient depends on that record alone.
+    return loss_BT.sum() / data.tokens_NT.shape[1]
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradient and no dropout for the anchor inside; its flags are as before afterwards."""
+    was_training, flags = model.training, [p.requires_grad for p in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+        model.train(was_training)

@@ -1,0 +1,80 @@
+"""Opacus' hooks on a block that is written as linear maps: the engine `opacus`.
+
+Invariants
+- Hooks and every attribute they set are gone when the context ends.
+
+Shapes: B batch, R rows, D model width, X values of the block, T tokens.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from opacus import GradSampleModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedmem.errors import UsageError
+from fedmem.memory.spec import MemorySpec
+
+
+class LinearBlock(nn.Module):
+    """A gated FFN block as three linear maps a layer, and as a memory source.
+
+    The values of `block_X` have the order of `MemorySpec.single(shape, layers, width)`.
+    """
+
+    sites = frozenset({"mlp"})
+
+    def __init__(self, spec: MemorySpec) -> None:
+        super().__init__()
+        self.spec, d_model, width = spec, spec.shape.d_model, spec.widths[0][0]
+        sizes = ((d_model, width), (d_model, width), (width, d_model))
+        self.maps = nn.ModuleList(nn.Linear(*size, bias=False) for _ in range(spec.layers) for size in sizes)
+
+    @torch.no_grad()
+    def load(self, block_X: Tensor) -> None:
+        """Take the values of a block, and its dtype."""
+        self.to(block_X.dtype)
+        for number, rows_RD in enumerate(block_X.view(len(self.maps), -1, self.spec.shape.d_model)):
+            self._weight(number).copy_(rows_RD.T if number % 3 == 2 else rows_RD)
+
+    def take(self) -> Tensor:
+        """The gradients of each sequence since the last call, `[B, X]`."""
+        parts = [_take(self._weight(number)) for number in range(len(self.maps))]
+        return torch.cat([(p.mT if n % 3 == 2 else p).flatten(1) for n, p in enumerate(parts)], dim=1)
+
+    def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
+        """The MLP's output with the block's part added."""
+        gate, up, down = self.maps[3 * layer : 3 * layer + 3]
+        added: Tensor = down(F.silu(gate(hidden_BTD)) * up(hidden_BTD))
+        return output_BTD + added
+
+    def _weight(self, number: int) -> nn.Parameter:
+        weight = self.maps[number].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+
+def _take(parameter: nn.Parameter) -> Tensor:
+    grads_B: Tensor = vars(parameter)["grad_sample"]
+    vars(parameter)["grad_sample"] = None
+    parameter.grad = None
+    return grads_B.detach()
+
+
+@contextmanager
+def hooked(spec: MemorySpec) -> Iterator[LinearBlock]:
+    """A block whose linear maps keep a gradient for each sequence. Raises UsageError for another than a gated FFN."""
+    if (spec.kind, spec.shape.gated, spec.shape.activation) != ("ffn", True, "silu"):
+        raise UsageError("The engine opacus trains FFN memory of a SwiGLU anchor only; use the engine fused.")
+    block = LinearBlock(spec)
+    hooks = GradSampleModule(block, loss_reduction="sum", strict=True)
+    with warnings.catch_warnings():
+        # The first layer's input is frozen, as it should be; torch says so at each backward pass.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
+        try:
+            yield block
+        finally:
+            hooks.remove_hooks()
