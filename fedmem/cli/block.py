@@ -11,6 +11,7 @@ from fedmem.cli.output import emit, json_option, pairs, say, table
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedmem.sdk.views import PlannedErasure
     from fedmem.vault.vault import BlockInfo
 
 
@@ -60,30 +61,44 @@ def delete(name: str, subject: str, vault: str | None, secret: Secret, dry_run: 
     Every version of the topic's block goes, and the topic's records, vectors and run keys with it. An erasure that
     cannot finish ends with 5 and resumes; one that does not verify ends with 6.
     """
-    from dataclasses import asdict
-
-    from fedmem.errors import PartialErasure, VerificationFailed
     from fedmem.sdk.views import Erase
 
     with opened(subject, vault, secret, write=not dry_run) as found:
-        planned = Erase(found).plan(block=name)
-        data = {"plan": planned.digest, "counts": planned.counts, "items": planned.items}
-        if dry_run:
-            emit("block.delete", data | {"state": "planned"}, lambda out: inventory(out, data))
-            return
-        confirm(f"Erase {told(planned.counts)} for good?", yes)
-        try:
-            result = asdict(planned.execute())
-        except (PartialErasure, VerificationFailed) as error:
-            state = "partial" if isinstance(error, PartialErasure) else "unverified"
-            emit("block.delete", data | {"state": state, "verified": False}, lambda out: inventory(out, data))
-            raise
-    emit("block.delete", data | result, lambda out: outcome(out, data | result))
+        erased("block.delete", Erase(found).plan(block=name), dry_run, yes)
+
+
+def planned_data(planned: "PlannedErasure") -> dict[str, Any]:
+    """A plan as the envelope holds it."""
+    facts = {"plan": planned.digest, "counts": planned.counts, "items": planned.items}
+    return facts | {"blocks": planned.blocks, "retrain": planned.retrained}
+
+
+def erased(schema: str, planned: "PlannedErasure", dry_run: bool, yes: bool, digest: str | None = None) -> None:
+    """Ask, execute the plan and write what came of it; a partial or unverified erasure keeps its envelope."""
+    from dataclasses import asdict
+
+    from fedmem.errors import PartialErasure, VerificationFailed
+
+    data = planned_data(planned)
+    if dry_run:
+        emit(schema, data | {"state": "planned"}, lambda out: inventory(out, data))
+        return
+    confirm(f"Erase {told(planned.counts)} for good?", yes)
+    try:
+        result = asdict(planned.execute(digest))
+    except (PartialErasure, VerificationFailed) as error:
+        state = "partial" if isinstance(error, PartialErasure) else "unverified"
+        emit(schema, data | {"state": state, "verified": False}, lambda out: inventory(out, data))
+        raise
+    emit(schema, data | result, lambda out: outcome(out, data | result))
 
 
 def inventory(out: "Console", data: Mapping[str, Any]) -> None:
     """Print what each store holds of the scope."""
     out.print(f"in scope: {told(data['counts'])}")
+    if data["blocks"]:
+        again = f"; {data['retrain']} trained anew" if data["retrain"] else "; none is trained anew"
+        out.print(f"blocks that learned from it and go with it: {len(data['blocks'])}{again}")
     table(out, ("store", "items"), list(data["items"].items()))
 
 
@@ -92,6 +107,7 @@ def outcome(out: "Console", data: Mapping[str, Any]) -> None:
     inventory(out, data)
     pairs(out, [("state", data["state"]), ("verified", data["verified"])])
     pairs(out, [("not covered", line) for line in data["not_covered"]])
+    pairs(out, [("trained anew", block) for block in data["retrained"]])
     pairs(out, [("receipt", data["receipt"]), ("opening", data["opening"])])
     say("Keep the opening: with it you can show later what was erased. It is stored nowhere.")
 

@@ -6,7 +6,7 @@ Invariants
 - A full or read-only disk ends with 11, a usage error with 2, an interrupt with 130.
 
 >>> sorted(NOUNS)
-['anchor', 'bank', 'block', 'doctor', 'erase', 'path', 'privacy', 'receipt', 'route', 'sim']
+['anchor', 'backup', 'bank', 'block', 'doctor', 'erase', 'eval', 'keys', 'path', 'privacy', 'receipt', 'route', 'sim']
 """
 
 import errno
@@ -24,18 +24,21 @@ from fedmem.errors import FedmemError, Refused, StorageError, UsageError
 
 NOUNS: Nouns = {
     "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that every bank goes with."),
+    "backup": ("fedmem.cli.backup:backup", "Backups of a vault: create, list, verify, restore."),
     "bank": ("fedmem.cli.bank:bank", "Shared banks: build, train, show, verify."),
     "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, delete."),
     "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep what fedmem promises."),
-    "erase": ("fedmem.cli.erase:erase", "Erasures of a vault."),
+    "erase": ("fedmem.cli.erase:erase", "Erasures of a vault: plan, run, verify, resume."),
+    "eval": ("fedmem.cli.evaluate:evaluate", "Measurements: is what was erased forgotten?"),
+    "keys": ("fedmem.cli.keys:keys", "Keys of a vault, and recovery kits."),
     "path": ("fedmem.cli.path:path", "Where fedmem keeps things on this machine."),
     "privacy": ("fedmem.cli.privacy:privacy", "Privacy spent, computed from the ledger."),
-    "receipt": ("fedmem.cli.receipt:receipt", "Signed receipts of erasures."),
+    "receipt": ("fedmem.cli.receipt:receipt", "Signed receipts of erasures: show, verify, export."),
     "route": ("fedmem.cli.route:route", "Where a text would be placed, and by which rule."),
     "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show."),
 }
 EXTRAS = {
-    **dict.fromkeys(("torch", "transformers", "dp_accounting"), "model"),
+    **dict.fromkeys(("torch", "transformers", "dp_accounting", "scipy"), "model"),
     **dict.fromkeys(("opacus", "faiss"), "train"),
     **dict.fromkeys(("faker", "jinja2", "matplotlib"), "sim"),
     "flwr": "fl",

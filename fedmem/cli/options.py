@@ -1,8 +1,8 @@
-"""Options that several nouns share: whose vault, which one, and its passphrase.
+"""Options that several nouns share: whose vault, which one, and its secrets.
 
 Invariants
-- A passphrase comes from a prompt, a descriptor or a file that others cannot read; never from an argument
-  or the environment.
+- A passphrase or recovery code comes from a prompt, a descriptor or a file that others cannot read; never from an
+  argument or the environment. A new recovery code goes to the terminal or a descriptor, never into data or a file.
 - Off a terminal nothing is asked: what is missing is refused.
 
 >>> from_run("quickstart-0001/device-0") == runs_dir() / "quickstart-0001/vaults/device-0"
@@ -27,24 +27,41 @@ if TYPE_CHECKING:
 
 
 Secret = Callable[[], str]
+Command = Callable[..., Any]
 VAULT_OPTIONS = (
     click.option("--subject", required=True, help="Whose vault; the name it was created with."),
     click.option("--vault", metavar="PATH", help="Its folder, or RUN/DEVICE of a simulation; else the subject's own."),
-    click.option("--passphrase-file", type=click.Path(path_type=Path), help="Read the passphrase from a file."),
-    click.option("--passphrase-fd", type=int, help="Read the passphrase from an open descriptor."),
 )
 
 
-def vault_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def vault_options(command: Command) -> Command:
     """Add `--vault`, `--subject` and the ways to give a passphrase; the command gets `subject`, `vault`, `secret`."""
-
-    @functools.wraps(command)
-    def joined(*args: Any, passphrase_file: Path | None, passphrase_fd: int | None, **rest: Any) -> Any:
-        return command(*args, secret=asker(passphrase_file, passphrase_fd), **rest)
-
+    joined = secret_options("passphrase", "the passphrase")(command)
     for option in reversed(VAULT_OPTIONS):
         joined = option(joined)
     return joined
+
+
+def secret_options(name: str, what: str, into: str = "secret", again: bool = False) -> Callable[[Command], Command]:
+    """Add the ways to give one secret: `--NAME-file`, `--NAME-fd`, else a prompt; the command gets it as `into`.
+
+    Args:
+        what: how texts call it.
+        again: ask twice, as for a secret that is new.
+    """
+    field = name.replace("-", "_")
+
+    def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def joined(*args: Any, **rest: Any) -> Any:
+            file, descriptor = rest.pop(f"{field}_file"), rest.pop(f"{field}_fd")
+            ask = functools.partial(prompt, what, name, again)
+            return command(*args, **{into: asker(file, descriptor, ask)}, **rest)
+
+        file = click.option(f"--{name}-file", type=click.Path(path_type=Path), help=f"Read {what} from a file.")
+        return file(click.option(f"--{name}-fd", type=int, help=f"Read {what} from an open descriptor.")(joined))
+
+    return add
 
 
 def opened(subject: str, vault: str | None, secret: Secret, *, write: bool) -> "Vault":
@@ -73,13 +90,13 @@ def from_run(name: str) -> Path:
     return runs_dir() / run / "vaults" / device
 
 
-def asker(file: Path | None, descriptor: int | None) -> Secret:
-    """How the passphrase is got, when a vault needs one."""
+def asker(file: Path | None, descriptor: int | None, ask: Secret | None = None) -> Secret:
+    """How a secret is got, where it is needed: once, and given again as often as asked."""
     if file is not None:
-        return lambda: from_file(file)
+        return functools.cache(lambda: from_file(file))
     if descriptor is not None:
-        return lambda: from_descriptor(descriptor)
-    return prompt
+        return functools.cache(lambda: from_descriptor(descriptor))
+    return functools.cache(ask or functools.partial(prompt, "the passphrase", "passphrase"))
 
 
 def from_file(file: Path) -> str:
@@ -87,10 +104,10 @@ def from_file(file: Path) -> str:
     try:
         mode = file.stat().st_mode
         if stat.S_ISREG(mode) and stat.S_IMODE(mode) & 0o077:
-            raise KeystoreError(f"Others can read {file}: run `chmod 600`, or pass it through --passphrase-fd.")
+            raise KeystoreError(f"Others can read {file}: run `chmod 600`, or pass it through a descriptor.")
         return first_line(file.read_bytes())
     except OSError as error:
-        raise KeystoreError(f"The passphrase file {file} cannot be read ({os.strerror(error.errno or 0)}).") from None
+        raise KeystoreError(f"The secret's file {file} cannot be read ({os.strerror(error.errno or 0)}).") from None
 
 
 def from_descriptor(descriptor: int) -> str:
@@ -105,23 +122,41 @@ def from_descriptor(descriptor: int) -> str:
 
 
 def first_line(content: bytes) -> str:
-    """The passphrase in `content`, without its line end. Raises KeystoreError where it is empty or no text."""
+    """The secret in `content`, without its line end. Raises KeystoreError where it is empty or no text."""
     try:
         line = content.decode().split("\n", 1)[0].removesuffix("\r")
     except UnicodeDecodeError:
         line = ""
     if not line:
-        raise KeystoreError("The passphrase given is empty or not UTF-8 text.")
+        raise KeystoreError("The secret given is empty or not UTF-8 text.")
     return line
 
 
-def prompt() -> str:
+def prompt(what: str, name: str, again: bool = False) -> str:
     """Ask on the terminal. Raises KeystoreError where there is none."""
     if not sys.stdin.isatty():
-        raise KeystoreError(
-            "This vault needs a passphrase: give --passphrase-file or --passphrase-fd, or use a terminal."
-        )
-    return str(click.prompt("Passphrase", hide_input=True, err=True))
+        raise KeystoreError(f"This needs {what}: give --{name}-file or --{name}-fd, or use a terminal.")
+    words = what.removeprefix("the ")
+    return str(click.prompt(words[0].upper() + words[1:], hide_input=True, err=True, confirmation_prompt=again))
+
+
+def shower(descriptor: int | None) -> Callable[[str], None]:
+    """How a new secret is shown once. Raises Refused before it is made where it could not be shown."""
+    if descriptor is not None:
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            raise Refused(f"Descriptor {descriptor} is not open for writing; try `--code-fd 3 3>&1`.") from None
+        return lambda text: write_all(descriptor, text + "\n")
+    if not sys.stderr.isatty():
+        raise Refused("The code is shown once, on a terminal, and there is none; nothing was made. Give --code-fd.")
+    return lambda text: click.echo(text, err=True)
+
+
+def write_all(descriptor: int, text: str) -> None:
+    """Write all of `text` to an open descriptor."""
+    with os.fdopen(descriptor, "w", closefd=False) as stream:
+        stream.write(text)
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -8,16 +8,21 @@ erasure.verify(vault, outcome.id).clean
 """
 
 from fedmem.erasure import receipt, residue
-from fedmem.erasure.engine import Outcome, Status, execute, resume, status
+from fedmem.erasure.engine import Outcome, Status, cancel, execute, resume, status
+from fedmem.erasure.forgetting import Choice, Retrain, Retraining
 from fedmem.erasure.planning import Plan, Scope, plan
 from fedmem.erasure.verification import Verification, verify
 
 __all__ = [
+    "Choice",
     "Outcome",
     "Plan",
+    "Retrain",
+    "Retraining",
     "Scope",
     "Status",
     "Verification",
+    "cancel",
     "execute",
     "plan",
     "receipt",

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from fedmem.canonical import canonical_json
 from fedmem.erasure import states
@@ -31,6 +32,8 @@ class Entry:
         generation: the vault's generation before it.
         residual: what of the scope was ever shared, and its ε.
         receipt: SHA-256 of the receipt file, "" until completed.
+        blocks: what becomes of blocks that had learned an erased record, by random ids: {"id", "outcome"} and, where
+            the block is trained anew, "successor" and "run".
     """
 
     id: str
@@ -43,27 +46,33 @@ class Entry:
     items: tuple[Item, ...]
     residual: dict[str, Any]
     receipt: str = ""
+    blocks: tuple[dict[str, str], ...] = ()
+
+    @property
+    def runs(self) -> frozenset[str]:
+        """Ids of the runs that train blocks anew."""
+        return frozenset(row["run"] for row in self.blocks if "run" in row)
 
     def encode(self) -> str:
         """The journal column."""
-        facts = {name: getattr(self, name) for name in ("plan", "commitment", "generation", "residual", "receipt")}
+        names = ("plan", "commitment", "generation", "residual", "receipt", "blocks")
+        facts = {name: getattr(self, name) for name in names}
         items = [asdict(item) for item in self.items]
         return canonical_json({**facts, "ids": sorted(self.ids), "items": items}).decode()
 
 
-def add(vault: Vault, entry: Entry) -> None:
-    """Write a new erasure."""
-    with vault.core.database.session() as session:
-        row = ErasureRow(id=entry.id, state=entry.state, created=entry.created, journal=entry.encode())
-        session.add(row)
+def add(session: Session, entry: Entry) -> None:
+    """Write a new erasure, inside a transaction of the caller."""
+    session.add(ErasureRow(id=entry.id, state=entry.state, created=entry.created, journal=entry.encode()))
 
 
 def read(vault: Vault, erasure_id: str) -> Entry:
     """One erasure. Raises NothingMatched."""
-    found = [entry for entry in read_all(vault) if entry.id == erasure_id]
-    if not found:
-        raise NothingMatched("There is no erasure with this id. `fedmem erase status` shows those there are.")
-    return found[0]
+    with vault.core.database.session() as session:
+        row = session.get(ErasureRow, erasure_id)
+        if row is None:
+            raise NothingMatched("There is no erasure with this id. `fedmem erase status` shows those there are.")
+        return _decode(row)
 
 
 def read_all(vault: Vault) -> Sequence[Entry]:
@@ -86,12 +95,14 @@ def move(vault: Vault, entry: Entry, state: str, *, receipt: str = "") -> Entry:
 
 
 def new(erasure_id: str, plan: str, commitment: str, generation: int, ids: frozenset[str], items: tuple[Item, ...],
-        residual: dict[str, Any]) -> Entry:  # fmt: skip
+        residual: dict[str, Any], blocks: tuple[dict[str, str], ...] = ()) -> Entry:  # fmt: skip
     """A pending erasure."""
-    return Entry(erasure_id, states.PENDING, time.time(), plan, commitment, generation, ids, items, residual)
+    facts = plan, commitment, generation, ids, items, residual
+    return Entry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks)
 
 
 def _decode(row: ErasureRow) -> Entry:
     known = json.loads(row.journal)
     ids, items = frozenset(known.pop("ids")), tuple(Item(**item) for item in known.pop("items"))
-    return Entry(row.id, row.state, row.created, ids=ids, items=items, **known)
+    blocks = tuple(known.pop("blocks"))
+    return Entry(row.id, row.state, row.created, ids=ids, items=items, blocks=blocks, **known)

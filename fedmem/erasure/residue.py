@@ -3,6 +3,8 @@
 Invariants
 - Every regular file is read whole, hidden ones, logs and temporaries included; symbolic links are not followed.
 - A needle that straddles two reads is found.
+- A file that this process has open is read through the descriptor that it has: closing another one would drop the
+  locks that SQLite holds on its database (POSIX), and a second process could then take its log away.
 - A hit names the file and the needle's name, never its bytes.
 
     | case | result |
@@ -19,7 +21,10 @@ Invariants
 ['word']
 """
 
+import contextlib
+import fcntl
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +36,8 @@ from fedmem.errors import UsageError
 from fedmem.vault.fs import storage_errors
 
 READ = 4 << 20
+WINDOW = 8  # bytes: two float32 values
+_Inode = tuple[int, int]
 
 
 @dataclass(frozen=True, order=True)
@@ -83,9 +90,18 @@ def scan(root: str | Path, needles: Mapping[str, bytes]) -> list[Hit]:
     """
     if any(not needle for needle in needles.values()):
         raise UsageError("An empty needle is in every file. Give the bytes to look for.")
-    root, finder = Path(root), _Finder(needles)
-    hits = {Hit(str(path.relative_to(root)), name) for path in _files(root) for name in _in_file(path, finder)}
+    root, finder, held = Path(root), _Finder(needles), _held()
+    hits = {Hit(str(path.relative_to(root)), name) for path in _files(root) for name in _in_file(path, finder, held)}
     return sorted(hits)
+
+
+def windows(data: bytes, name: str) -> dict[str, bytes]:
+    """Needles of 8 bytes at every fourth byte of `data`, which finds any two neighbours of float32 rows or vectors.
+
+    Windows of fewer than four different bytes are left out: zeros are in every file, and tell nothing.
+    """
+    pieces = (data[at : at + WINDOW] for at in range(0, len(data) - WINDOW + 1, 4))
+    return {f"{name} {at}": piece for at, piece in enumerate(pieces) if len(set(piece)) >= WINDOW // 2}
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -94,17 +110,48 @@ def _files(root: Path) -> Iterator[Path]:
             yield from (Path(folder, name) for name in names if not Path(folder, name).is_symlink())
 
 
-def _in_file(path: Path, finder: _Finder) -> set[str]:
+def _in_file(path: Path, finder: _Finder, held: Mapping[_Inode, int]) -> set[str]:
     found: set[str] = set()
-    tail = b""
-    with storage_errors(f"look through {path.name}"):
+    tail, at = b"", 0
+    with storage_errors(f"look through {path.name}"), contextlib.suppress(FileNotFoundError):  # vanished: clean
         if not path.is_file():
-            return found  # vanished, or a socket or pipe: nothing lies in it
-        with path.open("rb") as file:
-            while piece := file.read(READ):
+            return found  # a socket or pipe: nothing lies in it
+        with _readable(path, held) as handle:
+            while piece := os.pread(handle, READ, at):
                 found |= finder.find(tail + piece)
+                at += len(piece)
                 tail = (tail + piece)[-finder.overlap :] if finder.overlap else b""
     return found
+
+
+@contextlib.contextmanager
+def _readable(path: Path, held: Mapping[_Inode, int]) -> Iterator[int]:
+    """A descriptor of `path`; closed at the end only where it was opened for this."""
+    handle = held.get(_inode(os.stat(path)))
+    if handle is not None:
+        yield handle
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _held() -> dict[_Inode, int]:
+    """The regular files that this process has open for writing, and may have locked."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):  # a platform without /dev/fd
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):  # the listing's own descriptor
+                facts, mode = os.fstat(int(name)), fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE
+                if stat.S_ISREG(facts.st_mode) and mode == os.O_RDWR:
+                    found[_inode(facts)] = int(name)
+    return found
+
+
+def _inode(facts: os.stat_result) -> _Inode:
+    return facts.st_dev, facts.st_ino
 
 
 def _raise(error: OSError) -> None:

@@ -27,6 +27,7 @@ from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
 from fedmem.sdk.places import vault_root
+from fedmem.sdk.relearn import Relearn
 from fedmem.sdk.views import Blocks, Erase, Privacy
 from fedmem.vault.facts import NAME
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
@@ -70,7 +71,7 @@ class Client:
         self._answerer: Answerer | None = None
         self._owned: Release | None = None
         self.blocks = Blocks(vault)
-        self.erase = Erase(vault)
+        self.erase = Erase(vault, Relearn(release, policy) if release is not None else None)
         self.privacy = Privacy(vault)
 
     @classmethod

@@ -26,18 +26,32 @@ from fedmem import __version__, paths
 State = Literal["ok", "warning", "failed"]
 LOW_BYTES = 2 << 30  # a quickstart run with two releases needs less than this
 FULL_BYTES = 64 << 20
-SNAPSHOTS = {"btrfs", "zfs", "bcachefs", "apfs", "nilfs2"}
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph"}
+# They write a changed block elsewhere, or keep what lies in a layer below: old bytes stay until a snapshot goes.
+SNAPSHOTS = {"btrfs", "zfs", "bcachefs", "apfs", "nilfs2", "overlay", "overlayfs", "aufs", "fuse.mergerfs", "refs"}
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "9p", "fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
 SYNC_NAMES = {
     "dropbox",
     "onedrive",
     "google drive",
     "googledrive",
     "icloud",
+    "icloud drive",
+    "iclouddrive",
+    "com~apple~clouddocs",
     "mobile documents",
     "nextcloud",
     "owncloud",
+    "my drive",
+    "box",
+    "box sync",
+    "pclouddrive",
+    "megasync",
+    "seafile",
+    "synologydrive",
+    "tresorit",
+    "proton drive",
 }
+MARKERS = (".stfolder", ".dropbox", ".dropbox.cache", ".sync", ".seafile-data")  # files of such programs
 PACKAGES = ("cryptography", "sqlalchemy", "numpy", "torch", "transformers", "opacus", "dp-accounting", "flwr", "ray")
 
 
@@ -52,7 +66,7 @@ class Check:
 
 def examine(root: Path) -> list[Check]:
     """All checks, for vaults that would lie under `root` (it need not exist)."""
-    here = nearest(root)
+    here, slots = nearest(root), nearest(paths.slots_dir())
     folders = [check_folder("vaults", root, "failed"), check_folder("key slots", paths.slots_dir(), "failed")]
     return [
         *check_versions(),
@@ -62,7 +76,9 @@ def examine(root: Path) -> list[Check]:
         check_core_dumps(),
         check_swap(),
         check_filesystem(here),
+        check_filesystem(slots, "file system of key slots"),
         check_synced(root),
+        check_synced(paths.slots_dir(), "synced key slots"),
         check_space(here),
     ]
 
@@ -153,18 +169,18 @@ def check_swap() -> Check:
     return Check("swap", "warning", "memory may reach swap, which an erasure does not cover; encrypt it or turn it off")
 
 
-def check_filesystem(here: Path) -> Check:
+def check_filesystem(here: Path, name: str = "file system") -> Check:
     """Does the file system keep old copies, or share files over a network?"""
     kind = filesystem(here)
     if kind in NETWORK:
-        return Check("file system", "failed", f"{here} is on {kind}: SQLite's log needs a local file system")
+        return Check(name, "failed", f"{here} is on {kind}: locks and SQLite's log need a local file system")
     if kind in SNAPSHOTS:
         return Check(
-            "file system",
+            name,
             "warning",
-            f"{here} is on {kind}: snapshots keep old copies, which an erasure names as not covered",
+            f"{here} is on {kind}: it may keep old copies, which an erasure names as not covered",
         )
-    return Check("file system", "ok", kind or "unknown")
+    return Check(name, "ok", kind or "unknown")
 
 
 def filesystem(here: Path) -> str:
@@ -180,20 +196,19 @@ def filesystem(here: Path) -> str:
     return kind
 
 
-def check_synced(root: Path) -> Check:
+def check_synced(root: Path, name: str = "synced folder") -> Check:
     """Is the folder one that a synchronising program copies elsewhere?"""
     if synced(root):
-        return Check(
-            "synced folder", "warning", f"{root} looks synchronised: copies elsewhere are not covered by an erasure"
-        )
-    return Check("synced folder", "ok", "no sign of one")
+        return Check(name, "warning", f"{root} looks synchronised: copies elsewhere are not covered by an erasure")
+    return Check(name, "ok", "no sign of one")
 
 
 def synced(root: Path) -> bool:
     """Whether a parent's name, or its marker file, is that of a synchronising program."""
     parents = [root, *root.parents]
     return any(
-        parent.name.lower().split(" - ")[0] in SYNC_NAMES or (parent / ".stfolder").exists() for parent in parents
+        parent.name.lower().split(" - ")[0] in SYNC_NAMES or any((parent / mark).exists() for mark in MARKERS)
+        for parent in parents
     )
 
 

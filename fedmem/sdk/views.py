@@ -11,7 +11,9 @@ Invariants
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -93,6 +95,7 @@ class Erased:
         items: store -> number of items that it let go.
         not_covered: what the erasure cannot reach.
         opening: hex; opens the receipt's commitment to the scope. Kept nowhere else.
+        retrained: ids of the blocks that were trained anew.
     """
 
     id: str
@@ -103,52 +106,103 @@ class Erased:
     items: dict[str, int]
     not_covered: list[str]
     opening: str
+    retrained: list[str]
 
 
 class PlannedErasure:
-    """What an erasure would destroy; nothing happens before `execute`."""
+    """What an erasure would destroy; nothing happens before `execute`.
 
-    def __init__(self, vault: Vault, plan: erasure.Plan) -> None:
-        self._vault, self._plan = vault, plan
+    Attributes:
+        digest: hex; names exactly this plan.
+        counts, items: what is in scope, by kind and by store.
+        blocks: blocks that had learned a record of the scope and go with it.
+        retrained: how many blocks are trained anew in their place.
+    """
+
+    def __init__(self, vault: Vault, plan: erasure.Plan, retrain: erasure.Retrain | None = None) -> None:
+        self._vault, self._plan, self._retrain = vault, plan, retrain
         self.digest = plan.digest
         self.counts = plan.counts
         self.items = dict(Counter(item.store for item in plan.items))
+        self.blocks, self.retrained = list(plan.deleted), len(plan.retrain)
 
-    def execute(self) -> Erased:
-        """Destroy, rescan, check the receipt. Raises PartialErasure, VerificationFailed, Refused, StorageError."""
-        outcome = erasure.execute(self._vault, self._plan, self.digest)
+    def execute(self, digest: str | None = None) -> Erased:
+        """Destroy, rescan, check the receipt, train anew; `digest` is that of the plan that a person saw.
+
+        Raises PartialErasure, VerificationFailed, Refused, BudgetExceeded, StorageError.
+        """
+        outcome = erasure.execute(self._vault, self._plan, digest or self.digest, retrain=self._retrain)
         if not erasure.verify(self._vault, outcome.id).clean:
             raise VerificationFailed(f"Erasure {outcome.id} ran, but a rescan finds something. `fedmem erase status`.")
         key = (self._vault.root / "device.pub").read_bytes()
         statement = erasure.receipt.verify(outcome.receipt_path.read_bytes(), key)
         not_covered = [str(line) for line in statement["predicate"]["not_covered"]]
         receipt, opening = outcome.receipt_path, outcome.opening
-        return Erased(outcome.id, outcome.state, receipt, True, self.counts, self.items, not_covered, opening)
+        found = outcome.id, outcome.state, receipt, True, self.counts, self.items, not_covered, opening
+        return Erased(*found, list(outcome.retrained))
 
 
 class Erase:
-    """Erasures of a vault."""
+    """Erasures of a vault; `retrain` trains blocks anew without erased records, where there is a release for it."""
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+    def __init__(self, vault: Vault, retrain: erasure.Retrain | None = None) -> None:
+        self._vault, self._retrain = vault, retrain
 
-    def plan(self, *, block: str | None = None, topic: str | None = None, everything: bool = False) -> PlannedErasure:
-        """Plan the erasure of one scope: a block (id or topic), a topic, or everything of this subject.
+    def plan(
+        self,
+        *,
+        block: str | None = None,
+        topic: str | None = None,
+        record: Sequence[str] | None = None,
+        before: datetime | None = None,
+        due: bool = False,
+        subject: bool = False,
+        blocks: erasure.Choice | None = None,
+    ) -> PlannedErasure:
+        """Plan the erasure of one scope: a block (id or topic), a topic, records by id, everything from before a
+        date, what is due by `keep`, or everything of this subject.
 
-        A block goes with every version of it, and with its topic's records, vectors and run keys.
-        Raises UsageError unless exactly one scope is named, NothingMatched where the vault holds nothing of it.
+        A block goes with every version of it, and with its topic's records, vectors and run keys. Records, a date and
+        what is due take records alone; `blocks` says whether a block that learned one of them is trained anew without
+        it ("retrain", checked against the budget here) or goes for good ("delete").
+
+        Raises UsageError unless exactly one scope is named, NothingMatched where the vault holds nothing of it, and
+        BudgetExceeded or Refused where a block cannot be trained anew.
         """
         scopes = [erasure.Scope.block(block)] if block is not None else []
         scopes += [erasure.Scope.topic(topic)] if topic is not None else []
-        scopes += [erasure.Scope.everything()] if everything else []
+        scopes += [erasure.Scope.record(*record)] if record is not None else []
+        scopes += [erasure.Scope.before(before)] if before is not None else []
+        scopes += [erasure.Scope.due()] if due else []
+        scopes += [erasure.Scope.subject()] if subject else []
         if len(scopes) != 1:
-            raise UsageError("Name one scope to erase: block=…, topic=…, or everything=True.")
-        return PlannedErasure(self._vault, erasure.plan(self._vault, scopes[0]))
+            raise UsageError("Name one scope to erase: a block, a topic, records, a date, what is due, or the subject.")
+        planned = erasure.plan(self._vault, scopes[0], blocks=blocks)
+        if self._retrain is not None:
+            for wanted in planned.retrain:
+                self._retrain.check(self._vault, wanted)
+        return PlannedErasure(self._vault, planned, self._retrain)
+
+    def keep(self, topic: str, days: float | None) -> None:
+        """Set for how many days records of a topic are kept (None: no limit); `plan(due=True)` erases older ones."""
+        self._vault.keep(topic, days)
+
+    def kept(self) -> dict[str, float]:
+        """Topic -> days, of the topics with a limit."""
+        return self._vault.retention()
+
+    def verify(self, erasure_id: str, *, deep: bool = False) -> erasure.Verification:
+        """Rescan for an erasure; `deep` reads every byte under the root. Raises NothingMatched."""
+        return erasure.verify(self._vault, erasure_id, deep=deep)
+
+    def cancel(self, erasure_id: str) -> erasure.Status:
+        """Cancel an erasure that has not begun, or give up a retraining that has not. Raises Refused."""
+        return erasure.cancel(self._vault, erasure_id)
 
     def status(self) -> list[erasure.Status]:
         """Every erasure of the vault, oldest first."""
         return erasure.status(self._vault)
 
     def resume(self) -> list[erasure.Outcome]:
-        """Finish what was left unfinished. Raises PartialErasure where it still cannot."""
-        return erasure.resume(self._vault)
+        """Finish what was left unfinished, retraining included. Raises PartialErasure where it still cannot."""
+        return erasure.resume(self._vault, retrain=self._retrain)

@@ -15,8 +15,9 @@ from sqlalchemy import select
 
 from fedmem.errors import NothingMatched
 from fedmem.vault import container
-from fedmem.vault.core import Core
+from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow
+from fedmem.vault.topics import ids_of
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,25 @@ class Blocks:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def visible(self) -> list[BlockInfo]:
-        """All blocks that exist, oldest first."""
+    def visible(self, ids: frozenset[str] | None = None) -> list[BlockInfo]:
+        """All blocks that exist, or those among `ids`, oldest first."""
         self._core.reading()
+        query = select(BlockRow.created, BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")
         with self._core.database.session() as session:
-            query = select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live").order_by(BlockRow.created)
-            rows = session.execute(query).all()
-        return [self._info(item, sealed) for item, sealed in rows if item in self._core.table.keys]
+            rows = session.execute(query).all() if ids is None else []
+            for batch in batches(ids or ()):
+                rows = [*rows, *session.execute(query.where(BlockRow.id.in_(batch))).all()]
+        ordered = sorted(rows, key=lambda row: row[0])
+        return [self._info(item, sealed) for _, item, sealed in ordered if item in self._core.table.keys]
+
+    def of(self, topic: str) -> list[BlockInfo]:
+        """The blocks of one topic, oldest first."""
+        self._core.reading()
+        return self.visible(ids_of(self._core.table, topic))
 
     def get(self, id_or_topic: str) -> BlockInfo:
         """The block with this id, or the newest one of this topic. Raises NothingMatched."""
-        found = [block for block in self.visible() if id_or_topic in (block.id, block.topic)]
+        found = self.visible(frozenset({id_or_topic})) or self.of(id_or_topic)
         if not found:
             raise NothingMatched("No block has this id or topic. `fedmem block list` shows what there is.")
         return max(found, key=lambda block: block.version)
@@ -78,7 +87,7 @@ class Blocks:
         self, topic: str, release: str, run_id: str, layers: int, width: int, d_model: int, size: int
     ) -> dict[str, Any]:
         """Facts of the next version of a topic's block."""
-        version = 1 + max((block.version for block in self.visible() if block.topic == topic), default=0)
+        version = 1 + max((block.version for block in self.of(topic)), default=0)
         spec = {"layers": layers, "width": width, "d_model": d_model}
         return {"topic": topic, "release": release, "version": version, **spec, "run_id": run_id, "bytes": size,
                 "created": time.time()}  # fmt: skip

@@ -2,12 +2,13 @@
 
 Invariants
 - A write starts from a settled state: what a failed write left is finished or undone first (I7).
-- A reader checks the generation before each fetch; after an erasure it must open the vault again (I4).
+- A reader checks the generation before each fetch; after an erasure it forgets its keys, gives up its lease and must
+  open the vault again (I4).
 - Items without a key do not exist, whatever the database says.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fedmem.vault.database import Database
 from fedmem.vault.fs import Files
 from fedmem.vault.keys import Keystore
 from fedmem.vault.keytable import KeyTable
+from fedmem.vault.leases import Lease
 
 
 class StaleReader(VersionMismatch):
@@ -38,6 +40,7 @@ class Core:
     recover: Callable[[], None] = lambda: None
     closed: bool = False
     unsettled: bool = field(default=False)
+    lease: Lease | None = None
 
     def reading(self) -> None:
         """Renew the lease of this vault object. Raises StaleReader after an erasure by another process."""
@@ -46,9 +49,25 @@ class Core:
             return
         _, generation, serial = self.table.peek()
         if generation != self.table.generation:
+            self.let_go()
             raise StaleReader("Something was erased from this vault since it was opened here. Open it again.")
         if serial != self.table.serial:
             self.table.load()
+
+    def generation(self) -> int:
+        """The vault's generation now. A reader that meets a newer one than its own lets go of what it holds."""
+        if self.write:
+            return self.table.generation
+        now = self.table.peek()[1]
+        if now != self.table.generation:
+            self.let_go()
+        return now
+
+    def let_go(self) -> None:
+        """Forget the data keys and give the lease back: this reader holds the vault no more."""
+        if self.lease is not None:
+            self.table.keys = {}
+            self.lease.release()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -81,3 +100,9 @@ class Core:
     def _check_open(self) -> None:
         if self.closed:
             raise UsageError("This vault object is closed. Open the vault again.")
+
+
+def batches(ids: Iterable[str], size: int = 500) -> Iterator[list[str]]:
+    """`ids` in sorted pieces that fit into one SQL statement."""
+    ordered = sorted(ids)
+    return (ordered[i : i + size] for i in range(0, len(ordered), size))

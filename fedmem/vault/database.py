@@ -4,23 +4,26 @@ Invariants
 - Columns hold random ids, times, states, hash-chain digests, journals of random ids, and ciphertext (I8).
 - WAL, synchronous=FULL, secure_delete=ON, temp_store=MEMORY: set and asserted on every connection.
 - A transaction is whole or absent (I7); a full disk is a StorageError and changes nothing.
+- `PRAGMA user_version` is the schema's version. An older file is taken up one version at a time, each step whole or
+  absent; a newer one is a VersionMismatch.
 
 >>> sorted(Base.metadata.tables)
-['blocks', 'erasures', 'events', 'records', 'runs']
+['blocks', 'copies', 'erasures', 'events', 'records', 'runs']
 """
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import LargeBinary, create_engine, event, text
+from sqlalchemy import Connection, LargeBinary, create_engine, event, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
-from fedmem.errors import Busy, StorageError, VerificationFailed
+from fedmem.errors import Busy, StorageError, VerificationFailed, VersionMismatch
+from fedmem.vault.fs import storage_errors
 
 # Expected answers; FULL is 2, ON is 1, MEMORY is 2.
 PRAGMAS: dict[str, tuple[str, object]] = {
@@ -87,6 +90,32 @@ class ErasureRow(Base):
     journal: Mapped[str]
 
 
+class CopyRow(Base):
+    """One recovery kit or backup outside the vault, made at `generation`; its place is in `sealed`."""
+
+    __tablename__ = "copies"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    generation: Mapped[int]
+    created: Mapped[float]
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+def _add_copies(connection: Connection) -> None:
+    """0 -> 1: the register of recovery kits and backups."""
+    connection.execute(
+        text(
+            "CREATE TABLE copies (id VARCHAR NOT NULL PRIMARY KEY, kind VARCHAR NOT NULL, generation INTEGER NOT NULL, "
+            "created DOUBLE NOT NULL, sealed BLOB NOT NULL)"
+        )
+    )
+
+
+# Steps never change once they were released; a new schema is one more step, and what it gives equals `Base`.
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_copies,)
+SCHEMA = len(MIGRATIONS)
+
+
 @contextlib.contextmanager
 def database_errors() -> Iterator[None]:
     """Turn SQLite's errors into typed ones, without the statement's text or values."""
@@ -117,8 +146,33 @@ class Database:
 
     def create_tables(self) -> None:
         """Make the tables of a new vault."""
-        with database_errors():
-            Base.metadata.create_all(self._engine)
+        with self._changing() as connection:
+            Base.metadata.create_all(connection)
+            connection.execute(text(f"PRAGMA user_version = {SCHEMA}"))
+
+    def version(self) -> int:
+        """The schema's version in the file. Raises VersionMismatch where it is newer than this fedmem knows."""
+        with database_errors(), self._engine.connect() as connection:
+            found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
+        if not 0 <= found <= SCHEMA:
+            raise VersionMismatch(
+                f"The vault's database has version {found}; this fedmem knows versions up to {SCHEMA}. Update fedmem."
+            )
+        return found
+
+    def migrate(self) -> None:
+        """Take an older file up to this version, one step at a time. Raises VersionMismatch, StorageError."""
+        for step in range(self.version(), SCHEMA):
+            with self._changing() as connection:
+                MIGRATIONS[step](connection)
+                connection.execute(text(f"PRAGMA user_version = {step + 1}"))
+
+    def copy_to(self, path: Path) -> None:
+        """Write a whole copy of the database, as it is in one transaction, to a file that does not exist."""
+        with storage_errors(f"write {path.name}"):
+            path.touch(mode=0o600, exist_ok=False)  # SQLite would let others read it
+        with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM INTO :path"), {"path": str(path)})
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
@@ -146,6 +200,14 @@ class Database:
     def close(self) -> None:
         """Close the connection."""
         self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        """One transaction that also holds changes of the schema, which Python's driver would commit one by one."""
+        with database_errors(), self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+            connection.commit()
 
     def _prepare(self, connection: sqlite3.Connection, record: Any) -> None:
         for name, (value, expected) in PRAGMAS.items():

@@ -15,14 +15,17 @@ b'new'
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedmem.errors import NothingMatched, StorageError
 
 TEMPORARY = ".tmp"
+PIECE = 1 << 20  # bytes read at a time
 Hook = Callable[[str, Path], None]
 
 _ADVICE = {
@@ -93,6 +96,73 @@ class Files:
             file.flush()
             self._hook("fsync", path)
             os.fsync(file.fileno())
+
+    def overwrite(self, path: Path, at: int, data: bytes) -> None:
+        """Write `data` at offset `at` of an existing file, in place and durable; a crash may leave any part of it."""
+        with storage_errors(f"write {path.name}"):
+            self._hook("overwrite", path)
+            with path.open("r+b") as file:
+                file.seek(at)
+                file.write(data)
+                file.flush()
+                self._hook("fsync", path)
+                os.fsync(file.fileno())
+
+    def copy(self, source: Path, target: Path) -> str:
+        """Copy a file to a place where none is, durable once the folder is synced; SHA-256 of its bytes, hex."""
+        read = hashlib.sha256()
+        with storage_errors(f"copy {source.name}"):
+            self._hook("write", target)
+            with (
+                source.open("rb") as old,
+                open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new,
+            ):
+                while piece := old.read(PIECE):
+                    read.update(piece)
+                    new.write(piece)
+                new.flush()
+                self._hook("fsync", target)
+                os.fsync(new.fileno())
+        return read.hexdigest()
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file's bytes, hex. Raises NothingMatched where there is no such file."""
+        found = hashlib.sha256()
+        with storage_errors(f"read {path.name}"):
+            self._hook("read", path)
+            if not path.is_file():
+                raise NothingMatched(f"There is no file {path.name} in {path.parent}.")
+            with path.open("rb") as file:
+                while piece := file.read(PIECE):
+                    found.update(piece)
+        return found.hexdigest()
+
+    def sync_file(self, path: Path) -> None:
+        """Make the bytes of a file that another library wrote durable, and its name with them."""
+        with storage_errors(f"sync {path.name}"):
+            self._hook("fsync", path)
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self.sync_folder(path.parent)
+
+    def rename_folder(self, old: Path, new: Path) -> None:
+        """Give a folder its final name, durably; `new` is absent or an empty folder."""
+        with storage_errors(f"create {new.name}"):
+            self._hook("rename", new)
+            os.replace(old, new)
+        self.sync_folder(new.parent)
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove a folder with everything in it; a missing one is fine."""
+        with storage_errors(f"remove {path.name}"):
+            self._hook("unlink", path)
+            if path.is_dir():
+                shutil.rmtree(path)
+        if path.parent.is_dir():
+            self.sync_folder(path.parent)
 
     def sync_folder(self, path: Path) -> None:
         """Make renames and unlinks inside `path` durable."""

@@ -11,8 +11,9 @@ from sqlalchemy import select
 from fedmem.errors import VerificationFailed
 from fedmem.vault.core import Core
 from fedmem.vault.database import BlockRow, ErasureRow, RecordRow, RunRow
-from fedmem.vault.records import Everything
+from fedmem.vault.records import Records
 from fedmem.vault.runs import Runs
+from fedmem.vault.topics import ALL, FACTS, rewrite
 
 UNFINISHED = ("pending", "in_progress", "partial")
 
@@ -33,20 +34,22 @@ class Inventory:
         self._reconcile()
         self._core.unsettled = False
 
+    def index(self, records: Records) -> None:
+        """Make the index of topics in a vault of an earlier version, by opening every item once."""
+        table, found = self._core.table, dict[str, list[str]]()
+        items = [(record.topic, record.id) for record in records.select(ALL)]
+        for run in self._runs.get(table.keys):
+            items += [(run.topic, item) for item in (run.id, run.key_id, run.block_id) if item in table.keys]
+        for topic, item in items:
+            if topic is not None:
+                found.setdefault(topic, []).append(item)
+        table.rewrite(facts={**FACTS, **table.facts, "topics": found})
+
     def unfinished_erasures(self) -> list[str]:
         """Ids of erasures that have not ended, oldest first."""
         with self._core.database.session() as session:
             query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
             return list(session.execute(query).scalars())
-
-    def ids_of_runs(self, topic: str | Everything | None) -> set[str]:
-        """Ids of the runs of a topic, and of their run keys."""
-        with self._core.database.session() as session:
-            session.expire_on_commit = False
-            rows = session.execute(select(RunRow)).scalars().all()
-        known = [row for row in rows if row.id in self._core.table.keys]
-        mine = [row for row in known if isinstance(topic, Everything) or self._runs.facts(row)["topic"] == topic]
-        return {item for row in mine for item in (row.id, row.key_id)}
 
     def _reconcile(self) -> None:
         used, keyed = self._ids_in_database()
@@ -57,7 +60,7 @@ class Inventory:
                 "The key table is older than the database. Restore table and database from one backup."
             )
         if orphans:
-            table.rewrite(without=orphans)
+            rewrite(table, without=orphans)
         for path in (self._core.root / "blocks").iterdir():
             if path.stem not in used:
                 self._core.files.unlink(path)

@@ -4,8 +4,11 @@ Invariants
 - The table is one container, replaced whole: old rows or new rows, never a mixture (I7).
 - Rotation order (DESIGN §8): new epoch key pending -> table renamed -> old epoch key destroyed. The rename is the
   point of no return; `settle` finishes or undoes what a crash left, from the table's own epoch number.
-- After a rotation no key that exists opens an older copy of the table (I4).
-- The public header holds numbers and random ids: epoch, generation (one more per erasure), serial (one more per write).
+- After a rotation no key of the keystore opens an older copy of the table (I4); after an erasure no backup either.
+- The keystore notes the newest serial, after the table is durable and before the next write: the note is never ahead of
+  the disk and at most one behind it, so that a crash locks nobody out and an older table put back is noticed.
+- The public header holds numbers and random ids: epoch, generation (one more per erasure), serial (one more per write),
+  and the epoch key sealed to each recovery kit. An erasure leaves the kits and the key of the backups out.
 
 The payload is a length, canonical JSON facts, then rows of 16-byte id and 32-byte key, sorted by id.
 """
@@ -19,13 +22,22 @@ from typing import Any
 
 from fedmem.canonical import canonical_json
 from fedmem.errors import FedmemError, VerificationFailed
-from fedmem.vault import container
+from fedmem.vault import container, recipients
 from fedmem.vault.fs import Files
 from fedmem.vault.keys import Keystore
 
 ID_BYTES, KEY_BYTES = 16, 32
 ROW = ID_BYTES + KEY_BYTES
 _LENGTH = struct.Struct(">I")
+_NOTE = struct.Struct(">QQQ")
+NOTE = "table"
+RETIRED = ("kits", "backup")  # facts that an erasure leaves out
+_NUMBERS = ("epoch", "generation", "serial")
+Numbers = tuple[int, int, int]
+
+
+class RolledBack(VerificationFailed):
+    """An older version of the table was put back."""
 
 
 def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> bytes:
@@ -49,6 +61,37 @@ def epoch_name(epoch: int) -> str:
     return f"epoch-{epoch}"
 
 
+def backup_name(generation: int) -> str:
+    """The keystore's name of the key that opens the backups of a generation."""
+    return f"backup-{generation}"
+
+
+def seal(key: bytes, vault_id: str, numbers: Numbers, facts: Mapping[str, Any], rows: Mapping[str, bytes]) -> bytes:
+    """A table sealed under `key`, which is also sealed to each recovery kit that `facts` name."""
+    header = {"kind": "keytable", "vault": vault_id, **dict(zip(_NUMBERS, numbers, strict=True))}
+    kits = facts.get("kits", {})
+    if kits:
+        header["kits"] = {kit: recipients.seal_to(kits[kit], key, identity=f"{vault_id}/{kit}") for kit in kits}
+    return container.seal(key, header, encode(facts, rows), identity=identity(vault_id))
+
+
+def unseal(key: bytes, vault_id: str, data: bytes) -> tuple[Numbers, dict[str, Any], dict[str, bytes]]:
+    """(numbers, facts, rows) of a sealed table. Raises VerificationFailed, VersionMismatch."""
+    header, payload = container.unseal(key, data, identity=identity(vault_id))
+    return (numbers_of(header), *decode(payload))
+
+
+def identity(vault_id: str) -> str:
+    """What a table is bound to."""
+    return f"keytable/{vault_id}"
+
+
+def noted(keystore: Keystore) -> Numbers:
+    """The newest (epoch, generation, serial) that a keystore knows of; zeros where it knows none."""
+    value = keystore.noted(NOTE) or b""
+    return _NOTE.unpack(value) if len(value) == _NOTE.size else (0, 0, 0)
+
+
 class KeyTable:
     """The key table of one vault, read into memory.
 
@@ -66,6 +109,11 @@ class KeyTable:
         self.keys: dict[str, bytes] = {}
         self.epoch = self.generation = self.serial = 0
 
+    @property
+    def keystore(self) -> Keystore:
+        """Where the table's epoch key lies."""
+        return self._keystore
+
     @classmethod
     def create(
         cls,
@@ -78,8 +126,8 @@ class KeyTable:
     ) -> "KeyTable":
         """A new table of epoch 1 on disk."""
         table = cls(files, path, keystore, vault_id)
-        table.facts = facts
-        table._write(dict(keys or {}), keystore.create(epoch_name(1)), (1, 0, 1))
+        table._write(dict(keys or {}), keystore.create(epoch_name(1)), (1, 0, 1), facts)
+        table._note()
         return table
 
     @classmethod
@@ -93,22 +141,32 @@ class KeyTable:
         """(epoch, generation, serial) on disk now, without any key."""
         size = container.PREFIX.size + container.MAX_HEADER
         head = self._files.read(self._path, limit=size)
-        return _numbers(container.read_header(head, whole=False)[0])
+        return numbers_of(container.read_header(head, whole=False)[0])
 
     def load(self) -> None:
-        """Read the table from disk again."""
+        """Read the table from disk again. Raises RolledBack where the keystore knows of a newer one."""
+        newest = noted(self._keystore)  # before the file: a writer may go on meanwhile
         data = self._files.read(self._path)
-        epoch = _numbers(container.read_header(data)[0])[0]
-        header, payload = container.unseal(self._keystore.load(epoch_name(epoch)), data, identity=self._identity())
-        self.facts, self.keys = decode(payload)
-        self.epoch, self.generation, self.serial = _numbers(header)
+        epoch = numbers_of(container.read_header(data)[0])[0]
+        numbers, facts, keys = unseal(self._keystore.load(epoch_name(epoch)), self._vault_id, data)
+        if numbers[2] < newest[2]:
+            raise RolledBack(
+                "An older version of the key table was put back. Put the newest back, or restore the whole vault with "
+                "`fedmem backup restore`, table and database from one backup."
+            )
+        self.facts, self.keys = facts, keys
+        self.epoch, self.generation, self.serial = numbers
 
     def settle(self) -> None:
-        """Finish or undo a rotation that a crash cut: only the table's own epoch key stays."""
+        """Finish or undo a write that a crash cut: only the table's own keys stay, and its serial is noted."""
+        self._destroy_old()
+        self._note()
+
+    def _destroy_old(self) -> None:
         if self.peek()[0] != self.epoch:  # never judge by memory which key the file needs
             self.load()
-        neighbours = [epoch_name(self.epoch + step) for step in (-1, 1) if self.epoch + step > 0]
-        left = [name for name in neighbours if self._keystore.exists(name)]
+        old = [epoch_name(self.epoch + step) for step in (-1, 1) if self.epoch + step > 0]
+        left = [name for name in [*old, *self._old_backups()] if self._keystore.exists(name)]
         if left:
             self._files.sync_folder(self._path.parent)  # the rename must be durable before the old key goes
         for name in left:
@@ -121,6 +179,7 @@ class KeyTable:
         without: Iterable[str] = (),
         rotate: bool = False,
         erasure: bool = False,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the table with rows added and removed.
 
@@ -129,6 +188,7 @@ class KeyTable:
             without: ids whose rows go; removing them for good needs `rotate`.
             rotate: seal under a new epoch key and destroy the old one.
             erasure: count one more generation, so that readers of the old one stop.
+            facts: the sealed facts from now on; None leaves them.
 
         Raises:
             StorageError, KeystoreError. The object then again equals what is on disk.
@@ -140,31 +200,37 @@ class KeyTable:
             self.settle()
             name = epoch_name(numbers[0])
             key = self._keystore.create(name) if rotate else self._keystore.load(name)
-            self._write(rows, key, numbers)
-            self.settle()
+            sealed = self.facts if facts is None else facts
+            self._write(rows, key, numbers, {f: sealed[f] for f in sealed if not (erasure and f in RETIRED)})
+            self._destroy_old()
         except FedmemError:
             with contextlib.suppress(FedmemError):
                 self.load()
             raise
+        with contextlib.suppress(FedmemError):  # what cannot be noted now is noted before the next write
+            self._note()
 
-    def _write(self, rows: dict[str, bytes], key: bytes, numbers: tuple[int, int, int]) -> None:
-        header = dict(zip(("epoch", "generation", "serial"), numbers, strict=True))
-        sealed = container.seal(
-            key,
-            {"kind": "keytable", "vault": self._vault_id, **header},
-            encode(self.facts, rows),
-            identity=self._identity(),
-        )
-        self._files.replace(self._path, sealed)
-        self.keys = rows
+    def move(self, keystore: Keystore) -> None:
+        """Go on with another keystore, which holds the table's keys already."""
+        self._keystore = keystore
+
+    def _write(self, rows: dict[str, bytes], key: bytes, numbers: Numbers, facts: dict[str, Any]) -> None:
+        self._files.replace(self._path, seal(key, self._vault_id, numbers, facts, rows))
+        self.facts, self.keys = facts, rows
         self.epoch, self.generation, self.serial = numbers
 
-    def _identity(self) -> str:
-        return f"keytable/{self._vault_id}"
+    def _note(self) -> None:
+        """Note the serial of a table that is durable; a note never goes back."""
+        if noted(self._keystore)[2] < self.serial:
+            self._keystore.note(NOTE, _NOTE.pack(self.epoch, self.generation, self.serial))
+
+    def _old_backups(self) -> list[str]:
+        return [backup_name(self.generation - 1)] if self.generation else []
 
 
-def _numbers(header: Mapping[str, Any]) -> tuple[int, int, int]:
-    numbers = tuple(header.get(name) for name in ("epoch", "generation", "serial"))
+def numbers_of(header: Mapping[str, Any]) -> Numbers:
+    """(epoch, generation, serial) of a table's public header. Raises ContainerCorrupt."""
+    numbers = tuple(header.get(name) for name in _NUMBERS)
     if header.get("kind") != "keytable" or not all(type(n) is int and n >= 0 for n in numbers):
         raise container.ContainerCorrupt("The key table's header is damaged. Restore the vault from a backup.")
     return numbers  # type: ignore[return-value]

@@ -12,7 +12,7 @@ NewRecord()
 import json
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,21 +20,15 @@ import numpy.typing as npt
 from sqlalchemy import insert, select, text
 
 from fedmem.canonical import canonical_json
-from fedmem.errors import UsageError
+from fedmem.errors import NothingMatched, UsageError
 from fedmem.vault import container
-from fedmem.vault.core import Core
+from fedmem.vault.core import Core, batches
 from fedmem.vault.database import RecordRow
 from fedmem.vault.ids import new_id
+from fedmem.vault.topics import ALL, Everything, ids_of, rewrite
 
 Vector = npt.NDArray[np.float32]
 _LENGTH = struct.Struct(">I")
-
-
-class Everything:
-    """The type of `ALL`."""
-
-
-ALL = Everything()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +76,7 @@ class Records:
             for (item, key), data in zip(keys.items(), plain, strict=True)
         ]
         with self._core.writing():
-            self._core.table.rewrite(add=keys)
+            rewrite(self._core.table, add=keys, topics=dict(zip(keys, (r.topic for r in records), strict=True)))
             with self._core.database.session() as session:
                 session.execute(insert(RecordRow), rows)
         return list(keys)
@@ -90,12 +84,35 @@ class Records:
     def select(self, topic: str | Everything | None) -> list[Record]:
         """Records of one topic, the shareable ones (None), or `ALL`, oldest first."""
         self._core.reading()
-        with self._core.database.session() as session:
-            query = select(RecordRow.id, RecordRow.sealed).order_by(text("rowid"))  # clocks move; row numbers only grow
-            rows = session.execute(query).all()
-        keys = self._core.table.keys
-        found = (_decode(item, self._core.open_cell("record", item, sealed)) for item, sealed in rows if item in keys)
+        found = self._read(None if isinstance(topic, Everything) else ids_of(self._core.table, topic))
         return [record for record in found if isinstance(topic, Everything) or record.topic == topic]
+
+    def get(self, ids: Collection[str]) -> list[Record]:
+        """The records with these ids, oldest first. Raises NothingMatched where one of them is not here."""
+        self._core.reading()
+        found = self._read(frozenset(ids))
+        if len(found) != len(set(ids)):
+            raise NothingMatched("No record has this id. `Client.add` and `Client.search` give the ids of records.")
+        return found
+
+    def created(self) -> dict[str, float]:
+        """Id -> when it was added, in seconds since 1970, of every record."""
+        self._core.reading()
+        with self._core.database.session() as session:
+            rows = session.execute(select(RecordRow.id, RecordRow.created)).all()
+        return {item: created for item, created in rows if item in self._core.table.keys}
+
+    def _read(self, ids: frozenset[str] | None) -> list[Record]:
+        """Open the rows of `ids`, or all rows, oldest first."""
+        order = text("rowid")  # clocks move; row numbers only grow
+        query = select(order, RecordRow.id, RecordRow.sealed).select_from(RecordRow).order_by(order)
+        with self._core.database.session() as session:
+            rows = session.execute(query).all() if ids is None else []
+            for batch in batches(ids or ()):
+                rows = [*rows, *session.execute(query.where(RecordRow.id.in_(batch))).all()]
+        keys = self._core.table.keys
+        return [_decode(item, self._core.open_cell("record", item, sealed))
+                for _, item, sealed in sorted(rows, key=lambda row: row[0]) if item in keys]  # fmt: skip
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
         """The `k` records nearest to `vector` (float32 [dim]) by dot product, best first; ties by id."""

@@ -6,6 +6,8 @@ Invariants
 - The run key is destroyed, under a new epoch, before the block is visible; no stream can be drawn again.
 - `finish` is whole or absent: pending row -> container -> key table (the point of no return) -> live row (I7).
 - A seeded run key is refused outside simulated vaults.
+- A wanted run is a wish, sealed and durable: nothing is charged before it begins, and the next run of its topic and
+  release takes its id.
 
 The ledger names runs, blocks and records by random ids; topic, plan and data digest stay in the run's sealed cell.
 """
@@ -13,7 +15,7 @@ The ledger names runs, blocks and records by random ids; topic, plan and data di
 import hmac
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,12 +26,14 @@ from fedmem.canonical import canonical_json
 from fedmem.errors import NothingMatched, Refused, UsageError
 from fedmem.vault import container
 from fedmem.vault.blocks import BlockInfo, Blocks
-from fedmem.vault.core import Core
+from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow, RunRow
 from fedmem.vault.ids import new_id
 from fedmem.vault.ledger import Ledger
+from fedmem.vault.topics import ids_of, rewrite
 
 KEY_BYTES = 32
+WANTED = "wanted"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,30 @@ class Run:
     key: bytes = field(repr=False)
     resumed: bool
     block_id: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run is about, from its sealed facts.
+
+    Attributes:
+        state: wanted, open, finishing, finished or failed.
+        plan: the caller's plan, as `begin` got it.
+        records: ids of the records it learned from; empty where they are not known.
+    """
+
+    id: str
+    key_id: str
+    block_id: str
+    state: str
+    topic: str = field(repr=False)
+    release: str
+    plan: dict[str, Any] = field(repr=False)
+    records: frozenset[str] = field(repr=False)
+
+    def may_hold(self, records: Collection[str]) -> bool:
+        """Whether one of `records` took part, or may have, for lack of lineage. A wish has learned nothing."""
+        return self.state != WANTED and (not self.records or not self.records.isdisjoint(records))
 
 
 class Runs:
@@ -82,6 +110,44 @@ class Runs:
                     return Run(row.id, self._core.table.keys[row.key_id], True, row.block_id)
             return self._start(facts, spend, run_key or container.new_key(), [row for row, _ in old])
 
+    def want(self, wishes: Sequence[Learned], commit: Callable[[Session], None]) -> None:
+        """Write wishes to train, in one transaction with what `commit` writes. Charges nothing."""
+        keys = {wish.id: container.new_key() for wish in wishes}
+        if keys:
+            rewrite(self._core.table, add=keys, topics={wish.id: wish.topic for wish in wishes})
+        with self._core.database.session() as session:
+            for wish in wishes:
+                facts = {"topic": wish.topic, "release": wish.release, "plan": wish.plan, "records": []}
+                sealed = self._core.seal("run", wish.id, keys[wish.id], canonical_json(facts))
+                named = {"id": wish.id, "key_id": wish.key_id, "block_id": wish.block_id, "state": WANTED}
+                session.add(RunRow(**named, created=time.time(), sealed=sealed))
+            commit(session)
+
+    def unwant(self, ids: Collection[str]) -> None:
+        """Give up wishes that have not begun; others are left as they are."""
+        mine = {run.id for run in self.get(ids) if run.state == WANTED}
+        if not mine:
+            return
+        with self._core.database.session() as session:
+            for row in session.execute(select(RunRow).where(RunRow.id.in_(mine))).scalars():
+                session.delete(row)
+        rewrite(self._core.table, without=mine)
+
+    def of(self, topic: str) -> list[Learned]:
+        """The runs of one topic, oldest first."""
+        return self.get(ids_of(self._core.table, topic))
+
+    def get(self, ids: Collection[str]) -> list[Learned]:
+        """Those of `ids` that are runs, oldest first."""
+        self._core.reading()
+        rows: list[RunRow] = []
+        with self._core.database.session() as session:
+            session.expire_on_commit = False
+            for batch in batches(ids):
+                rows += session.execute(select(RunRow).where(RunRow.id.in_(batch))).scalars()
+        return [self._learned(row) for row in sorted(rows, key=lambda row: row.created)
+                if row.id in self._core.table.keys]  # fmt: skip
+
     def finish(
         self, run: Run, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
     ) -> BlockInfo:
@@ -97,7 +163,9 @@ class Runs:
             key = container.new_key()
             self._prepare(run, facts, key)
             self._blocks.write(run.block_id, key, facts, rows)
-            self._core.table.rewrite(add={run.block_id: key}, without={self._key_id(run)}, rotate=True)
+            added = {run.block_id: key}
+            topics = dict.fromkeys(added, topic)
+            rewrite(self._core.table, add=added, topics=topics, without={self._key_id(run)}, rotate=True)
             self.promote(run.block_id)
         return self._blocks.get(run.block_id)
 
@@ -107,7 +175,7 @@ class Runs:
             row = self._open_row(run)
             with self._core.database.session() as session:
                 self._end_failed(session, [row])
-            self._core.table.rewrite(without={row.key_id}, rotate=True)
+            rewrite(self._core.table, without={row.key_id}, rotate=True)
 
     def promote(self, block_id: str) -> None:
         """Make a pending block live and its run finished. Its key is in the table, its run key is destroyed."""
@@ -137,16 +205,20 @@ class Runs:
             raise Refused("A spend is kept for ever, so it must not name the topic. Name the run instead.")
 
     def _start(self, facts: dict[str, Any], spend: Mapping[str, Any], run_key: bytes, old: list[RunRow]) -> Run:
-        run = Run(new_id(), run_key, False, new_id())
-        key_id, cell_key = new_id(), container.new_key()
+        wish = next((w for w in self.of(facts["topic"]) if (w.state, w.release) == (WANTED, facts["release"])), None)
+        run = Run(wish.id, run_key, False, wish.block_id) if wish else Run(new_id(), run_key, False, new_id())
+        # A wish keeps its cell key: until the row is written, the old cell must open.
+        key_id, cell_key = new_id(), self._core.table.keys[wish.id] if wish else container.new_key()
         sealed = self._core.seal("run", run.id, cell_key, canonical_json(facts))
         dead = {row.key_id for row in old}
+        added = {run.id: cell_key, key_id: run_key}
+        topics = {item: facts["topic"] for item in added if item not in self._core.table.keys}
         # The key first: a charged run whose key is lost could not be resumed, an uncharged key is only swept.
-        self._core.table.rewrite(add={run.id: cell_key, key_id: run_key}, without=dead, rotate=bool(dead))
+        rewrite(self._core.table, add=added, topics=topics, without=dead, rotate=bool(dead))
         with self._core.database.session() as session:
             self._end_failed(session, old)
-            row = RunRow(id=run.id, key_id=key_id, block_id=run.block_id, state="open", sealed=sealed)
-            row.created = time.time()
+            row = session.get(RunRow, run.id) or RunRow(id=run.id, block_id=run.block_id)
+            row.key_id, row.state, row.created, row.sealed = key_id, "open", time.time(), sealed
             session.add(row)
             named = {"run": run.id, "block": run.block_id, "release": facts["release"], "records": facts["records"]}
             self._ledger.append_in(session, "spend", {**named, "spend": dict(spend)})
@@ -163,6 +235,11 @@ class Runs:
         """The sealed facts of a run: topic, release, plan, data, records."""
         facts: dict[str, Any] = json.loads(self._core.open_cell("run", row.id, row.sealed))
         return facts
+
+    def _learned(self, row: RunRow) -> Learned:
+        facts = self.facts(row)
+        about = facts["topic"], facts["release"], facts["plan"], frozenset(facts["records"])
+        return Learned(row.id, row.key_id, row.block_id, row.state, *about)
 
     def _open_row(self, run: Run) -> RunRow:
         with self._core.database.session() as session:
@@ -202,7 +279,7 @@ class Runs:
                 self._ledger.append_in(session, "run_failed", {"run": run_id})
         dead = {key_id for _, key_id, state in rows if state in ("failed", "finished")} & self._core.table.keys.keys()
         if dead:
-            self._core.table.rewrite(without=dead, rotate=True)
+            rewrite(self._core.table, without=dead, rotate=True)
 
 
 def _strings(value: Any) -> set[str]:

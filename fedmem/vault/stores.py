@@ -9,6 +9,7 @@ Invariants
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ from typing import Protocol
 
 from sqlalchemy import delete, select
 
+from fedmem.errors import Refused
 from fedmem.vault import container
-from fedmem.vault.core import Core
+from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow, RecordRow, RunRow
 from fedmem.vault.keytable import epoch_name
+from fedmem.vault.leases import older
+from fedmem.vault.topics import rewrite
+
+PATIENCE = 2.0  # seconds that an erasure gives a reader to notice
 
 
 @dataclass(frozen=True, order=True)
@@ -27,7 +33,7 @@ class Item:
     """One thing that a store holds.
 
     Attributes:
-        kind: key, record, block or run.
+        kind: key, retention, record, block or run.
         digest: SHA-256 of its ciphertext, hex; "" where the store has none of its own.
         salt: the 24 random bytes its ciphertext begins with, hex; "" where there is none.
     """
@@ -68,17 +74,19 @@ class KeyTableStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[Item]:
-        return [Item(self.name, item, "key") for item in sorted(ids & self._core.table.keys.keys())]
+        table = self._core.table
+        rules = [Item(self.name, item, "retention") for item in ids & table.facts["retention"].keys()]
+        return sorted([*(Item(self.name, item, "key") for item in ids & table.keys.keys()), *rules])
 
     def erase(self, ids: frozenset[str]) -> None:
-        if ids & self._core.table.keys.keys():
-            self._core.table.rewrite(without=ids, rotate=True, erasure=True)
+        if self.enumerate(ids):
+            rewrite(self._core.table, without=ids, rotate=True, erasure=True)
         self._core.table.settle()
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         table = self._core.table
         table.load()  # what counts is the file
-        found = [f"key {item} is in the key table" for item in sorted(ids & table.keys.keys())]
+        found = [f"{item.kind} {item.id} is in the key table" for item in self.enumerate(ids)]
         if table.epoch > 1 and self._core.keystore.exists(epoch_name(table.epoch - 1)):
             found.append("the old epoch key is in the keystore")
         return found
@@ -95,7 +103,7 @@ class BlockFileStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[Item]:
-        return [self._item(path.stem) for path in sorted(self._folder.glob("*.fmb")) if path.stem in ids]
+        return [self._item(item) for item in sorted(ids) if self._core.block_file(item).exists()]
 
     def erase(self, ids: frozenset[str]) -> None:
         paths = [self._core.block_file(item) for item in sorted(ids)]
@@ -105,7 +113,7 @@ class BlockFileStore:
         self._core.files.sync_folder(self._folder)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        return [f"the file of block {path.stem} exists" for path in self._folder.glob("*") if path.stem in ids]
+        return [f"the file of block {item} exists" for item in sorted(ids) if self._core.block_file(item).exists()]
 
     @property
     def _folder(self) -> Path:
@@ -124,7 +132,7 @@ class DatabaseStore:
     """Rows of records (text, vector), blocks and runs."""
 
     name, order = "database", 2
-    method = "rows deleted with secure_delete, write-ahead log truncated; contents crypto-erased before"
+    method = "rows deleted with secure_delete, log truncated, moved cells rebuilt; contents crypto-erased before"
     claims = frozenset({"vault.db", "vault.db-wal", "vault.db-shm", "vault.db-journal",
                         "table:records", "table:blocks", "table:runs"})  # fmt: skip
     _tables = (("record", RecordRow), ("block", BlockRow), ("run", RunRow))
@@ -136,14 +144,15 @@ class DatabaseStore:
         items = []
         with self._core.database.session() as session:
             for kind, table in self._tables:
-                rows = session.execute(select(table.id, table.sealed))
-                items += [self._item(kind, item, sealed) for item, sealed in rows if item in ids]
+                for batch in batches(ids):
+                    rows = session.execute(select(table.id, table.sealed).where(table.id.in_(batch)))
+                    items += [self._item(kind, item, sealed) for item, sealed in rows]
         return sorted(items)
 
     def erase(self, ids: frozenset[str]) -> None:
         with self._core.database.session() as session:
             for _, table in self._tables:
-                for batch in _batches(ids):
+                for batch in batches(ids):
                     session.execute(delete(table).where(table.id.in_(batch)))
 
     def scan(self, ids: frozenset[str]) -> list[str]:
@@ -154,8 +163,45 @@ class DatabaseStore:
         return Item(self.name, item, kind, hashlib.sha256(sealed).hexdigest(), salt)
 
 
+class ReaderStore:
+    """Memory of other processes that opened the vault for reading: a server, another app."""
+
+    name, order = "readers", 3
+    method = "given up by each reader at its next fetch, or with its process"
+    claims = frozenset({"leases"})
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+        return []  # what a reader fetched is its own; that it may hold something is said by `scan`
+
+    def erase(self, ids: frozenset[str]) -> None:
+        limit = time.monotonic() + PATIENCE
+        while self.scan(ids) and time.monotonic() < limit:
+            time.sleep(0.02)
+
+    def scan(self, ids: frozenset[str]) -> list[str]:
+        found = older(self._core.root / "leases", self._core.table.generation)
+        return [f"process {process} opened the vault before the erasure and has not let go" for process in found]
+
+
 # Hold random ids, chain digests and public facts only; the ledger's payloads are sealed and name no topic.
 NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "table:events", "table:erasures"})
+
+
+def checked(store: ContentStore, known: Iterable[ContentStore]) -> ContentStore:
+    """The store, if an erasure can reach what it holds. Raises Refused where it does not keep the contract."""
+    works = all(callable(getattr(store, verb, None)) for verb in ("enumerate", "erase", "scan"))
+    named = all(isinstance(getattr(store, fact, None), str) and getattr(store, fact) for fact in ("name", "method"))
+    if not works or not named or not isinstance(getattr(store, "order", None), int):
+        raise Refused(
+            "A content store needs a name, an order, a method, and enumerate, erase and scan: what it holds could "
+            "not be erased without them. Add them before it holds anything."
+        )
+    if store.name in {other.name for other in known} or not isinstance(getattr(store, "claims", None), frozenset):
+        raise Refused("A content store needs a name of its own, and a frozen set of the files that it claims.")
+    return store
 
 
 def unclaimed(stores: Iterable[ContentStore], present: Iterable[str]) -> list[str]:
@@ -164,9 +210,4 @@ def unclaimed(stores: Iterable[ContentStore], present: Iterable[str]) -> list[st
     return sorted(set(present) - claimed)
 
 
-def _batches(ids: frozenset[str], size: int = 500) -> Iterable[list[str]]:
-    ordered = sorted(ids)
-    return (ordered[i : i + size] for i in range(0, len(ordered), size))
-
-
-BUILT_IN: tuple[Callable[[Core], ContentStore], ...] = (KeyTableStore, BlockFileStore, DatabaseStore)
+BUILT_IN: tuple[Callable[[Core], ContentStore], ...] = (KeyTableStore, BlockFileStore, DatabaseStore, ReaderStore)

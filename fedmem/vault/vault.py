@@ -4,10 +4,10 @@ Invariants
 - Private bytes reach the disk only as ciphertext, temporary files included (I8).
 - What was acknowledged survives `kill -9`; a crash leaves the old state or the new one (I7).
 - One writer at a time; the subject is bound at creation and asked for at each opening.
-- The keystore backend is the one chosen at creation; a simulated vault is simulated for ever.
+- The keystore backend is the one chosen, at creation or when keys move; a simulated vault is simulated for ever.
 - A vault with a file or table that no registered store answers for does not open.
 
-Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, receipts/.
+Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, receipts/, leases/.
 
 >>> import os, tempfile
 >>> import numpy as np
@@ -22,37 +22,42 @@ Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, 
 import hmac
 import resource
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from sqlalchemy.orm import Session
 
 from fedmem import paths
 from fedmem.canonical import digest
-from fedmem.errors import Refused, VerificationFailed
+from fedmem.errors import Refused, VerificationFailed, VersionMismatch
 from fedmem.vault import facts as public
+from fedmem.vault import heads, rekey
 from fedmem.vault.blocks import BlockInfo, Blocks
 from fedmem.vault.container import new_key
+from fedmem.vault.copies import CopyStore
 from fedmem.vault.core import Core, StaleReader
-from fedmem.vault.database import Database
+from fedmem.vault.database import SCHEMA, Database
 from fedmem.vault.fs import Files
 from fedmem.vault.ids import new_id
 from fedmem.vault.inventory import Inventory
 from fedmem.vault.keys import Ask
 from fedmem.vault.keytable import KeyTable
+from fedmem.vault.leases import Lease
 from fedmem.vault.ledger import Event, Ledger
 from fedmem.vault.lock import WriterLock
-from fedmem.vault.records import ALL, Everything, NewRecord, Record, Records, Vector
-from fedmem.vault.runs import Run, Runs
-from fedmem.vault.stores import BUILT_IN, ContentStore, unclaimed
+from fedmem.vault.records import NewRecord, Record, Records, Vector
+from fedmem.vault.runs import Learned, Run, Runs
+from fedmem.vault.stores import BUILT_IN, ContentStore, checked, unclaimed
+from fedmem.vault.topics import ALL, FACTS, Everything, ids_of, keep, retention
 
-__all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
+__all__ = ["ALL", "BlockInfo", "Event", "Learned", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
 
 DEVICE_KEY = "device"
-_OURS = {"lock", "table.fmk", "vault.db", "vault.db-wal", "vault.db-shm", "device.pub", "blocks", "receipts"}
+_OURS = {"lock", "table.fmk", "vault.db", "vault.db-wal", "vault.db-shm", "device.pub", "blocks", "receipts", "leases"}
 
 
 class Vault:
@@ -70,7 +75,9 @@ class Vault:
         self._records = Records(core)
         self._blocks = Blocks(core)
         self._runs = Runs(core, self.ledger, self._blocks)
-        self.stores: list[ContentStore] = [make(core) for make in BUILT_IN]
+        self.stores: list[ContentStore] = []
+        for make in (*BUILT_IN, CopyStore):
+            self.register(make(core))
         self._inventory = Inventory(core, self._runs)
         core.recover = self._inventory.recover
 
@@ -105,13 +112,13 @@ class Vault:
         lock = WriterLock(root / "lock")
         try:
             keys = public.start_keystore(known, files, paths.slots_dir() / known.id, ask)
-            sealed = {"subject": subject, "facts": digest(known.encode()), "ledger": new_id()}
+            sealed = {"subject": subject, "facts": digest(known.encode()), "ledger": new_id(), **FACTS}
             rows = {sealed["ledger"]: new_key()}
             table = KeyTable.create(files, root / "table.fmk", keys, known.id, sealed, rows)
             (root / "vault.db").touch(mode=0o600)
             database = Database(root / "vault.db", write=True)
             database.create_tables()
-            files.replace(root / "device.pub", _public_pem(keys.create(DEVICE_KEY)))
+            files.replace(root / "device.pub", public_pem(keys.create(DEVICE_KEY)))
             files.replace(root / public.NAME, known.encode())  # from here on it is a vault
         except BaseException:
             lock.release()
@@ -142,9 +149,13 @@ class Vault:
         try:
             keys = public.open_keystore(known, files, paths.slots_dir() / known.id, ask)
             table = KeyTable.open(files, root / "table.fmk", keys, known.id)
-            _check_sealed(table, data, subject)
+            check_sealed(table, data, subject)
+            if write:
+                rekey.finish(files, root, table)
             database = Database(root / "vault.db", write=write)
+            _upgrade(database, root, write)
             core = Core(root, known.id, known.simulated, files, keys, table, database, write=write)
+            heads.check(core)
             vault = cls(core, lock)
             vault._start()
         except BaseException:
@@ -173,7 +184,7 @@ class Vault:
     @property
     def generation(self) -> int:
         """One more after each erasure, by whichever process: ask between tokens."""
-        return self.core.table.generation if self.core.write else self.core.table.peek()[1]
+        return self.core.generation()
 
     def add_records(self, records: Sequence[NewRecord]) -> list[str]:
         """Add a batch, whole or not at all; the new ids in order."""
@@ -182,6 +193,28 @@ class Vault:
     def records(self, topic: str | Everything | None) -> list[Record]:
         """Records of one topic, the shareable ones (None), or `ALL`, in the order they were added."""
         return self._records.select(topic)
+
+    def records_by_id(self, ids: Collection[str]) -> list[Record]:
+        """The records with these ids, in the order they were added. Raises NothingMatched for an unknown one."""
+        return self._records.get(ids)
+
+    def records_before(self, when: float, topic: str | Everything | None = ALL) -> frozenset[str]:
+        """Ids of the records of a topic (or of all) that were added before `when`, in seconds since 1970."""
+        mine = ids_of(self.core.table, topic)
+        return frozenset(item for item, created in self._records.created().items() if created < when and item in mine)
+
+    def keep(self, topic: str, days: float | None) -> None:
+        """Set for how many days the records of a topic are kept; None: until somebody erases them.
+
+        The rule is sealed, executed by an erasure of what is due, and erased with its topic. Raises UsageError.
+        """
+        with self.core.writing():
+            keep(self.core.table, topic, days)
+
+    def retention(self) -> dict[str, float]:
+        """Topic -> days for which its records are kept, of the topics that have such a rule."""
+        self.core.reading()
+        return retention(self.core.table)
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
         """The `k` records nearest to `vector` (float32 [dim]) by dot product, best first."""
@@ -198,21 +231,48 @@ class Vault:
         run_key: bytes | None = None,
     ) -> Run:
         """Charge a training run, durably, or resume the open one with equal data and plan. See `runs.Runs.begin`."""
-        return self._runs.begin(topic, release, plan, data_digest, record_ids, spend, run_key)
+        run = self._runs.begin(topic, release, plan, data_digest, record_ids, spend, run_key)
+        heads.note(self.core)
+        return run
 
     def finish_run(
         self, run: Run, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
     ) -> BlockInfo:
         """Seal a run's rows as a block; its run key is destroyed before the block is visible."""
-        return self._runs.finish(run, topic, release, rows, layers, width, d_model)
+        block = self._runs.finish(run, topic, release, rows, layers, width, d_model)
+        heads.note(self.core)
+        return block
+
+    def runs(self, topic: str) -> list[Learned]:
+        """The runs of a topic, wanted, open and ended ones, oldest first."""
+        return self._runs.of(topic)
+
+    def runs_by_id(self, ids: Collection[str]) -> list[Learned]:
+        """Those of `ids` that are runs of this vault, oldest first."""
+        return self._runs.get(ids)
+
+    def want_runs(self, wishes: Sequence[Learned], commit: Callable[[Session], None]) -> None:
+        """Make wishes to train durable, together with what `commit` writes. See `runs.Runs.want`."""
+        with self.core.writing():
+            self._runs.want(wishes, commit)
+
+    def unwant_runs(self, ids: Collection[str]) -> None:
+        """Give up wishes that have not begun."""
+        with self.core.writing():
+            self._runs.unwant(ids)
 
     def fail_run(self, run: Run) -> None:
         """End a run without a block; it stays charged."""
         self._runs.fail(run)
+        heads.note(self.core)
 
     def blocks(self) -> list[BlockInfo]:
         """All blocks that exist, oldest first."""
         return self._blocks.visible()
+
+    def blocks_of(self, topic: str) -> list[BlockInfo]:
+        """The blocks of one topic, oldest first."""
+        return self._blocks.of(topic)
 
     def block(self, id_or_topic: str) -> BlockInfo:
         """The block with this id, or the newest of this topic. Raises NothingMatched."""
@@ -223,8 +283,11 @@ class Vault:
         return self._blocks.rows(block_id)
 
     def register(self, store: ContentStore) -> None:
-        """Add a store that holds content of this vault in memory: a search index, a KV cache, an optimiser."""
-        self.stores = sorted([*self.stores, store], key=lambda known: known.order)
+        """Add a store that holds content of this vault in memory: a search index, a KV cache, an optimiser.
+
+        Raises Refused where it does not enumerate, erase and scan, or has the name of another store.
+        """
+        self.stores = sorted([*self.stores, checked(store, self.stores)], key=lambda known: known.order)
 
     def unfinished_erasures(self) -> list[str]:
         """Ids of erasures that have not ended; `fedmem.erasure.resume` finishes them."""
@@ -232,13 +295,13 @@ class Vault:
 
     def ids_of(self, topic: str | Everything | None) -> frozenset[str]:
         """Every id under which something of a topic (or of `ALL`) is stored: records, blocks, runs and their keys."""
-        records = {record.id for record in self.records(topic)}
-        blocks = {block.id for block in self.blocks() if isinstance(topic, Everything) or block.topic == topic}
-        return frozenset(records | blocks | self._inventory.ids_of_runs(topic))
+        self.core.reading()
+        return ids_of(self.core.table, topic)
 
     def close(self) -> None:
         """Close the vault; calling it twice is fine."""
         self.core.closed = True
+        self.core.let_go()
         self.core.database.close()
         if self._lock is not None:
             self._lock.release()
@@ -260,12 +323,49 @@ class Vault:
                 f"The vault holds {len(strangers)} file(s) or table(s) that no content store answers for, so nothing "
                 "could be erased with certainty. Move foreign files out of its folder."
             )
+        if not FACTS.keys() <= self.core.table.facts.keys():
+            if not self.core.write:
+                raise VersionMismatch(
+                    "This vault is of an earlier fedmem. Open it for writing once, which takes it up."
+                )
+            self._inventory.index(self._records)
         if self.core.write:
             self.core.recover()
+        else:
+            self._take_lease()
+
+    def _take_lease(self) -> None:
+        """Mark this reader; what it read before the mark could be seen must still hold."""
+        while True:
+            lease = Lease(self.root / "leases", self.core.table.generation)
+            try:
+                if self.core.table.peek()[1] == self.core.table.generation:
+                    self.core.lease = lease
+                    return
+                self.core.table.load()
+            finally:
+                if self.core.lease is not lease:
+                    lease.release()
 
 
-def _check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
-    if not hmac.compare_digest(table.facts["facts"], digest(data)):
+def _upgrade(database: Database, root: Path, write: bool) -> None:
+    """Take an older schema up to this version; a reader takes the writer's lock for it."""
+    if database.version() == SCHEMA:
+        return
+    if write:
+        database.migrate()
+        return
+    lock, writer = WriterLock(root / "lock"), Database(root / "vault.db", write=True)
+    try:
+        writer.migrate()
+    finally:
+        writer.close()
+        lock.release()
+
+
+def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
+    """Are these public facts and this subject the ones that the table names? Raises VerificationFailed, Refused."""
+    if not rekey.are_facts(table, data):
         raise VerificationFailed("The vault's public facts were changed. Restore vault.json from a backup.")
     if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
         raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
@@ -282,7 +382,8 @@ def _clear_place(root: Path) -> None:
         shutil.rmtree(root)
 
 
-def _public_pem(seed: bytes) -> bytes:
+def public_pem(seed: bytes) -> bytes:
+    """The public half of a device key, PEM: what `device.pub` holds."""
     key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 

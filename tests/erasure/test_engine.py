@@ -12,7 +12,7 @@ from fedmem.errors import FedmemError, KeystoreError, NothingMatched, PartialEra
 from fedmem.vault.vault import ALL, StaleReader
 
 OTHER = "topic-money"
-STEPS = 20  # operations of this erasure on files
+STEPS = 22  # operations of this erasure on files
 NEED_SPACE = (0, 1, 2, 5, 6, 9, 16, 17, 20)  # where a full disk first shows
 
 
@@ -119,14 +119,14 @@ def test_many_records_leave_no_ciphertext_in_the_database(vaults) -> None:
         vault.add_records(vaults.records(120))
         vault.add_records(vaults.records(120, topic=OTHER))
     outcome = erase(vault, vaults.TOPIC)
-    assert erasure.verify(vault, outcome.id).clean
+    assert erasure.verify(vault, outcome.id, deep=True).clean
     assert len(vault.records(OTHER)) == 600
 
 
 def test_everything_leaves_the_ledger(vaults) -> None:
     vault = full(vaults)
     spends = [event for event in vault.ledger.events() if event.kind == "spend"]
-    planned = erasure.plan(vault, Scope.everything())
+    planned = erasure.plan(vault, Scope.subject())
     erasure.execute(vault, planned, planned.digest)
     assert vault.records(ALL) == vault.blocks() == []
     assert [event for event in vault.ledger.events() if event.kind == "spend"] == spends
@@ -259,13 +259,29 @@ def test_a_store_that_still_holds_something_makes_it_partial(vaults) -> None:
     assert not store.held
 
 
+def test_receipts_follow_each_other_in_the_order_in_which_erasures_ended(vaults) -> None:
+    vault, store = full(vaults), LeakyStore()
+    vault.register(store)
+    store.held = set(vault.ids_of(vaults.TOPIC))
+    with pytest.raises(PartialErasure):
+        erase(vault, vaults.TOPIC)
+    second = erase(vault, OTHER)
+    store.leaks = False
+    (first,) = erasure.resume(vault)
+    planned = erasure.plan(vault, Scope.subject())
+    third = erasure.execute(vault, planned, planned.digest)
+    files = [outcome.receipt_path.read_bytes() for outcome in (second, first, third)]
+    assert len(erasure.receipt.verify_chain(files, (vault.root / "device.pub").read_bytes())) == 3
+
+
 def test_planted_residue_is_found(vaults) -> None:
     vault = full(vaults)
     planned = erasure.plan(vault, Scope.topic(vaults.TOPIC))
     salt = next(item.salt for item in planned.items if item.kind == "record")
     outcome = erasure.execute(vault, planned, planned.digest)
     (vault.root / "receipts" / "left").write_bytes(b"..." + bytes.fromhex(salt) + b"...")
-    assert not erasure.verify(vault, outcome.id).clean
+    assert erasure.verify(vault, outcome.id).clean  # by id nothing is there
+    assert not erasure.verify(vault, outcome.id, deep=True).clean
 
 
 def test_a_reader_of_the_old_generation_stops(vaults) -> None:

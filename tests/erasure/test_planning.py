@@ -50,7 +50,7 @@ def test_open_runs_and_records_without_a_block_are_in_scope(vaults) -> None:
 
 def test_nothing_matched(vaults) -> None:
     vault = vaults.create()
-    for scope in (Scope.block("absent"), Scope.topic("absent"), Scope.everything()):
+    for scope in (Scope.block("absent"), Scope.topic("absent"), Scope.subject()):
         with pytest.raises(NothingMatched) as caught:
             erasure.plan(vault, scope)
         assert caught.value.exit_code == 3

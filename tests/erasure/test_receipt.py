@@ -43,12 +43,9 @@ def test_it_is_an_in_toto_statement_about_random_ids(erased, vaults) -> None:
     assert all(len(subject["digest"]["sha256"]) == 64 for subject in statement["subject"])
     predicate = statement["predicate"]
     assert (predicate["wording"], predicate["erasure"], predicate["previous"]) == ("crypto-erased", outcome.id, None)
-    assert {store["name"] for store in predicate["stores"]} == {
-        "key-table",
-        "block-files",
-        "database",
-        "files-under-root",
-    }
+    named = {store["name"] for store in predicate["stores"]}
+    assert named == {store.name for store in vault.stores}
+    assert named >= {"key-table", "block-files", "database"}
     assert all(store["clean"] for store in predicate["stores"])
     assert predicate["not_covered"]
     assert predicate["residual_epsilon"]["epsilon"] == 0.0
@@ -92,7 +89,7 @@ def test_receipts_are_chained_and_survive_a_later_erasure(erased, vaults) -> Non
 def test_what_was_ever_shared_is_stated(erased, vaults) -> None:
     vault, _, _ = erased
     vault.add_records(vaults.records(1, topic=None))
-    planned = erasure.plan(vault, Scope.everything())
+    planned = erasure.plan(vault, Scope.subject())
     outcome = erasure.execute(vault, planned, planned.digest, residual={"epsilon": 3.5, "reason": "two rounds"})
     statement = receipt.verify(outcome.receipt_path.read_bytes(), (vault.root / "device.pub").read_bytes())
     assert statement["predicate"]["residual_epsilon"] == {"epsilon": 3.5, "reason": "two rounds"}
@@ -101,7 +98,7 @@ def test_what_was_ever_shared_is_stated(erased, vaults) -> None:
 def test_shared_records_are_not_called_bounded_by_default(vaults) -> None:
     vault = vaults.create()
     vault.add_records(vaults.records(1, topic=None))
-    planned = erasure.plan(vault, Scope.everything())
+    planned = erasure.plan(vault, Scope.subject())
     data = erasure.execute(vault, planned, planned.digest).receipt_path.read_bytes()
     residual = receipt.verify(data, (vault.root / "device.pub").read_bytes())["predicate"]["residual_epsilon"]
     assert residual["epsilon"] is None
@@ -161,3 +158,110 @@ def test_an_oversized_file_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(receipt, "LIMIT", 10)
     with pytest.raises(VerificationFailed, match="larger"):
         receipt.verify(b"x" * 11, KEY)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"predicate": None}, {"predicate": []}, {"subject": None}, {"subject": [{"name": "x"}]}, {"subject": ["x"]}],
+)
+def test_a_signed_statement_without_what_in_toto_asks_for(wrong: dict) -> None:
+    data = receipt.sign(content(**wrong), SEED)
+    for check in (receipt.read, lambda file: receipt.verify(file, KEY)):
+        with pytest.raises(VerificationFailed, match="not a statement about an erasure"):
+            check(data)
+
+
+def test_reading_asks_for_no_key_and_still_for_the_form() -> None:
+    data = receipt.sign(content(), SEED)
+    unsigned = json.loads(data)
+    unsigned["signatures"][0]["sig"] = "AAAA"
+    assert receipt.read(data) == receipt.read(canonical_json(unsigned)) == content()
+    for damaged in (b"", b"{}", b"\xff", data[:-1], b"[" * 100_000):
+        with pytest.raises(VerificationFailed):
+            receipt.read(damaged)
+
+
+def test_the_hint_of_a_key_decides_nothing() -> None:
+    envelope = json.loads(receipt.sign(content(), SEED))
+    envelope["signatures"][0]["keyid"] = "another"
+    assert receipt.verify(canonical_json(envelope), KEY) == content()
+    del envelope["signatures"][0]["keyid"]
+    assert receipt.verify(canonical_json(envelope), KEY) == content()
+    with pytest.raises(VerificationFailed):
+        receipt.verify(canonical_json(envelope), pem(ed25519.Ed25519PrivateKey.generate()))
+
+
+def test_additions_of_an_erasure_stand_in_its_statement(erased) -> None:
+    vault, outcome, _ = erased
+    (entry,) = erasure.journal.read_all(vault)
+    checked = erasure.verify(vault, outcome.id)
+    plain = receipt.statement(vault.id, entry, vault.stores, checked, "")["predicate"]
+    assert "blocks" not in plain
+    fate = {"id": "11" * 16, "outcome": "retrained", "successor": "22" * 16}
+    said = receipt.statement(vault.id, entry, vault.stores, checked, "", not_covered=["backup 33"], blocks=[fate])
+    assert said["predicate"]["not_covered"] == [*plain["not_covered"], "backup 33"]
+    assert said["predicate"]["blocks"] == [fate]
+
+
+def test_a_commitment_opens_to_its_scope_and_to_no_other(erased, vaults) -> None:
+    vault, outcome, data = erased
+    statement = receipt.verify(data, (vault.root / "device.pub").read_bytes())
+    opening = bytes.fromhex(outcome.opening)
+    assert receipt.opens(statement, Scope.block(vaults.TOPIC), opening)
+    for scope in (Scope.topic(vaults.TOPIC), Scope.block("other"), Scope.subject()):
+        assert not receipt.opens(statement, scope, opening)
+    assert not receipt.opens(statement, Scope.block(vaults.TOPIC), bytes(32))
+    for held in ({}, {"scope": None}, {"scope": {"commitment": 7}}, {"scope": {"commitment": "é"}}, {"scope": {}}):
+        assert not receipt.opens(content(predicate=held), Scope.block(vaults.TOPIC), opening)
+
+
+@pytest.fixture
+def chain(vaults) -> tuple[list[bytes], bytes]:
+    """The receipts of three erasures of one vault, oldest first, and its public key."""
+    vault = vaults.create()
+    files = []
+    for topic in ("one", "two", "three"):
+        vault.add_records(vaults.records(1, topic=topic))
+        planned = erasure.plan(vault, Scope.topic(topic))
+        files.append(erasure.execute(vault, planned, planned.digest).receipt_path.read_bytes())
+    return files, (vault.root / "device.pub").read_bytes()
+
+
+def test_the_chain_of_a_vault_holds(chain: tuple[list[bytes], bytes]) -> None:
+    files, key = chain
+    statements = receipt.verify_chain(files, key)
+    assert statements == [receipt.verify(file, key) for file in files]
+    assert receipt.verify_chain(files[:1], key) == statements[:1]
+    assert receipt.verify_chain([], key) == []
+
+
+@pytest.mark.parametrize(
+    ("order", "link"),
+    [
+        ((1, 2), "breaks before receipt 1"),  # the first is missing
+        ((0, 2), "between receipt 1 and receipt 2"),  # the second is missing
+        ((0, 2, 1), "between receipt 1 and receipt 2"),  # another order
+        ((2, 1, 0), "breaks before receipt 1"),
+        ((0, 0, 1, 2), "between receipt 1 and receipt 2"),  # repeated
+        ((0, 1, 2, 2), "between receipt 3 and receipt 4"),
+        ((0, 1, 2, 0), "between receipt 3 and receipt 4"),
+    ],
+)
+def test_a_chain_that_breaks_names_the_link(
+    chain: tuple[list[bytes], bytes], order: tuple[int, ...], link: str
+) -> None:
+    files, key = chain
+    with pytest.raises(VerificationFailed, match=link):
+        receipt.verify_chain([files[one] for one in order], key)
+
+
+def test_a_chain_with_a_changed_receipt_names_it(chain: tuple[list[bytes], bytes]) -> None:
+    files, key = chain
+    envelope = json.loads(files[1])
+    spaced = json.dumps(envelope).encode()  # the same words in other bytes: signed, and no longer what was named
+    assert receipt.verify(spaced, key)
+    with pytest.raises(VerificationFailed, match="between receipt 2 and receipt 3"):
+        receipt.verify_chain([files[0], spaced, files[2]], key)
+    envelope["payload"] = base64.b64encode(b"{}").decode()
+    with pytest.raises(VerificationFailed, match="Receipt 2 of 3"):
+        receipt.verify_chain([files[0], json.dumps(envelope).encode(), files[2]], key)

@@ -47,12 +47,12 @@ def test_plan_then_execute(client: Client) -> None:
 def test_epsilon_outlives_the_block(client: Client) -> None:
     with client:
         before = client.privacy.budget().epsilon
-        client.erase.plan(everything=True).execute()
+        client.erase.plan(subject=True).execute()
         assert client.search(HEALTH) == []
         assert client.privacy.budget().epsilon == before > 0
 
 
-@pytest.mark.parametrize("scope", [{}, {"block": "health", "topic": "health"}, {"topic": "health", "everything": True}])
+@pytest.mark.parametrize("scope", [{}, {"block": "health", "topic": "health"}, {"topic": "health", "subject": True}])
 def test_exactly_one_scope(client: Client, scope: dict[str, str]) -> None:
     with client, pytest.raises(UsageError):
         client.erase.plan(**scope)

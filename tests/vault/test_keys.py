@@ -9,7 +9,9 @@ import pytest
 
 from fedmem.errors import KeystoreError
 from fedmem.vault.fs import Files
-from fedmem.vault.keys import KeyfileKeys, KeyringKeys, Keystore, PassphraseKeys
+from fedmem.vault.keys import KeyfileKeys, Keystore
+from fedmem.vault.oskeys import KeyringKeys
+from fedmem.vault.passphrase import PassphraseKeys
 
 SALT = bytes(16)
 
@@ -62,6 +64,29 @@ class TestContract:
     def test_destroying_nothing_is_fine(self, keys: Keystore) -> None:
         keys.destroy("epoch-9")
 
+    def test_what_came_from_elsewhere_is_kept_and_destroyed_like_the_rest(self, keys: Keystore) -> None:
+        for secret in (b"s" * 32, b"t" * 32):
+            keys.put("device", secret)
+            assert keys.load("device") == secret
+        keys.destroy("device")
+        with pytest.raises(KeystoreError):
+            keys.load("device")
+
+    def test_notes_are_replaced_and_are_no_secrets(self, keys: Keystore) -> None:
+        assert keys.noted("table") is None
+        for value in (b"one", b"", b"three" * 8, b"x" * 64):
+            keys.note("table", value)
+            assert (keys.noted("table") or b"") == value
+        assert keys.noted("ledger") is None
+        assert not keys.exists("table")
+
+    def test_discarding_leaves_nothing(self, keys: Keystore) -> None:
+        keys.create("epoch-1")
+        keys.note("table", b"note")
+        keys.discard(["epoch-1", "device"])
+        assert not keys.exists("epoch-1")
+        assert keys.noted("table") is None
+
 
 def test_zeroed_or_short_slot_is_missing(tmp_path: Path) -> None:
     keys = KeyfileKeys(Files(), tmp_path)
@@ -69,6 +94,27 @@ def test_zeroed_or_short_slot_is_missing(tmp_path: Path) -> None:
         (tmp_path / "epoch-1").write_bytes(content)
         with pytest.raises(KeystoreError):
             keys.load("epoch-1")
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 20, bytes(32), b"x" * 40, b"x" * 500])
+def test_a_damaged_slot_of_a_secret_from_elsewhere_is_missing(tmp_path: Path, damage: bytes) -> None:
+    keys = PassphraseKeys.start(KeyfileKeys(Files(), tmp_path), "correct horse", SALT)
+    keys.put("device", b"s" * 32)
+    assert b"s" * 32 not in (tmp_path / "device").read_bytes()
+    (tmp_path / "device").write_bytes(damage)
+    with pytest.raises(KeystoreError):
+        keys.load("device")
+
+
+def test_a_damaged_entry_of_the_os_keystore_is_missing() -> None:
+    backend = MemoryKeyring()
+    keys = KeyringKeys("fedmem:test", backend)
+    for text in ("", "no base64!", "c2hvcnQ="):
+        backend.set_password("fedmem:test", "epoch-1", text)
+        backend.set_password("fedmem:test", "table.note", "no base64!")
+        with pytest.raises(KeystoreError):
+            keys.load("epoch-1")
+        assert keys.noted("table") is None
 
 
 def test_wrong_passphrase_is_told_at_once(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 import pytest
 
+from fedmem.errors import Refused
+from fedmem.vault import stores
+from fedmem.vault.core import Core
+from fedmem.vault.fs import Files
 from fedmem.vault.stores import BUILT_IN, NO_CONTENT, ContentStore, unclaimed
 
-NAMES = ["key-table", "block-files", "database"]
+AT_REST = ["key-table", "block-files", "database"]
+NAMES = [*AT_REST, "readers", "copies"]
 
 
-@pytest.fixture(params=range(len(BUILT_IN)), ids=NAMES)
+@pytest.fixture(params=range(len(AT_REST)), ids=AT_REST)
 def held(request: pytest.FixtureRequest, vaults):
     """(store, ids in scope, vault) of a vault with two topics."""
     vault = vaults.create()
@@ -55,6 +60,67 @@ class TestContract:
 
 def test_the_key_table_comes_first(vaults) -> None:
     assert [store.name for store in vaults.create().stores] == NAMES
+    assert len(BUILT_IN) == len(NAMES) - 1  # `copies` comes on top: it is built on the others
+
+
+class Cache:
+    """A store in memory that keeps the contract."""
+
+    name, order, method, claims = "cache", 9, "dropped from memory", frozenset[str]()
+
+    def enumerate(self, ids: frozenset[str]) -> list:
+        return []
+
+    def erase(self, ids: frozenset[str]) -> None:
+        return None
+
+    def scan(self, ids: frozenset[str]) -> list[str]:
+        return []
+
+
+def test_a_store_that_keeps_the_contract_is_registered(vaults) -> None:
+    vault, store = vaults.create(), Cache()
+    vault.register(store)
+    assert vault.stores[-1] is store
+    with pytest.raises(Refused, match="name of its own"):
+        vault.register(Cache())
+
+
+@pytest.mark.parametrize("part", ["enumerate", "erase", "scan", "name", "order", "method", "claims"])
+def test_a_store_without_a_part_of_the_contract_is_not(vaults, part: str) -> None:
+    vault, store = vaults.create(), Cache()
+    setattr(store, part, None)
+    with pytest.raises(Refused) as caught:
+        vault.register(store)
+    assert caught.value.exit_code == 4
+    assert [known.name for known in vault.stores] == NAMES
+
+
+def test_a_vault_does_not_open_with_a_store_that_cannot_erase(vaults, monkeypatch: pytest.MonkeyPatch) -> None:
+    vaults.create().close()
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.DatabaseStore, "erase", None)
+        with pytest.raises(Refused):
+            vaults.open()
+    vaults.open()
+
+
+def test_finding_what_is_in_scope_opens_nothing_beside_it(vaults, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = vaults.create()
+    for number in range(6):
+        vaults.block(vault, f"topic-{number}")
+    opened: list[str] = []
+    read, cell = type(vault.core.files).read, Core.open_cell
+    monkeypatch.setattr(
+        Core, "open_cell", lambda self, kind, item, *a: opened.append(item) or cell(self, kind, item, *a)
+    )
+    monkeypatch.setattr(Files, "read", lambda self, path, **k: opened.append(path.stem) or read(self, path, **k))
+    ids = vault.ids_of("topic-3")
+    for store in vault.stores:
+        store.enumerate(ids)
+        store.erase(ids)
+        assert store.scan(ids) == []
+    assert {name for name in opened if not name.startswith("epoch-")} <= ids | {"table"}
 
 
 def test_each_file_and_table_has_one_owner(vaults) -> None:

@@ -1,0 +1,182 @@
+"""A DP-SGD step of a private block against its plain step: `python -m benchmarks.private_step --json`.
+
+A frozen anchor of width 256 with 4 layers, 32 records of 128 tokens in each batch, block widths 64 and 512. Arms, in
+turns: plain (one backward pass, the mean loss), our engine `fused`, Opacus' hooks behind the same function, and
+Opacus' ghost clipping, whose second backward pass walks the anchor again. Peak memory: of a process of its own that
+makes three steps, above what it held before the first.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from torch import nn
+
+from benchmarks import harness
+from fedmem.anchor.presets import Shape, new_anchor
+from fedmem.memory.attach import Memory, attach
+from fedmem.memory.block import new_blocks, source
+from fedmem.memory.sites import spec_for
+from fedmem.memory.spec import MemorySpec
+from fedmem.privacy.dpsgd import add_noise, clipped_sum
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, batch_loss, frozen, per_sequence
+from fedmem.privacy.opacus import LinearBlock
+from fedmem.privacy.stream import PrivacyStream
+
+ANCHOR, VOCABULARY, LENGTH, BATCH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 128, 32
+WIDTHS, CLIP, NOISE = (64, 512), 0.1, 1.0
+EVERYONE, NUMBERS = np.ones(BATCH, dtype=bool), np.arange(BATCH)
+
+Step = Callable[[], object]
+
+
+class Arms:
+    """The steps of each arm over the same anchor, records and block."""
+
+    def __init__(self, width: int, open_: ExitStack) -> None:
+        self.open = open_
+        self.model = new_anchor(ANCHOR, VOCABULARY, 0)
+        self.memory: Memory = attach(self.model)
+        self.spec: MemorySpec = spec_for(self.model, "ffn", 1, (width,))
+        tokens_NT = torch.from_numpy(np.random.default_rng(0).integers(2, VOCABULARY, (BATCH, LENGTH)))
+        self.data = PrivateSequences(tokens_NT, NUMBERS, BATCH)
+        self.stream = PrivacyStream(bytes(32), b"benchmark")
+
+    def block(self) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        """A new block and its optimiser."""
+        block = nn.Parameter(new_blocks(self.spec, 1, 1, torch.Generator().manual_seed(0))[0])
+        return block, torch.optim.Adam([block], lr=1e-3)
+
+    def plain(self) -> Step:
+        """One backward pass of the mean loss."""
+        block, adam = self.block()
+
+        def step() -> None:
+            loss = batch_loss(self.model, self.memory, source(self.spec, block[None]), self.data, NUMBERS, False)
+            (loss / BATCH).backward()
+            adam.step()
+            adam.zero_grad()
+
+        return step
+
+    def private(self, runtime: RuntimeOptions) -> Step:
+        """As `fedmem.privacy.dpsgd` makes it, noise included."""
+        block, adam = self.block()
+        engine = per_sequence(self.model, self.memory, self.spec, self.data, runtime)
+        gradients = self.open.enter_context(engine)
+
+        def step() -> None:
+            clipped = clipped_sum(gradients, block.data, self.data, EVERYONE, CLIP, runtime.micro_batch)
+            (noisy,) = add_noise(clipped, NOISE, self.stream.substream(b"noise"))
+            block.grad = noisy / BATCH
+            adam.step()
+
+        return step
+
+    def ghost(self) -> Step:
+        """Opacus' ghost clipping: norms in a first backward pass, the clipped sum in a second one."""
+        block = LinearBlock(self.spec)
+        block.load(self.block()[0].data)
+        adam = torch.optim.Adam(block.parameters(), lr=1e-3)
+        hooks = GradSampleModuleFastGradientClipping(
+            block, max_grad_norm=CLIP, loss_reduction="sum", use_ghost_clipping=True
+        )
+
+        def step() -> None:
+            hooks.enable_hooks()
+            loss = batch_loss(self.model, self.memory, block, self.data, NUMBERS, False)
+            loss.backward(retain_graph=True)
+            norms_B = hooks.get_norm_sample()
+            adam.zero_grad()
+            hooks.disable_hooks()
+            # The weights of the records would enter here; their number and place do not change the time.
+            (loss * (CLIP / norms_B.max())).backward()
+            adam.step()
+            adam.zero_grad()
+
+        return step
+
+    def noise(self) -> Step:
+        """The noise of one step alone."""
+        return lambda: self.stream.substream(b"noise").normal(self.spec.fetch_size, NOISE)
+
+
+def timed(width: int, turns: int) -> dict[str, np.ndarray]:
+    """Seconds of each arm at a width."""
+    whole = RuntimeOptions(micro_batch=BATCH)
+    with ExitStack() as stack:
+        arms = Arms(width, stack)
+        stack.enter_context(frozen(arms.model))
+        steps = {
+            "plain": arms.plain(),
+            "fused": arms.private(whole),
+            "opacus_hooks": arms.private(RuntimeOptions(micro_batch=BATCH, engine="opacus")),
+            "opacus_ghost": arms.ghost(),
+            "noise": arms.noise(),
+        }
+        return harness.turns(steps, turns)
+
+
+def peak(arm: str, width: int) -> int:
+    """Bytes that three steps of an arm add to the peak of a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.private_step", "--peak-of", f"{arm},{width}"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
+
+
+def tell_peak(arm: str, width: int) -> None:
+    """What `peak` asks its process for."""
+    with ExitStack() as stack:
+        arms = Arms(width, stack)
+        stack.enter_context(frozen(arms.model))
+        step = arms.plain() if arm == "plain" else arms.private(RuntimeOptions())
+        before = _peak_bytes()
+        for _ in range(3):
+            step()
+        print(_peak_bytes() - before)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def figures(turns: int) -> dict[str, Any]:
+    """Ratios of the arms at both widths, and of the peaks."""
+    data: dict[str, Any] = {"ratio": {}, "interval": {}, "seconds": {}}
+    for width in WIDTHS:
+        seconds = timed(width, turns)
+        data["seconds"][f"r{width}"] = {name: float(np.median(values)) for name, values in seconds.items()}
+        for arm in ("fused", "opacus_hooks", "opacus_ghost"):
+            _add(data, f"{arm}_over_plain_r{width}", *harness.ratio(seconds[arm], seconds["plain"]))
+        if width == WIDTHS[0]:
+            _add(data, "noise_share", *harness.ratio(seconds["noise"], seconds["fused"]))
+    peaks = {f"r{width}": {arm: peak(arm, width) for arm in ("plain", "fused")} for width in WIDTHS}
+    data["ratio"] |= {"peak_memory": max(found["fused"] / found["plain"] for found in peaks.values())}
+    return data | {"peak_bytes": peaks}
+
+
+def _add(data: dict[str, Any], name: str, found: float, interval: list[float]) -> None:
+    data["ratio"][name] = found
+    data["interval"][f"ratio.{name}"] = interval
+
+
+def main() -> None:
+    """Time the steps in turns, then measure the peaks."""
+    parser = harness.options(__doc__ or "")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        arm, width = arguments.peak_of.split(",")
+        tell_peak(arm, int(width))
+        return
+    harness.emit("private_step", figures(6 if arguments.quick else 24) | {"machine": harness.machine()}, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""A reader of a release: its anchor with memory, asked with the shared blocks of each prompt and what is private.
+
+Invariants
+- Memory is fetched by the prompt alone, never by what is to come after it.
+- Texts are cut to the reader's length: a prompt to half of it, what comes after to the rest.
+- `logits_digest` is of every logit's bits: equal digests are equal logits, to the last bit.
+
+    reader = Reader(release, embedder, length=256)
+    losses_N, counts_N = reader.losses(["Who wrote it?"], ["Nobody."], private)
+
+Shapes: N texts, B of a batch, P levels, T tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fedmem.anchor.tokenizer import PAD, end_of_document
+from fedmem.eval.buckets import Losses
+from fedmem.eval.extraction import continuations, extraction_strength
+from fedmem.eval.perplexity import SourcesOf
+from fedmem.eval.targets import Targets, join, target_losses
+from fedmem.memory.attach import attach
+from fedmem.memory.kinds import Source
+from fedmem.privacy.fetch import shared_and_private
+from fedmem.routing.embedder import Embedder
+from fedmem.routing.router import route
+from fedmem.training.release import Release
+from fedmem.training.sequences import readable, trim
+
+Private = Sequence[Source]
+BATCH = 32
+
+
+class Reader:
+    """The model of a release as an attacker or a user asks it; `private` are the private blocks in use."""
+
+    def __init__(self, release: Release, embedder: Embedder, length: int) -> None:
+        self._release, self._embedder = release, embedder
+        self._model = release.anchor()
+        self._memory = attach(self._model)
+        self._end = end_of_document(release.tokenizer)
+        self.length = min(length, int(self._model.config.max_position_embeddings))
+
+    def losses(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> Losses:
+        """Summed loss in nats and number of tokens of each end after its prompt."""
+        return target_losses(self._model, self._joined(prompts, ends), self._memory, self._sources(prompts, private))
+
+    def candidate_losses(self, prompt: str, ends: Sequence[str], private: Private) -> np.ndarray:
+        """Summed losses of many ends after one prompt, `[N]`; memory is fetched once."""
+        sources = self._sources([prompt], private)(np.zeros(1, np.int64))
+        targets = self._joined([prompt] * len(ends), ends)
+        return target_losses(self._model, targets, self._memory, lambda _: sources)[0]
+
+    def text_losses(self, texts: Sequence[str], private: Private) -> Losses:
+        """As `losses`, of whole texts after nothing; the memory is that of the text."""
+        targets = join([[self._end]] * len(texts), self._whole(texts))
+        return target_losses(self._model, targets, self._memory, self._sources(texts, private))
+
+    def strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
+        """Extraction strength of each end after its prompt, `[N]`."""
+        targets = self._joined(prompts, ends)
+        return extraction_strength(self._model, targets, self._memory, self._sources(prompts, private))
+
+    def answers(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> list[str]:
+        """What the reader says after each prompt, greedily, at most as long as the end that is looked for."""
+        return self._spoken(self._contexts(prompts), self._targets(ends), self._sources(prompts, private))
+
+    def completed(self, texts: Sequence[str], private: Private) -> tuple[list[str], list[str]]:
+        """The second half of each text, by tokens: as the reader says it after the first one, and as it is."""
+        decode, whole = self._release.tokenizer.decode, self._whole(texts)
+        # Not read again as text: what was cut must go in as the tokens that were learned.
+        starts, ends = [ids[: len(ids) // 2] for ids in whole], [ids[len(ids) // 2 :] for ids in whole]
+        sources = self._sources([decode(ids) for ids in starts], private)
+        said = self._spoken([[self._end, *ids] for ids in starts], ends, sources)
+        return said, [decode(ids) for ids in ends]
+
+    @torch.no_grad()
+    def logits_digest(self, texts: Sequence[str], private: Private) -> str:
+        """SHA-256 over the logits of the texts, in their order."""
+        found, sources = hashlib.sha256(), self._sources(texts, private)
+        tokens_NT = join([[self._end]] * len(texts), self._whole(texts)).tokens_NT
+        for start in range(0, len(texts), BATCH):
+            numbers_B = np.arange(start, min(start + BATCH, len(texts)))
+            tokens_BT = trim(tokens_NT[numbers_B])
+            with self._memory.using(*sources(numbers_B)):
+                logits_BTV = self._model(readable(tokens_BT)).logits
+            found.update(logits_BTV[tokens_BT != PAD].float().numpy().tobytes())
+        return found.hexdigest()
+
+    def _spoken(self, contexts: list[list[int]], ends: list[list[int]], sources: SourcesOf) -> list[str]:
+        lengths = [len(ids) for ids in ends]
+        spoken = continuations(self._model, contexts, lengths, self._end, self._memory, sources)
+        return [self._release.tokenizer.decode(ids) for ids in spoken]
+
+    def _sources(self, prompts: Sequence[str], private: Private) -> SourcesOf:
+        paths_NP = route(self._release.tree, self._embedder.embed(list(prompts)))
+        return lambda numbers_B: shared_and_private(self._release, paths_NP[numbers_B], private)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._release.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+        return [ids[: self.length - 1] for ids in self._ids(texts)]
+
+    def _contexts(self, prompts: Sequence[str]) -> list[list[int]]:
+        return [[self._end, *ids[: self.length // 2 - 1]] for ids in self._ids(prompts)]
+
+    def _targets(self, ends: Sequence[str]) -> list[list[int]]:
+        return [ids[: self.length - self.length // 2] for ids in self._ids(ends)]
+
+    def _joined(self, prompts: Sequence[str], ends: Sequence[str]) -> Targets:
+        return join(self._contexts(prompts), self._targets(ends))

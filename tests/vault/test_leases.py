@@ -1,0 +1,95 @@
+"""Leases: a live reader is seen by other processes, a dead one is swept, whoever had its number."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedmem.vault.leases import Lease, older
+
+HOLD = """
+import sys
+from pathlib import Path
+from fedmem.vault.leases import Lease
+lease = Lease(Path(sys.argv[1]), int(sys.argv[2]))
+print("held", flush=True)
+sys.stdin.readline()
+lease.release()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[object]:
+    """Start a process that holds a lease of a generation."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(generation: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD, str(tmp_path / "leases"), str(generation)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout is not None
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_another_process_is_seen_until_it_lets_go(tmp_path: Path, hold) -> None:
+    folder = tmp_path / "leases"
+    process = hold(4)
+    assert older(folder, 5) == [process.pid]
+    assert older(folder, 4) == []  # it is of this generation
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "released\n"
+    assert older(folder, 5) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_a_killed_reader_is_swept(tmp_path: Path, hold) -> None:
+    folder = tmp_path / "leases"
+    process = hold(0)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(list(folder.iterdir())) == 1
+    assert older(folder, 1) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_a_mark_that_names_a_live_process_and_is_not_held_is_dead(tmp_path: Path) -> None:
+    """A process number that was given again: process 1 is always there."""
+    folder = tmp_path / "leases"
+    folder.mkdir()
+    (folder / "0-abc").write_bytes(b'{"pid":1,"started":0}')
+    assert older(folder, 1) == []
+    assert list(folder.iterdir()) == []
+
+
+def test_the_own_process_is_not_waited_for(tmp_path: Path) -> None:
+    lease = Lease(tmp_path / "leases", 0)
+    assert older(tmp_path / "leases", 1) == []
+    assert len(list((tmp_path / "leases").iterdir())) == 1  # and not swept either
+    lease.release()
+    lease.release()
+    assert list((tmp_path / "leases").iterdir()) == []
+
+
+def test_a_new_reader_sweeps_the_dead(tmp_path: Path) -> None:
+    folder = tmp_path / "leases"
+    folder.mkdir()
+    (folder / "0-abc").touch()
+    lease = Lease(folder, 3)
+    assert [path.name.split("-")[0] for path in folder.iterdir()] == ["3"]
+    lease.release()
+
+
+def test_no_readers_ever(tmp_path: Path) -> None:
+    assert older(tmp_path / "leases", 9) == []
