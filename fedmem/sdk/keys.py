@@ -103,12 +103,15 @@ def _receipts(folder: Path) -> dict[str, bytes]:
 
 
 def _chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Statement]]:
-    """The distinct receipts in the order of their generations, the chain verified from the first on."""
+    """The distinct receipts, each after the one that it names, the chain verified from the first on."""
     distinct = {digest(file): file for file in files}
-    read = [(file, receipt.verify(file, key)) for file in distinct.values()]
-    ordered = sorted(read, key=lambda pair: int(pair[1]["predicate"]["generation"]))
-    receipt.verify_chain([file for file, _ in ordered], key)
-    return ordered
+    after = {receipt.verify(file, key)["predicate"].get("previous"): file for file in distinct.values()}
+    ordered, last = [], None
+    while last in after:
+        ordered.append(after.pop(last))
+        last = digest(ordered[-1])
+    left = [file for file in distinct.values() if file not in ordered]
+    return list(zip([*ordered, *left], receipt.verify_chain([*ordered, *left], key), strict=True))
 
 
 def _row(file: bytes, said: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class Core:
         if not self.write:
             raise Refused("This vault is open for reading only. Open it with write=True.")
         if self.unsettled:
+            self.database.bury()
             self.recover()
         self.unsettled = True
         yield

@@ -186,6 +186,12 @@ class Database:
             busy = connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
         return not busy
 
+    def bury(self) -> None:
+        """Write over what a failed commit left in the log: after a crash SQLite would take it for committed."""
+        with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            version = connection.execute(text("PRAGMA user_version")).scalar_one()
+            connection.execute(text(f"PRAGMA user_version = {int(version)}"))
+
     def vacuum(self) -> None:
         """Rebuild the file, so that no page keeps a deleted cell."""
         with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:

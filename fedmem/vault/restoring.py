@@ -13,13 +13,14 @@ Invariants
 
 import contextlib
 import hmac
+import json
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete
 
 from fedmem.canonical import digest
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
@@ -59,7 +60,7 @@ class Newest:
         generation: the vault's after the last of them.
         erased: ids that they erased.
         receipts: file name -> bytes.
-        journal: rows for the journal of erasures: id, state, created, journal.
+        journal: rows for the journal of erasures in the order of their receipts: id, state, created, journal.
     """
 
     generation: int
@@ -227,6 +228,7 @@ def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: New
     """Leave out what was erased since, and tell the ledger where it may lack spends; whether it may."""
     database = Database(stage / DATABASE, write=True)
     core = Core(stage, found.known.id, found.known.simulated, files, table.keystore, table, database, write=True)
+    ledger = Ledger(core)
     try:
         database.migrate()
         unbounded = _lacks_spends(core, old)
@@ -234,13 +236,12 @@ def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: New
             for kind in (RecordRow, BlockRow, RunRow):
                 for batch in batches(newest.erased):
                     session.execute(delete(kind).where(kind.id.in_(batch)))
-            have = set(session.execute(select(ErasureRow.id)).scalars())
-            rows = [row for row in newest.journal if row["id"] not in have]
-            if rows:
-                session.execute(insert(ErasureRow), rows)
+            for row in newest.journal:
+                session.merge(ErasureRow(**row))
+                ledger.append_in(session, "erased", {"erasure": row["id"], "ids": json.loads(row["journal"])["ids"]})
             if unbounded:
                 lost = {"run": new_id(), "block": new_id(), "release": "", "records": None}
-                Ledger(core).append_in(session, "spend", {**lost, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
+                ledger.append_in(session, "spend", {**lost, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
         database.vacuum()
         database.checkpoint()
     finally:

@@ -40,6 +40,11 @@ def test_a_sample_of_the_sweep_finds_nothing_bad() -> None:
     assert data["operations"].keys() == OPERATIONS.keys()
 
 
+@pytest.mark.skipif(bool(works()), reason=works())
+def test_a_commit_that_failed_does_not_come_back_after_a_kill() -> None:
+    assert sweep("eio-kill/learn/16/10", "--workers", "1")["failures"] == []
+
+
 @pytest.mark.slow
 def test_the_sweep_finds_nothing_bad() -> None:
     data = sweep("--points", "2200")

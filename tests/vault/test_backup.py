@@ -1,8 +1,10 @@
 """Backups: what is restored is what was there, without what was erased since, and never by halves."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fedmem.errors import (
     Busy,
     KeystoreError,
     NothingMatched,
+    PartialErasure,
     Refused,
     StorageError,
     UsageError,
@@ -253,6 +256,19 @@ class TestKit:
         third = erase(again, vaults.TOPIC).receipt_path
         files = [again.root / "receipts" / path.name for path in [*erased, third]]
         assert len(erasure.receipt.verify_chain([path.read_bytes() for path in files], public)) == 3
+
+    def test_an_erasure_that_ended_late_follows_what_it_names(self, vaults, vault: Vault, tmp_path: Path) -> None:
+        backup.create(vault, tmp_path / "backup")
+        (tmp_path / "backup").rename(tmp_path / "stick")
+        with contextlib.closing(sqlite3.connect(vault.root / "vault.db")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM erasures").fetchall()  # the log stays in use
+            with pytest.raises(PartialErasure):
+                erase(vault, vaults.TOPIC)
+        second = erase(vault, "other")
+        (first,) = erasure.resume(vault)
+        told = newest(tmp_path / "stick", vault.root / "receipts")
+        assert list(told.receipts) == [f"{one.id}.dsse.json" for one in (second, first)]
 
     def test_receipts_that_break_are_refused(self, vaults, vault: Vault, kit, tmp_path: Path) -> None:
         backup.create(vault, tmp_path / "backup")
