@@ -56,7 +56,7 @@ lint: setup ## ruff, mypy and the import contracts
 	$(BIN)/lint-imports --no-logo --no-cache
 
 test: lint ## lint, then the whole suite beside `make slow`
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: setup ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
