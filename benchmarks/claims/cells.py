@@ -59,12 +59,17 @@ class Scale:
     branching: int
     widths: tuple[int, ...]
 
+    def first(self, arm: "Arm") -> int:
+        """Steps of the anchor alone, before there is memory."""
+        return round(arm.anchor_share * (self.pretrain + self.memory)) or self.pretrain
+
 
 @dataclass(frozen=True)
 class Arm:
     """What is trained: a `plain` model of some shape, or memory beside the anchor.
 
-    `branching` 0 means the scale's; `rate_of` names an arm whose learning rate is taken over; with `controls` other
+    `branching` 0 means the scale's; `anchor_share` is the share of all steps that train the anchor alone, 0 the
+    scale's, and then the anchor's rate falls over them, as nothing goes on from there; `rate_of` names an arm whose learning rate is taken over; with `controls` other
     blocks than those of the text's path are measured too.
     """
 
@@ -72,6 +77,7 @@ class Arm:
     shape: Shape = PRESETS["nano"]
     kind: str = ""
     frozen: bool = False
+    anchor_share: float = 0.0
     random: bool = False
     widths: tuple[tuple[int, ...], ...] = ()
     branching: int = 0
@@ -116,12 +122,15 @@ class Bench:
         before = [self.text.train[n] if retrieved else "" for n in found_D[half.document_N]]
         return in_context(self._tokenizer, half, before, self.scale.length), half.document_N
 
-    def pretrained(self, shape: Shape, seed: int, lr: float) -> dict[str, torch.Tensor]:
-        """The anchor after the first part of the tokens, once for all memory arms."""
-        path = self.folder / f"pretrained-{shape.d_model}-{seed}-{lr:g}.safetensors"
+    def pretrained(self, arm: Arm, seed: int, lr: float) -> dict[str, torch.Tensor]:
+        """The anchor after the first part of the tokens, once for all memory arms that share it."""
+        shape, steps = arm.shape, self.scale.first(arm)
+        share = f"-{arm.anchor_share:g}" if arm.anchor_share else ""
+        path = self.folder / f"pretrained-{shape.d_model}-{seed}-{lr:g}{share}.safetensors"
         if not path.exists():
             model = new_anchor(shape, self.scale.vocabulary, seed)
-            settings = Settings(self.scale.pretrain, self.scale.batch, lr, final=1.0, warmup=WARMUP)
+            final = 0.1 if arm.anchor_share else 1.0
+            settings = Settings(steps, self.scale.batch, lr, final=final, warmup=WARMUP)
             Trainer(model, pack(self.train), settings, seed).run()
             temporary = path.with_suffix(f".{lr:g}.tmp")
             save_file({name: p.data for name, p in model.named_parameters()}, temporary)
@@ -147,7 +156,8 @@ def _plain(bench: Bench, arm: Arm, seed: int, lr: float) -> Losses:
 
 def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses:
     scale, model = bench.scale, new_anchor(arm.shape, bench.scale.vocabulary, seed)
-    start = bench.pretrained(arm.shape, seed, start_lr)
+    steps = scale.pretrain + scale.memory - scale.first(arm)
+    start = bench.pretrained(arm, seed, start_lr)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(start[name])
     spec = spec_for(model, arm.kind, arm.branching or scale.branching, arm.widths or scale.widths)
@@ -157,14 +167,14 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
         paths = {name: random_paths(p, seed + n) for n, (name, p) in enumerate(paths.items())}
     train_NP = paths["train"][bench.train.document_N]
     packed = pack(bench.train, train_NP[:, -1])
-    settings = Settings(scale.memory, scale.batch, start_lr, warmup=WARMUP, memory_lr=lr)
+    settings = Settings(steps, scale.batch, start_lr, warmup=WARMUP, memory_lr=lr)
     state, memory = BankState.new(spec, seed), attach(model)
     trained = Trained(not arm.frozen, frozenset(range(1, spec.levels + 1)))
     bank = in_memory(memory, state, train_NP[packed.first_M], settings, trained)
     trainer = Trainer(model, packed, settings, seed, bank, anchor=not arm.frozen)
     measure, growth = _measure(bench, model, memory, state), []
     for part in range(1, PARTS):
-        while trainer.done < scale.memory * part // PARTS:
+        while trainer.done < steps * part // PARTS:
             trainer.step()
         growth += [mean(measure(None)) - mean(measure(paths["heldout"]))] if arm.controls else []
     trainer.run()

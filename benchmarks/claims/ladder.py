@@ -31,7 +31,8 @@ PLAIN = [
     Arm("plain-1.7", Shape(layers=2, d_model=96, ffn=288, heads=3)),
 ]
 COTRAINED = Arm("cotrained", kind="ffn", controls=True)
-FROZEN = Arm("frozen", kind="ffn", frozen=True, controls=True)
+# A frozen anchor learns nothing later, so it gets three quarters of the tokens; the others learn beside their memory.
+FROZEN = Arm("frozen", kind="ffn", frozen=True, anchor_share=0.75, controls=True)
 RANDOM = Arm("random_clusters", kind="ffn", random=True)
 # Equal values in a fetch: a row of LoRA or KV memory is longer or shorter than one of FFN memory.
 KINDS = [
