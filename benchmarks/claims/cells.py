@@ -68,9 +68,9 @@ class Scale:
 class Arm:
     """What is trained: a `plain` model of some shape, or memory beside the anchor.
 
-    `branching` 0 means the scale's; `anchor_share` is the share of all steps that train the anchor alone, 0 the
-    scale's, and then the anchor's rate falls over them, as nothing goes on from there; `rate_of` names an arm whose learning rate is taken over; with `controls` other
-    blocks than those of the text's path are measured too.
+    `branching` 0 means the scale's. `anchor_share` is the share of all steps that train the anchor alone, its rate
+    falling over them; 0 is the scale's, at a constant rate. `rate_of` names an arm whose learning rate is taken over.
+    With `controls` other blocks than those of the text's path are measured too.
     """
 
     name: str
