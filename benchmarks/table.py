@@ -28,6 +28,12 @@ ROWS = [
     ("claims", "gap_closed.break_even_multiple", "size of the plain model that has the same loss, × ours", "≥ 4"),
     ("private_step", "ratio.fused_over_plain_r64", "DP-SGD step / plain step of a block, width 64", "≤ 1.10"),
     ("private_step", "ratio.fused_over_plain_r512", "the same, width 512", "≤ 1.25"),
+    ("erase", "erase_ms_beside_fsync", "erasing one block, beside its syncs, ms", "< 100"),
+    ("erase", "ratio.blocks_10000_over_100", "the same in a vault of 10,000 blocks / of 100", "≤ 1.3"),
+    ("erase", "ratio.retrain_over_erase", "retraining the block / erasing it", "≥ 1,000"),
+    ("erase", "open_verify_attach_ms", "opening, verifying and attaching a block of 768 KiB, ms", "< 5"),
+    ("erase", "residue.fedmem", "notes of 50 found in files after their deletion, fedmem", "0"),
+    ("erase", "residue.sqlite_wal", "the same, plain SQLite in WAL mode", ""),
 ]
 
 
