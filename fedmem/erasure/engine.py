@@ -2,12 +2,6 @@
 
 Invariants
 - Only what was planned is destroyed: the digest must be the plan's, and the plan must still hold.
-- Order (DESIGN §8): journal -> new epoch -> table renamed -> old epoch destroyed -> files unlinked -> rows deleted
-  -> readers let go -> checkpoint -> rescan -> receipt. The rename is the point of no return: before it a failure
-  leaves the old state, after it the erasure is `partial` and rolls forward.
-- `completed` is written only after a clean rescan; anything less raises PartialErasure (I5). A resumed erasure is
-  verified deep.
-- Executing again after a crash is harmless: every step is idempotent.
 - A wish to train a block anew is durable with the journal entry, before anything is destroyed, and is checked against
   the budget before that. Training begins after the receipt; what is cut there, `resume` goes on with.
 
@@ -15,8 +9,6 @@ Invariants
     outcome = execute(vault, planned, planned.digest)
 """
 
-import contextlib
-import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping
@@ -25,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from fedmem.erasure import journal, receipt, states
+from fedmem.erasure.carrying import carry_out, receipt_path
 from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
-from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
-from fedmem.errors import Busy, FedmemError, PartialErasure, Refused
-from fedmem.vault.copies import out_of_reach
+from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.vault.ids import new_id
-from fedmem.vault.keytable import epoch_name
 from fedmem.vault.runs import WANTED
-from fedmem.vault.unused import moved
-from fedmem.vault.vault import DEVICE_KEY, Learned, Vault
+from fedmem.vault.vault import Learned, Vault
 
 DELETED, TO_BE_RETRAINED = "deleted", "deleted, to be retrained"
 
@@ -100,7 +89,7 @@ def execute(
         retrain.check(vault, wanted)
     opening = secrets.token_bytes(32)
     entry = _begin(vault, planned, receipt.commit(planned.scope, opening), residual)
-    outcome = replace(_carry_out(vault, entry), opening=opening.hex())
+    outcome = Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), opening.hex())
     return _trained(vault, entry, outcome, retrain)
 
 
@@ -110,11 +99,11 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     done = []
     for entry in journal.read_all(vault):
         if entry.state in states.UNFINISHED:
-            outcome = _carry_out(vault, entry)
+            outcome = Outcome(entry.id, states.COMPLETED, carry_out(vault, entry))
         elif retrain is None or _retraining(vault, entry) != "pending":
             continue
         else:
-            outcome = Outcome(entry.id, entry.state, _receipt_path(vault, entry))
+            outcome = Outcome(entry.id, entry.state, receipt_path(vault, entry))
         done.append(outcome if retrain is None else _trained(vault, entry, outcome, retrain))
     return done
 
@@ -159,59 +148,6 @@ def _outcomes(planned: Plan, wishes: Mapping[str, Learned]) -> tuple[dict[str, s
     return tuple(rows)
 
 
-def _carry_out(vault: Vault, entry: journal.Entry) -> Outcome:
-    again = entry.state != states.PENDING
-    try:
-        with vault.core.writing():
-            entry = journal.move(vault, entry, states.IN_PROGRESS)
-            checked = _destroy(vault, entry, again)
-            if checked.clean:
-                path = _write_receipt(vault, entry, checked)
-                return Outcome(entry.id, states.COMPLETED, path)
-    except FedmemError as error:
-        raise _ended(vault, entry, error) from error
-    raise _ended(vault, entry, PartialErasure("The rescan still found something."))
-
-
-def _destroy(vault: Vault, entry: journal.Entry, again: bool) -> Verification:
-    for store in vault.stores:
-        store.erase(entry.ids)
-    scattered = moved(vault.core.files.read(vault.root / "vault.db-wal"))
-    _checkpoint(vault)
-    for epoch in earlier_epochs(vault) if again else ():  # a copy of an old slot came back
-        vault.core.keystore.destroy(epoch_name(epoch))
-    # After a cut the log no longer tells what was moved, so every byte is looked at.
-    if scattered or (again and rescan(vault, entry, deep=True).found[FILES]):
-        vault.core.database.vacuum()
-        _checkpoint(vault)
-    return rescan(vault, entry, deep=again)
-
-
-def _checkpoint(vault: Vault) -> None:
-    if not vault.core.database.checkpoint():
-        raise Busy("A reader keeps the vault's log in use.")
-
-
-def _write_receipt(vault: Vault, entry: journal.Entry, checked: Verification) -> Path:
-    # In the order of completion: an erasure that was resumed may have begun before the one that ended last.
-    ended = [event.payload["erasure"] for event in vault.ledger.events() if event.kind == "erased"]
-    previous = journal.read(vault, ended[-1]).receipt if ended else ""
-    content = receipt.statement(
-        vault.id, entry, vault.stores, checked, previous, blocks=entry.blocks, not_covered=_copies(vault)
-    )
-    data = receipt.sign(content, vault.core.keystore.load(DEVICE_KEY))
-    path = _receipt_path(vault, entry)
-    vault.core.files.replace(path, data)
-    journal.move(vault, entry, states.COMPLETED, receipt=hashlib.sha256(data).hexdigest())
-    return path
-
-
-def _copies(vault: Vault) -> list[str]:
-    return [
-        f"backup or recovery kit {item}, which was made before and is out of reach" for item in out_of_reach(vault.core)
-    ]
-
-
 def _trained(vault: Vault, entry: journal.Entry, outcome: Outcome, retrain: Retrain | None) -> Outcome:
     """Train what the erasure wants trained anew and is not yet."""
     if retrain is None:
@@ -236,39 +172,10 @@ def _retraining(vault: Vault, entry: journal.Entry) -> str:
     return "done" if found == {"finished"} else "given up"
 
 
-def _ended(vault: Vault, entry: journal.Entry, error: FedmemError) -> FedmemError:
-    """Write how a failed attempt ended, as far as the disk allows, and what to raise for it."""
-    begun = _begun(vault, entry)
-    if entry.state == states.IN_PROGRESS:
-        with contextlib.suppress(FedmemError):
-            journal.move(vault, entry, states.PARTIAL if begun else states.FAILED)
-    if not begun:
-        with contextlib.suppress(FedmemError):
-            vault.unwant_runs(entry.runs)
-        return error
-    return PartialErasure(
-        "The keys are destroyed, but the erasure is not finished: close other programs that use this vault, "
-        "free some disk space, and run `fedmem erase resume`."
-    )
-
-
-def _begun(vault: Vault, entry: journal.Entry) -> bool:
-    """Whether the point of no return may be behind us; a disk that does not answer counts as yes."""
-    try:
-        on_disk = vault.core.table.peek()[1]
-    except FedmemError:
-        return True
-    return on_disk > entry.generation or not vault.stores[0].enumerate(entry.ids)
-
-
-def _receipt_path(vault: Vault, entry: journal.Entry) -> Path:
-    return vault.root / "receipts" / f"{entry.id}.dsse.json"
-
-
 def _status(vault: Vault, entry: journal.Entry) -> Status:
     kinds = {(item.id, item.kind) for item in entry.items}
     counts = {kind: sum(k == kind for _, k in kinds) for kind in sorted({kind for _, kind in kinds})}
-    path = _receipt_path(vault, entry) if entry.state == states.COMPLETED else None
+    path = receipt_path(vault, entry) if entry.state == states.COMPLETED else None
     return Status(entry.id, entry.state, entry.created, counts, path, _retraining(vault, entry))
 
 
