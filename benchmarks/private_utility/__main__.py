@@ -1,0 +1,132 @@
+"""What a private block is worth: `python -m benchmarks.private_utility --json [--quick] [--notes FILE] [--ablation]`.
+
+For each topic, number of records and seed: held-out loss of the anchor alone, with the best of three blocks that were
+trained without privacy, and with blocks at ε 8 and ε 2 under the default plan. The share of the gain is how much of
+what the best block gains the private one does. `--notes` adds clinical notes: a JSONL file (gzip) with a field
+`note`. `--ablation` changes one setting of the default at a time, on a public topic that the anchor never saw: defaults
+are chosen there and nowhere else. Finished runs lie in a folder, and a broken-off benchmark goes on.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness
+from benchmarks.private_utility import text
+from benchmarks.private_utility.cells import SMALL, Arm, Bench
+from benchmarks.private_utility.figures import figures, plot
+from fedmem.privacy.dpsgd import Optimiser
+
+SEEDS, RECORDS, PUBLIC = 3, 400, "public"
+CURVE = (100, 200, 400, 800, 1600)
+STEPS, QUICK_STEPS = 2000, 400
+BEST = [Arm(f"best-{lr:g}", 0.0, optimiser=Optimiser(lr=lr)) for lr in (3e-3, 1e-2, 3e-2)]
+PRIVATE = [Arm("eps8", 8.0), Arm("eps2", 2.0)]
+ABLATION = [
+    Arm("default"),
+    *(Arm(f"clip-{clip:g}", plan=replace(SMALL, clip=clip)) for clip in (0.03, 0.3, 1.0)),
+    *(Arm(f"lr-{lr:g}", optimiser=Optimiser(lr=lr)) for lr in (3e-3, 3e-2)),
+    *(Arm(f"width-{width}", width=width) for width in (4, 8, 32)),
+    *(Arm(f"steps-{steps}", plan=replace(SMALL, steps=steps)) for steps in (40, 160)),
+    *(Arm(f"rate-{rate:g}", plan=replace(SMALL, sampling_rate=rate, divisor=rate * RECORDS)) for rate in (0.05, 0.3)),
+    Arm("average-0.5", average=0.5),
+    Arm("warm", warm=True),
+    Arm("warm-average", warm=True, average=0.5),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do; an arm of None measures the anchor alone."""
+
+    folder: Path
+    steps: int
+    notes: Path | None
+    topic: str
+    records: int
+    seed: int
+    arm: Arm | None
+
+    @property
+    def path(self) -> Path:
+        """Where its result lies."""
+        return self.folder / f"{self.topic}-{self.records}-{self.seed}-{self.arm.name if self.arm else 'without'}.json"
+
+    def loss(self) -> float:
+        """What the finished run found, in nats."""
+        return float(json.loads(self.path.read_text(encoding="utf-8"))["loss"])
+
+
+@cache
+def _bench(folder: Path, steps: int) -> Bench:
+    import torch
+
+    torch.set_num_threads(1)
+    return Bench(folder, steps)
+
+
+def work(job: Job) -> None:
+    """Do one run in this process."""
+    bench = _bench(job.folder, job.steps)
+    topic = _topic(bench, job)
+    loss = bench.run(topic, job.arm) if job.arm else bench.without(topic)
+    temporary = job.path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"loss": loss}), encoding="utf-8")
+    temporary.rename(job.path)
+
+
+def _topic(bench: Bench, job: Job) -> text.Topic:
+    if job.topic == PUBLIC:
+        found = bench.stand_in
+    elif job.notes and job.topic == "clinical":
+        found = text.clinical(job.notes, job.seed)
+    else:
+        found = text.generated(job.topic, job.seed, job.records)
+    return text.Topic(found.train[: job.records], found.heldout)
+
+
+def done(jobs: Sequence[Job]) -> Sequence[Job]:
+    """The jobs, each run if it was not yet; the first makes what all share."""
+    left = [job for job in jobs if not job.path.exists()]
+    for job in left[:1]:
+        work(job)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for number, future in enumerate(as_completed([pool.submit(work, job) for job in left[1:]]), start=2):
+            future.result()
+            harness.progress(f"{number} of {len(left)} runs")
+    return jobs
+
+
+def main() -> None:
+    """Run what is missing and print the figures."""
+    parser = harness.options(__doc__ or "")
+    parser.add_argument("--notes", type=Path, help="clinical notes, JSONL in gzip")
+    parser.add_argument("--ablation", action="store_true", help="change one setting of the default at a time")
+    arguments = parser.parse_args()
+    steps, seeds = (QUICK_STEPS, 1) if arguments.quick else (STEPS, SEEDS)
+    shared = harness.kept("x").parent / "private_utility" / str(steps), steps, arguments.notes
+    if arguments.ablation:
+        jobs = [Job(*shared, PUBLIC, RECORDS, s, arm) for arm in [None, *BEST, *ABLATION] for s in range(seeds)]
+        name = "private_ablation"
+    else:
+        topics = ["finance"] if arguments.quick else ["health", "finance", "notes"]
+        asked = [(topic, RECORDS) for topic in topics] + ([("clinical", RECORDS)] if arguments.notes else [])
+        growing = "clinical" if arguments.notes else "finance"
+        asked += [] if arguments.quick else [(growing, count) for count in CURVE if count != RECORDS]
+        jobs = [Job(*shared, *one, s, arm) for one in asked for arm in [None, *BEST, *PRIVATE] for s in range(seeds)]
+        name = "private_utility"
+    found = {(j.topic, j.records, j.seed, j.arm.name if j.arm else "without"): j.loss() for j in done(jobs)}
+    data: dict[str, Any] = figures(found, RECORDS) | {"machine": harness.machine()}
+    if arguments.keep and not arguments.ablation:
+        plot(data, Path(__file__).parents[2] / "docs" / "privacy-utility.svg")
+    harness.emit(name, data, arguments)
+
+
+if __name__ == "__main__":
+    main()
