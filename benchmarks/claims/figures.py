@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-VARIANTS = ("early", "late", "flat", "flat_wide", "three_levels", "half_fetch", "larger_anchor")
+VARIANTS = ("early", "late", "flat", "flat_wide", "three_levels", "larger_anchor")
 RETRIEVAL = ("short", "retrieved")
 FROM_COTRAINED = ("generic", "fetched", "wrong", "prefix", "blocked")
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -48,7 +48,6 @@ VARIANTS = [
     Arm("flat", kind="ffn", widths=((64, 64),), rate_of="cotrained"),
     Arm("flat_wide", kind="ffn", widths=((64, 64),), branching=32, rate_of="cotrained"),
     Arm("three_levels", kind="ffn", widths=((40, 40), (16, 16), (8, 8)), branching=8, rate_of="cotrained"),
-    Arm("half_fetch", kind="ffn", widths=((20, 20), (12, 12)), rate_of="cotrained"),
     Arm("larger_anchor", Shape(layers=3, d_model=96, ffn=288, heads=3), kind="ffn", rate_of="cotrained"),
 ]
 

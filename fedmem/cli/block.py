@@ -1,6 +1,7 @@
 """`fedmem block`: private blocks of a vault."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,6 +48,35 @@ def show(name: str, subject: str, vault: str | None, secret: Secret) -> None:
     with opened(subject, vault, secret, write=False) as found:
         data = described(Blocks(found).get(name))
     emit("block.show", data, lambda out: pairs(out, data.items()))
+
+
+@block.command(epilog="Example: fedmem block migrate health --release releases/r2 --subject ana")
+@click.argument("name")
+@vault_options
+@click.option("--release", required=True, type=click.Path(path_type=Path), help="Folder of the release to move to.")
+@click.option("--policy", default="default", show_default=True, help="The policy whose budget holds.")
+@json_option
+def migrate(name: str, subject: str, vault: str | None, secret: Secret, release: Path, policy: str) -> None:
+    """Train block NAME (an id or a topic) anew on another release, with its own plan.
+
+    A new training, charged to the topic's budget, and refused (4) before anything where that is spent. The old block
+    stays: answers through its release use it, answers through the new one use the new block once it is done.
+    Interrupted, it is paused: the same command goes on.
+    """
+    from dataclasses import asdict
+
+    from fedmem.cli.client import door, steps, stopping
+    from fedmem.policy.policy import Policy
+    from fedmem.sdk.client import open_release
+    from fedmem.sdk.training import migrate as move
+
+    rules, new = Policy.load(policy), open_release(release)
+    with door(subject, vault, secret) as shared, stopping() as stop, steps() as progress:
+        old = shared.vault.block(name)
+        trained = move(shared, name, new, rules, stop=stop, progress=progress)
+    data = asdict(trained) | {"release": new.digest, "old_block": old.id, "old_release": old.release}
+    emit("block.migrate", data, lambda out: pairs(out, data.items()))
+    say("The old block stays and answers on its release; it goes with its topic, by `fedmem block delete`.")
 
 
 @block.command(epilog="Example: fedmem block delete health --subject ana --dry-run")

@@ -5,8 +5,8 @@ Invariants
 - An unexpected error ends with 1 and names its class only: its text may hold private data. `--debug` shows it.
 - A full or read-only disk ends with 11, a usage error with 2, an interrupt with 130.
 
->>> sorted(NOUNS)
-['anchor', 'backup', 'bank', 'block', 'doctor', 'erase', 'eval', 'keys', 'path', 'privacy', 'receipt', 'route', 'sim']
+>>> " ".join(sorted(NOUNS))
+'anchor backup bank block client doctor erase eval keys path privacy receipt route sim'
 """
 
 import errno
@@ -26,7 +26,8 @@ NOUNS: Nouns = {
     "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that every bank goes with."),
     "backup": ("fedmem.cli.backup:backup", "Backups of a vault: create, list, verify, restore."),
     "bank": ("fedmem.cli.bank:bank", "Shared banks: build, train, show, verify."),
-    "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, delete."),
+    "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, migrate, delete."),
+    "client": ("fedmem.cli.client:client", "Train private blocks on this device."),
     "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep what fedmem promises."),
     "erase": ("fedmem.cli.erase:erase", "Erasures of a vault: plan, run, verify, resume."),
     "eval": ("fedmem.cli.evaluate:evaluate", "Measurements: is what was erased forgotten?"),

@@ -21,8 +21,7 @@ import hashlib
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -31,28 +30,12 @@ from fedmem.canonical import digest
 from fedmem.erasure import receipt
 from fedmem.erasure.planning import Scope
 from fedmem.errors import VerificationFailed
+from fedmem.markup import Bad, document, folded, lines, pairs, plain, section, table, text
 
 UNSTATED: dict[str, Any] = {
     "wording": "", "erasure": "", "vault": "", "plan": "", "executed": "", "generation": 0,
     "scope": {}, "residual_epsilon": {}, "erased": [], "stores": [], "blocks": [], "not_covered": [],
 }  # fmt: skip
-OPEN_UP_TO = 40  # rows that a page shows unfolded
-STYLE = """
-:root { color-scheme: light }
-body { font: 15px/1.45 "Liberation Sans", Arial, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem } h2 { font-size: 1.1rem; margin: 1.4rem 0 .4rem }
-p { margin: .4rem 0 } ul { margin: .4rem 0; padding-left: 1.2rem }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; vertical-align: top; padding: .25rem .5rem; border-bottom: 1px solid #ccc }
-th { font-weight: 600 } tbody th { width: 14rem }
-code, pre, td.id { font: 12px/1.4 "Liberation Mono", Consolas, monospace; overflow-wrap: anywhere }
-pre { white-space: pre-wrap; background: #f5f5f5; padding: .6rem; margin: .4rem 0 }
-summary { cursor: pointer } .bad { font-weight: 700; color: #a00000 }
-@media print { body { margin: 0; max-width: none; font-size: 10.5pt } h2 { break-after: avoid }
-  tr, li { break-inside: avoid } pre { background: none; border: 1px solid #ccc } }
-@page { margin: 18mm }
-"""
 
 
 def facts(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,21 +72,14 @@ def page(file: bytes, public_key_pem: bytes) -> str:
         *_head(said, fingerprint(public_key_pem)),
         *_erased(said),
         *_stores(said),
-        *_section("What this erasure does not cover", _lines(said["not_covered"])),
-        *_section("What was ever shared", _residual(said["residual_epsilon"])),
+        *section("What this erasure does not cover", lines(said["not_covered"])),
+        *section("What was ever shared", _residual(said["residual_epsilon"])),
         *_further(unknown(said)),
         *_scope(said["scope"]),
         *_chain(said, file),
         *_embedded(file, public_key_pem),
     ]
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>Evidence of erasure {_text(said['erasure'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + "\n</body>\n</html>\n"
-    )
+    return document(f"Evidence of erasure {plain(said['erasure'])}", parts)
 
 
 def _head(said: Mapping[str, Any], key: str) -> list[str]:
@@ -111,7 +87,7 @@ def _head(said: Mapping[str, Any], key: str) -> list[str]:
         "<h1>Evidence of erasure</h1>",
         "<p>The receipt in this page was checked against the public key named below when the page was made: its "
         "signature held. It speaks of random ids only; it holds no text and no topic name.</p>",
-        _pairs(
+        pairs(
             [
                 ("Erasure", said["erasure"]),
                 ("Executed", said["executed"]),
@@ -125,40 +101,40 @@ def _head(said: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _erased(said: Mapping[str, Any]) -> list[str]:
-    counts = sorted(Counter(_plain(row.get("kind")) for row in said["erased"]).items())
+    counts = sorted(Counter(plain(row.get("kind")) for row in said["erased"]).items())
     told = [
-        f"<p>What follows is <strong>{_text(said['wording'] or 'erased')}</strong>: the keys that opened it are "
+        f"<p>What follows is <strong>{text(said['wording'] or 'erased')}</strong>: the keys that opened it are "
         "destroyed and its sealed bytes are removed. No key that the vault still has opens a copy of them; what the "
         "erasure could not reach stands below.</p>",
-        _table(("Kind", "Items"), counts),
-        _folded("Random ids", _table(("Kind", "Id"), [(row.get("kind"), row.get("id")) for row in said["erased"]]),
+        table(("Kind", "Items"), counts),
+        folded("Random ids", table(("Kind", "Id"), [(row.get("kind"), row.get("id")) for row in said["erased"]]),
                 len(said["erased"])),
     ]  # fmt: skip
     if said["blocks"]:
         rows = [(row.get("id"), row.get("outcome"), row.get("successor")) for row in said["blocks"]]
         told.append("<p>Blocks that had learned an erased record:</p>")
-        told.append(_table(("Block", "What became of it", "In its place"), rows))
+        told.append(table(("Block", "What became of it", "In its place"), rows))
     return ["<h2>What was erased</h2>", *told]
 
 
 def _stores(said: Mapping[str, Any]) -> list[str]:
     def row(store: Mapping[str, Any]) -> tuple[Any, ...]:
-        result = "clean" if store.get("clean") is True else "NOT clean"
+        result = "clean" if store.get("clean") is True else Bad("NOT clean")
         return store.get("name"), store.get("method"), store.get("items", "–"), result
 
     rows = [row(store) for store in said["stores"]]
     return [
         "<h2>Every place that was searched, after the erasure</h2>",
-        _table(("Place", "Method", "Items", "Result"), rows),
+        table(("Place", "Method", "Items", "Result"), rows),
     ]
 
 
 def _residual(said: Mapping[str, Any]) -> str:
     epsilon = said.get("epsilon")
-    bound = "not bounded" if epsilon is None else f"ε = {_plain(epsilon)}"
+    bound = "not bounded" if epsilon is None else f"ε = {plain(epsilon)}"
     return (
-        f"<p>Residual privacy loss (differential privacy): <strong>{_text(bound)}</strong>. "
-        f"Reason: {_text(said.get('reason'))}.</p>"
+        f"<p>Residual privacy loss (differential privacy): <strong>{text(bound)}</strong>. "
+        f"Reason: {text(said.get('reason'))}.</p>"
         "<p>ε bounds how much what left the device before the erasure can still tell about a record; 0 means that "
         "nothing of it left.</p>"
     )
@@ -166,26 +142,26 @@ def _residual(said: Mapping[str, Any]) -> str:
 
 def _further(said: Mapping[str, Any]) -> list[str]:
     rows = [(name, json.dumps(value, ensure_ascii=False)) for name, value in sorted(said.items())]
-    return _section("Further statements", _pairs(rows)) if rows else []
+    return section("Further statements", pairs(rows)) if rows else []
 
 
 def _scope(said: Mapping[str, Any]) -> list[str]:
     command = "fedmem receipt verify receipt.dsse.json --key device.pub --scope block:NAME --opening OPENING_FILE"
-    return _section(
+    return section(
         "What the request was about",
         "<p>The receipt names the scope by a commitment only, so that it says nothing to others. Who erased holds the "
         "opening, 32 random bytes that were shown once. With both, anyone can check what the request was about: "
         "HMAC-SHA256, keyed with the opening, of the scope written as canonical JSON gives the commitment; a scope is "
-        f"written as {_text(Scope.block('NAME').encode().decode())}.</p>"
-        + _pairs([("Commitment", said.get("commitment")), ("Scheme", said.get("scheme"))])
-        + f"<pre>{_text(command)}</pre>",
+        f"written as {text(Scope.block('NAME').encode().decode())}.</p>"
+        + pairs([("Commitment", said.get("commitment")), ("Scheme", said.get("scheme"))])
+        + f"<pre>{text(command)}</pre>",
     )
 
 
 def _chain(said: Mapping[str, Any], file: bytes) -> list[str]:
     before = said["previous"] or "none: this is the first receipt of the vault"
     rows = [("SHA-256 of this receipt", digest(file)), ("SHA-256 of the one before it", before)]
-    return _section("Place in the chain of receipts", _pairs(rows))
+    return section("Place in the chain of receipts", pairs(rows))
 
 
 def _embedded(file: bytes, public_key_pem: bytes) -> list[str]:
@@ -202,50 +178,10 @@ def _embedded(file: bytes, public_key_pem: bytes) -> list[str]:
         "<p>Save the text under “The receipt” as receipt.b64 and the device's public key as device.pub. Take the key "
         "from where you got it before, or compare its fingerprint with one that the subject gives you: a key that "
         "comes with the evidence proves nothing alone.</p>",
-        f"<pre>{_text(steps)}</pre>",
+        f"<pre>{text(steps)}</pre>",
         f'<details><summary>The receipt (DSSE envelope, base64)</summary>\n<pre id="receipt">{encoded}</pre></details>',
         f'<details><summary>The public key (PEM)</summary>\n<pre id="key">{pem.decode().strip()}</pre></details>',
     ]
-
-
-def _section(title: str, content: str) -> list[str]:
-    return [f"<h2>{escape(title)}</h2>", content]
-
-
-def _folded(title: str, content: str, rows: int) -> str:
-    shown = " open" if rows <= OPEN_UP_TO else ""
-    return f"<details{shown}><summary>{escape(title)}</summary>\n{content}</details>"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "\n".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-
-
-def _pairs(rows: Iterable[tuple[str, Any]]) -> str:
-    body = "\n".join(f"<tr><th>{_text(name)}</th>{_cell(value)}</tr>" for name, value in rows)
-    return f"<table><tbody>\n{body}\n</tbody></table>"
-
-
-def _cell(value: Any) -> str:
-    text = _text(value)
-    kind = ' class="bad"' if text == "NOT clean" else ' class="id"' if len(text) >= 32 and " " not in text else ""
-    return f"<td{kind}>{text}</td>"
-
-
-def _lines(lines: Sequence[Any]) -> str:
-    return "<ul>\n" + "\n".join(f"<li>{_text(line)}</li>" for line in lines) + "\n</ul>"
-
-
-def _text(value: Any) -> str:
-    """`value` escaped for any place in the page."""
-    return escape(_plain(value))
-
-
-def _plain(value: Any) -> str:
-    text = "not stated" if value is None or value == "" else str(value)
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def _list(said: Mapping[str, Any], name: str) -> list[Any]:

@@ -7,6 +7,8 @@ Invariants
 - No gradient is computed for the anchor or for shared rows, and they are left as they were.
 - Losses, norms and anything per record neither leave this module nor reach a log; `progress` gets step numbers.
 - The sum is the same, to float rounding, for every micro-batch size and both engines.
+- A training that goes on from a `State` ends in the bytes of one that was never cut: every step draws from its own
+  substream, and the steps before the cut count against the charge.
 
 Per-sequence gradients come from an engine (`fedmem.privacy.gradients`); sampling, clip, noise and accounting are here.
 
@@ -16,7 +18,8 @@ Shapes: N sequences, B sequences of a micro-batch, R records, X values of the bl
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 import torch
@@ -33,6 +36,21 @@ from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a training stands after `step` steps: the block and Adam's two moments, float32 [X]. As private as the
+    run's key, with which it is sealed: never released, logged or compared."""
+
+    step: int
+    block_X: Tensor = field(repr=False)
+    first_X: Tensor = field(repr=False)
+    second_X: Tensor = field(repr=False)
+
+
+Watch = Callable[[State], None]
+"""Gets the state after each step; it shares memory with the training. What it raises, ends the training."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +80,26 @@ def train_block(
     runtime: RuntimeOptions | None = None,
     meter: Meter | None = None,
     progress: Progress | None = None,
+    state: State | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Train a block from `start_X` for `plan.steps` steps and return its `block_X`, float32.
 
-    `meter` holds what the ledger was charged; without one, what the plan costs.
+    `meter` holds what the ledger was charged; without one, what the plan costs. `state` is where this very training,
+    of the same data, plan and stream, was cut.
 
     Guarantees: with the stream's key unknown the result is (plan.epsilon(), plan.delta)-DP for adding or removing
     one record [Abadi et al. 2016, algorithm 1, with a public divisor]. Raises BudgetExceeded before the first step
     that the charge does not cover.
     """
     settings, runtime = optimiser or Optimiser(), runtime or RuntimeOptions()
-    meter, block = meter or Meter(plan.spend), nn.Parameter(start_X.detach().clone())
-    adam = torch.optim.Adam([block], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    meter, done = meter or Meter(plan.spend), state.step if state else 0
+    block = nn.Parameter((state.block_X if state else start_X).detach().clone())
+    adam = _adam(block, settings, state)
+    for _ in range(done):
+        meter.take(plan.sampling_rate, plan.noise_multiplier)
     with frozen(model), per_sequence(model, memory, spec, data, runtime) as gradients:
-        for step in range(plan.steps):
+        for step in range(done, plan.steps):
             meter.take(plan.sampling_rate, plan.noise_multiplier)
             draws = stream.substream(b"step-%d" % step)
             chosen = draws.substream(b"sample").bernoulli(data.records, plan.sampling_rate)
@@ -85,7 +109,17 @@ def train_block(
             adam.step()
             if progress:
                 progress(step + 1, plan.steps)
+            if watch:
+                watch(State(step + 1, block.data, adam.state[block]["exp_avg"], adam.state[block]["exp_avg_sq"]))
     return block.data
+
+
+def _adam(block: nn.Parameter, settings: Optimiser, state: State | None) -> torch.optim.Adam:
+    adam = torch.optim.Adam([block], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    if state:
+        moments = {"exp_avg": state.first_X.clone(), "exp_avg_sq": state.second_X.clone()}
+        adam.state[block] = {"step": torch.tensor(float(state.step)), **moments}
+    return adam
 
 
 def add_noise(clipped: ClippedSum, noise_multiplier: float, stream: PrivacyStream) -> list[Tensor]:
@@ -109,12 +143,13 @@ def clipped_sum(
 ) -> ClippedSum:
     """Sum of the clipped gradients of the chosen records, one tensor `[X]`.
 
-    Memory: a gradient for each sequence of a micro-batch, however long a record is.
+    Memory: a gradient for each sequence of a micro-batch and one sum, however long a record is.
     """
     total = ClippedSum.zero([block_X], clip)
     for group in groups(np.flatnonzero(chosen_R[data.record_N]), data.record_N, micro_batch):
-        parts = [_by_record(gradients(block_X, numbers_B), data.record_N[numbers_B]) for numbers_B in group]
-        total += clip_summed([sum(parts[1:], parts[0])], clip)
+        # One after the other: a list of the parts of a long record would grow with it.
+        parts = (_by_record(gradients(block_X, numbers_B), data.record_N[numbers_B]) for numbers_B in group)
+        total += clip_summed([reduce(torch.add, parts)], clip)
     return total
 
 

@@ -3,7 +3,8 @@
 Invariants
 - The charge is durable before the first gradient is computed (I6); an interrupted run resumes on its own charge.
 - A run that would pass the topic's budget is refused before anything is charged.
-- A resumed run repeats its bytes: it starts again from public rows with the same stream.
+- A resumed run ends in the bytes of one that was never cut: it goes on from its sealed checkpoint, or starts again
+  from public rows, with the same stream either way.
 - The stream is bound to plan, release, texts and paths, beside the run's own key: other data never meet the same noise.
 - Private text goes nowhere but into the model in this process; errors name the topic's state, never a record.
 
@@ -13,8 +14,10 @@ Invariants
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save
+from numpy.typing import NDArray
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedmem.canonical import canonical_json, digest
@@ -23,7 +26,8 @@ from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks, source
 from fedmem.memory.spec import MemorySpec
 from fedmem.policy.files import Topic
-from fedmem.privacy.dpsgd import Optimiser, Progress, train_block
+from fedmem.privacy.dpsgd import Optimiser, Progress, State, Watch, train_block
+from fedmem.privacy.footprint import kept_bytes, record_bytes
 from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions
 from fedmem.privacy.ledger import Meter, check_budget, is_open
 from fedmem.privacy.plan import PrivacyPlan
@@ -34,6 +38,7 @@ from fedmem.training.sequences import encode
 from fedmem.vault.vault import BlockInfo, Record, Run, Vault
 
 Path = tuple[int, ...]
+TOO_LONG = "A record, or all of the topic together, takes more memory than the limit leaves."
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,24 @@ class LearnSettings:
     length: int = 128
     seed: int = 0
     optimiser: Optimiser = field(default_factory=Optimiser)
+
+
+@dataclass(frozen=True)
+class Charged:
+    """A run that is charged, with all that its training needs, in the memory of this process only.
+
+    `state` is where an earlier session was cut, or None.
+    """
+
+    run: Run
+    topic: str = field(repr=False)
+    release: Release = field(repr=False)
+    plan: PrivacyPlan
+    settings: LearnSettings
+    spec: MemorySpec = field(repr=False)
+    data: PrivateSequences = field(repr=False)
+    stream: PrivacyStream = field(repr=False)
+    state: State | None = field(repr=False)
 
 
 def learn_topic(
@@ -68,21 +91,90 @@ def learn_topic(
     Raises NothingMatched (no record of the topic), Refused (more records than the declared cap, or a delta above the
     topic's), BudgetExceeded (nothing is charged then), and what the vault raises.
     """
+    charged = charge(vault, release, topic, plan, settings=settings, run_key=run_key)
+    return finish(vault, charged, train(charged, runtime, progress))
+
+
+def charge(
+    vault: Vault,
+    release: Release,
+    topic: Topic,
+    plan: PrivacyPlan,
+    *,
+    settings: LearnSettings | None = None,
+    run_key: bytes | None = None,
+    renew: bool = True,
+    room: int | None = None,
+) -> Charged:
+    """Check, read the records, and charge a run or take up the open one; raises as `learn_topic`.
+
+    Args:
+        renew: where the open run had other records or another plan, whether a new one is charged in its place; else
+            it ends failed, stays charged, and Refused is raised.
+        room: bytes that the records may take in memory; Refused where they take more, before anything is charged.
+    """
     settings = settings or LearnSettings()
     records = vault.records(topic.name)
     _check(records, topic, plan)
     paths = [_path(record, release) for record in records]
+    data = _sequences(records, paths, release, settings, room)
     content = digest([[record.text, list(path)] for record, path in zip(records, paths, strict=True)])
     public = {"privacy": plan.to_dict(), "learning": asdict(settings)}
     ids = [record.id for record in records]
-    run = _charge(vault, topic, release, plan, public, ids, digest([ids, content]), run_key)
+    facts = public, digest([ids, content]), ids
+    if not renew and vault.end_changed_runs(topic.name, release.digest, *facts):
+        raise Refused(
+            "The records or the plan changed since the training was interrupted, so it cannot go on; its run ended as "
+            "failed and stays charged. Train again for a new run, which is charged on top."
+        )
+    run = _charge(vault, topic, release, plan, *facts, run_key)
     stream = PrivacyStream(run.key, canonical_json([public, release.digest, content]))
-    spec = MemorySpec.single(release.spec.shape, release.spec.layers, settings.width)
-    block_X = _train(
-        release, spec, _sequences(records, paths, release, settings), plan, stream, settings, runtime, progress
-    )
-    values, width = save({"rows": block_X}), settings.width
-    return vault.finish_run(run, topic.name, release.digest, values, spec.layers, width, spec.shape.d_model)
+    spec = private_spec(release, settings)
+    return Charged(run, topic.name, release, plan, settings, spec, data, stream, _state(vault, run))
+
+
+def train(
+    charged: Charged,
+    runtime: RuntimeOptions | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """The block of a charged run, from its start or from where it was cut. Needs no vault."""
+    release, settings = charged.release, charged.settings
+    model = release.anchor()
+    memory, generator = attach(model), torch.Generator().manual_seed(settings.seed)
+    start_X = new_blocks(charged.spec, 1, 1, generator)[0]
+    seen: dict[str, Any] = {"progress": progress, "state": charged.state, "watch": watch}
+    options = {"optimiser": settings.optimiser, "runtime": runtime, "meter": Meter(charged.plan.spend), **seen}
+    try:
+        return train_block(model, memory, charged.spec, start_X, charged.data, charged.plan, charged.stream, **options)
+    finally:
+        memory.detach()
+
+
+def finish(vault: Vault, charged: Charged, block_X: Tensor) -> BlockInfo:
+    """Seal the block of a run. Raises NothingMatched where the run is not open any more, and what the vault raises."""
+    spec, width, about = charged.spec, charged.settings.width, (charged.topic, charged.release.digest)
+    return vault.finish_run(charged.run, *about, save({"rows": block_X}), spec.layers, width, spec.shape.d_model)
+
+
+def keep(vault: Vault, charged: Charged, state: State) -> None:
+    """Seal where a run stands, so that another session goes on from there. Raises NothingMatched, StorageError."""
+    tensors = {"block": state.block_X, "first": state.first_X, "second": state.second_X}
+    vault.save_checkpoint(charged.run, state.step, save(tensors))
+
+
+def private_spec(release: Release, settings: LearnSettings) -> MemorySpec:
+    """The shape of a private block on this release."""
+    return MemorySpec.single(release.spec.shape, release.spec.layers, settings.width)
+
+
+def _state(vault: Vault, run: Run) -> State | None:
+    found = vault.checkpoint(run) if run.resumed else None
+    if found is None:
+        return None
+    step, tensors = found[0], load(found[1])
+    return State(step, tensors["block"], tensors["first"], tensors["second"])
 
 
 def _charge(
@@ -91,8 +183,8 @@ def _charge(
     release: Release,
     plan: PrivacyPlan,
     public: dict[str, Any],
-    ids: list[str],
     data_digest: str,
+    ids: list[str],
     run_key: bytes | None,
 ) -> Run:
     """Check the budget, then charge a new run or take up the open one, which is charged already."""
@@ -126,32 +218,26 @@ def _path(record: Record, release: Release) -> Path:
     return tuple(int(node) for node in route(release.tree, record.vector[None])[0])
 
 
-def _sequences(records: list[Record], paths: list[Path], release: Release, settings: LearnSettings) -> PrivateSequences:
-    encoded = encode(release.tokenizer, [record.text for record in records], settings.length)
+def _sequences(
+    records: list[Record], paths: list[Path], release: Release, settings: LearnSettings, room: int | None
+) -> PrivateSequences:
+    tokens, record_N = _encoded(records, release, settings.length, room)
     return PrivateSequences(
-        tokens_NT=encoded.tokens_NT,
-        record_N=encoded.document_N,
+        tokens_NT=torch.cat(tokens),
+        record_N=record_N,
         records=len(records),
-        shared=lambda numbers_B: source(
-            release.spec, release.bank.fetch_many(paths[encoded.document_N[n]] for n in numbers_B)
-        ),
+        shared=lambda numbers_B: source(release.spec, release.bank.fetch_many(paths[record_N[n]] for n in numbers_B)),
     )
 
 
-def _train(
-    release: Release,
-    spec: MemorySpec,
-    data: PrivateSequences,
-    plan: PrivacyPlan,
-    stream: PrivacyStream,
-    settings: LearnSettings,
-    runtime: RuntimeOptions | None,
-    progress: Progress | None,
-) -> Tensor:
-    model = release.anchor()
-    memory, start_X = attach(model), new_blocks(spec, 1, 1, torch.Generator().manual_seed(settings.seed))[0]
-    options: dict[str, Any] = {"optimiser": settings.optimiser, "runtime": runtime, "progress": progress}
-    try:
-        return train_block(model, memory, spec, start_X, data, plan, stream, meter=Meter(plan.spend), **options)
-    finally:
-        memory.detach()
+def _encoded(
+    records: list[Record], release: Release, length: int, room: int | None
+) -> tuple[list[Tensor], NDArray[np.int64]]:
+    """Tokens of each record, one record at a time: tokenising takes many times what it leaves. Raises Refused."""
+    tokens, kept = list[Tensor](), 0
+    for record in records:
+        if room is not None and kept + record_bytes(record.text) > room:
+            raise Refused(f"{TOO_LONG} Nothing was charged; give a higher limit, or make records shorter.")
+        tokens.append(encode(release.tokenizer, [record.text], length).tokens_NT)
+        kept += kept_bytes(len(tokens[-1]), length)
+    return tokens, np.repeat(np.arange(len(records)), [len(tokens_NT) for tokens_NT in tokens])

@@ -5,6 +5,7 @@ Invariants
 - A record's figure composes every run that it was ever in; the subject's is the greatest of its records'.
 - A run whose lineage is lost counts for every record; where all are lost, everything composes.
 - A training step that the durable charge does not cover is refused before it is taken (I6).
+- Nothing here reads a clock: the order of events is their order in the ledger.
 
 A spend's lineage is the list of the random ids of its records, sealed in the event; ids of erased records stay.
 `delta` is 1e-5 where none is given (DESIGN §7).
@@ -14,7 +15,7 @@ A spend's lineage is the list of the random ids of its records, sealed in the ev
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,7 +24,10 @@ from fedmem.privacy.accounting import epsilon_pld, rdp
 from fedmem.privacy.plan import DELTA
 from fedmem.privacy.spend import SpendEvent
 
-SPEND, ENDED = "spend", ("run_finished", "run_failed")
+SPEND, ENDED, ERASED = "spend", ("run_finished", "run_failed"), "erased"
+State = Literal["open", "finished", "failed", "erased", "lost"]
+Accountant = Callable[[Iterable[SpendEvent], float], float]
+"""What composes spends at a delta: `epsilon_pld`, or `epsilon_rdp`, which is never below it."""
 
 
 class LedgerEvent(Protocol):
@@ -41,12 +45,13 @@ Events = Iterable[LedgerEvent]
 
 @dataclass(frozen=True)
 class Charge:
-    """One training run's spend, by random ids; `records` is None where the lineage is lost."""
+    """One training run's spend, by random ids; `records` is None where the lineage is lost, `release` is a digest."""
 
     run: str
     block: str
     spend: SpendEvent
     records: frozenset[str] | None
+    release: str = ""
 
     def may_hold(self, record: str) -> bool:
         """Whether the record was, or for lack of lineage may have been, in this run."""
@@ -61,10 +66,40 @@ def charges(events: Events) -> list[Charge]:
 def _charge(payload: Mapping[str, Any]) -> Charge:
     try:
         records = payload.get("records")
-        lineage = None if records is None else frozenset(map(str, records))
-        return Charge(str(payload["run"]), str(payload["block"]), SpendEvent.from_dict(payload["spend"]), lineage)
+        lineage = None if records is None else frozenset(map(str, records)) or None  # no name: lost
+        spend, release = SpendEvent.from_dict(payload["spend"]), str(payload.get("release", ""))
+        return Charge(str(payload["run"]), str(payload["block"]), spend, lineage, release)
     except (KeyError, TypeError, AttributeError) as error:
         raise VerificationFailed("The ledger holds a spend without its run; it was edited or damaged.") from error
+
+
+def states(events: Events) -> dict[str, State]:
+    """Run id -> how it stands, in the order of the charges.
+
+    Erased where an erasure took the run or its block; lost for a charge that stands for what a restored backup lacks.
+    Raises VerificationFailed for a history that cannot be: a run that is charged twice, ends twice or without a
+    charge, or ends in another block.
+    """
+    found, blocks, gone = dict[str, State](), dict[str, str](), set[str]()
+    for event in events:
+        run = str(event.payload.get("run"))
+        if event.kind == SPEND:
+            _require(run not in found)
+            charge = _charge(event.payload)
+            found[run] = "open" if charge.release or charge.records is not None else "lost"
+            blocks[run] = charge.block
+        elif event.kind in ENDED:
+            finished = event.kind == ENDED[0]
+            _require(found.get(run) == "open" and (not finished or event.payload.get("block") == blocks[run]))
+            found[run] = "finished" if finished else "failed"
+        elif event.kind == ERASED:
+            gone |= set(event.payload.get("ids", ()))
+    return {run: "erased" if {run, blocks[run]} & gone else state for run, state in found.items()}
+
+
+def _require(consistent: bool) -> None:
+    if not consistent:
+        raise VerificationFailed("The ledger contradicts itself about a run; restore the vault from a backup.")
 
 
 def block_epsilon(events: Events, block: str, delta: float = DELTA) -> float:
@@ -77,14 +112,21 @@ def record_epsilon(events: Events, record: str, delta: float = DELTA) -> float:
     return _composed(charges(events), delta, lambda charge: charge.may_hold(record))
 
 
-def subject_epsilon(events: Events, delta: float = DELTA) -> float:
+def subject_epsilon(events: Events, delta: float = DELTA, accountant: Accountant = epsilon_pld) -> float:
     """Greatest epsilon of any record of the subject, present or erased.
 
-    Guarantees: an upper bound for every record, as composition (PLD) is over all runs that name it and all that
+    Guarantees: an upper bound for every record, as composition is over all runs that name it and all that
     name none. 0 for an empty ledger, infinite where a run had no noise.
     """
     ledger = charges(events)
-    return _greatest(ledger, delta, {record for charge in ledger for record in charge.records or ()})
+    return _greatest(ledger, delta, {record for charge in ledger for record in charge.records or ()}, accountant)
+
+
+def greatest_epsilon(
+    events: Events, records: Collection[str], delta: float = DELTA, accountant: Accountant = epsilon_pld
+) -> float:
+    """Greatest epsilon of any of `records`: what `check_budget` compares with a topic's budget."""
+    return _greatest(charges(events), delta, records, accountant)
 
 
 def check_budget(events: Events, new: SpendEvent, records: Collection[str], *, budget: float, delta: float) -> None:
@@ -117,12 +159,14 @@ def _composed(ledger: Iterable[Charge], delta: float, counts: Callable[[Charge],
     return epsilon_pld([charge.spend for charge in ledger if counts(charge)], delta)
 
 
-def _greatest(ledger: Sequence[Charge], delta: float, records: Collection[str]) -> float:
+def _greatest(
+    ledger: Sequence[Charge], delta: float, records: Collection[str], accountant: Accountant = epsilon_pld
+) -> float:
     """Greatest epsilon over records; histories are compared first, so that few are composed."""
     lost = frozenset(i for i, charge in enumerate(ledger) if charge.records is None)
     histories = {frozenset(i for i, charge in enumerate(ledger) if charge.may_hold(r)) for r in records} | {lost}
     longest = [runs for runs in histories if not any(runs < other for other in histories)]
-    return max(epsilon_pld([ledger[i].spend for i in runs], delta) for runs in longest)
+    return max(accountant([ledger[i].spend for i in runs], delta) for runs in longest)
 
 
 class Meter:

@@ -31,6 +31,7 @@ from fedmem.privacy.accounting import COARSE, epsilon_pld
 from fedmem.privacy.spend import SpendEvent
 
 NOISE_LIMIT = 2.0**14
+MOST_STEPS = 100_000
 PRECISION = 1e-3
 DELTA = 1e-5
 
@@ -46,6 +47,7 @@ class PrivacyPlan:
     | value | outcome |
     |---|---|
     | rate outside (0, 1], steps < 1, clip, divisor <= 0, anything NaN or infinite | UsageError |
+    | more than 100,000 steps: no device takes them, and composing them takes minutes | UsageError |
     | delta above 1 / (10 * record_cap) | Refused |
     | noise_multiplier 0 | allowed, epsilon is infinite: any finite budget refuses it |
     """
@@ -66,6 +68,8 @@ class PrivacyPlan:
             raise UsageError("A privacy plan needs a finite noise multiplier that is not negative.")
         if any(type(value) is not int or value < 1 for value in (self.steps, self.record_cap)):
             raise UsageError("A privacy plan needs whole numbers of steps and of capped records, at least 1 each.")
+        if self.steps > MOST_STEPS:
+            raise UsageError(f"A privacy plan has at most {MOST_STEPS:,} steps; take fewer at a higher rate.")
         if self.delta > 1 / (10 * self.record_cap):
             raise Refused(
                 f"delta {self.delta:g} is above 1/(10 x {self.record_cap} records); declare a smaller delta or cap."

@@ -5,7 +5,8 @@ Invariants
 - A declared topic only tightens: what the policy calls private stays private.
 - A simulated vault is refused: its noise follows from a seed and protects nobody.
 - The keystore is chosen, never downgraded: `auto` is the operating system's keyring or a refusal.
-- Only `learn` and `generate` load torch.
+- Only `learn`, `train`, `blocks.migrate` and `generate` load torch.
+- A client that is opened with `write=False` changes nothing, and goes on while another program trains or adds.
 
     with Client.open("ana", keystore="passphrase", ask=getpass.getpass) as client:
         client.add("The new tablets go with breakfast.", topic="health")
@@ -14,6 +15,7 @@ Invariants
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
-from fedmem.policy.policy import Decision, Policy
+from fedmem.policy.policy import Decision, Policy, Topic
 from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
@@ -35,6 +37,7 @@ from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 if TYPE_CHECKING:
     from fedmem.privacy.plan import PrivacyPlan
     from fedmem.sdk.answer import Answerer
+    from fedmem.sdk.training import Trained, Training
     from fedmem.training.release import Release
 
 Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
@@ -70,7 +73,7 @@ class Client:
         self._embedder: Embedder = StaticEmbedder()
         self._answerer: Answerer | None = None
         self._owned: Release | None = None
-        self.blocks = Blocks(vault)
+        self.blocks = Blocks(vault, policy)
         self.erase = Erase(vault, Relearn(release, policy) if release is not None else None)
         self.privacy = Privacy(vault)
 
@@ -83,17 +86,19 @@ class Client:
         release: "str | Path | Release | None" = None,
         ask: Ask | None = None,
         policy: str | Path = "default",
+        write: bool = True,
     ) -> "Client":
         """Open the vault of `subject`, made where there is none; `ask` gives the passphrase where one is needed.
 
         `release` (a folder, or one already loaded) is what texts are routed by; `generate` and `learn` need it.
+        One program writes at a time; any number open with `write=False`, to search and to generate.
         Raises KeystoreError, Busy, Refused (simulated vault), VersionMismatch, StorageError.
         """
         rules = Policy.load(policy)
         opened = open_release(release)
         # What is given as an object belongs to the caller.
         owned = opened if isinstance(release, str | Path) else None
-        vault = open_vault(subject, Path(path) if path is not None else vault_root(subject), keystore, ask)
+        vault = open_vault(subject, Path(path) if path is not None else vault_root(subject), keystore, ask, write)
         try:
             client = cls(vault, rules, opened)
         except BaseException:
@@ -128,13 +133,41 @@ class Client:
         Without `plan`, the default plan at the topic's ε of the policy. Raises NothingMatched for an unknown topic.
         """
         from fedmem.privacy.learn import learn_topic
-        from fedmem.privacy.plan import PrivacyPlan
 
-        if topic not in self._policy.topics:
-            raise NothingMatched("The policy has no topic of that name; `Policy.topics` lists them.")
-        release = self._need_release()
-        chosen = plan or PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(self._policy.topics[topic].epsilon)
-        return learn_topic(self._vault, release, self._policy.topics[topic], chosen)
+        known = self._topic(topic)
+        return learn_topic(self._vault, self._need_release(), known, plan or default_plan(known.epsilon))
+
+    def train(
+        self,
+        topic: str,
+        plan: "PrivacyPlan | None" = None,
+        *,
+        deadline: datetime | None = None,
+        memory: int | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> "Trained":
+        """`learn` in sessions: until it is done, the deadline (with its time zone) has come, or `stop()` says so.
+
+        `memory` bounds the process, in bytes. The next call goes on where this one paused, without `plan` on its plan;
+        if records or plan changed since, it raises Refused: the run has then failed and stays charged. Raises as
+        `fedmem.sdk.training.train`.
+        """
+        from fedmem.sdk.training import Limits, Own, train
+
+        limits = Limits(deadline, memory)
+        return train(Own(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
+
+    def trainings(self) -> "list[Training]":
+        """How each training stands: waiting, running, paused, done or failed."""
+        from fedmem.sdk.training import trainings
+
+        return trainings(self._vault)
+
+    def cancel(self, name: str) -> "Training":
+        """End a training (run id or topic) that runs or is paused: it has failed then, and stays charged."""
+        from fedmem.sdk.training import Own, cancel
+
+        return cancel(Own(self._vault), name)
 
     @overload
     def generate(self, prompt: str, max_new_tokens: int = ..., stream: Literal[False] = ...) -> str: ...
@@ -166,6 +199,11 @@ class Client:
                 f"The topic's block belongs to release {others[-1][:12]}; open the client with it, or learn again."
             )
         return [block] if block else []
+
+    def _topic(self, name: str) -> Topic:
+        if name not in self._policy.topics:
+            raise NothingMatched("The policy has no topic of that name; `Policy.topics` lists them.")
+        return self._policy.topics[name]
 
     def _path(self, vector_D: NDArray[np.float32]) -> tuple[int, ...]:
         if self._release is None:
@@ -203,10 +241,17 @@ def open_release(release: "str | Path | Release | None") -> Any:
     return Release.load(Path(release)).routed_by(StaticEmbedder().digest)
 
 
-def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None) -> Vault:
+def default_plan(epsilon: float) -> "PrivacyPlan":
+    """The plan for small topics at ε `epsilon`. Raises UsageError, Refused."""
+    from fedmem.privacy.plan import PrivacyPlan
+
+    return PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(epsilon)
+
+
+def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True) -> Vault:
     """Open the vault at `root`, or make it with the keystore that was chosen."""
-    if (root / NAME).is_file():
-        return Vault.open(root, subject=subject, ask=ask)
+    if (root / NAME).is_file() or not write:
+        return Vault.open(root, subject=subject, ask=ask, write=write)
     root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Vault.create(root, subject=subject, keystore=chosen_keystore(keystore), ask=ask)
 

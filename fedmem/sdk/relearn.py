@@ -54,10 +54,10 @@ class Relearn:
             raise VersionMismatch(f"The block belongs to release {release[:12]}. Give that one, or delete the block.")
         if topic not in self._policy.topics:
             raise Refused("The policy has no budget for the block's topic. Name its policy, or delete the block.")
-        return self._policy.topics[topic], *_choices(public)
+        return self._policy.topics[topic], *choices(public)
 
 
-def _choices(public: Mapping[str, Any]) -> "tuple[PrivacyPlan, LearnSettings]":
+def choices(public: Mapping[str, Any]) -> "tuple[PrivacyPlan, LearnSettings]":
     """Plan and settings of a run, from its sealed facts."""
     from fedmem.privacy.dpsgd import Optimiser
     from fedmem.privacy.learn import LearnSettings

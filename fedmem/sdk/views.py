@@ -11,27 +11,32 @@ Invariants
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedmem import erasure
-from fedmem.errors import UsageError, VerificationFailed
-from fedmem.privacy.accounting import epsilon_rdp
-from fedmem.privacy.ledger import block_epsilon, charges, subject_epsilon
+from fedmem.errors import Refused, UsageError, VerificationFailed
+from fedmem.policy.policy import Policy, Topic
+from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
+from fedmem.privacy.ledger import Accountant, charges, states, subject_epsilon
 from fedmem.privacy.plan import DELTA
-from fedmem.privacy.spend import SpendEvent
-from fedmem.vault.vault import BlockInfo, Vault
+from fedmem.privacy.statement import Spent, Statement, runs_spent, topics_spent
+from fedmem.vault import heads
+from fedmem.vault.vault import ALL, BlockInfo, Event, Vault
+
+if TYPE_CHECKING:
+    from fedmem.training.release import Release
 
 
 class Blocks:
-    """The private blocks of a vault."""
+    """The private blocks of a vault; `policy` holds the budgets for moving one to another release."""
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+    def __init__(self, vault: Vault, policy: Policy | None = None) -> None:
+        self._vault, self._policy = vault, policy
 
     def list(self) -> list[BlockInfo]:
         """All blocks, every version."""
@@ -41,15 +46,19 @@ class Blocks:
         """One block. Raises NothingMatched."""
         return self._vault.block(id_or_topic)
 
+    def migrate(self, id_or_topic: str, release: "str | Path | Release") -> BlockInfo:
+        """Train the block's topic anew on another release, with its plan, charged to the topic's budget.
 
-@dataclass(frozen=True)
-class Spent:
-    """One training run in the ledger; `topic` is None where its block was erased or never finished."""
+        The old block stays, and answers through its own release. Raises Refused, BudgetExceeded (nothing is charged),
+        NothingMatched; more in `fedmem.sdk.training.migrate`.
+        """
+        from fedmem.sdk.client import open_release
+        from fedmem.sdk.training import Own, migrate
 
-    run: str
-    block: str
-    topic: str | None
-    epsilon: float
+        if self._policy is None:
+            raise Refused("Moving a block needs the policy that holds its topic's budget: open it through a Client.")
+        trained = migrate(Own(self._vault), id_or_topic, open_release(release), self._policy)
+        return self._vault.block(trained.block or "")
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,22 @@ class Budget:
     runs: list[Spent]
 
 
+@dataclass(frozen=True)
+class CheckedLedger:
+    """A ledger that held.
+
+    Attributes:
+        head: digest of the last event; "" where there is none.
+        noted: how many of the events the keystore vouches for; None where it knows of none, so that a cut at the end
+            would show only in the runs that the vault still holds.
+    """
+
+    head: str
+    events: int
+    runs: int
+    noted: int | None
+
+
 class Privacy:
     """The privacy ledger of a vault."""
 
@@ -71,19 +96,65 @@ class Privacy:
     def budget(self) -> Budget:
         """ε so far at δ = 1e-5, by PLD; where `dp-accounting` is not installed by RDP, a greater upper bound.
 
-        Raises VerificationFailed where the ledger's chain does not hold. 0 for an empty ledger, infinite without noise.
+        Raises VerificationFailed where the ledger does not hold. 0 for an empty ledger, infinite without noise.
         """
+        events, tight = self._vault.ledger.events(), _tight()
+        accountant = _accountant(tight)
+        runs = runs_spent(events, self._topics(events), accountant)
+        return Budget(subject_epsilon(events, DELTA, accountant), DELTA, "pld" if tight else "rdp", runs)
+
+    def report(self, budgets: Mapping[str, Topic]) -> Statement:
+        """All that a report says, against the topics of a policy. Raises as `budget`."""
+        checked, events = self._checked()
+        tight, names = _tight(), self._topics(events)
+        accountant = _accountant(tight)
+        return Statement(
+            vault=self._vault.id,
+            simulated=self._vault.simulated,
+            delta=DELTA,
+            epsilon_pld=subject_epsilon(events, DELTA, epsilon_pld) if tight else None,
+            epsilon_rdp=subject_epsilon(events, DELTA, epsilon_rdp),
+            topics=topics_spent(events, budgets, set(names.values()), self._vault.ids_of, accountant),
+            runs=runs_spent(events, names, accountant),
+            events=checked.events,
+            head=checked.head,
+            noted=checked.noted,
+        )
+
+    def verify(self) -> CheckedLedger:
+        """Check the ledger: its chain, the head in the keystore, every spend, every run, and every block's charge.
+
+        Raises VerificationFailed for a ledger that is missing, edited, shortened or at odds with the vault.
+        """
+        return self._checked()[0]
+
+    def _checked(self) -> tuple[CheckedLedger, list[Event]]:
+        # Blocks and runs before events: what ends meanwhile is in the ledger before it is compared.
+        blocks, runs = self._vault.blocks(), self._vault.runs_by_id(self._vault.ids_of(ALL))
+        known = heads.noted(self._vault.core.keystore)
         events = self._vault.ledger.events()
-        topics = {block.id: block.topic for block in self._vault.blocks()}
-        tight = find_spec("dp_accounting") is not None
+        now, blocks_of = states(events), {charge.run: charge.block for charge in charges(events)}
+        ended = {run.id: run.state for run in runs if run.state in ("finished", "failed")}
+        uncharged = [block.id for block in blocks if blocks_of.get(block.run_id) != block.id]
+        if uncharged or any(now[run] not in (state, "erased") for run, state in ended.items()):
+            raise VerificationFailed(
+                "The ledger and the vault's blocks and runs differ. Restore the vault from a backup."
+            )
+        # A restored vault may know of a later event than its ledger holds, and counts ε as infinite then.
+        noted = known[0] + 1 if known is not None and heads.holds(self._vault.core, known) else None
+        return CheckedLedger(events[-1].digest if events else "", len(events), len(now), noted), events
 
-        def alone(block: str, spend: SpendEvent) -> float:
-            return block_epsilon(events, block) if tight else epsilon_rdp([spend], DELTA)
+    def _topics(self, events: Sequence[Event]) -> dict[str, str]:
+        """Run id -> topic, of the runs that were not erased."""
+        return {run.id: run.topic for run in self._vault.runs_by_id({charge.run for charge in charges(events)})}
 
-        found = charges(events)
-        runs = [Spent(c.run, c.block, topics.get(c.block), alone(c.block, c.spend)) for c in found]
-        whole = subject_epsilon(events) if tight else epsilon_rdp([charge.spend for charge in found], DELTA)
-        return Budget(whole, DELTA, "pld" if tight else "rdp", runs)
+
+def _tight() -> bool:
+    return find_spec("dp_accounting") is not None
+
+
+def _accountant(tight: bool) -> Accountant:
+    return epsilon_pld if tight else epsilon_rdp
 
 
 @dataclass(frozen=True)

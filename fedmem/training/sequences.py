@@ -76,8 +76,8 @@ class Batches:
 
 
 def trim(tokens_BT: Tensor) -> Tensor:
-    """Drop the columns that are padding in every row, to a multiple of 16."""
-    longest = int((tokens_BT != PAD).sum(1).max())
+    """Drop the columns that are padding in every row, to a multiple of 16; some column stays."""
+    longest = max(1, int((tokens_BT != PAD).sum(1).max()))
     return tokens_BT[:, : min(tokens_BT.shape[1], -(-longest // 16) * 16)]
 
 

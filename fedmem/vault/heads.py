@@ -4,15 +4,19 @@ Invariants
 - The head is noted after its event is durable, so it is never ahead of the ledger: a crash locks nobody out (I6).
 - A ledger that does not hold the noted event, at its place and with its digest, does not open, unless the sealed facts
   say that it was restored from a backup that lacks just this event: then it counts ε as infinite; see `backup`.
+- The note of an event that the ledger lost is never written over: what a process finds, the next one finds too.
+- What an edit left in a column is compared as bytes, whatever type it has.
+
+    heads.check(core)  # before any event is believed
 """
 
 import contextlib
 import hmac
 import struct
 
-from sqlalchemy import select
+from sqlalchemy import LargeBinary, cast, select
 
-from fedmem.errors import FedmemError
+from fedmem.errors import FedmemError, VerificationFailed
 from fedmem.vault.core import Core
 from fedmem.vault.database import EventRow
 from fedmem.vault.keys import Keystore
@@ -21,14 +25,20 @@ from fedmem.vault.keytable import RolledBack
 NOTE = "ledger"
 GAP = "gap"
 _HEAD = struct.Struct(">Q32s")
+_DIGEST = cast(EventRow.digest, LargeBinary)
 Head = tuple[int, str]
 
 
 def head(core: Core) -> Head | None:
     """(number, digest) of the ledger's last event; None where there is none."""
     with core.database.session() as session:
-        row = session.execute(select(EventRow.seq, EventRow.digest).order_by(EventRow.seq.desc()).limit(1)).first()
-    return None if row is None else (row[0], row[1])
+        row = session.execute(select(EventRow.seq, _DIGEST).order_by(EventRow.seq.desc()).limit(1)).first()
+    return None if row is None else (row[0], as_text(row[1]))
+
+
+def as_text(digest: bytes | None) -> str:
+    """What the digest column holds, in ASCII; equal to a digest only where it is one."""
+    return (digest or b"").decode("ascii", "backslashreplace")
 
 
 def noted(keystore: Keystore) -> Head | None:
@@ -43,23 +53,31 @@ def noted(keystore: Keystore) -> Head | None:
 def note(core: Core) -> None:
     """Note the ledger's head. A keystore that cannot do so now does so after the next event."""
     with contextlib.suppress(FedmemError):
-        now = head(core)
-        if now is not None and now != noted(core.keystore):
+        now, known = head(core), noted(core.keystore)
+        if now is not None and now != known and not _lost(core, known):
             core.keystore.note(NOTE, _HEAD.pack(now[0], bytes.fromhex(now[1])))
 
 
 def holds(core: Core, known: Head) -> bool:
     """Whether the ledger holds this event."""
     with core.database.session() as session:
-        digest = session.execute(select(EventRow.digest).where(EventRow.seq == known[0])).scalar_one_or_none()
-    return digest is not None and hmac.compare_digest(digest, known[1])
+        digest = session.execute(select(_DIGEST).where(EventRow.seq == known[0])).scalar_one_or_none()
+    return hmac.compare_digest(as_text(digest), known[1])
 
 
 def check(core: Core) -> None:
-    """Raise RolledBack where the keystore knows of an event that the ledger does not hold."""
-    known = noted(core.keystore)
-    if known is not None and not holds(core, known) and [*known] != core.table.facts.get(GAP):
+    """Raise VerificationFailed without a ledger, RolledBack where it lacks an event that the keystore knows of."""
+    known = noted(core.keystore)  # first: what another process appends meanwhile is held as well
+    if EventRow.__tablename__ not in core.database.tables():
+        raise VerificationFailed(
+            "The vault has lost its privacy ledger, so nothing may be spent. `fedmem backup restore` brings it back."
+        )
+    if _lost(core, known):
         raise RolledBack(
             "An older database was put back: the privacy ledger lacks what was spent since. Put the newest back, or "
             "restore the whole vault with `fedmem backup restore`."
         )
+
+
+def _lost(core: Core, known: Head | None) -> bool:
+    return known is not None and not holds(core, known) and [*known] != core.table.facts.get(GAP)

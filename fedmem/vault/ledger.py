@@ -3,7 +3,8 @@
 Invariants
 - An event is durable before `append` returns, and before the result that it pays for is used (I6).
 - The digest of an event covers its number, its ciphertext and the digest before it: no event can be changed,
-  moved or dropped from the middle.
+  moved or dropped from the middle. The end is held by the head that the keystore notes, see `heads`, and by the runs.
+- Nothing here depends on the clock: an event has a number and no time. No code deletes an event.
 - The ledger outlives blocks and records, so its payloads name them by random ids only: no topic, no text,
   no digest of private data.
 
@@ -18,14 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import LargeBinary, cast, select
 from sqlalchemy.orm import Session
 
 from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed
-from fedmem.vault import container
+from fedmem.vault import container, heads
 from fedmem.vault.core import Core
-from fedmem.vault.database import EventRow
+from fedmem.vault.database import EventRow, RunRow
+
+SPEND, WISH = "spend", "wanted"
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,27 @@ class Ledger:
         return Event(seq, kind, json.loads(plain)["payload"], digest)
 
     def events(self) -> list[Event]:
-        """All events, oldest first, the chain verified. Raises VerificationFailed."""
+        """All events, oldest first, after all checks: the chain, the noted head, a charge for every run of the vault.
+
+        Raises VerificationFailed; RolledBack where the keystore knows of a later event.
+        """
         self._core.reading()
+        heads.check(self._core)
         with self._core.database.session() as session:
-            rows = session.execute(select(EventRow).order_by(EventRow.seq)).scalars().all()
-            return self._verified([(row.seq, row.digest, row.sealed) for row in rows])
+            # Runs before events: one that begins meanwhile is charged before it is seen.
+            begun = session.execute(select(RunRow.id).where(RunRow.state != WISH)).scalars().all()
+            digest, sealed = cast(EventRow.digest, LargeBinary), cast(EventRow.sealed, LargeBinary)
+            rows = session.execute(select(EventRow.seq, digest, sealed).order_by(EventRow.seq)).all()
+        events = self._verified([(seq, heads.as_text(said), cell or b"") for seq, said, cell in rows])
+        if not {*begun} <= {event.payload.get("run") for event in events if event.kind == SPEND}:
+            raise VerificationFailed(
+                "The privacy ledger lacks the charge of a training run that this vault holds: its end was cut off. "
+                "Restore the vault from a backup."
+            )
+        return events
 
     def verify(self) -> str:
-        """Check the whole chain; its head digest ("" when empty). Raises VerificationFailed."""
+        """Check all of the ledger, as `events` does; its head digest ("" when empty). Raises VerificationFailed."""
         events = self.events()
         return events[-1].digest if events else ""
 

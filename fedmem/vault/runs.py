@@ -6,6 +6,7 @@ Invariants
 - The run key is destroyed, under a new epoch, before the block is visible; no stream can be drawn again.
 - `finish` is whole or absent: pending row -> container -> key table (the point of no return) -> live row (I7).
 - A seeded run key is refused outside simulated vaults.
+- A checkpoint belongs to one open run, whose data and plan have not changed, and goes with its key.
 - A wanted run is a wish, sealed and durable: nothing is charged before it begins, and the next run of its topic and
   release takes its id.
 
@@ -26,6 +27,7 @@ from fedmem.canonical import canonical_json
 from fedmem.errors import NothingMatched, Refused, UsageError
 from fedmem.vault import container
 from fedmem.vault.blocks import BlockInfo, Blocks
+from fedmem.vault.checkpoints import Checkpoints
 from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow, RunRow
 from fedmem.vault.ids import new_id
@@ -80,10 +82,11 @@ class Learned:
 class Runs:
     """The runs of an open vault."""
 
-    def __init__(self, core: Core, ledger: Ledger, blocks: Blocks) -> None:
+    def __init__(self, core: Core, ledger: Ledger, blocks: Blocks, checkpoints: Checkpoints) -> None:
         self._core = core
         self._ledger = ledger
         self._blocks = blocks
+        self._checkpoints = checkpoints
 
     def begin(
         self,
@@ -102,13 +105,37 @@ class Runs:
             StorageError: nothing was charged and nothing may be trained.
         """
         self._check(topic, spend, run_key)
-        facts = {"topic": topic, "release": release, "plan": dict(plan), "data": data_digest, "records": [*record_ids]}
+        facts = _facts(topic, release, plan, data_digest, record_ids)
         with self._core.writing():
             old = self._open_runs(topic, release)
             for row, known in old:
-                if hmac.compare_digest(canonical_json(known), canonical_json(facts)):
+                if _equal(known, facts):
                     return Run(row.id, self._core.table.keys[row.key_id], True, row.block_id)
             return self._start(facts, spend, run_key or container.new_key(), [row for row, _ in old])
+
+    def end_changed(
+        self, topic: str, release: str, plan: Mapping[str, Any], data_digest: str, record_ids: Sequence[str]
+    ) -> bool:
+        """End the open runs of this topic and release whose data or plan is another; whether there was one.
+
+        They stay charged; their keys and checkpoints are destroyed. Raises StorageError.
+        """
+        facts = _facts(topic, release, plan, data_digest, record_ids)
+        with self._core.writing():
+            changed = [row for row, known in self._open_runs(topic, release) if not _equal(known, facts)]
+            if changed:
+                self._end(changed)
+        return bool(changed)
+
+    def save(self, run: Run, step: int, data: bytes) -> None:
+        """Seal where an open run stands after `step` steps. Raises NothingMatched, StorageError."""
+        with self._core.writing():
+            self._checkpoints.save(self._open_row(run).key_id, run.key, step, data)
+
+    def saved(self, run: Run) -> tuple[int, bytes] | None:
+        """(step, data) that was sealed last for an open run. Raises NothingMatched."""
+        self._core.reading()
+        return self._checkpoints.load(self._open_row(run).key_id, run.key)
 
     def want(self, wishes: Sequence[Learned], commit: Callable[[Session], None]) -> None:
         """Write wishes to train, in one transaction with what `commit` writes. Charges nothing."""
@@ -167,15 +194,24 @@ class Runs:
             topics = dict.fromkeys(added, topic)
             rewrite(self._core.table, add=added, topics=topics, without={self._key_id(run)}, rotate=True)
             self.promote(run.block_id)
+            self._checkpoints.drop({self._key_id(run)})
         return self._blocks.get(run.block_id)
 
     def fail(self, run: Run) -> None:
         """End an open run without a block. It stays charged and its key is destroyed."""
         with self._core.writing():
-            row = self._open_row(run)
+            self._end([self._open_row(run)])
+
+    def end(self, run_id: str) -> bool:
+        """End a run by its id, without a block, if it is open; whether it was."""
+        with self._core.writing():
             with self._core.database.session() as session:
-                self._end_failed(session, [row])
-            rewrite(self._core.table, without={row.key_id}, rotate=True)
+                session.expire_on_commit = False
+                row = session.get(RunRow, run_id)
+            if row is None or row.state != "open":
+                return False
+            self._end([row])
+        return True
 
     def promote(self, block_id: str) -> None:
         """Make a pending block live and its run finished. Its key is in the table, its run key is destroyed."""
@@ -195,6 +231,7 @@ class Runs:
             else:
                 self._roll_back(block_id)
         self._drop_failed_keys()
+        self._checkpoints.settle()
 
     def _check(self, topic: str, spend: Mapping[str, Any], run_key: bytes | None) -> None:
         if run_key is not None and not self._core.simulated:
@@ -222,6 +259,7 @@ class Runs:
             session.add(row)
             named = {"run": run.id, "block": run.block_id, "release": facts["release"], "records": facts["records"]}
             self._ledger.append_in(session, "spend", {**named, "spend": dict(spend)})
+        self._checkpoints.drop(dead)
         return run
 
     def _open_runs(self, topic: str, release: str) -> list[tuple[RunRow, dict[str, Any]]]:
@@ -259,6 +297,13 @@ class Runs:
             session.add(BlockRow(id=run.block_id, state="pending", created=time.time(), sealed=sealed))
             session.execute(update(RunRow).where(RunRow.id == run.id).values(state="finishing"))
 
+    def _end(self, rows: Sequence[RunRow]) -> None:
+        dead = {row.key_id for row in rows}
+        with self._core.database.session() as session:
+            self._end_failed(session, rows)
+        rewrite(self._core.table, without=dead, rotate=True)
+        self._checkpoints.drop(dead)
+
     def _end_failed(self, session: Session, rows: Sequence[RunRow]) -> None:
         for row in rows:
             session.execute(update(RunRow).where(RunRow.id == row.id).values(state="failed"))
@@ -280,6 +325,17 @@ class Runs:
         dead = {key_id for _, key_id, state in rows if state in ("failed", "finished")} & self._core.table.keys.keys()
         if dead:
             rewrite(self._core.table, without=dead, rotate=True)
+
+
+def _facts(
+    topic: str, release: str, plan: Mapping[str, Any], data_digest: str, record_ids: Sequence[str]
+) -> dict[str, Any]:
+    """What a run is about, as its sealed cell holds it."""
+    return {"topic": topic, "release": release, "plan": dict(plan), "data": data_digest, "records": [*record_ids]}
+
+
+def _equal(known: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    return hmac.compare_digest(canonical_json(dict(known)), canonical_json(dict(facts)))
 
 
 def _strings(value: Any) -> set[str]:

@@ -33,7 +33,7 @@ class Item:
     """One thing that a store holds.
 
     Attributes:
-        kind: key, retention, record, block or run.
+        kind: key, retention, record, block, run or checkpoint.
         digest: SHA-256 of its ciphertext, hex; "" where the store has none of its own.
         salt: the 24 random bytes its ciphertext begins with, hex; "" where there is none.
     """

@@ -7,7 +7,7 @@ Invariants
 - The keystore backend is the one chosen, at creation or when keys move; a simulated vault is simulated for ever.
 - A vault with a file or table that no registered store answers for does not open.
 
-Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, receipts/, leases/.
+Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, receipts/, leases/, training/.
 
 >>> import os, tempfile
 >>> import numpy as np
@@ -37,6 +37,7 @@ from fedmem.errors import Refused, VerificationFailed, VersionMismatch
 from fedmem.vault import facts as public
 from fedmem.vault import heads, rekey
 from fedmem.vault.blocks import BlockInfo, Blocks
+from fedmem.vault.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.container import new_key
 from fedmem.vault.copies import CopyStore
 from fedmem.vault.core import Core, StaleReader
@@ -74,9 +75,10 @@ class Vault:
         self.ledger = Ledger(core)
         self._records = Records(core)
         self._blocks = Blocks(core)
-        self._runs = Runs(core, self.ledger, self._blocks)
+        self._checkpoints = Checkpoints(core)
+        self._runs = Runs(core, self.ledger, self._blocks, self._checkpoints)
         self.stores: list[ContentStore] = []
-        for make in (*BUILT_IN, CopyStore):
+        for make in (*BUILT_IN, CheckpointStore, CopyStore):
             self.register(make(core))
         self._inventory = Inventory(core, self._runs)
         core.recover = self._inventory.recover
@@ -243,6 +245,28 @@ class Vault:
         heads.note(self.core)
         return block
 
+    def end_changed_runs(
+        self, topic: str, release: str, plan: Mapping[str, Any], data_digest: str, record_ids: Sequence[str]
+    ) -> bool:
+        """Whether open runs had other data or another plan; they are ended as failed. See `runs.Runs.end_changed`."""
+        changed = self._runs.end_changed(topic, release, plan, data_digest, record_ids)
+        if changed:
+            heads.note(self.core)
+        return changed
+
+    def save_checkpoint(self, run: Run, step: int, data: bytes) -> None:
+        """Seal where an open run stands after `step` steps. Raises NothingMatched where it is not open."""
+        self._runs.save(run, step, data)
+
+    def checkpoint(self, run: Run) -> tuple[int, bytes] | None:
+        """(step, data) that `save_checkpoint` sealed last for this run; None where there is none that is whole."""
+        return self._runs.saved(run)
+
+    def checkpoint_step(self, run: Learned) -> int:
+        """After how many steps the run was saved last; 0 where it was not."""
+        self.core.reading()
+        return self._checkpoints.step(run.key_id)
+
     def runs(self, topic: str) -> list[Learned]:
         """The runs of a topic, wanted, open and ended ones, oldest first."""
         return self._runs.of(topic)
@@ -265,6 +289,11 @@ class Vault:
         """End a run without a block; it stays charged."""
         self._runs.fail(run)
         heads.note(self.core)
+
+    def end_run(self, run_id: str) -> None:
+        """End an open run, by its id, without a block; it stays charged. One that has ended is left as it is."""
+        if self._runs.end(run_id):
+            heads.note(self.core)
 
     def blocks(self) -> list[BlockInfo]:
         """All blocks that exist, oldest first."""

@@ -64,6 +64,18 @@ def test_opacus_prv_is_a_little_above_pld(rate, sigma, steps):
     assert 0.0 <= gap <= 1.5e-3
 
 
+@pytest.mark.parametrize(("rate", "sigma", "steps"), [(0.15, 1.107, 80), (0.15, 2.91, 80), (0.01, 0.8, 1000)])
+def test_the_reference_of_prv_accounting_agrees(rate, sigma, steps):
+    """Gopi, Lee and Wutschitz 2021, by their own package: PLD lies within its proven bounds."""
+    from prv_accountant.dpsgd import DPSGDAccountant
+
+    reference = DPSGDAccountant(sigma, rate, steps, eps_error=1e-2, delta_error=1e-10)
+    low, middle, high = reference.compute_epsilon(DELTA, steps)
+    exact = epsilon_pld([SpendEvent(rate, sigma, steps)], DELTA)
+    assert low <= exact <= high
+    assert exact == pytest.approx(middle, abs=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_gdp_would_understate():
     """The negative control: central limit accounting, which we refuse, lies below PLD."""

@@ -38,6 +38,7 @@ def test_a_target_must_be_a_finite_number_above_zero(target):
         {"steps": 0},
         {"steps": 2.5},
         {"steps": True},
+        {"steps": 100_001},
         {"clip": 0.0},
         {"clip": float("inf")},
         {"noise_multiplier": -1.0},

@@ -160,7 +160,7 @@ def test_without_the_tight_accountant_the_bound_is_greater(
 
 def test_no_unscoped_read_and_no_delete_all() -> None:
     names = {name for name in dir(Client) if not name.startswith("_")}
-    assert names == {"open", "add", "search", "learn", "generate", "close"}
+    assert names == {"open", "add", "search", "learn", "train", "trainings", "cancel", "generate", "close"}
 
 
 def test_adding_and_searching_load_no_torch(home: Path) -> None:

@@ -148,4 +148,4 @@ def test_choices_of_a_run_come_back_as_they_were() -> None:
     from dataclasses import asdict
 
     public = {"privacy": TINY.to_dict(), "learning": asdict(SETTINGS)}
-    assert relearn._choices(public) == (TINY, SETTINGS)
+    assert relearn.choices(public) == (TINY, SETTINGS)

@@ -1,0 +1,428 @@
+"""Training in sessions: limits, pause, resume to the byte, refusals, and what is left of a checkpoint."""
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from fedmem.erasure import residue
+from fedmem.errors import Busy, NothingMatched, Refused, UsageError
+from fedmem.memory.spec import MemorySpec
+from fedmem.policy.policy import Policy
+from fedmem.privacy import footprint
+from fedmem.privacy.learn import LearnSettings
+from fedmem.privacy.plan import PrivacyPlan
+from fedmem.sdk import trainer, training
+from fedmem.sdk.client import Client
+from fedmem.sdk.training import Limits, Own, Shared, Trained, cancel, pause, train, trainings
+from fedmem.training.release import Release
+from fedmem.vault import container
+from fedmem.vault.fs import Files
+from fedmem.vault.vault import NewRecord, Vault
+
+NOTES = ["My doctor prescribed new tablets for my blood pressure.", "The nurse measured my fever.", "A third visit."]
+PLAN = PrivacyPlan(sampling_rate=0.5, steps=6, clip=0.1, noise_multiplier=4.0, divisor=4.0, delta=1e-5, record_cap=100)
+SETTINGS = LearnSettings(width=4, length=16)
+HEALTH = Policy.load().topics["health"]
+KEY = bytes(range(32))
+
+
+def opener(root: Path) -> Callable[[bool], Vault]:
+    return lambda write: Vault.open(root, subject="ana", write=write)
+
+
+@pytest.fixture
+def root(tmp_path: Path, release: Release) -> Path:
+    with Vault.create(tmp_path / "v", subject="ana") as vault:
+        vectors = torch.eye(128).numpy()
+        vault.add_records(
+            [NewRecord(text, "health", (0, i), vectors[i], release.digest) for i, text in enumerate(NOTES)]
+        )
+    return tmp_path / "v"
+
+
+@pytest.fixture
+def shared(root: Path) -> Iterator[Shared]:
+    with Shared(opener(root)) as door:
+        yield door
+
+
+class After:
+    """Says stop once it was asked so many times."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def go(door: Own | Shared, release: Release, *, steps: int = 99, limits: Limits | None = None, **options) -> Trained:
+    settings = options.pop("settings", SETTINGS)
+    plan = options.pop("plan", PLAN)
+    return train(door, release, HEALTH, plan, limits, settings=settings, stop=After(steps), **options)
+
+
+def kinds(vault: Vault) -> list[str]:
+    return [event.kind for event in vault.ledger.events()]
+
+
+def fixed_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run gets the same key, so that runs in two vaults can be compared byte by byte."""
+    from fedmem.vault import runs
+
+    start = runs.Runs._start
+    monkeypatch.setattr(runs.Runs, "_start", lambda self, facts, spend, key, old: start(self, facts, spend, KEY, old))
+
+
+def test_sessions_add_up_to_the_bytes_of_one_run(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed_key(monkeypatch)
+    found = []
+    for name, cuts in (("straight", [99]), ("cut", [1, 2, 99])):
+        with Vault.create(tmp_path / name, subject="ana") as vault:
+            vectors = torch.eye(128).numpy()
+            vault.add_records(
+                [NewRecord(text, "health", (0, i), vectors[i], release.digest) for i, text in enumerate(NOTES)]
+            )
+        for steps in cuts:
+            with Shared(opener(tmp_path / name)) as door:
+                ended = go(door, release, steps=steps)
+        assert (ended.state, ended.step, ended.steps) == ("done", 6, 6)
+        with Vault.open(tmp_path / name, subject="ana") as vault:
+            found.append(load(vault.block_rows(ended.block))["rows"])
+            assert kinds(vault) == ["spend", "run_finished"]
+    assert found[0].abs().max() > 0
+    assert torch.equal(*found)
+
+
+def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: Shared, release: Release) -> None:
+    steps = []
+    while True:
+        limits = Limits(datetime.now(UTC) + timedelta(seconds=0.05))
+        ended = go(shared, release, limits=limits)
+        steps.append(ended.step)
+        if ended.state == "done":
+            break
+    assert steps == sorted(set(steps))
+    assert kinds(shared.vault) == ["spend", "run_finished"]
+
+
+def test_a_resumed_session_takes_up_where_it_stood(shared: Shared, release: Release) -> None:
+    seen: list[int] = []
+    assert go(shared, release, steps=2) == Trained(trainings(shared.vault)[0].run, "paused", 2, 6)
+    go(shared, release, progress=lambda step, _: seen.append(step))
+    assert seen == [3, 4, 5, 6]
+
+
+def test_the_vault_is_free_while_steps_are_computed(shared: Shared, release: Release, root: Path) -> None:
+    """Another program writes, reads and answers in the middle of the training."""
+
+    def other(step: int, _: int) -> None:
+        if step != 2:
+            return
+        with Client.open("ana", path=root, release=release) as client:
+            client.add("A note on maps.")
+        with Client.open("ana", path=root, release=release, write=False) as client:
+            assert client.search("maps", k=1)
+            with pytest.raises(Refused):
+                client.add("not while reading")
+
+    assert go(shared, release, progress=other).state == "done"
+    assert len(shared.vault.blocks()) == 1
+
+
+def test_a_program_that_writes_keeps_it_from_beginning(
+    shared: Shared, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "AT_START", 0.0)
+    with Vault.open(root, subject="ana"), pytest.raises(Busy) as caught:
+        go(shared, release)
+    assert caught.value.exit_code == 7
+    assert kinds(shared.vault) == []
+
+
+def test_one_training_at_a_time(shared: Shared, release: Release) -> None:
+    def second(*_: int) -> None:
+        with pytest.raises(Busy, match="runs already"):
+            go(shared, release)
+
+    go(shared, release, progress=second)
+    assert kinds(shared.vault) == ["spend", "run_finished"]
+
+
+@pytest.mark.parametrize("change", ["record", "plan", "settings"])
+def test_after_a_change_it_fails_stays_charged_and_begins_nothing(
+    shared: Shared, release: Release, root: Path, change: str
+) -> None:
+    go(shared, release, steps=2)
+    (run,) = trainings(shared.vault)
+    options: dict = {}
+    if change == "record":
+        with Client.open("ana", path=root, release=release) as client:
+            client.add("One more visit to the doctor.", topic="health")
+    elif change == "plan":
+        options["plan"] = PrivacyPlan(**PLAN.to_dict() | {"noise_multiplier": 5.0})
+    else:
+        options["settings"] = LearnSettings(width=4, length=16, seed=1)
+    with pytest.raises(Refused, match="changed since") as caught:
+        go(shared, release, **options)
+    assert caught.value.exit_code == 4
+    assert kinds(shared.vault) == ["spend", "run_failed"]
+    assert [(one.run, one.state, one.message) for one in trainings(shared.vault)] == [(run.run, "failed", "")]
+    assert list((root / "training").glob("*.fmc")) == []
+
+
+def checkpoint(root: Path) -> bytes:
+    (path,) = (root / "training").glob("*.fmc")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("end", ["finish", "cancel", "erase", "erase one record"])
+def test_of_a_checkpoint_nothing_is_left(shared: Shared, release: Release, root: Path, end: str) -> None:
+    go(shared, release, steps=2)
+    sealed = checkpoint(root)
+    needles = residue.windows(sealed[container.read_header(sealed)[1] :][:8192], "checkpoint")
+    assert residue.scan(root, needles)
+    shared.vault.close()
+    if end == "finish":
+        with Shared(opener(root)) as door:
+            go(door, release)
+    elif end == "cancel":
+        with Shared(opener(root)) as door:
+            cancel(door, "health")
+    else:
+        with Client.open("ana", path=root, release=release) as client:
+            record = [client.search("doctor", k=1)[0].id]
+            planned = client.erase.plan(topic="health") if end == "erase" else client.erase.plan(record=record)
+            assert planned.items["checkpoints"] == 1
+            assert planned.counts["checkpoint"] == 1
+            erased = planned.execute()
+            assert client.erase.verify(erased.id, deep=True).clean
+    assert residue.scan(root, needles) == []
+    with Vault.open(root, subject="ana") as vault:
+        assert not [one for one in trainings(vault) if one.state == "paused"]
+
+
+def test_a_checkpoint_is_sealed(shared: Shared, release: Release, root: Path) -> None:
+    kept: list[bytes] = []
+    save = Vault.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Vault, "save_checkpoint", lambda self, run, step, data: kept.append(data) or save(self, run, step, data)
+        )
+        go(shared, release, steps=2)
+    (path,) = (root / "training").glob("*.fmc")
+    assert len(kept) == 1
+    assert residue.scan(root, residue.windows(kept[0][512:4096], "moments")) == []
+    assert b"health" not in path.read_bytes()
+
+
+def test_a_copied_or_damaged_checkpoint_changes_nothing(shared: Shared, release: Release, root: Path) -> None:
+    """An older one only costs time, a damaged one counts as none: data, plan and stream are the run's either way."""
+    go(shared, release, steps=1)
+    first = checkpoint(root)
+    go(shared, release, steps=1)
+    (path,) = (root / "training").glob("*.fmc")
+    seen: list[int] = []
+    for data, expected in ((first, 2), (first[:-1] + b"\0", 1), (first[:40], 1), (b"", 1)):
+        path.write_bytes(data)
+        go(shared, release, steps=1, progress=lambda step, _: seen.append(step))
+        assert seen.pop() == expected
+
+
+@pytest.mark.parametrize("at", range(0, 24, 3))
+def test_a_crash_at_any_operation_leaves_a_run_that_ends_the_same(
+    root: Path, release: Release, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(BaseException):
+        pass
+
+    with Shared(opener(root)) as door:
+        go(door, release, steps=3)
+    left = iter(range(at))
+
+    def cut(operation: str, path: Path) -> None:
+        if operation != "read" and next(left, None) is None:
+            raise Cut
+
+    def failing(write: bool) -> Vault:
+        return Vault.open(root, subject="ana", write=write, files=Files(cut))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Files, "sweep", lambda *_: 0)
+        try:
+            with Shared(failing) as door:
+                go(door, release)
+        except Cut:
+            pass
+    with Shared(opener(root)) as door:
+        if not door.vault.blocks():
+            assert go(door, release).state == "done"
+        Vault.open(root, subject="ana").close()  # a writer clears up what the cut left
+        assert len(door.vault.blocks()) == 1
+        assert kinds(door.vault) == ["spend", "run_finished"]
+        assert list((root / "training").glob("*.fmc")) == []
+
+
+def test_an_erasure_stops_it_and_is_complete(shared: Shared, release: Release, root: Path) -> None:
+    def erase(step: int, _: int) -> None:
+        if step == 2:
+            with Client.open("ana", path=root, release=release) as client:
+                assert client.erase.plan(topic="health").execute().state == "completed"
+
+    with pytest.raises(Busy, match="erased"):
+        go(shared, release, progress=erase)
+    with Vault.open(root, subject="ana") as vault:
+        assert trainings(vault) == []
+        assert vault.blocks() == []
+        assert kinds(vault)[0] == "spend"
+
+
+def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(shared: Shared, release: Release, root: Path) -> None:
+    with Client.open("ana", path=root, release=release) as client:
+        client.erase.plan(topic="health").execute()
+        with pytest.raises(Busy, match="erased"), shared.writing(60.0):
+            pass
+
+
+def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
+    shared: Shared, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(step: int, _: int) -> None:
+        seen.append(step)
+        if step == 3:
+            other.append(Vault.open(root, subject="ana"))  # at its save after this step another program writes
+        if step == 5:
+            raise Killed
+        if step == 4:
+            other.pop().close()
+
+    seen: list[int] = []
+    other: list[Vault] = []
+    monkeypatch.setattr(training, "EVERY", 0.0)
+    with pytest.raises(Killed):
+        go(shared, release, progress=killed)
+    assert [(one.state, one.step) for one in trainings(shared.vault)] == [("paused", 4)]
+    go(shared, release, progress=lambda step, _: seen.append(step))
+    assert seen == [1, 2, 3, 4, 5, 5, 6]
+    assert kinds(shared.vault) == ["spend", "run_finished"]
+
+
+def test_pause_and_cancel_from_another_program(shared: Shared, release: Release, root: Path) -> None:
+    ended: list[object] = []
+    gate = threading.Event()
+
+    def begin() -> None:
+        with Shared(opener(root)) as door:
+            try:
+                ended.append(train(door, release, HEALTH, long, settings=SETTINGS, progress=lambda *_: gate.set()))
+            except Refused as error:
+                ended.append(error)
+
+    long = PrivacyPlan(**PLAN.to_dict() | {"steps": 10_000, "noise_multiplier": 300.0})
+    for stop in (pause, lambda _: cancel(shared, "health")):
+        gate.clear()
+        thread = threading.Thread(target=begin)
+        thread.start()
+        assert gate.wait(20)
+        assert [one.state for one in trainings(shared.vault)] == ["running"]
+        told = stop(shared.vault)
+        thread.join(20)
+        assert not thread.is_alive()
+    assert isinstance(ended[0], Trained)
+    assert (ended[0].state, ended[0].steps) == ("paused", 10_000)
+    assert isinstance(ended[1], Refused)
+    assert (told.state, kinds(shared.vault)) == ("failed", ["spend", "run_failed"])
+    assert "cancelled" in told.message
+
+
+def test_there_is_nothing_to_pause_or_cancel(shared: Shared, release: Release) -> None:
+    for wrong in (lambda: pause(shared.vault), lambda: cancel(shared, "health"), lambda: cancel(shared, "no")):
+        with pytest.raises(NothingMatched):
+            wrong()
+
+
+def test_a_paused_one_is_cancelled(shared: Shared, release: Release) -> None:
+    go(shared, release, steps=2)
+    (one,) = trainings(shared.vault)
+    assert (one.state, one.step, one.steps, one.block) == ("paused", 2, 6, None)
+    assert cancel(shared, one.run).state == "failed"
+    assert kinds(shared.vault) == ["spend", "run_failed"]
+
+
+def test_bad_input_is_refused_before_anything_is_charged(shared: Shared, release: Release, tmp_path: Path) -> None:
+    late = datetime.now(UTC) - timedelta(seconds=1)
+    for wrong, error in (
+        ({"deadline": late}, Refused),
+        ({"deadline": datetime.now()}, UsageError),
+        ({"memory": 1 << 20}, Refused),
+    ):
+        with pytest.raises(error):
+            go(shared, release, limits=Limits(**wrong))
+    with Vault.create(tmp_path / "empty", subject="ana") as empty, pytest.raises(Refused, match="no record") as caught:
+        go(Own(empty), release)
+    assert caught.value.exit_code == 4
+    with Vault.create(tmp_path / "sim", subject="ana", simulated=True) as made, pytest.raises(Refused):
+        go(Own(made), release)
+    assert kinds(shared.vault) == []
+    assert not trainer.runs(shared.vault.root)
+
+
+def test_a_client_trains_in_sessions(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Client.open("ana", keystore="keyfile", release=release) as client:
+        client.add(NOTES[0], topic="health")
+        ended = client.train("health", PLAN, stop=After(2))
+        assert (ended.state, ended.step) == ("paused", 2)
+        assert [one.state for one in client.trainings()] == ["paused"]
+        done = client.train("health", PLAN)
+        assert [block.id for block in client.blocks.list()] == [done.block]
+        with pytest.raises(NothingMatched):
+            client.train("no-such-topic")
+        with pytest.raises(NothingMatched):
+            client.cancel("health")
+
+
+def test_a_lower_memory_limit_gives_the_same_block(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To float rounding, under noise that is the same; the micro-batch is a function of public sizes alone."""
+    fixed_key(monkeypatch)
+    found, sizes = [], []
+    fitting = footprint.fitting
+    monkeypatch.setattr(footprint, "fitting", lambda *known: sizes.append(fitting(*known)) or sizes[-1])
+    spec, words = MemorySpec.single(release.spec.shape, 2, 4), release.tokenizer.get_vocab_size()
+    least = footprint.fixed_bytes(spec, words) + 2 * footprint.per_sequence_bytes(spec, words, 16)
+    for name, memory in (("low", least), ("high", least + (64 << 20))):
+        with Vault.create(tmp_path / name, subject="ana") as vault:
+            vectors = torch.eye(128).numpy()
+            texts = [f"note {i} " + "of a visit " * 8 * i for i in range(5)]
+            vault.add_records(
+                [NewRecord(text, "health", (0, i % 4), vectors[i], release.digest) for i, text in enumerate(texts)]
+            )
+            ended = go(Own(vault), release, limits=Limits(memory=memory))
+            found.append(load(vault.block_rows(ended.block))["rows"])
+    assert [one.micro_batch for one in sizes] == [1, footprint.MOST]
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_a_record_longer_than_the_limit_is_refused_before_it_is_charged(
+    shared: Shared, release: Release, root: Path
+) -> None:
+    vector = torch.ones(128).numpy()
+    with Vault.open(root, subject="ana") as vault:
+        vault.add_records([NewRecord("a visit to the doctor " * 40_000, "health", (0, 0), vector, release.digest)])
+    with pytest.raises(Refused, match="A record") as caught:
+        go(shared, release, limits=Limits(memory=footprint.PROCESS + (24 << 20)))
+    assert caught.value.exit_code == 4
+    assert kinds(shared.vault) == []
+    assert trainings(shared.vault) == []
