@@ -34,10 +34,10 @@ class Text:
 
 def load(documents: int = 0) -> Text:
     """The corpus, or `documents` training paragraphs of it. Raises UsageError where the package is missing."""
-    leads = [lead for language in LANGUAGES for lead in leads(language)]
-    order = np.random.default_rng(0).permutation(len(leads))
+    texts = [lead for language in LANGUAGES for lead in leads(language)]
+    order = np.random.default_rng(0).permutation(len(texts))
     chosen = order[HELDOUT:][: documents or None]
-    return Text([leads[n] for n in chosen], [leads[n] for n in order[:HELDOUT]])
+    return Text([texts[n] for n in chosen], [texts[n] for n in order[:HELDOUT]])
 
 
 def leads(language: str) -> list[str]:

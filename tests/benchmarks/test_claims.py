@@ -89,3 +89,10 @@ def test_every_arm_keeps_the_rate_that_was_best_on_the_first_seed_and_nothing_ru
     again = Pool()
     ladder.Ladder(ladder.FULL, tmp_path / "runs", 2, again, lambda _: None).results(arms)
     assert again.done == []
+
+
+def test_the_text_is_dealt_the_same_each_time_and_held_out_text_is_not_trained_on():
+    found = load(documents=50)
+    assert (len(found.train), len(found.heldout)) == (50, 500)
+    assert found == load(documents=50)
+    assert not {*found.train} & {*found.heldout}
