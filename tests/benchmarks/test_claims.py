@@ -8,6 +8,7 @@ import pytest
 from benchmarks.claims import ladder
 from benchmarks.claims.cells import Arm
 from benchmarks.claims.figures import break_even, figures, interval, nested, prediction
+from benchmarks.claims.text import load
 
 MEMORY = ("frozen", "random_clusters", "lora_ffn", "lora_qk", "lora_vo", "kv")
 
