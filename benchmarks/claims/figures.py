@@ -84,7 +84,7 @@ def _by_seed(runs: Runs) -> dict[str, list[float]]:
         "loss.none": none,
         "loss.random_clusters": memory["random_clusters"],
         **{f"loss.{key}": column(runs, "cotrained", key) for key in FROM_COTRAINED},
-        **{f"loss.{name}": values for name, values in plain.items()},
+        **{f"loss.{name.replace('.', '_')}": values for name, values in plain.items()},
         "kinds.ffn": memory["cotrained"],
         **{f"kinds.{name}": memory[name] for name in ("lora_ffn", "lora_qk", "lora_vo", "kv")},
         **{f"variants.{name}": memory[name] for name in memory if name in VARIANTS},

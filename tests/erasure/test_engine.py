@@ -115,12 +115,12 @@ def test_nothing_of_it_is_left_but_random_ids(vaults) -> None:
 
 def test_many_records_leave_no_ciphertext_in_the_database(vaults) -> None:
     vault = vaults.create()
-    for _ in range(5):
+    for _ in range(8):  # ids are random, and so is which cells move
         vault.add_records(vaults.records(120))
         vault.add_records(vaults.records(120, topic=OTHER))
     outcome = erase(vault, vaults.TOPIC)
     assert erasure.verify(vault, outcome.id, deep=True).clean
-    assert len(vault.records(OTHER)) == 600
+    assert len(vault.records(OTHER)) == 960
 
 
 def test_everything_leaves_the_ledger(vaults) -> None:

@@ -77,6 +77,10 @@ from fedmem.training.release import Release
 from fedmem.vault.vault import NewRecord, Vault
 
 def peak():
+    # Not ru_maxrss where there is better: a process inherits that from the one that started it.
+    if Path("/proc/self/status").exists():
+        status = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 limit = int(sys.argv[2])

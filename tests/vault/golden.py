@@ -1,4 +1,4 @@
-"""Write a data directory of this version for later ones: `python tests/vectors/golden.py NAME`, once for a format.
+"""Write a data directory of this version for later ones: `python tests/vault/golden.py NAME`, once for a format.
 
 golden/NAME.tar.gz is a whole FEDMEM_HOME: a vault with its slots, two topics of records, a block, a ledger, an erasure
 and its receipt. golden/NAME.json says what is in it. Never written over: a reader that needs other bytes has lost
