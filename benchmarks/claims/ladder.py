@@ -22,7 +22,7 @@ from fedmem.anchor.presets import Shape
 
 RATES = (1e-3, 3e-3, 1e-2)
 FULL = Scale("full", 0, 1000, 3000, 4, 128, 2048, 16, (40, 24))
-QUICK = Scale("quick", 4000, 150, 450, 4, 128, 2048, 16, (40, 24))
+QUICK = Scale("quick", 3000, 100, 320, 4, 128, 2048, 16, (40, 24))
 
 NONE = Arm("none")
 # As deep as the anchor and wider, as the paper's larger model is wider; of the shapes tried it was the best.
