@@ -14,9 +14,10 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -63,6 +64,28 @@ def flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in data.items():
         rows += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return rows
+
+
+class Run(Protocol):
+    """One run of a long benchmark; it is done when there is a file at `path`."""
+
+    @property
+    def path(self) -> Path: ...
+
+
+def finish(jobs: Sequence[Run], work: Callable[[Any], None], pool: Executor, told: Callable[[str], None]) -> None:
+    """Do the runs that are not done yet, several at a time, and tell how many are done."""
+    left = [job for job in jobs if not job.path.exists()]
+    for number, done in enumerate(as_completed([pool.submit(work, job) for job in left]), start=1):
+        done.result()
+        told(f"{number} of {len(left)} runs")
+
+
+def finished(path: Path, found: Mapping[str, Any]) -> None:
+    """Write what a run found, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    temporary.rename(path)
 
 
 def turns(arms: Mapping[str, Callable[[], object]], count: int) -> dict[str, np.ndarray]:

@@ -10,12 +10,13 @@ Invariants
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from benchmarks.claims.cells import Arm, Bench, Scale, run
 from benchmarks.claims.text import load
 from fedmem.anchor.presets import Shape
@@ -95,9 +96,7 @@ def _bench(scale: Scale, folder: Path) -> Bench:
 def work(job: Job) -> None:
     """Do one run in this process."""
     found = run(_bench(job.scale, job.folder), job.arm, job.seed, job.lr, job.start_lr)
-    temporary = job.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    temporary.rename(job.path)
+    harness.finished(job.path, found)
 
 
 def loss_of(arm: Arm, found: dict[str, Any]) -> float:
@@ -117,24 +116,20 @@ class Ladder:
         """Per arm the result of each seed, at the arm's rate."""
         start_lr = self._pick([NONE], self.rates[0])[NONE.name]
         # The shared anchors first, one run for each, so that no two processes make the same.
-        self._do([self._job(COTRAINED, seed, self.rates[0], start_lr) for seed in range(self.seeds)])
+        self._finish([self._job(COTRAINED, seed, self.rates[0], start_lr) for seed in range(self.seeds)])
         picked = self._pick([arm for arm in chosen if not arm.rate_of], start_lr)
         picked |= {arm.name: picked[arm.rate_of] for arm in chosen if arm.rate_of}
         jobs = {a.name: [self._job(a, s, picked[a.name], start_lr) for s in range(self.seeds)] for a in chosen}
-        self._do([job for some in jobs.values() for job in some])
+        self._finish([job for some in jobs.values() for job in some])
         return {name: [job.result() | {"lr": job.lr} for job in some] for name, some in jobs.items()}
 
     def _pick(self, chosen: list[Arm], start_lr: float) -> dict[str, float]:
         jobs = {arm.name: [self._job(arm, 0, lr, start_lr) for lr in self.rates] for arm in chosen}
-        self._do([job for some in jobs.values() for job in some])
+        self._finish([job for some in jobs.values() for job in some])
         return {name: min(some, key=lambda job: loss_of(job.arm, job.result())).lr for name, some in jobs.items()}
 
-    def _do(self, jobs: list[Job]) -> None:
-        """Do what is not done yet, several runs at a time."""
-        left = [job for job in jobs if not job.path.exists()]
-        for number, done in enumerate(as_completed([self.pool.submit(work, job) for job in left]), start=1):
-            done.result()
-            self.progress(f"{number} of {len(left)} runs")
+    def _finish(self, jobs: list[Job]) -> None:
+        harness.finish(jobs, work, self.pool, self.progress)
 
     def _job(self, arm: Arm, seed: int, lr: float, start_lr: float) -> Job:
         return Job(self.scale, arm, seed, lr, start_lr, self.folder)

@@ -10,7 +10,7 @@ are chosen there and nowhere else. Finished runs lie in a folder, and a broken-o
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
@@ -76,9 +76,7 @@ def work(job: Job) -> None:
     bench = _bench(job.folder, job.steps)
     topic = _topic(bench, job)
     loss = bench.run(topic, job.arm) if job.arm else bench.without(topic)
-    temporary = job.path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"loss": loss}), encoding="utf-8")
-    temporary.rename(job.path)
+    harness.finished(job.path, {"loss": loss})
 
 
 def _topic(bench: Bench, job: Job) -> text.Topic:
@@ -93,13 +91,10 @@ def _topic(bench: Bench, job: Job) -> text.Topic:
 
 def done(jobs: Sequence[Job]) -> Sequence[Job]:
     """The jobs, each run if it was not yet; the first makes what all share."""
-    left = [job for job in jobs if not job.path.exists()]
-    for job in left[:1]:
+    for job in [job for job in jobs if not job.path.exists()][:1]:
         work(job)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for number, future in enumerate(as_completed([pool.submit(work, job) for job in left[1:]]), start=2):
-            future.result()
-            harness.progress(f"{number} of {len(left)} runs")
+        harness.finish(jobs, work, pool, harness.progress)
     return jobs
 
 

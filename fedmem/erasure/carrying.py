@@ -13,9 +13,9 @@ Invariants
 """
 
 import contextlib
-import hashlib
 from pathlib import Path
 
+from fedmem.canonical import digest
 from fedmem.erasure import journal, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
@@ -76,7 +76,7 @@ def _write_receipt(vault: Vault, entry: journal.Entry, checked: Verification) ->
     data = receipt.sign(content, vault.core.keystore.load(DEVICE_KEY))
     path = receipt_path(vault, entry)
     vault.core.files.replace(path, data)
-    journal.move(vault, entry, states.COMPLETED, receipt=hashlib.sha256(data).hexdigest())
+    journal.move(vault, entry, states.COMPLETED, receipt=digest(data))
     return path
 
 

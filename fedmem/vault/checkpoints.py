@@ -15,7 +15,6 @@ so the same steps are repeated to the same bytes. One that is damaged counts as 
 """
 
 import contextlib
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.vault import container
 from fedmem.vault.core import Core
-from fedmem.vault.stores import Item
+from fedmem.vault.stores import Item, container_item
 
 FOLDER = "training"
 SUFFIX = ".fmc"
@@ -101,11 +100,7 @@ class CheckpointStore:
 
     def _item(self, key_id: str) -> Item:
         data = self._core.files.read(self._checkpoints.path(key_id))
-        try:
-            salt = container.body_salt(data).hex()
-        except container.ContainerCorrupt:
-            salt = ""  # a damaged checkpoint must still be erasable
-        return Item(self.name, key_id, "checkpoint", hashlib.sha256(data).hexdigest(), salt)
+        return container_item(self.name, key_id, "checkpoint", data)
 
 
 def _key(run_key: bytes) -> bytes:

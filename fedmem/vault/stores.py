@@ -120,12 +120,16 @@ class BlockFileStore:
         return self._core.root / "blocks"
 
     def _item(self, block_id: str) -> Item:
-        data = self._core.files.read(self._core.block_file(block_id))
-        try:
-            salt = container.body_salt(data).hex()
-        except container.ContainerCorrupt:
-            salt = ""  # a damaged block must still be erasable
-        return Item(self.name, block_id, "block", hashlib.sha256(data).hexdigest(), salt)
+        return container_item(self.name, block_id, "block", self._core.files.read(self._core.block_file(block_id)))
+
+
+def container_item(store: str, item: str, kind: str, data: bytes) -> Item:
+    """The item that a container file is; a damaged one has no salt, and must still be erasable."""
+    try:
+        salt = container.body_salt(data).hex()
+    except container.ContainerCorrupt:
+        salt = ""
+    return Item(store, item, kind, hashlib.sha256(data).hexdigest(), salt)
 
 
 class DatabaseStore:
