@@ -69,8 +69,9 @@ class Arm:
     """What is trained: a `plain` model of some shape, or memory beside the anchor.
 
     `branching` 0 means the scale's. `anchor_share` is the share of all steps that train the anchor alone, its rate
-    falling over them; 0 is the scale's, at a constant rate. `rate_of` names an arm whose learning rate is taken over.
-    With `controls` other blocks than those of the text's path are measured too.
+    falling over them; 0 is the scale's, at a constant rate. `rate_of` names an arm whose learning rate is taken over;
+    `anchor_lr` is the anchor's own, 0 the one that `none` picked. With `controls` other blocks than those of the text's
+    path are measured too.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Arm:
     widths: tuple[tuple[int, ...], ...] = ()
     branching: int = 0
     rate_of: str = ""
+    anchor_lr: float = 0.0
     controls: bool = False
 
 
@@ -140,7 +142,7 @@ class Bench:
 
 def run(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses:
     """Held-out losses in nats of one run; `start_lr` is the rate that the anchor was pretrained with."""
-    return _memory(bench, arm, seed, lr, start_lr) if arm.kind else _plain(bench, arm, seed, lr)
+    return _memory(bench, arm, seed, lr, arm.anchor_lr or start_lr) if arm.kind else _plain(bench, arm, seed, lr)
 
 
 def _plain(bench: Bench, arm: Arm, seed: int, lr: float) -> Losses:

@@ -49,7 +49,8 @@ VARIANTS = [
     Arm("flat", kind="ffn", widths=((64, 64),), rate_of="cotrained"),
     Arm("flat_wide", kind="ffn", widths=((64, 64),), branching=32, rate_of="cotrained"),
     Arm("three_levels", kind="ffn", widths=((40, 40), (16, 16), (8, 8)), branching=8, rate_of="cotrained"),
-    Arm("larger_anchor", Shape(layers=3, d_model=96, ffn=288, heads=3), kind="ffn", rate_of="cotrained"),
+    # A larger anchor wants a lower rate: that of the plain models of its width.
+    Arm("larger_anchor", Shape(3, 96, 288, 3), kind="ffn", rate_of="cotrained", anchor_lr=3e-3),
 ]
 
 
