@@ -2,7 +2,7 @@
 
 SmolLM2-135M gets an FFN bank trained on Wikipedia leads, and is asked long-tail facts before and after, by the number
 of leads that hold subject and answer. Bucket 0 is the control: what it gains is form, not knowledge. The full run
-takes hours and goes on where it was broken off, from the last checkpoint in `--folder`.
+takes half an hour and goes on where it was broken off, from the last checkpoint in `--folder`.
 
 Invariants
 - The facts are asked, never trained on; their file holds one JSON object a line, with `q`, `a`, `subj`, `n_both_ovos`.
@@ -65,7 +65,7 @@ class Scale:
     facts: int
 
 
-FULL = Scale("full", steps=400, batch=4, length=128, heldout=32, facts=100)
+FULL = Scale("full", steps=150, batch=4, length=128, heldout=32, facts=100)
 QUICK = Scale("quick", steps=10, batch=2, length=128, heldout=4, facts=8)
 
 
