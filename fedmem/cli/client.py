@@ -1,5 +1,7 @@
 """`fedmem client`: train private blocks on this device, in sessions, in the foreground or in the background.
 
+What left the device is `fedmem.cli.egress`.
+
 Invariants
 - What is shown are states and step numbers, which are public; never a loss.
 - A training in the background gets its passphrase through a pipe; arguments, environment and files hold none.
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedmem.cli.egress import egress
 from fedmem.cli.options import Secret, confirm, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
@@ -31,7 +34,10 @@ SIZES = {"MB": 10**6, "GB": 10**9}
 
 @click.group()
 def client() -> None:
-    """Train private blocks on this device."""
+    """Train private blocks on this device, and see what left it."""
+
+
+client.add_command(egress)
 
 
 @client.command(epilog="Example: fedmem client train health --release releases/r1 --subject ana --deadline 10m")

@@ -27,7 +27,7 @@ NOUNS: Nouns = {
     "backup": ("fedmem.cli.backup:backup", "Backups of a vault: create, list, verify, restore."),
     "bank": ("fedmem.cli.bank:bank", "Shared banks: build, train, show, verify."),
     "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, migrate, delete."),
-    "client": ("fedmem.cli.client:client", "Train private blocks on this device."),
+    "client": ("fedmem.cli.client:client", "Train private blocks on this device; see what left it."),
     "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep what fedmem promises."),
     "erase": ("fedmem.cli.erase:erase", "Erasures of a vault: plan, run, verify, resume."),
     "eval": ("fedmem.cli.evaluate:evaluate", "Measurements: is what was erased forgotten?"),

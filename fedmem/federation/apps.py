@@ -5,31 +5,37 @@ Invariants
 - `evaluate` has no handler, so it is refused; nor has any message type that the wire does not name.
 - Flower's `Context.state` stays empty: it is copied with each message.
 - The loop is one for every Grid: in process, Flower's simulation engine, SuperLink. Replies are added as they arrive.
+- An aborted round is journalled and the loop goes on; after `ABORTS` of them in a row it ends with the typed error.
+- Time comes from one clock: the one given, else the grid's own virtual one, else the machine's.
 
 >>> make_client_app(lambda context: None).__class__.__name__
 'ClientApp'
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import fedmem
 from fedmem.errors import FedmemError, Refused, RemoteError
-from fedmem.federation import fixedpoint, records, wire
-from fedmem.federation.coordinator import Coordinator, Round
+from fedmem.federation import exchange, fixedpoint, records, wire
+from fedmem.federation.clock import Clock, WallClock
+from fedmem.federation.coordinator import Coordinator, RoundAborted
 from fedmem.federation.device import Device
 from fedmem.federation.flower import ClientApp, Context, Grid, Message, RecordDict, ServerApp, get_flwr_home
 from fedmem.federation.journal import Journal, Traffic
-from fedmem.federation.transcript import Transcript, payload
+from fedmem.federation.stopping import EarlyStop, plateau
+from fedmem.federation.transcript import Transcript
 from fedmem.federation.wire import Fields
 
 _log = logging.getLogger("fedmem.coordinator")
 
 DeviceFor = Callable[[Context], Device]
 Progress = Callable[[int, int], None]
+
+ABORTS = 3
+"""Rounds in a row that may end without a result before a federation does."""
 
 
 def make_client_app(device_for: DeviceFor) -> ClientApp:
@@ -66,11 +72,10 @@ def _reply(device: Device, content: RecordDict) -> Fields:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a coordinator waits, in seconds: for `nodes` devices to connect, and for the replies of one round."""
+    """How long a coordinator waits for `nodes` devices to connect, and between two looks, in seconds."""
 
     nodes: int = 1
     connect: float = 60.0
-    replies: float = 3600.0
     poll: float = 0.2
 
 
@@ -83,78 +88,85 @@ def run_rounds(
     progress: Progress | None = None,
     patience: Patience | None = None,
     closing: Callable[[], None] | None = None,
+    clock: Clock | None = None,
+    stop: EarlyStop | None = None,
 ) -> list[Traffic]:
-    """Run rounds until `until` are done in all; returns the traffic of every closed round, earlier ones included.
+    """Run rounds until `until` are over in all; returns the traffic of every round, earlier ones included.
 
     `progress(done, until)` is told after each round; `closing` is called before one is closed, and what it raises
-    leaves the round open. Raises BudgetExceeded before a round the plan does not allow, and
-    RemoteError if too few devices connect. Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
+    leaves the round open; `stop` may end the run before `until`. Raises BudgetExceeded before a round the plan does not
+    allow, RemoteError if too few devices connect, RoundAborted after `ABORTS` rounds in a row without a result, and
+    StorageError where the disk refuses. Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
     """
-    while coordinator.done < until:
-        _one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None))
+    ticks, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
+    while coordinator.done < until and not _stops(coordinator, journal, stop):
+        try:
+            _one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None), ticks)
+            aborts = 0
+        except RoundAborted as error:
+            aborts += 1
+            _log.warning("%s", error)
+            if aborts == ABORTS:
+                raise
         if progress:
             progress(coordinator.done, until)
     return journal.traffic()
 
 
 def resumed(journal: Journal, make: Callable[[wire.Params | None, int], Coordinator]) -> Coordinator:
-    """The coordinator as the journal left it: `make(params, rounds done)`, or `make(None, 0)` at the start."""
-    return make(*(journal.resume() or (None, 0)))
+    """The coordinator as the journal left it: `make(params, rounds over)`; params are None before a round is closed."""
+    left = journal.resume()
+    if left is None:
+        return make(None, 0)
+    coordinator = make(left.params, left.done)
+    if left.params is not None:
+        coordinator.restore(left.state)
+    return coordinator
+
+
+def _stops(coordinator: Coordinator, journal: Journal, rule: EarlyStop | None) -> bool:
+    if rule is None or coordinator.done == 0:
+        return False
+    if coordinator.done not in journal.losses():
+        journal.judged(coordinator.done, float(rule.loss(coordinator.params)))
+    stops = plateau(list(journal.losses().values()), rule)
+    if stops:
+        journal.stopped(coordinator.done)
+    return stops
 
 
 def _one_round(
-    grid: Grid, coordinator: Coordinator, journal: Journal, patience: Patience, closing: Callable[[], None]
+    grid: Grid,
+    coordinator: Coordinator,
+    journal: Journal,
+    patience: Patience,
+    closing: Callable[[], None],
+    clock: Clock,
 ) -> None:
-    opened = coordinator.open(_connected(grid, patience))
+    nodes = _connected(grid, max(patience.nodes, coordinator.settings.minimum), patience, clock)
+    opened, wire_log = coordinator.open(nodes, clock.now()), Transcript()
     journal.opened(opened.number)
-    group, wire_log = str(opened.number), Transcript()
-    for reply in _exchange(grid, opened, wire_log, patience):
-        _count(coordinator, reply)
+    exchange.run(grid, coordinator, opened, wire_log, clock, patience.poll)
     closing()
-    params = coordinator.close(journal.spent(coordinator.spend()))
-    down, up = wire_log.traffic(group)
-    journal.closed(params, Traffic(opened.number, down, up, wire_log.digest(group), coordinator.counted))
+    proof = journal.spent(coordinator.spend())
+    group, counted, short = str(opened.number), coordinator.counted, coordinator.short
+    traffic = Traffic(opened.number, *wire_log.traffic(group), wire_log.digest(group), counted, short)
+    if short:
+        coordinator.abort(proof)
+        journal.aborted(traffic)
+        raise RoundAborted(f"Round {opened.number} was aborted: {counted} replies counted. Look after the devices.")
+    params = coordinator.close(proof)
+    journal.closed(params, traffic, coordinator.state)
 
 
-def _connected(grid: Grid, patience: Patience) -> list[int]:
+def _connected(grid: Grid, enough: int, patience: Patience, clock: Clock) -> list[int]:
     """Node ids, once enough are there: Flower may start `main` before any is."""
-    deadline = time.monotonic() + patience.connect
-    while len(nodes := sorted(grid.get_node_ids())) < max(1, patience.nodes):
-        if time.monotonic() > deadline:
-            raise RemoteError(
-                f"Of {patience.nodes} devices {len(nodes)} are connected. Start the others and run again."
-            )
-        time.sleep(patience.poll)
+    deadline = clock.now() + patience.connect
+    while len(nodes := sorted(grid.get_node_ids())) < max(1, enough):
+        if clock.now() >= deadline:
+            raise RemoteError(f"Of {enough} devices {len(nodes)} are connected. Start the others and run again.")
+        clock.sleep(max(patience.poll, 1e-3))
     return nodes
-
-
-def _exchange(grid: Grid, opened: Round, log: Transcript, patience: Patience) -> Iterator[Message]:
-    """Send the one request to the whole cohort and yield replies as they come, until all came or time is up."""
-    content = records.to_request(opened.request)
-    messages = [Message(content, node, wire.TRAIN_ANCHOR, group_id=str(opened.number)) for node in opened.cohort]
-    data = payload(messages[0]) if messages else b""
-    for message in messages:
-        log.add("down", message, data)
-    waiting = set(grid.push_messages(messages)) if messages else set()
-    deadline = time.monotonic() + patience.replies
-    while waiting and time.monotonic() < deadline:
-        for reply in grid.pull_messages(sorted(waiting)):
-            waiting.discard(reply.metadata.reply_to_message_id)
-            log.add("up", reply, payload(reply))
-            yield reply
-        if waiting:
-            time.sleep(patience.poll)
-
-
-def _count(coordinator: Coordinator, reply: Message) -> None:
-    """Count one reply, or leave it out: a device that lies or fails costs its own update only."""
-    meta = reply.metadata
-    try:
-        if reply.has_error() or meta.message_type != wire.TRAIN_ANCHOR or not meta.group_id.isdecimal():
-            raise RemoteError("A device answered with an error or with another message type; it was not counted.")
-        coordinator.accept(meta.src_node_id, int(meta.group_id), records.from_reply(reply.content))
-    except FedmemError as error:
-        _log.warning("Node %s: %s", meta.src_node_id, error)
 
 
 def require_own_installation(app_file: str) -> None:

@@ -1,18 +1,19 @@
 """The coordinator of a federation as a pure state machine: no clock, file, socket or Flower (STYLE, habit 3).
 
 Invariants
-- idle → open → spent → idle. A round is closed once, and only with the proof that its spend is durable (I6).
-- A reply counts if it comes from the open round's cohort, for the first time, with exactly the schema's fields; its
-  norm is clipped again here. Anything else is refused and leaves the sums as they were.
-- The sums are int64: neither the order of replies nor a device's silence changes anything but its own part.
-- New parameters depend on (old parameters, plan, noise stream, set of counted replies) alone.
+- idle → open → spent → idle. A round is closed or aborted once, and only with the proof that its spend is durable (I6).
+- Time is an argument: a reply counts if it comes by the deadline, from the open round's cohort, for the first time,
+  with exactly the schema's fields; its norm is clipped again here. Anything else is refused and changes nothing.
+- Neither the order of replies nor a device's silence changes anything but its own part.
+- New parameters and server state depend on (old ones, plan, settings, noise stream, set of counted replies) alone.
+- An aborted round leaves parameters and state as they were; its number and its spend are used up all the same.
 
 >>> import numpy as np
 >>> plan = DevicePlan(population=2, rounds=1, unsafe_no_dp=True, unsafe_reason="an example")
 >>> c = Coordinator({"w": np.zeros(2, np.float32)}, plan, noise=None)
 >>> c.open([7, 8]).cohort
 (7, 8)
->>> c.accept(7, 1, wire.Fields({"w": np.array([2**22, 0], np.int32)}))
+>>> c.accept(7, 1, wire.Fields({"w": np.array([2**22, 0], np.int32)}), now=1.0)
 >>> c.spend()["round"]
 1
 >>> c.close(Durable(1))["w"].tolist()
@@ -25,15 +26,35 @@ from typing import Any
 
 import numpy as np
 
-from fedmem.errors import Refused
-from fedmem.federation import device_dp, fixedpoint, wire
-from fedmem.federation.device_dp import DevicePlan, Noise
+from fedmem.errors import Refused, RemoteError, UsageError
+from fedmem.federation import device_dp, fixedpoint, server_step, wire
+from fedmem.federation.aggregate import Summed, Trimmed
+from fedmem.federation.cohorts import Noise
+from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.server_step import State, StepSettings
 from fedmem.federation.wire import Fields, Params
+
+
+class RoundAborted(RemoteError):
+    """Too few replies counted; the round is over without a result, and its spend stays."""
 
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """Public training settings of every round; they change no privacy."""
+    """Public settings of every round; they change no privacy.
+
+    | field | meaning |
+    |---|---|
+    | seed … memory_learning_rate | what a device trains with; `server_learning_rate` is the server's own |
+    | optimiser, momentum, second_momentum, adaptivity | the server's step: `server_step.StepSettings` |
+    | deadline | seconds from opening a round, in the caller's time; what comes later is not counted |
+    | minimum | connected devices that a round needs to open; without noise also replies that it needs to close |
+    | trim | share of replies cut at either end of each coordinate; 0: the plain mean. Only without noise |
+    | trim_cohort | largest cohort that may be trimmed: every reply is kept until the round ends |
+
+    With noise the replies are not counted against `minimum`: their number depends on the draw, and an abort that
+    readers can see would tell them about it.
+    """
 
     seed: int = 0
     steps: int = 1
@@ -41,15 +62,35 @@ class RoundSettings:
     learning_rate: float = 0.0
     server_learning_rate: float = 1.0
     memory_learning_rate: float = 0.0
+    optimiser: str = "fedavg"
+    momentum: float = 0.9
+    second_momentum: float = 0.99
+    adaptivity: float = 1e-3
+    deadline: float = 3600.0
+    minimum: int = 1
+    trim: float = 0.0
+    trim_cohort: int = 64
+
+    def __post_init__(self) -> None:
+        if not (0 < self.deadline < float("inf") and self.minimum >= 1 and 0 <= self.trim < 0.5 and self.trim_cohort):
+            raise UsageError("A round needs a finite deadline above 0, a minimum from 1, and a trim in [0, 0.5).")
+        _ = self.step
+
+    @property
+    def step(self) -> StepSettings:
+        """The server's part."""
+        rate, decays = self.server_learning_rate, (self.momentum, self.second_momentum)
+        return StepSettings(self.optimiser, rate, *decays, self.adaptivity)
 
 
 @dataclass(frozen=True)
 class Round:
-    """An open round: its number from 1, its cohort, and the one request that every member gets."""
+    """An open round: its number from 1, its cohort, the one request that every member gets, and when time is up."""
 
     number: int
     cohort: tuple[int, ...]
     request: Fields
+    deadline: float
 
 
 @dataclass(frozen=True)
@@ -60,10 +101,10 @@ class Durable:
 
 
 class Coordinator:
-    """Holds the parameters of the federated part between rounds.
+    """Holds the parameters of the federated part and the server's state between rounds.
 
     `params`: float32 by name. `noise`: a `PrivacyStream`; None is allowed only where the plan neither samples nor adds
-    noise. `done`: rounds already closed, when resuming.
+    noise. `done`: rounds already over, when resuming. Raises Refused for a trimmed mean with noise (see `aggregate`).
     """
 
     def __init__(
@@ -74,34 +115,54 @@ class Coordinator:
         settings: RoundSettings | None = None,
         done: int = 0,
     ) -> None:
-        if noise is None and (plan.noise_multiplier > 0 or plan.sampling_rate < 1):
+        if noise is None and (plan.noise_multiplier > 0 or plan.sampled):
             raise Refused("This plan samples or adds noise, so the coordinator needs a privacy stream.")
         self.params = {name: np.asarray(params[name], np.float32) for name in sorted(params)}
         self.plan, self.settings, self.done = plan, settings or RoundSettings(), done
+        if self.settings.trim and plan.noise_multiplier > 0:
+            raise Refused(
+                "The clip norm does not bound a trimmed mean, so noise protects nothing there; use one of them."
+            )
+        self.state = server_step.start(self.params, self.settings.step)
         self._noise = noise
         self._shapes = wire.shapes_of(self.params)
         self._request = wire.anchor_request(self._shapes)
         self._reply = wire.anchor_reply(self._shapes, plan.clip)
         self._round: Round | None = None
-        self._sums = fixedpoint.empty_sums(self._shapes)
+        self._replies: Summed | Trimmed = Summed(self._shapes)
+        self._cohort: frozenset[int] = frozenset()
         self._counted: set[int] = set()
 
-    def open(self, nodes: Sequence[int]) -> Round:
-        """Start the next round over the connected `nodes`. Raises BudgetExceeded before anything is sent."""
+    def restore(self, state: State) -> None:
+        """Go on with the server's state out of a checkpoint. Raises VerificationFailed for another optimiser's."""
+        self.state = server_step.check(state, self.params, self.settings.step)
+
+    def open(self, nodes: Sequence[int], now: float = 0.0) -> Round:
+        """Start the next round over the connected `nodes`. Raises before anything is sent.
+
+        BudgetExceeded: the plan allows no further round. Refused: too many or too few are connected, or more are drawn
+        than may be trimmed.
+        """
         if self._round is not None:
             raise Refused(f"Round {self._round.number} is still open; close it first.")
         device_dp.check_budget(self.plan, self.done + 1)
-        if len(set(nodes)) > self.plan.population:
+        number, connected = self.done + 1, sorted(set(nodes))
+        if len(connected) > self.plan.population:
             raise Refused("More devices are connected than the plan's population declares; nothing was sent.")
-        number = self.done + 1
-        members = device_dp.cohort(sorted(set(nodes)), self.plan, self._stream(number, "cohort"))
-        self._sums, self._counted = fixedpoint.empty_sums(self._shapes), set()
-        self._round = Round(number, tuple(members), self._make_request(number))
-        return self._round
+        if len(connected) < self.settings.minimum:
+            raise Refused("Fewer devices are connected than a round needs; nothing was sent. Wait for more of them.")
+        members = device_dp.cohort(connected, self.plan, self._stream(number, "cohort"))
+        if self.settings.trim and len(members) > self.settings.trim_cohort:
+            raise Refused("The cohort is larger than trim_cohort; draw a smaller one, or raise it if memory allows.")
+        opened = Round(number, tuple(members), self._make_request(number), now + self.settings.deadline)
+        self._replies = Trimmed(self.settings.trim, self.plan.clip) if self.settings.trim else Summed(self._shapes)
+        self._cohort, self._counted, self._round = frozenset(members), set(), opened
+        return opened
 
     def _make_request(self, number: int) -> Fields:
         s = self.settings
         scalars: dict[str, wire.Scalar] = {
+            "protocol": wire.PROTOCOL,
             "round": number,
             "seed": s.seed,
             "steps": s.steps,
@@ -115,18 +176,20 @@ class Coordinator:
     def _stream(self, number: int, use: str) -> Any:
         return self._noise.substream(f"round-{number}/{use}".encode()) if self._noise else None
 
-    def accept(self, node: int, number: int, fields: Fields) -> None:
-        """Count one reply. Raises BoundaryViolation or Refused, and then nothing has changed."""
+    def accept(self, node: int, number: int, fields: Fields, now: float) -> None:
+        """Count one reply that came at `now`. Raises BoundaryViolation or Refused, and then nothing has changed."""
         current = self._current()
         if number != current.number:
             raise Refused("A reply belongs to another round; it was not counted.")
-        if node not in current.cohort:
+        if not now <= current.deadline:
+            raise Refused("A reply comes after the round's deadline; it was not counted.")
+        if node not in self._cohort:
             raise Refused("A reply comes from a node outside the round's cohort; it was not counted.")
         if node in self._counted:
             raise Refused("A node replied twice in one round; only the first reply counts.")
         wire.check(fields, self._reply)
         update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
-        fixedpoint.add(self._sums, fixedpoint.clip_grid(update, self.plan.clip))
+        self._replies.add(fixedpoint.clip_grid(update, self.plan.clip))
         self._counted.add(node)
 
     def spend(self) -> dict[str, Any]:
@@ -134,19 +197,39 @@ class Coordinator:
         event = device_dp.spend(self.plan, rounds=1)
         return {"round": self._current().number, "spend": event.to_dict(), "plan": self.plan.to_dict()}
 
-    def close(self, proof: Durable) -> Params:
-        """Federated averaging on the noisy mean of the updates; returns the new parameters.
+    @property
+    def short(self) -> bool:
+        """Whether the open round has too few replies to close; never with noise, where an abort would tell of them."""
+        return self.plan.noise_multiplier == 0 and self.counted < self.settings.minimum
 
-        Raises Refused without the proof for this very round: the event is durable before the result exists (I6).
+    def close(self, proof: Durable) -> Params:
+        """The server's step on the mean of the updates; returns the new parameters.
+
+        Raises Refused without the proof for this very round (the event is durable before the result exists, I6), and
+        RoundAborted, with the round still open, if too few replies were counted.
         """
+        current = self._proven(proof)
+        if self.short:
+            raise RoundAborted(f"Round {current.number} has too few replies to close; abort it.")
+        mean = self._mean(current.number)
+        self.params, self.state = server_step.step(self.params, self.state, mean, self.settings.step)
+        self.done, self._round = current.number, None
+        return self.params
+
+    def abort(self, proof: Durable) -> None:
+        """End the open round without a result: its spend stays, the next one has the next number."""
+        self.done, self._round = self._proven(proof).number, None
+
+    def _proven(self, proof: Durable) -> Round:
         current = self._current()
         if type(proof) is not Durable or proof.number != current.number:
             raise Refused("The privacy event of this round is not on disk; the round stays open.")
-        mean = device_dp.noisy_mean(self._sums, self.plan, self._stream(current.number, "noise"))
-        rate = np.float32(self.settings.server_learning_rate)
-        self.params = {name: value + rate * mean[name] for name, value in self.params.items()}
-        self.done, self._round = current.number, None
-        return self.params
+        return current
+
+    def _mean(self, number: int) -> Params:
+        if isinstance(self._replies, Trimmed):
+            return self._replies.mean(self._shapes)
+        return self._replies.mean(self.plan, self._stream(number, "noise"))
 
     @property
     def counted(self) -> int:

@@ -5,36 +5,27 @@ Invariants
 - Approval checks schema and clip norm again and enters an egress line before the fields may be sent.
 - An `InprocPort` holds copies of public things: no path of attributes, containers or closures leads from it to a vault.
 
+The same interface over a pipe, with the vault in a process of its own, is `fedmem.federation.pipe_port`.
+
 >>> import numpy as np
 >>> from fedmem.federation.device_dp import DevicePlan
 >>> plan = DevicePlan(population=1, unsafe_no_dp=True, unsafe_reason="an example")
 >>> port = InprocPort(["a public text"], plan, {"w": (1,)})
->>> port.approve(wire.Fields({"w": np.zeros(1, np.int32)}), number=1).nbytes
+>>> port.approve(Fields({"w": np.zeros(1, np.int32)}), number=1).nbytes
 4
 >>> [(entry.number, entry.nbytes) for entry in port.egress]
 [(1, 4)]
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from fedmem.errors import BoundaryViolation
-from fedmem.federation import fixedpoint, wire
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.gate import Gate, Terms
 from fedmem.federation.wire import Fields, Shapes
+from fedmem.vault.leaving import EgressEntry
 
-
-@dataclass(frozen=True)
-class EgressEntry:
-    """One thing that left: message type, round, bytes and the digest of its fields. Never the content."""
-
-    message: str
-    number: int
-    nbytes: int
-    digest: str
+__all__ = ["EgressEntry", "InprocPort", "VaultPort"]
 
 
 class VaultPort(Protocol):
@@ -55,13 +46,12 @@ class InprocPort:
     `egress` is read by the side that made the port; the vault's own list of what left is filled from it.
     """
 
-    __slots__ = ("_clip", "_records", "_schema", "egress")
+    __slots__ = ("_gate", "_records", "egress")
 
     def __init__(self, records: Sequence[str], plan: DevicePlan, shapes: Shapes) -> None:
         self._records = tuple(records)
-        self._clip = plan.clip
-        self._schema = wire.anchor_reply(shapes, plan.clip)
         self.egress: list[EgressEntry] = []
+        self._gate = Gate(Terms(plan, shapes), self.egress.append)
 
     def shareable(self) -> Sequence[str]:
         """Texts of shareable records, as placed when the port was made."""
@@ -72,10 +62,4 @@ class InprocPort:
 
         Guarantees: what is returned is exactly the reply schema, and its decoded norm is at most the clip norm.
         """
-        wire.check(fields, self._schema)
-        update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
-        clipped = fixedpoint.clip_grid(update, self._clip)
-        if any((clipped[name] != update[name]).any() for name in update):
-            raise BoundaryViolation("An update is longer than the plan's clip norm; it was not sent.")
-        self.egress.append(EgressEntry(self._schema.message, number, fields.nbytes, fields.digest()))
-        return fields
+        return self._gate.release(fields, number)

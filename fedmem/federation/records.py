@@ -3,7 +3,8 @@
 Invariants
 - An array travels as its raw little-endian bytes under our own serialisation name, so no array format is parsed.
 - A record dict that holds any record but the named ones, an array of another serialisation or a length that its shape
-  does not explain is a `BoundaryViolation`.
+  does not explain is a `BoundaryViolation`; nothing is allocated by what a header claims.
+- The serialisation name carries the protocol version, in both directions: another version is a `VersionMismatch`.
 
 >>> import numpy as np
 >>> from fedmem.federation.wire import Fields
@@ -18,21 +19,25 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.errors import BoundaryViolation
+from fedmem.errors import BoundaryViolation, FedmemError, VersionMismatch
 from fedmem.federation.flower import Array, ArrayRecord, ConfigRecord, RecordDict
-from fedmem.federation.wire import Fields, Scalar, Shapes
+from fedmem.federation.wire import PROTOCOL, Fields, Scalar, Shapes
 
-_STYPE = "fedmem.raw.le"
+_ENCODING = "fedmem.raw.le"
+STYPE = f"{_ENCODING}/{PROTOCOL}"
+# Public bounds on what a header may claim, far above any model's: numpy itself stops at 64 axes.
+_MAX_AXES, _MAX_SIZE = 8, 2**40
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
+_NAMES = {np.dtype(name): name for name in _DTYPES}
 PARAMS, CONFIG, UPDATE = "params", "config", "update"
 
 
 def _arrays(fields: Fields) -> ArrayRecord:
     record = ArrayRecord()
     for name in sorted(fields.arrays):
-        array = np.ascontiguousarray(fields.arrays[name])
-        little = array.astype(_DTYPES[str(array.dtype)], copy=False)
-        record[name] = Array(str(array.dtype), tuple(array.shape), _STYPE, little.tobytes())
+        array = fields.arrays[name]
+        dtype = _NAMES[array.dtype]
+        record[name] = Array(dtype, array.shape, STYPE, array.astype(_DTYPES[dtype], copy=False).tobytes())
     return record
 
 
@@ -73,7 +78,9 @@ def _from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
 
 def _from_array(array: Array) -> NDArray[np.generic]:
     dtype = _DTYPES.get(array.dtype)
-    if array.stype != _STYPE or dtype is None or any(size < 0 for size in array.shape):
+    if array.stype != STYPE and array.stype.split("/")[0] == _ENCODING:
+        raise VersionMismatch(f"A message speaks another protocol version than {PROTOCOL}. Update the older side.")
+    if array.stype != STYPE or dtype is None or not _plausible(array.shape):
         raise BoundaryViolation("An array travels in another encoding than the protocol's; it was not used.")
     if len(array.data) != math.prod(array.shape) * dtype.itemsize:
         raise BoundaryViolation("An array has another length than its shape says; it was not used.")
@@ -81,9 +88,13 @@ def _from_array(array: Array) -> NDArray[np.generic]:
     return values
 
 
+def _plausible(shape: tuple[int, ...]) -> bool:
+    return len(shape) <= _MAX_AXES and all(0 <= size <= _MAX_SIZE for size in shape)
+
+
 def requested_shapes(content: RecordDict) -> Shapes:
     """Names and shapes that a request asks about; empty if it cannot be read."""
     try:
         return {name: tuple(array.shape) for name, array in from_request(content).arrays.items()}
-    except BoundaryViolation:
+    except FedmemError:
         return {}

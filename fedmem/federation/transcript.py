@@ -11,14 +11,13 @@ Invariants
 """
 
 import hashlib
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 from fedmem.canonical import digest
 from fedmem.federation.flower import Message, RecordDict, error_to_proto, recorddict_to_proto
 
 
-@dataclass(frozen=True, order=True)
-class Entry:
+class Entry(NamedTuple):
     """One message: direction ("down", "up", or "state" for what a device left in Flower's context)."""
 
     group: str
@@ -27,6 +26,31 @@ class Entry:
     node: int
     nbytes: int
     sha256: str
+
+
+class Arrived(Message):  # type: ignore[misc]  # mypy does not follow flwr
+    """A message as it arrived, with the evidence that was taken from its bytes: nobody serialises it again."""
+
+    def __init__(self, content: RecordDict, message: Message, evidence: "Evidence") -> None:
+        super().__init__(content, metadata=message.metadata)
+        self.__dict__["evidence"] = evidence
+
+
+class Evidence(NamedTuple):
+    """Size and digest of a payload."""
+
+    nbytes: int
+    sha256: str
+
+
+def evidence(data: bytes) -> Evidence:
+    """What a transcript keeps of a payload."""
+    return Evidence(len(data), hashlib.sha256(data).hexdigest())
+
+
+def evidence_of(message: Message) -> Evidence:
+    """The evidence of a message's payload, taken from its bytes once."""
+    return message.__dict__["evidence"] if isinstance(message, Arrived) else evidence(payload(message))
 
 
 def payload(message: Message) -> bytes:
@@ -47,13 +71,12 @@ class Transcript:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
 
-    def add(self, direction: str, message: Message, data: bytes) -> None:
-        """Enter one message whose payload is `data`."""
+    def add(self, direction: str, message: Message, found: Evidence) -> None:
+        """Enter one message."""
         meta = message.metadata
         node = meta.dst_node_id if direction == "down" else meta.src_node_id
         kind = meta.message_type + (" error" if message.has_error() else "")
-        sha = hashlib.sha256(data).hexdigest()
-        self.entries.append(Entry(meta.group_id, direction, kind, node, len(data), sha))
+        self.entries.append(Entry(meta.group_id, direction, kind, node, *found))
 
     def traffic(self, group: str) -> tuple[int, int]:
         """Payload bytes (down, up) of one round."""
@@ -64,4 +87,4 @@ class Transcript:
     def digest(self, group: str | None = None) -> str:
         """SHA-256 over the sorted entries of one round, or of all."""
         chosen = sorted(entry for entry in self.entries if group in (None, entry.group))
-        return digest([list(astuple(entry)) for entry in chosen])
+        return digest([list(entry) for entry in chosen])

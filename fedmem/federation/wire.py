@@ -6,6 +6,7 @@ Invariants
 - A reply is the update and nothing else: no loss, no example count, no timing, no error text.
 - Numbers travel as raw little-endian bytes; nothing here parses a format, and nothing is unpickled.
 - Parameters go down as bf16 bits in uint16, updates come up as int32 grid cells.
+- A request names its protocol version, which is looked at first; a reply's arrays name it in their encoding.
 
 >>> import numpy as np
 >>> schema = anchor_reply({"w": (2,)}, clip=1.0)
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.canonical import canonical_json
-from fedmem.errors import BoundaryViolation
+from fedmem.errors import BoundaryViolation, VersionMismatch
 from fedmem.federation import bf16, fixedpoint
 
 Scalar = int | float | str
@@ -36,6 +37,9 @@ Params = dict[str, NDArray[np.float32]]
 TRAIN_ANCHOR = "train.anchor"
 # Named so that no other use of the words can grow; their schemas come with their features.
 RESERVED = ("train.blocks", "query.erasure")
+
+# 2: server optimisers, deadlines, and this number itself.
+PROTOCOL = 2
 
 _MAX_BYTES = 2**31 - 1
 
@@ -54,10 +58,10 @@ class Fields:
 
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes, bytes and scalars, names sorted."""
-        head = {name: [str(array.dtype), list(array.shape)] for name, array in self.arrays.items()}
+        head = {name: [array.dtype.str, list(array.shape)] for name, array in self.arrays.items()}
         sha = hashlib.sha256(canonical_json([head, dict(self.scalars)]))
         for name in sorted(self.arrays):
-            sha.update(np.ascontiguousarray(self.arrays[name]).tobytes())
+            sha.update(np.ascontiguousarray(self.arrays[name]).data)
         return sha.hexdigest()
 
 
@@ -110,6 +114,7 @@ def anchor_request(shapes: Shapes) -> Schema:
         "request",
         {name: ArraySpec(tuple(shape), "uint16") for name, shape in shapes.items()},
         {
+            "protocol": ScalarSpec(int, PROTOCOL, PROTOCOL),
             "round": ScalarSpec(int, 1, 10**6),
             "seed": ScalarSpec(int, 0, 2**62),
             "steps": ScalarSpec(int, 0, 10**5),
@@ -133,8 +138,9 @@ def check(fields: Fields, schema: Schema) -> Fields:
     """Return `fields` unchanged if they are exactly what `schema` names.
 
     Guarantees: of all messages only those with these keys, shapes, dtypes and ranges pass, so a message has one size
-    whatever the device holds. Raises BoundaryViolation otherwise.
+    whatever the device holds. Raises BoundaryViolation otherwise, VersionMismatch for a request of another protocol.
     """
+    _check_protocol(fields, schema)
     if schema.nbytes > _MAX_BYTES:
         raise _refuse(schema, "would be larger than a message can be")
     for label, got, want in (
@@ -152,14 +158,22 @@ def check(fields: Fields, schema: Schema) -> Fields:
     return fields
 
 
+def _check_protocol(fields: Fields, schema: Schema) -> None:
+    # First, since another version names other fields: the reason should be the version, not a field.
+    if "protocol" in schema.scalars and fields.scalars.get("protocol", PROTOCOL) != PROTOCOL:
+        raise VersionMismatch(f"A {schema.name} is not of protocol version {PROTOCOL}. Update the older side.")
+
+
 def _check_array(array: NDArray[np.generic], spec: ArraySpec, schema: Schema, place: int) -> None:
     if type(array) is not np.ndarray or array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
         raise _refuse(schema, f"has another dtype or shape at array {place}")
+    if not array.size:
+        return
     if spec.dtype == "uint16":
         # All ones in the exponent is an infinity or a NaN.
         bad = bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
     else:
-        bad = spec.bound is not None and bool((np.abs(array.astype(np.int64)) > spec.bound).any())
+        bad = spec.bound is not None and bool(array.max() > spec.bound or array.min() < -spec.bound)
     if bad:
         raise _refuse(schema, f"has a value out of range at array {place}")
 

@@ -28,6 +28,7 @@ from fedmem.policy.policy import Decision, Policy, Topic
 from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
+from fedmem.sdk.egress import Egress
 from fedmem.sdk.places import vault_root
 from fedmem.sdk.relearn import Relearn
 from fedmem.sdk.views import Blocks, Erase, Privacy
@@ -76,6 +77,7 @@ class Client:
         self.blocks = Blocks(vault, policy)
         self.erase = Erase(vault, Relearn(release, policy) if release is not None else None)
         self.privacy = Privacy(vault)
+        self.egress = Egress(vault)
 
     @classmethod
     def open(

@@ -25,7 +25,7 @@ from sqlalchemy import select
 
 from fedmem.canonical import canonical_json, digest
 from fedmem.errors import FedmemError, KeystoreError, NothingMatched, Refused, VerificationFailed, VersionMismatch
-from fedmem.vault import copies, rekey
+from fedmem.vault import copies, egress, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.core import Core
 from fedmem.vault.database import RunRow
@@ -185,7 +185,8 @@ def _write(core: Core, stage: Path, backup: str, key: bytes) -> Manifest:
 
 def _files_of(root: Path) -> list[str]:
     inner = (path.relative_to(root) for name in FOLDERS for path in (root / name).iterdir())
-    return [public.NAME, "device.pub", *sorted(str(path) for path in inner if path.suffix != TEMPORARY)]
+    sent = [egress.NAME] if (root / egress.NAME).exists() else []
+    return [public.NAME, "device.pub", *sent, *sorted(str(path) for path in inner if path.suffix != TEMPORARY)]
 
 
 def _run_keys(core: Core) -> frozenset[str]:

@@ -108,6 +108,25 @@ class Files:
                 self._hook("fsync", path)
                 os.fsync(file.fileno())
 
+    def append(self, path: Path, at: int, data: bytes) -> None:
+        """Make `data` the end of a file from offset `at` on, durable; a file that is missing is made with it.
+
+        A crash may leave any part of `data`: the caller must know a whole piece from a torn one.
+        """
+        with storage_errors(f"write {path.name}"):
+            self._hook("write", path)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.ftruncate(handle, at)
+                if os.pwrite(handle, data, at) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._hook("fsync", path)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        if at == 0:
+            self.sync_folder(path.parent)
+
     def copy(self, source: Path, target: Path) -> str:
         """Copy a file to a place where none is, durable once the folder is synced; SHA-256 of its bytes, hex."""
         read = hashlib.sha256()

@@ -41,13 +41,18 @@ def as_text(digest: bytes | None) -> str:
     return (digest or b"").decode("ascii", "backslashreplace")
 
 
-def noted(keystore: Keystore) -> Head | None:
+def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
     """The newest head that a keystore knows of."""
-    value = keystore.noted(NOTE) or b""
+    value = keystore.noted(name) or b""
     if len(value) != _HEAD.size:
         return None
     seq, digest = _HEAD.unpack(value)
     return seq, digest.hex()
+
+
+def packed(head: Head) -> bytes:
+    """A head as a keystore notes it; `noted` reads it."""
+    return _HEAD.pack(head[0], bytes.fromhex(head[1]))
 
 
 def note(core: Core) -> None:
@@ -55,7 +60,7 @@ def note(core: Core) -> None:
     with contextlib.suppress(FedmemError):
         now, known = head(core), noted(core.keystore)
         if now is not None and now != known and not _lost(core, known):
-            core.keystore.note(NOTE, _HEAD.pack(now[0], bytes.fromhex(now[1])))
+            core.keystore.note(NOTE, packed(now))
 
 
 def holds(core: Core, known: Head) -> bool:

@@ -7,6 +7,7 @@ Invariants
   the receipts given tell, or nothing is left that could know, nothing is restored.
 - Where spends after the backup are, or may be, missing from its ledger, the restored ledger says so by a spend without
   noise that may have touched every record: ε is infinite, and no finite budget allows a training (I6).
+- Where messages left after the backup, the restored egress ledger says that it is not complete.
 
     restore(folder, root, subject="ana", ask=None)
 """
@@ -25,8 +26,8 @@ from sqlalchemy import delete
 from fedmem.canonical import digest
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
 from fedmem.privacy.spend import SpendEvent
+from fedmem.vault import egress, heads, rekey
 from fedmem.vault import facts as public
-from fedmem.vault import heads, rekey
 from fedmem.vault.backup import (
     DATABASE,
     FOLDERS,
@@ -191,6 +192,7 @@ def _build(
     facts["facts"] = digest(now.encode())
     if unbounded and old is not None:
         facts[heads.GAP] = list(heads.noted(old) or ())
+    _mark_gap(files, stage, facts, old)
     if newest.generation > found.manifest.generation:
         facts.pop("kits", None)
     else:
@@ -247,6 +249,13 @@ def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: New
     finally:
         database.close()
     return unbounded
+
+
+def _mark_gap(files: Files, stage: Path, facts: dict[str, Any], old: Keystore | None) -> None:
+    """Say in the sealed facts that messages left after the backup, where the keystore knows of one."""
+    known, log = old and heads.noted(old, egress.NOTE), stage / egress.NAME
+    if known and not egress.holds(egress.read(files.read(log) if log.exists() else b"")[0], known):
+        facts[egress.GAP] = list(known)
 
 
 def _lacks_spends(core: Core, old: Keystore | None) -> bool:

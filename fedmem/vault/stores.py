@@ -190,8 +190,8 @@ class ReaderStore:
         return [f"process {process} opened the vault before the erasure and has not let go" for process in found]
 
 
-# Hold random ids, chain digests and public facts only; the ledger's payloads are sealed and name no topic.
-NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "table:events", "table:erasures"})
+# Hold random ids, chain digests and public facts only; what the two ledgers hold is sealed and names no topic.
+NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log", "table:events", "table:erasures"})
 
 
 def checked(store: ContentStore, known: Iterable[ContentStore]) -> ContentStore:

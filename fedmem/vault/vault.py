@@ -7,7 +7,8 @@ Invariants
 - The keystore backend is the one chosen, at creation or when keys move; a simulated vault is simulated for ever.
 - A vault with a file or table that no registered store answers for does not open.
 
-Layout of the root: vault.json, device.pub, table.fmk, vault.db, lock, blocks/, receipts/, leases/, training/.
+Layout of the root: vault.json, device.pub, table.fmk, vault.db, egress.log, lock, blocks/, receipts/, leases/,
+training/.
 
 >>> import os, tempfile
 >>> import numpy as np

@@ -4,15 +4,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused
+from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused, UsageError
 from fedmem.federation import fixedpoint
-from fedmem.federation.coordinator import Coordinator, Durable, RoundSettings
+from fedmem.federation.coordinator import Coordinator, Durable, RoundAborted, RoundSettings
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.wire import Fields
+from fedmem.privacy.stream import PrivacyStream
 
 SHAPES = {"b": (3,), "w": (2, 2)}
 PLAN = DevicePlan(population=3, rounds=2, clip=1.0, unsafe_no_dp=True, unsafe_reason="a test")
 CLIP = fixedpoint.cells(1.0)
+NOW = 10.0
 
 
 def coordinator(**settings: Any) -> Coordinator:
@@ -32,8 +34,8 @@ def finish(c: Coordinator, number: int = 1) -> np.ndarray:
 def test_a_round_averages_the_updates_over_the_declared_population() -> None:
     c = coordinator(server_learning_rate=0.5)
     c.open([1, 2])
-    c.accept(1, 1, update(CLIP))
-    c.accept(2, 1, update(CLIP // 2))
+    c.accept(1, 1, update(CLIP), NOW)
+    c.accept(2, 1, update(CLIP // 2), NOW)
     assert finish(c).tolist() == [pytest.approx(0.5 * 1.5 / 3, rel=1e-6), 0, 0]
     assert c.done == 1
 
@@ -45,7 +47,7 @@ def test_replies_in_any_order_give_the_same_bytes() -> None:
         c = coordinator()
         c.open([3, 2, 1])
         for node in order:
-            c.accept(node, 1, update(cells[node]))
+            c.accept(node, 1, update(cells[node]), NOW)
         results.add(finish(c).tobytes())
     assert len(results) == 1
 
@@ -68,12 +70,12 @@ def test_a_bad_reply_is_refused_and_leaves_the_round_as_it_was(bad: tuple[int, i
     node, number, fields, error = bad
     want = coordinator()
     want.open([1, 2])
-    want.accept(1, 1, update(5))
+    want.accept(1, 1, update(5), NOW)
     got = coordinator()
     got.open([1, 2])
-    got.accept(1, 1, update(5))
+    got.accept(1, 1, update(5), NOW)
     with pytest.raises(error):
-        got.accept(node, number, fields)
+        got.accept(node, number, fields, NOW)
     assert got.counted == want.counted == 1
     assert finish(got).tobytes() == finish(want).tobytes()
 
@@ -82,7 +84,7 @@ def test_an_update_longer_than_the_clip_norm_is_clipped_again_here() -> None:
     c = coordinator()
     c.open([1])
     every = Fields({"b": np.full(3, CLIP, np.int32), "w": np.full((2, 2), -CLIP, np.int32)})
-    c.accept(1, 1, every)
+    c.accept(1, 1, every, NOW)
     c.spend()
     moved = c.close(Durable(1))
     length = np.sqrt(sum(float(np.square(part.astype(np.float64)).sum()) for part in moved.values()))
@@ -90,10 +92,81 @@ def test_an_update_longer_than_the_clip_norm_is_clipped_again_here() -> None:
     assert length <= 1.0 / 3 * (1 + 1e-7)
 
 
+def test_the_clock_decides_by_the_time_it_is_given() -> None:
+    c = coordinator(deadline=5.0)
+    assert c.open([1, 2, 3], now=100.0).deadline == 105.0
+    c.accept(1, 1, update(9), now=105.0)
+    # A clock that was set back takes no reply away.
+    c.accept(2, 1, update(9), now=-1e9)
+    for late in (105.1, float("nan"), float("inf")):
+        with pytest.raises(Refused, match="deadline"):
+            c.accept(3, 1, update(9), now=late)
+    assert c.counted == 2
+
+
+def test_a_round_with_too_few_replies_is_aborted_and_changes_nothing() -> None:
+    c = coordinator(minimum=2, optimiser="diloco")
+    c.open([1, 2, 3])
+    c.accept(1, 1, update(CLIP), NOW)
+    before = {name: value.copy() for name, value in (c.params | c.state).items()}
+    assert c.short
+    c.spend()
+    with pytest.raises(RoundAborted):
+        c.close(Durable(1))
+    with pytest.raises(Refused):
+        c.abort(Durable(2))
+    c.abort(Durable(1))
+    assert c.done == 1
+    assert all((before[name] == value).all() for name, value in (c.params | c.state).items())
+    assert c.open([1, 2, 3]).number == 2
+
+
+def test_fewer_connected_devices_than_the_minimum_open_no_round() -> None:
+    c = coordinator(minimum=2)
+    with pytest.raises(Refused, match="Fewer devices"):
+        c.open([1])
+    assert c.open([1, 2]).number == 1
+
+
+def test_with_noise_the_number_of_replies_decides_nothing() -> None:
+    plan = DevicePlan(population=3, rounds=2, noise_multiplier=1.0)
+    c = Coordinator({"b": np.zeros(3, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), RoundSettings(minimum=3))
+    c.open([1, 2, 3])
+    assert not c.short
+    c.spend()
+    assert np.count_nonzero(c.close(Durable(1))["b"]) == 3
+
+
+def test_a_trimmed_mean_is_for_small_cohorts_without_noise() -> None:
+    c = coordinator(trim=0.34, trim_cohort=3)
+    c.open([1, 2, 3])
+    for node, cells in ((1, CLIP), (2, 8), (3, -5)):
+        c.accept(node, 1, update(cells), NOW)
+    assert finish(c).tolist() == [8 * fixedpoint.grid_step(1.0), 0, 0]
+    with pytest.raises(Refused, match="trim_cohort"):
+        coordinator(trim=0.1, trim_cohort=2).open([1, 2, 3])
+    noisy = DevicePlan(population=3, noise_multiplier=1.0)
+    with pytest.raises(Refused, match="trimmed mean"):
+        Coordinator({"b": np.zeros(3, np.float32)}, noisy, PrivacyStream(bytes(32), b"x"), RoundSettings(trim=0.1))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"deadline": 0.0}, {"deadline": float("inf")}, {"deadline": float("nan")}, {"minimum": 0}, {"trim": 0.5},
+        {"trim": -0.1}, {"trim": float("nan")}, {"trim_cohort": 0}, {"optimiser": "lion"},
+    ],
+)  # fmt: skip
+def test_round_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        RoundSettings(**bad)
+
+
 def test_a_silent_device_counts_as_zero() -> None:
     c = coordinator()
     c.open([1, 2, 3])
-    assert finish(c).tolist() == [0, 0, 0]
+    c.accept(1, 1, update(CLIP), NOW)
+    assert finish(c).tolist() == [pytest.approx(1 / 3), 0, 0]
 
 
 @pytest.mark.parametrize("proof", [None, 1, Durable(2)])
@@ -107,7 +180,7 @@ def test_no_round_closes_before_its_spend_is_durable(proof: Any) -> None:
 
 def test_states_that_do_not_follow_are_refused() -> None:
     c = coordinator()
-    for call in (lambda: c.accept(1, 1, update()), c.spend, lambda: c.close(Durable(1))):
+    for call in (lambda: c.accept(1, 1, update(), NOW), c.spend, lambda: c.close(Durable(1))):
         with pytest.raises(Refused):
             call()
     c.open([1])
@@ -121,6 +194,7 @@ def test_more_devices_than_declared_and_more_rounds_than_planned_are_refused() -
         c.open([1, 2, 3, 4])
     for number in (1, 2):
         c.open([1])
+        c.accept(1, number, update(), NOW)
         finish(c, number)
     with pytest.raises(BudgetExceeded):
         c.open([1])
@@ -134,5 +208,5 @@ def test_a_plan_that_samples_or_adds_noise_needs_a_stream() -> None:
 def test_the_request_carries_bf16_and_public_settings_only(toy: Callable[..., Any]) -> None:
     opened = toy().coordinator().open([1, 2])
     assert {array.dtype for array in opened.request.arrays.values()} == {np.dtype(np.uint16)}
-    names = ["batch", "learning_rate", "memory_learning_rate", "plan", "round", "seed", "steps"]
+    names = ["batch", "learning_rate", "memory_learning_rate", "plan", "protocol", "round", "seed", "steps"]
     assert sorted(opened.request.scalars) == names

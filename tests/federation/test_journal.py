@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fedmem.errors import StorageError, VerificationFailed
+from fedmem.canonical import digest
+from fedmem.errors import Refused, StorageError, VerificationFailed
 from fedmem.federation import journal as journal_module
-from fedmem.federation.journal import AppendLog, Journal
+from fedmem.federation.coordinator import Durable
+from fedmem.federation.journal import AppendLog, Journal, Traffic
 
 NOISY = {"noise_multiplier": 1.0, "sampling_rate": 0.7}
 
@@ -30,8 +33,8 @@ class Power:
         monkeypatch.setattr(journal_module, "_write_at", self.append)
         monkeypatch.setattr(journal_module, "_write_whole", self.whole)
 
-    def append(self, path: Path, offset: int, data: bytes) -> None:
-        self._do(data, lambda part: self._append(path, offset, part))
+    def append(self, path: Path, offset: int, data: bytes, durable: bool) -> None:
+        self._do(data, lambda part: self._append(path, offset, part, durable))
 
     def whole(self, path: Path, data: bytes) -> None:
         self._do(data, lambda part: self._whole(path if part is data else path.with_suffix(".tmp"), part))
@@ -124,6 +127,77 @@ def test_a_process_killed_for_real_resumes_to_the_same_bytes(tmp_path: Path) -> 
     assert Journal(killed).resume() is not None
     assert run(killed, 0) == 0
     assert state(Journal(killed)) == state(Journal(tmp_path / "whole"))
+
+
+def test_a_round_spent_under_other_terms_is_refused(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.spent({"round": 1, "plan": {"clip": 1.0}})
+    for again in (journal, Journal(tmp_path)):
+        assert again.spent({"round": 1, "plan": {"clip": 1.0}}) == Durable(1)
+        with pytest.raises(Refused, match="other terms"):
+            again.spent({"round": 1, "plan": {"clip": 9.0}})
+    # Another federation's round 1 is another round.
+    journal.spent({"round": 1, "plan": {"clip": 9.0, "run": "another"}})
+    assert len(journal.ledger.entries()) == 2
+
+
+def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.spent({"round": 1, "plan": {}})
+    journal.aborted(Traffic(1, 0, 0, "", 0, aborted=True))
+    for again in (journal, Journal(tmp_path)):
+        with pytest.raises(Refused, match="over"):
+            again.spent({"round": 1, "plan": {}})
+        left = again.resume()
+        assert left is not None
+        assert (left.done, left.params, left.state) == (1, None, {})
+
+
+def test_a_checkpoint_holds_the_servers_state_beside_the_parameters(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    params, momentum = {"w": np.ones(2, np.float32)}, {"momentum/w": np.full(2, 3, np.float32)}
+    journal.closed(params, Traffic(1, 0, 0, "", 1), momentum)
+    left = Journal(tmp_path).resume()
+    assert left is not None
+    assert left.params is not None
+    assert left.params.keys() == params.keys()
+    assert left.state["momentum/w"].tolist() == [3, 3]
+    assert journal.params_at(1).keys() == params.keys()
+
+
+def test_what_a_round_costs_does_not_grow_with_the_rounds_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, calls = Journal(tmp_path), []
+    encode = journal_module.canonical_json
+    monkeypatch.setattr(journal_module, "canonical_json", lambda body: calls.append(1) or encode(body))
+    monkeypatch.setattr(journal_module, "digest", lambda body: calls.append(1) or digest(body))
+    costs = []
+    for number in range(1, 41):
+        calls.clear()
+        journal.opened(number)
+        journal.spent({"round": number, "plan": {}})
+        journal.closed({"w": np.zeros(1, np.float32)}, Traffic(number, 0, 0, "", 1))
+        costs.append(len(calls))
+    assert len(set(costs)) == 1
+
+
+def test_what_has_a_promise_is_synced_and_what_has_none_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.opened(1)
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+    for call, files in (
+        (lambda: journal.opened(2), set()),
+        (lambda: journal.spent({"round": 1, "plan": {}}), {"ledger.jsonl"}),
+        (lambda: journal.closed({}, Traffic(1, 0, 0, "", 0)), {"journal.jsonl", "round-000001.tmp", "checkpoints"}),
+        (lambda: journal.aborted(Traffic(2, 0, 0, "", 0)), {"journal.jsonl"}),
+    ):
+        synced.clear()
+        call()
+        assert {Path(path).name for path in synced} - {tmp_path.name} == files
 
 
 def test_a_finished_run_is_not_run_again(toy: Callable[..., Any]) -> None:

@@ -20,7 +20,10 @@ from fedmem.federation.flower import (
     MetricRecord,
     RecordDict,
 )
-from fedmem.federation.port import InprocPort
+from fedmem.federation.port import EgressEntry, InprocPort
+from fedmem.vault.core import Core
+from fedmem.vault.egress import Egress
+from fedmem.vault.keys import KeyfileKeys
 from fedmem.vault.vault import NewRecord, Vault
 
 Make = Callable[..., Any]
@@ -267,6 +270,19 @@ def test_nothing_in_the_flower_process_reaches_the_vault(vault: Any, toy: Make, 
     grid = toy().grid(app_on(port, toy))
     assert "a public text" in reachable(grid)
     assert not reaches(reachable(grid), vault)
+
+
+def test_after_its_rounds_it_holds_lines_of_what_left_and_still_no_way_back(
+    vault: Any, toy: Make, reachable: Any
+) -> None:
+    made = toy(texts=[["a public text"]])
+    port = InprocPort(View(vault), made.plan, wire.shapes_of(made.coordinator().params))
+    grid = made.grid(app_on(port, toy))
+    made.run(until=2, grid=grid)
+    held = reachable(grid)
+    assert [entry for entry in held if isinstance(entry, EgressEntry)] == port.egress != []
+    assert not reaches(held, vault)
+    assert not any(isinstance(thing, Vault | Core | Egress | KeyfileKeys) for thing in held)
 
 
 def test_a_way_back_to_the_vault_would_be_found(vault: Any, toy: Make, reachable: Any) -> None:

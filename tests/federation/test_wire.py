@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmem.errors import BoundaryViolation
+from fedmem.errors import BoundaryViolation, VersionMismatch
 from fedmem.federation import fixedpoint, records, wire
 from fedmem.federation.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedmem.federation.wire import Fields
@@ -17,6 +17,7 @@ BOUND = fixedpoint.cells(1.0)
 
 def request(**scalars: Any) -> Fields:
     good = {
+        "protocol": wire.PROTOCOL,
         "round": 1,
         "seed": 3,
         "steps": 2,
@@ -71,6 +72,23 @@ def test_a_request_with_a_scalar_out_of_range_is_refused(name: str, value: Any) 
         wire.check(request(**{name: value}), REQUEST)
 
 
+@pytest.mark.parametrize("version", [1, 3, 0, True, "2", 2.5])
+def test_a_request_of_another_protocol_is_refused_for_its_version(version: Any) -> None:
+    with pytest.raises(VersionMismatch):
+        # Another version names other fields as well: the reason is the version all the same.
+        wire.check(request(protocol=version, note="new in that version"), REQUEST)
+    with pytest.raises(BoundaryViolation):
+        wire.check(Fields(request().arrays, {n: v for n, v in request().scalars.items() if n != "protocol"}), REQUEST)
+
+
+@pytest.mark.parametrize("stype", ["fedmem.raw.le", "fedmem.raw.le/1", "fedmem.raw.le/33", "fedmem.raw.le/"])
+def test_arrays_of_another_protocol_are_refused_for_their_version(stype: str) -> None:
+    old = {"b": Array("int32", (3,), stype, bytes(12)), "w": Array("int32", (2, 3), stype, bytes(24))}
+    with pytest.raises(VersionMismatch):
+        records.from_reply(RecordDict({"update": ArrayRecord(old)}))
+    assert records.requested_shapes(RecordDict({"update": ArrayRecord(old)})) == {}
+
+
 def test_a_request_lacking_or_adding_a_scalar_is_refused() -> None:
     with pytest.raises(BoundaryViolation):
         wire.check(request(note="hello"), REQUEST)
@@ -114,18 +132,22 @@ def _planted(kind: str) -> RecordDict:
     else:
         array = {
             "a numpy file": Array(np.zeros(3, np.int32)),
-            "a byte too many": Array("int32", (3,), "fedmem.raw.le", bytes(13)),
-            "a byte too few": Array("int32", (3,), "fedmem.raw.le", bytes(11)),
+            "a byte too many": Array("int32", (3,), records.STYPE, bytes(13)),
+            "a byte too few": Array("int32", (3,), records.STYPE, bytes(11)),
             "a pickle": Array("object", (3,), "pickle", bytes(12)),
-            "a negative shape": Array("int32", (-1, -3), "fedmem.raw.le", bytes(12)),
+            "a shape of ten gigabytes": Array("int32", (2_000_000_000, 2), records.STYPE, bytes(12)),
+            "more axes than numpy has": Array("int32", (1,) * 200, records.STYPE, bytes(4)),
+            "an empty shape beyond numpy": Array("int32", (0, 2**70), records.STYPE, b""),
+            "a negative shape": Array("int32", (-1, -3), records.STYPE, bytes(12)),
         }[kind]
-        content["update"] = ArrayRecord({"b": array, "w": Array("int32", (2, 3), "fedmem.raw.le", bytes(24))})
+        content["update"] = ArrayRecord({"b": array, "w": Array("int32", (2, 3), records.STYPE, bytes(24))})
     return content
 
 
 KINDS = [
     "a metric record", "a config record", "no record", "another record type", "a numpy file", "a byte too many",
-    "a byte too few", "a pickle", "a negative shape",
+    "a byte too few", "a pickle", "a negative shape", "a shape of ten gigabytes", "more axes than numpy has",
+    "an empty shape beyond numpy",
 ]  # fmt: skip
 
 

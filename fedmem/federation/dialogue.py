@@ -1,0 +1,74 @@
+"""What the two processes of a device may say to each other: the kinds of frames, their sizes, and arrays as raw bytes.
+
+Invariants
+- Terms are compared by digest before anything else; shapes, names and dtypes never travel, so none can be forged.
+- An update is a round number and the arrays of the reply schema, names sorted, as little-endian bytes: one exact size.
+- A refusal is a number; no text of an error crosses the pipe.
+
+| from the Flower process | answer |
+|---|---|
+| HELLO: digest of the terms | WELCOME, or REFUSED(TERMS) |
+| RECORDS | TEXT for each shareable record, then END |
+| UPDATE: round, arrays | RELEASED: digest of what was entered, or REFUSED(BOUNDARY) |
+
+>>> import numpy as np
+>>> schema = wire.anchor_reply({"w": (2,)}, clip=1.0)
+>>> parts = encode(wire.Fields({"w": np.array([1, -2], np.int32)}), 3, schema)
+>>> fields, number = decode(b"".join(parts), schema)
+>>> fields.arrays["w"].tolist(), number
+([1, -2], 3)
+"""
+
+import math
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmem.errors import BoundaryViolation, FedmemError, VersionMismatch
+from fedmem.federation import wire
+from fedmem.federation.pipe import BadFrame
+from fedmem.federation.wire import Fields, Schema
+
+HELLO, RECORDS, UPDATE = 1, 2, 3
+WELCOME, TEXT, END, RELEASED, REFUSED = 11, 12, 13, 14, 15
+TERMS, BOUNDARY = b"\1", b"\2"
+
+DIGEST_BYTES = 32
+MAX_TEXT = 64 << 20  # bytes of one record's text
+_ROUND = struct.Struct("<I")
+
+
+def update_bytes(schema: Schema) -> int:
+    """The one length of an UPDATE frame."""
+    return _ROUND.size + schema.nbytes
+
+
+def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
+    """An UPDATE's payload, in parts. Raises BoundaryViolation for what the schema does not name, or no such round."""
+    wire.check(fields, schema)
+    if not 0 <= number < 2**32:
+        raise BoundaryViolation("An answer names a round that no request has; it was not sent.")
+    arrays = (np.ascontiguousarray(fields.arrays[name]) for name in sorted(schema.arrays))
+    little = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays)
+    return [_ROUND.pack(number), *(array.tobytes() for array in little)]
+
+
+def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
+    """Fields and round of an UPDATE. Raises BadFrame for another length; ranges are the gate's to judge."""
+    if len(payload) != update_bytes(schema):
+        raise BadFrame("An update has another length than its schema says; it was not read.")
+    arrays, at = dict[str, NDArray[np.generic]](), _ROUND.size
+    for name, spec in sorted(schema.arrays.items()):
+        little, count = np.dtype(spec.dtype).newbyteorder("<"), math.prod(spec.shape)
+        values = np.frombuffer(payload, little, count, at).reshape(spec.shape)
+        arrays[name] = values.astype(np.dtype(spec.dtype), copy=False)
+        at += values.nbytes
+    return Fields(arrays), int(_ROUND.unpack_from(payload)[0])
+
+
+def refusal(code: bytes | bytearray) -> FedmemError:
+    """The error that a REFUSED frame means."""
+    if code == TERMS:
+        return VersionMismatch("The two processes of this device hold different terms. Start both from one plan.")
+    return BoundaryViolation("The vault did not release an update: it is not what the schema and the plan allow.")

@@ -1,0 +1,83 @@
+"""What decides, on the vault's side, whether an answer may leave: schema, clip norm, egress line, in this order.
+
+Invariants
+- What passes is exactly the reply schema, and its decoded norm is at most the plan's clip norm; nothing is mended here.
+- The egress line is entered, durably, before `release` returns; where it cannot be entered, nothing is returned.
+- Terms are public, equal for every device of a run, and never a function of what the vault holds.
+
+>>> import numpy as np
+>>> plan, entered = DevicePlan(population=1, unsafe_no_dp=True, unsafe_reason="an example"), []
+>>> gate = Gate(Terms(plan, {"w": (1,)}), entered.append)
+>>> gate.release(wire.Fields({"w": np.zeros(1, np.int32)}), number=1).nbytes
+4
+>>> [(entry.message, entry.number, entry.nbytes) for entry in entered]
+[('train.anchor', 1, 4)]
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedmem.canonical import digest
+from fedmem.errors import BoundaryViolation
+from fedmem.federation import device_dp, fixedpoint, wire
+from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.wire import Fields, Schema, Shapes
+from fedmem.vault.leaving import EgressEntry
+
+MAX_ROUND = 10**6
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a device agreed to: the plan, which names the run, and names and shapes of the federated parameters."""
+
+    plan: DevicePlan
+    shapes: Shapes
+
+    def digest(self) -> str:
+        """SHA-256 over all of it, hex: both processes of a device compare it before anything else is said."""
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        return digest({"plan": self.plan.to_dict(), "shapes": shapes})
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The door out of one device for one run; `enter` makes an egress line durable or raises."""
+
+    terms: Terms
+    enter: Callable[[EgressEntry], object]
+    schema: Schema = field(init=False)
+    _known: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        plan = self.terms.plan
+        # A plan that claims no ε has no event to compute one from.
+        spend = {} if plan.unsafe_no_dp else device_dp.spend(plan, rounds=1).to_dict()
+        object.__setattr__(self, "schema", wire.anchor_reply(self.terms.shapes, plan.clip))
+        known = {"run": plan.run, "plan": plan.digest(), "spend": spend, "delta": plan.delta}
+        object.__setattr__(self, "_known", known)
+
+    def release(self, fields: Fields, number: int) -> Fields:
+        """Return `fields` once they are entered as what left in round `number`.
+
+        Raises BoundaryViolation for anything but the reply schema within the clip norm, and what `enter` raises: then
+        nothing may leave.
+
+        | fields | result |
+        |---|---|
+        | zeros | entered and returned, as any other |
+        | norm a hair above the clip norm | BoundaryViolation; decided in integers |
+        """
+        if not 0 <= number <= MAX_ROUND:
+            raise BoundaryViolation("An answer names a round that no request has; it was not sent.")
+        wire.check(fields, self.schema)
+        update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
+        clipped = fixedpoint.clip_grid(update, self.terms.plan.clip)
+        # A part that fits comes back as the very same array, and need not be compared.
+        if any(clipped[n] is not part and bool((clipped[n] != part).any()) for n, part in update.items()):
+            raise BoundaryViolation("An update is longer than the plan's clip norm; it was not sent.")
+        self.enter(EgressEntry(self.schema.message, number, fields.nbytes, fields.digest(), **self._known))
+        return fields

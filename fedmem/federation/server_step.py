@@ -1,0 +1,110 @@
+"""What a coordinator does with the mean update of a round: FedAvg, FedAdam, or DiLoCo's outer step; pure functions.
+
+Invariants
+- New parameters and new state are a function of (parameters, state, mean, settings); the state is all there is to keep.
+- State is float32 arrays by name, so a checkpoint holds it whole and a resumed run goes on with the same bytes (I9).
+- A step reads the noisy mean and nothing else of a round, so it costs no privacy (Dwork and Roth 2014, Prop. 2.1).
+
+| optimiser | step, with mean update d, rate η | source |
+|---|---|---|
+| fedavg | x + η d | McMahan et al. 2017 |
+| fedadam | m ← β₁m + (1-β₁)d; v ← β₂v + (1-β₂)d²; x + η m / (√v + τ), v₀ = τ² | Reddi et al. 2021, Alg. 2 |
+| diloco | b ← μb + d; x + η (d + μb), Nesterov | Douillard et al. 2023, with AdamW on the device |
+
+DiLoCo's workers keep their inner AdamW moments from round to round. A device here starts each round with fresh ones: it
+keeps nothing between rounds (its part of Flower's context stays empty), the cohort changes from round to round, and
+moments that lived on would be a second thing to erase. The cost is the first steps of each round, where Adam's bias
+correction makes up for the short memory.
+
+>>> import numpy as np
+>>> settings = StepSettings("diloco", rate=0.5, momentum=0.5)
+>>> one = {"w": np.ones(1, np.float32)}
+>>> params, state = step({"w": np.zeros(1, np.float32)}, start(one, settings), one, settings)
+>>> float(params["w"][0]), sorted(state)
+(0.75, ['momentum/w'])
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmem.errors import UsageError, VerificationFailed
+from fedmem.federation.wire import Params
+
+State = Params
+OPTIMISERS = ("fedavg", "fedadam", "diloco")
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """Public settings of the server's step; `momentum` is β₁ or μ, `second_momentum` β₂, `adaptivity` τ."""
+
+    optimiser: str = "fedavg"
+    rate: float = 1.0
+    momentum: float = 0.9
+    second_momentum: float = 0.99
+    adaptivity: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS:
+            raise UsageError(f"There is no server optimiser of that name; choose one of {', '.join(OPTIMISERS)}.")
+        decays = all(0 <= decay < 1 for decay in (self.momentum, self.second_momentum))
+        if not (decays and 0 < self.adaptivity < math.inf and 0 <= self.rate < math.inf):
+            raise UsageError("The server's rate is finite and not negative, its decays in [0, 1), its adaptivity > 0.")
+
+
+def start(params: Params, settings: StepSettings) -> State:
+    """The state before the first round."""
+    if settings.optimiser == "fedavg":
+        return {}
+    momentum = {f"momentum/{name}": np.zeros_like(value, np.float32) for name, value in params.items()}
+    if settings.optimiser == "diloco":
+        return momentum
+    floor = np.float32(settings.adaptivity**2)
+    return momentum | {f"second/{name}": np.full(value.shape, floor, np.float32) for name, value in params.items()}
+
+
+def check(state: State, params: Params, settings: StepSettings) -> State:
+    """Return `state` if it is one of these settings. Raises VerificationFailed: a checkpoint of another optimiser."""
+    want = start(params, settings)
+    if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in want.items()}:
+        raise VerificationFailed("The checkpoint holds the state of another server optimiser; resume with that one.")
+    return {name: np.asarray(state[name], np.float32) for name in want}
+
+
+def step(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
+    """Parameters and state after one round whose mean update was `mean`; float32, nothing changed in place."""
+    chosen = {"fedavg": _fedavg, "fedadam": _fedadam, "diloco": _diloco}[settings.optimiser]
+    return chosen(params, state, mean, settings)
+
+
+def _fedavg(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
+    return {name: _single(value + settings.rate * mean[name]) for name, value in params.items()}, state
+
+
+def _fedadam(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
+    one, two, rate = settings.momentum, settings.second_momentum, settings.rate
+    moved, kept = Params(), State()
+    for name, value in params.items():
+        first = _single(one * state[f"momentum/{name}"] + (1 - one) * mean[name])
+        second = _single(two * state[f"second/{name}"] + (1 - two) * np.square(mean[name]))
+        moved[name] = _single(value + rate * first / (np.sqrt(second) + settings.adaptivity))
+        kept |= {f"momentum/{name}": first, f"second/{name}": second}
+    return moved, kept
+
+
+def _diloco(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
+    rate, decay = settings.rate, settings.momentum
+    moved, kept = Params(), State()
+    for name, value in params.items():
+        momentum = _single(decay * state[f"momentum/{name}"] + mean[name])
+        moved[name] = _single(value + rate * (mean[name] + decay * momentum))
+        kept[f"momentum/{name}"] = momentum
+    return moved, kept
+
+
+def _single(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    # Python's floats leave arrays in float32, so nothing is copied; the type checker does not know that.
+    return np.asarray(values, np.float32)

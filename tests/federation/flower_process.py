@@ -1,0 +1,108 @@
+"""A Flower process for tests: a whole toy federation around one real device whose port is the pipe.
+
+    python flower_process.py PLAN run OUT          two rounds; OUT gets what was handed to Flower, and what was approved
+    python flower_process.py PLAN look OUT         OUT gets descriptors and texts; then it waits for OUT.go
+    python flower_process.py PLAN rounds OUT       rounds without end; OUT gets a line for each answer that leaves
+    python flower_process.py PLAN train OUT        a training without end, that never asks the vault again
+
+PLAN is the device plan in JSON. OUT appears whole.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmem.federation import fixedpoint, pipe_port, wire
+from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.gate import Terms
+
+SHAPES = {"b": (3,), "w": (4, 3)}
+
+
+class Noting:
+    """The port, and the digests of what it approved."""
+
+    def __init__(self, port: pipe_port.PipePort) -> None:
+        self.port, self.approved = port, list[str]()
+
+    def approve(self, fields: wire.Fields, number: int) -> wire.Fields:
+        approved = self.port.approve(fields, number)
+        self.approved.append(approved.digest())
+        return approved
+
+
+def tell(out: Path, what: Any) -> None:
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(what))
+    os.replace(part, out)
+
+
+def learns(texts: Any) -> Any:
+    """Moves every parameter a little, by draws that depend on the seed and on every letter of the texts."""
+
+    def train(params: wire.Params, config: Any) -> wire.Params:
+        generator = np.random.default_rng([config.seed, zlib.crc32(repr(texts).encode())])
+        return {n: v + generator.normal(0, 0.01, v.shape).astype(np.float32) for n, v in sorted(params.items())}
+
+    return train
+
+
+def run(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+    # Here, since loading Flower takes a second that the other ways do not need.
+    from fedmem.federation import apps
+    from fedmem.federation.coordinator import Coordinator, RoundSettings
+    from fedmem.federation.device import Device
+    from fedmem.federation.grid import InProcessGrid
+    from fedmem.federation.journal import Journal
+
+    noting = Noting(port)
+    device = Device(0, noting, plan, SHAPES, learns(port.shareable()))
+    grid = InProcessGrid({0: apps.make_client_app(lambda context: device)})
+    start = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
+    coordinator = Coordinator(start, plan, None, RoundSettings(seed=5, learning_rate=0.1))
+    with tempfile.TemporaryDirectory() as folder:
+        apps.run_rounds(grid, coordinator, Journal(Path(folder)), until=2)
+    tell(out, {"sent": [list(entry) for entry in grid.transcript.entries], "approved": noting.approved})
+
+
+def look(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+    texts, own = port.shareable(), "/proc/self/fd"
+    held = {name: os.readlink(f"{own}/{name}") for name in os.listdir(own) if os.path.lexists(f"{own}/{name}")}
+    modules = [name for name in sys.modules if name.startswith(("sqlalchemy", "cryptography", "fedmem.vault"))]
+    tell(
+        out,
+        {"pid": os.getpid(), "held": held, "texts": texts, "modules": modules, "ends": pipe_port.ENDS in os.environ},
+    )
+    while not out.with_suffix(".go").exists():
+        time.sleep(0.02)
+
+
+def rounds(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+    port.shareable()
+    number, zeros = 0, wire.Fields(dict(fixedpoint.zeros(SHAPES)))
+    while True:
+        number += 1
+        port.approve(zeros, number)
+        with out.open("a") as file:
+            file.write(f"{number} {os.getpid()}\n")
+
+
+def train(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+    with out.open("a") as file:
+        file.write(f"0 {os.getpid()}\n")
+    while True:
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    words, way, place = sys.argv[1:]
+    agreed = DevicePlan.from_dict(json.loads(words))
+    port = pipe_port.connect(Terms(agreed, SHAPES), 20.0)
+    {"run": run, "look": look, "rounds": rounds, "train": train}[way](agreed, port, Path(place))
