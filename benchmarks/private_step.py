@@ -3,7 +3,8 @@
 A frozen anchor of width 256 with 4 layers, 32 records of 128 tokens in each batch, block widths 64 and 512. Arms, in
 turns: plain (one backward pass, the mean loss), our engine `fused`, Opacus' hooks behind the same function, and
 Opacus' ghost clipping, whose second backward pass walks the anchor again. Peak memory: of a process of its own that
-makes three steps, above what it held before the first.
+makes three steps, above what it held before the first. There `fused` has the micro-batch that it ships with; where it
+is timed, it takes the batch in one piece.
 """
 
 import argparse

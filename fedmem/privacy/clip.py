@@ -72,21 +72,32 @@ def clip_summed(grads: Sequence[Tensor], clip: float) -> ClippedSum:
 
     Raises ValueError for a clip that is not a finite number above 0.
     """
+    scale_R = scales(torch.stack([record_norms(g) for g in grads]).norm(dim=0), clip)
+    return ClippedSum([_scaled_sum(g, scale_R) for g in grads], clip)
+
+
+def scales(norms_R: Tensor, clip: float) -> Tensor:
+    """What each record's gradient is multiplied by, given its L2 norm in float64; 0 where it is not usable.
+
+    Raises ValueError for a clip that is not a finite number above 0.
+    """
     if not (math.isfinite(clip) and clip > 0):
         raise ValueError("a clip norm is a finite number above 0")
-    norms_R = torch.stack([_norms(g) for g in grads]).norm(dim=0)
     usable_R = norms_R <= NORM_LIMIT  # False for NaN
-    scale_R = (clip * INSIDE / norms_R.clamp(min=clip * INSIDE)).where(usable_R, 0.0)
-    return ClippedSum([_scaled_sum(g, scale_R, usable_R) for g in grads], clip)
+    return (clip * INSIDE / norms_R.clamp(min=clip * INSIDE)).where(usable_R, 0.0)
 
 
-def _norms(grads_R: Tensor) -> Tensor:
+def record_norms(grads_R: Tensor) -> Tensor:
     """L2 norms in float64, so that squares neither overflow nor lose the digits that the bound needs."""
-    norms_R: Tensor = torch.linalg.vector_norm(grads_R.flatten(1), dim=1, dtype=torch.float64)
+    norms_R = grads_R.new_empty(len(grads_R), dtype=torch.float64)
+    # One after the other in the cache: to convert within the reduction takes ten times as long.
+    for norm, grad in zip(norms_R, grads_R, strict=True):
+        norm.copy_(torch.linalg.vector_norm(grad.double()))
     return norms_R
 
 
-def _scaled_sum(grads_R: Tensor, scale_R: Tensor, usable_R: Tensor) -> Tensor:
+def _scaled_sum(grads_R: Tensor, scale_R: Tensor) -> Tensor:
+    usable_R = scale_R > 0
     if not usable_R.all():
         # Zero times NaN is NaN, so such rows are replaced, not scaled.
         grads_R = grads_R.where(usable_R.view(-1, *[1] * (grads_R.dim() - 1)), 0.0)

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
 from fedmem.memory.spec import MemorySpec
-from fedmem.privacy.clip import ClippedSum, clip_summed, sum_by_record
+from fedmem.privacy.clip import ClippedSum, clip_summed
 from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
@@ -143,19 +143,17 @@ def clipped_sum(
 ) -> ClippedSum:
     """Sum of the clipped gradients of the chosen records, one tensor `[X]`.
 
-    Memory: a gradient for each sequence of a micro-batch and one sum, however long a record is.
+    Memory: what a gradient of each sequence of a micro-batch takes, and one sum, however long a record is.
     """
     total = ClippedSum.zero([block_X], clip)
     for group in groups(np.flatnonzero(chosen_R[data.record_N]), data.record_N, micro_batch):
-        # One after the other: a list of the parts of a long record would grow with it.
-        parts = (_by_record(gradients(block_X, numbers_B), data.record_N[numbers_B]) for numbers_B in group)
-        total += clip_summed([reduce(torch.add, parts)], clip)
+        if len(group) == 1:
+            total += gradients.book(block_X, group[0]).clipped(data.record_N[group[0]], clip)
+        else:
+            # One after the other: a list of the parts of a long record would grow with it.
+            record_X = reduce(torch.add, (gradients.book(block_X, numbers_B).summed() for numbers_B in group))
+            total += clip_summed([record_X[None]], clip)
     return total
-
-
-def _by_record(grads_BX: Tensor, record_B: NDArray[np.int64]) -> Tensor:
-    records, local_B = np.unique(record_B, return_inverse=True)
-    return sum_by_record(grads_BX, torch.from_numpy(local_B), len(records))
 
 
 def groups(

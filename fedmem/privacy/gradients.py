@@ -1,6 +1,7 @@
 """Gradients of a private block for each sequence of a micro-batch, by one of two engines.
 
-- `fused`: the block expanded to one copy per sequence, so that one plain backward pass gives each its own gradient.
+- `fused`: the block expanded to one copy per sequence, so that one plain backward pass gives each its own gradient;
+  a product of tokens and rows enters in a book what its gradients are made of (`fedmem.privacy.book`).
 - `opacus`: Opacus' hooks on linear maps that hold the block; FFN blocks only, and the oracle of the other.
 
 Invariants
@@ -12,6 +13,7 @@ Shapes: N sequences, T tokens (public length), B sequences of a micro-batch, X v
 
     with frozen(model), per_sequence(model, memory, spec, data, RuntimeOptions()) as gradients:
         grads_BX = gradients(block_X, np.array([0, 1, 2]))
+        gradients.book(block_X, np.array([0, 1, 2])).clipped(np.array([0, 0, 1]), clip=0.1)
 """
 
 from collections.abc import Callable, Iterator
@@ -28,12 +30,23 @@ from transformers import PreTrainedModel
 from fedmem.memory.attach import Memory
 from fedmem.memory.block import source
 from fedmem.memory.kinds import Source
+from fedmem.memory.kinds.product import booked
 from fedmem.memory.spec import MemorySpec
+from fedmem.privacy.book import Book
 from fedmem.training.sequences import readable, token_losses, trim
 
 Fetch = Callable[[NDArray[np.int64]], Source]
-Gradients = Callable[[Tensor, NDArray[np.int64]], Tensor]
-"""`[B, X]` for a block `[X]` and the numbers of B sequences."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """An engine at work: `book` holds the gradients of a block `[X]` for the sequences of these numbers."""
+
+    book: Callable[[Tensor, NDArray[np.int64]], Book]
+
+    def __call__(self, block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
+        """Those gradients in full, `[B, X]`."""
+        return self.book(block_X, numbers_B).full()
 
 
 @dataclass(frozen=True)
@@ -82,20 +95,25 @@ def per_sequence(
 
         with hooked(spec) as block:
 
-            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
+            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Book:
                 block.load(block_X)
                 batch_loss(model, memory, block, data, numbers_B, runtime.bf16).backward()
-                return block.take()
+                return Book.of(block.take())
 
-            yield by_hooks
+            yield Gradients(by_hooks)
         return
 
-    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
-        expanded_BX = block_X.detach().expand(len(numbers_B), -1).requires_grad_()
-        loss = batch_loss(model, memory, source(spec, expanded_BX), data, numbers_B, runtime.bf16)
-        return torch.autograd.grad(loss, expanded_BX)[0]
+    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Book:
+        book = Book(block_X.detach().contiguous(), len(numbers_B))
+        expanded_BX = book.block_X.expand(len(numbers_B), -1).requires_grad_()
+        with booked(book.enter):
+            loss = batch_loss(model, memory, source(spec, expanded_BX), data, numbers_B, runtime.bf16)
+        (rest_BX,) = torch.autograd.grad(loss, expanded_BX, allow_unused=True)
+        if rest_BX is not None:
+            book.add(rest_BX)
+        return book
 
-    yield fused
+    yield Gradients(fused)
 
 
 def batch_loss(

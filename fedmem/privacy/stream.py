@@ -18,7 +18,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
@@ -26,8 +26,15 @@ from numpy.typing import NDArray
 KEY_BYTES = 32
 DRAWS = 4
 # Pairs per pass: small enough for the cache, as fresh pages cost more than the arithmetic.
-CHUNK = 1 << 13
+CHUNK = 1 << 12
 _TO_UNIT = 2.0**-53
+_ZEROS = bytes(8 * 2 * DRAWS * CHUNK)
+# A turn in so many sectors: within one, two terms of a series give the sine to float64. numpy only, and no library's
+# threads: a forked worker would wait for threads that it does not have.
+SECTORS = 1 << 12
+_SHIFT = np.uint64(64 - 12)
+_WITHIN = np.uint64((1 << (53 - 12)) - 1)
+_MIDDLES = np.exp(2j * math.pi / SECTORS * (np.arange(SECTORS) + 0.5))
 
 
 class PrivacyStream:
@@ -81,20 +88,56 @@ class PrivacyStream:
         if not 0.0 <= std < math.inf:
             raise ValueError("a standard deviation is a finite number that is not negative")
         out = np.empty(n + n % 2, dtype=np.float32)
-        half = len(out) // 2
+        half, scale = len(out) // 2, std / math.sqrt(DRAWS)
+        scratch = _Scratch(min(half, CHUNK))
         for start in range(0, half, CHUNK):
             stop = min(start + CHUNK, half)
-            cosine, sine = self._sums(stop - start)
-            np.multiply(cosine, std / math.sqrt(DRAWS), out=out[start:stop], casting="same_kind")
-            np.multiply(sine, std / math.sqrt(DRAWS), out=out[half + start : half + stop], casting="same_kind")
+            sums = scratch.sums(self._cipher, stop - start)
+            np.multiply(sums.real, scale, out=out[start:stop], casting="same_kind")
+            np.multiply(sums.imag, scale, out=out[half + start : half + stop], casting="same_kind")
         return out[:n]
 
-    def _sums(self, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Two arrays of sums of DRAWS Box-Muller draws: of the cosines, and of the sines, of the same pairs."""
-        uniform = (self._uniform(2 * DRAWS * n) >> np.uint64(11)).astype(np.float64).reshape(2, DRAWS, n)
-        radius, angle = uniform
-        # 1 - u lies in (0, 1], so the logarithm is finite.
-        np.log(np.subtract(1.0, np.multiply(radius, _TO_UNIT, out=radius), out=radius), out=radius)
-        np.sqrt(np.multiply(radius, -2.0, out=radius), out=radius)
-        np.multiply(angle, 2 * math.pi * _TO_UNIT, out=angle)
-        return (radius * np.cos(angle)).sum(0), (radius * np.sin(angle)).sum(0)
+
+class _Scratch:
+    """Memory for passes over at most `size` pairs; every pass reuses it."""
+
+    def __init__(self, size: int) -> None:
+        self.keystream = bytearray(8 * 2 * DRAWS * size)
+        self.real = np.empty((4, DRAWS * size))
+        self.complex = np.empty((2, DRAWS * size), dtype=np.complex128)
+
+    def sums(self, cipher: CipherContext, n: int) -> NDArray[np.complex128]:
+        """Sums of DRAWS Box-Muller draws each: of the cosines, and as imaginary part of the sines of the same pairs."""
+        words = 2 * DRAWS * n
+        cipher.update_into(memoryview(_ZEROS)[: 8 * words], self.keystream)
+        first, second = np.frombuffer(self.keystream, dtype="<u8", count=words).reshape(2, -1)
+        radius, *spare = self.real[:, : DRAWS * n]
+        drawn, middle = self.complex[:, : DRAWS * n]
+        _radii(first, radius)
+        np.take(_MIDDLES, (second >> _SHIFT).view(np.int64), out=middle, mode="clip")
+        _within(second, radius, spare, drawn)
+        sums: NDArray[np.complex128] = np.multiply(drawn, middle, out=drawn).reshape(DRAWS, n).sum(0)
+        return sums
+
+
+def _radii(bits: NDArray[np.uint64], out: NDArray[np.float64]) -> None:
+    """sqrt(-2 log(1 - u)) of the upper 53 bits of each word; 1 - u lies in (0, 1], so the logarithm is finite."""
+    np.copyto(out, np.right_shift(bits, np.uint64(11), out=bits), casting="same_kind")
+    np.log(np.subtract(1.0, np.multiply(out, _TO_UNIT, out=out), out=out), out=out)
+    np.sqrt(np.multiply(out, -2.0, out=out), out=out)
+
+
+def _within(
+    bits: NDArray[np.uint64], radius: NDArray[np.float64], spare: list[NDArray[np.float64]], out: NDArray[np.complex128]
+) -> None:
+    """radius * exp(i angle), where the upper 53 bits of each word are the angle, from the middle of its sector."""
+    angle, square, term = spare
+    np.right_shift(bits, np.uint64(11), out=bits)
+    np.copyto(angle, np.bitwise_and(bits, _WITHIN, out=bits), casting="same_kind")
+    np.subtract(np.multiply(angle, 2 * math.pi * _TO_UNIT, out=angle), math.pi / SECTORS, out=angle)
+    np.multiply(angle, angle, out=square)
+    np.subtract(np.multiply(square, 1 / 24, out=term), 1 / 2, out=term)
+    np.add(np.multiply(term, square, out=term), 1.0, out=term)
+    np.multiply(term, radius, out=out.real)
+    np.add(np.multiply(square, -1 / 6, out=square), 1.0, out=square)
+    np.multiply(np.multiply(square, angle, out=square), radius, out=out.imag)

@@ -12,6 +12,7 @@ from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks, source
 from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
+from fedmem.privacy.book import Book, Formed, Product
 from fedmem.privacy.clip import ClippedSum
 from fedmem.privacy.dpsgd import Optimiser, add_noise, clipped_sum, groups, train_block
 from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_sequence
@@ -88,15 +89,28 @@ def test_engine_equals_the_one_record_loop(micro_batch, clip, engine):
     assert fast.value[0].dtype == torch.float64
 
 
-@pytest.mark.parametrize("kind", ["lora_ffn", "lora_qk", "lora_vo", "kv"])
-def test_the_fused_engine_does_every_kind(kind):
-    of = spec(kind=kind)
+@pytest.mark.parametrize("width", [WIDTH, 64])
+@pytest.mark.parametrize("kind", ["ffn", "lora_ffn", "lora_qk", "lora_vo", "kv"])
+def test_the_fused_engine_does_every_kind_formed_and_by_gram_matrices(kind, width, ways):
+    of = spec(width, kind)
     model, block = anchor().double(), warm_block(of=of).double()
     data, chosen = sequences(PER_RECORD, shared=True, dtype=torch.float64), np.ones(len(PER_RECORD), dtype=bool)
     slow = one_record_at_a_time(model, block, data, chosen, 0.01, of)
     for micro_batch in (1, 4, 64):
         fast = engine_sum(model, block, data, chosen, 0.01, micro_batch, of=of)
         assert gap(fast.value, slow) < 1e-5 * norm(slow)
+    assert (Product in ways) == (width == 64 and kind != "kv")
+    assert Formed in ways
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """The ways in which gradients were kept."""
+    seen, clipped = set(), Book.clipped
+    monkeypatch.setattr(
+        Book, "clipped", lambda self, *given: (seen.update(map(type, self.parts)), clipped(self, *given))[1]
+    )
+    return seen
 
 
 def test_the_engine_opacus_does_ffn_only():

@@ -23,9 +23,10 @@ from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
 from fedmem.privacy import dpsgd
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
+from fedmem.privacy.book import Book
 from fedmem.privacy.clip import clip_records
 from fedmem.privacy.dpsgd import clipped_sum, train_block
-from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_sequence
+from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
 from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.spend import SpendEvent
@@ -259,9 +260,9 @@ class Poisoned:
         def poisoned(block_X, numbers_B):
             grads_BX = gradients(block_X, numbers_B).clone()
             grads_BX[torch.from_numpy(self.data.record_N[numbers_B] == 2), ::7] = self.poison
-            return grads_BX
+            return Book.of(grads_BX)
 
-        return poisoned
+        return Gradients(poisoned)
 
     def __exit__(self, *error):
         return self.engine.__exit__(*error)

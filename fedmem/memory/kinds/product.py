@@ -4,6 +4,8 @@ Invariants
 - The result is `x_BTI @ w_BIO`, whichever way it is computed.
 - A block that all items share is multiplied once for all tokens; where it is expanded to one copy per item and wants a
   gradient, each item's own gradient comes out of one plain backward pass, which is what DP-SGD clips (DESIGN §7).
+- Inside `booked`, that pass enters what those gradients are made of in a book and forms none of them; a pass that
+  began outside is not touched, and nothing is left behind where an exception ends it.
 
 Shapes: B batch (or 1 for all), T tokens, I and O the dimensions of a product.
 
@@ -12,10 +14,27 @@ Shapes: B batch (or 1 for all), T tokens, I and O the dimensions of a product.
 torch.Size([2, 3, 5])
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Enter = Callable[[Tensor, Tensor, Tensor], bool]
+"""Takes `x_BTI`, the gradient of the product `[B, T, O]` and the expanded `w_BIO`; False where that is not wanted."""
+_BOOK: ContextVar[Enter | None] = ContextVar("book", default=None)
+
+
+@contextmanager
+def booked(enter: Enter) -> Iterator[None]:
+    """Products of expanded blocks that are made inside call `enter` in their backward pass, wherever that runs."""
+    before = _BOOK.set(enter)
+    try:
+        yield
+    finally:
+        _BOOK.reset(before)
 
 
 def product(x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
@@ -39,11 +58,12 @@ def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) 
 
 
 class _Expanded(torch.autograd.Function):
-    """One matrix product forward; backward a gradient of the matrix for each item, in the matrix' own dtype."""
+    """One matrix product forward; backward an entry in the book, or a gradient of the matrix for each item."""
 
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTI, w_BIO)
+        ctx.enter = _BOOK.get()
         return _flat(x_BTI, w_BIO[0])
 
     @staticmethod
@@ -51,8 +71,11 @@ class _Expanded(torch.autograd.Function):
         x_BTI, w_BIO = ctx.saved_tensors
         grad_BTO = grads[0].to(w_BIO.dtype)
         wants_x, wants_w = ctx.needs_input_grad
-        back = _flat(grad_BTO, w_BIO[0].T).to(x_BTI.dtype)
-        return back if wants_x else None, torch.bmm(x_BTI.to(w_BIO.dtype).mT, grad_BTO) if wants_w else None
+        back = _flat(grad_BTO, w_BIO[0].T).to(x_BTI.dtype) if wants_x else None
+        x_BTI = x_BTI.to(w_BIO.dtype)
+        if not wants_w or (ctx.enter and ctx.enter(x_BTI, grad_BTO, w_BIO)):
+            return back, None
+        return back, torch.bmm(x_BTI.mT, grad_BTO)
 
 
 def _flat(x_BTI: Tensor, w_IO: Tensor) -> Tensor:
