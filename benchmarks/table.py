@@ -30,7 +30,12 @@ ROWS = [
     ("private_step", "ratio.fused_over_plain_r512", "the same, width 512", "≤ 1.25"),
     ("private_step", "ratio.peak_memory", "peak memory of the DP-SGD step / of the plain step", "≤ 1.05"),
     ("private_step", "ratio.noise_share", "noise, share of the DP-SGD step at width 64", "≤ 0.03"),
-    ("private_utility", "share_of_gain.eps8", "share of the best gain that a block keeps at ε = 8, 400 records", "≥ 0.75"),
+    (
+        "private_utility",
+        "share_of_gain.eps8",
+        "share of the best gain that a block has at ε = 8",
+        "≥ 0.75",
+    ),
     ("private_utility", "share_of_gain.eps2", "the same at ε = 2", "≥ 0.5"),
     ("erase", "erase_ms_beside_fsync", "erasing one block, beside its syncs, ms", "< 100"),
     ("erase", "ratio.blocks_10000_over_100", "the same in a vault of 10,000 blocks / of 100", "≤ 1.3"),

@@ -7,23 +7,17 @@ what the best block gains the private one does. `--notes` adds clinical notes: a
 are chosen there and nowhere else. Finished runs lie in a folder, and a broken-off benchmark goes on.
 """
 
-import json
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cache
-from multiprocessing import get_context
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.private_utility import text
-from benchmarks.private_utility.cells import SMALL, Arm, Bench
+from benchmarks.private_utility.cells import SMALL, Arm
 from benchmarks.private_utility.figures import figures, plot
+from benchmarks.private_utility.runs import PUBLIC, Job, done
 from fedmem.privacy.dpsgd import Optimiser
 
-SEEDS, RECORDS, PUBLIC = 3, 400, "public"
+SEEDS, RECORDS = 3, 400
 CURVE = (100, 200, 400, 800, 1600)
 STEPS, QUICK_STEPS = 2000, 400
 BEST = [Arm(f"best-{lr:g}", 0.0, optimiser=Optimiser(lr=lr)) for lr in (1e-2, 3e-2)]
@@ -39,63 +33,6 @@ ABLATION = [
     Arm("warm", warm=True),
     Arm("warm-average", warm=True, average=0.5),
 ]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to do; an arm of None measures the anchor alone."""
-
-    folder: Path
-    steps: int
-    notes: Path | None
-    topic: str
-    records: int
-    seed: int
-    arm: Arm | None
-
-    @property
-    def path(self) -> Path:
-        """Where its result lies."""
-        return self.folder / f"{self.topic}-{self.records}-{self.seed}-{self.arm.name if self.arm else 'without'}.json"
-
-    def loss(self) -> float:
-        """What the finished run found, in nats."""
-        return float(json.loads(self.path.read_text(encoding="utf-8"))["loss"])
-
-
-@cache
-def _bench(folder: Path, steps: int) -> Bench:
-    import torch
-
-    torch.set_num_threads(1)
-    return Bench(folder, steps)
-
-
-def work(job: Job) -> None:
-    """Do one run in this process."""
-    bench = _bench(job.folder, job.steps)
-    topic = _topic(bench, job)
-    loss = bench.run(topic, job.arm) if job.arm else bench.without(topic)
-    harness.finished(job.path, {"loss": loss})
-
-
-def _topic(bench: Bench, job: Job) -> text.Topic:
-    if job.topic == PUBLIC:
-        found = bench.stand_in
-    elif job.notes and job.topic == "clinical":
-        found = text.clinical(job.notes, job.seed)
-    else:
-        found = text.generated(job.topic, job.seed, job.records)
-    return text.Topic(found.train[: job.records], found.heldout)
-
-
-def done(jobs: Sequence[Job]) -> Sequence[Job]:
-    """The jobs, each run if it was not yet; the first makes what all share."""
-    for job in [job for job in jobs if not job.path.exists()][:1]:
-        work(job)
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        harness.finish(jobs, work, pool, harness.progress)
-    return jobs
 
 
 def main() -> None:
