@@ -1,13 +1,14 @@
-"""`fedmem sim`: run a simulated federation, list the runs, show one."""
+"""`fedmem sim`: run a simulated federation, list the runs, show one, compare several."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedmem import paths
-from fedmem.cli.output import emit, json_option, pairs, say, table
+from fedmem.cli.output import clean, emit, json_option, pairs, say, table
+from fedmem.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +65,55 @@ def show(name: str | None) -> None:
 
     data = load_run(name)
     emit("sim.show", data, lambda out: describe(out, data))
+
+
+@sim.command(epilog="Example: fedmem sim compare pretrain-0001 pretrain-0002 --out compared.html")
+@click.argument("names", nargs=-1, required=True, metavar="RUN RUN...")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write a new .html page or .svg plot."
+)
+@json_option
+def compare(names: tuple[str, ...], out: Path | None) -> None:
+    """Compare finished runs: what differs in their scenarios, losses, ε, bytes and cost.
+
+    Runs that differ in their seed only are one setting. Differences between settings are given with a 95 % interval
+    where both were run with the same two or more seeds; from one seed none is claimed. A file that is there already is
+    not overwritten.
+    """
+    from fedmem.sim.compare import compare as compared
+
+    drawing = None if out is None else drawer(out)
+    data = compared(names)
+    if out is not None and drawing is not None:
+        from fedmem.cli.receipt import write_new
+
+        write_new(out, drawing(data))
+        say(f"Written to {out}.")
+    emit("sim.compare", data, lambda console: contrast(console, data))
+
+
+def drawer(out: Path) -> Callable[[Mapping[str, Any]], str]:
+    """What makes a file of this kind from a comparison. Raises UsageError for another kind."""
+    from fedmem.sim.compare_page import page
+    from fedmem.sim.compare_plots import picture
+
+    kinds = {".html": page, ".svg": lambda data: picture(data["runs"])}
+    if out.suffix not in kinds:
+        raise UsageError(f"{out.name} is neither a page nor a plot: name a file that ends in .html or .svg.")
+    return kinds[out.suffix]
+
+
+def contrast(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print a comparison: its tables, what stands against a claim, and who ran without privacy."""
+    from fedmem.sim.compare_tables import tables, unsafe
+
+    for one in tables(data):
+        out.print(f"\n{one.title}", style="bold")
+        table(out, [clean(column) for column in one.columns], one.rows)
+        if one.note:
+            out.print(clean(one.note), style="dim")
+    for line in (*data["notes"], *unsafe(data), *data["attribution"]):
+        out.print(f"\n{clean(line)}")
 
 
 def describe(out: "Console", data: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ True
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,12 +53,19 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 def drawn(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
     """The SVG of one plot of `size` inches, with `label` for readers that do not see it."""
-    with mpl.rc_context(STYLE):
+    return themed(raw(size, lambda figure: draw(figure.add_subplot())), name, label)
+
+
+def raw(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """The SVG as matplotlib writes it."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # Text stays text in the SVG: that our font lacks a sign does not matter to the reader's.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
+        draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=NO_METADATA)
-    return themed(buffer.getvalue(), name, label)
+    return buffer.getvalue()
 
 
 def themed(svg: str, name: str, label: str) -> str:

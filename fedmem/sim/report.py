@@ -36,15 +36,7 @@ def write_report(run: Mapping[str, Any], path: Path) -> None:
 
 def page(run: Mapping[str, Any]) -> str:
     """The whole page. A pure function of `run`."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return rendered(
         name=run.get("name", "run"),
         subtitle=subtitle(run),
         banner=banner(run),
@@ -53,8 +45,20 @@ def page(run: Mapping[str, Any]) -> str:
         attribution=run.get("attribution") or [],
         config=json.dumps(run["config"], indent=2, sort_keys=True, ensure_ascii=False) if run.get("config") else "",
         digest=run.get("digest"),
-        version=__version__,
     )
+
+
+def rendered(**parts: Any) -> str:
+    """The template filled with `parts`: name, subtitle, banner, headline, sections, attribution, config, digest."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(**parts, version=__version__)
 
 
 def subtitle(run: Mapping[str, Any]) -> str:

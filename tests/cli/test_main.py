@@ -63,7 +63,8 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[tu
 def test_every_command_has_json_an_example_and_help() -> None:
     commands = leaves(main)
     assert {" ".join(words) for words, _ in commands} == {
-        *("sim run", "sim list", "sim show", "block list", "block show", "block delete", "route explain"),
+        *("sim run", "sim list", "sim show", "sim compare", "route explain"),
+        *("block list", "block show", "block delete"),
         *("privacy report", "privacy ledger verify", "privacy audit"),
         *("privacy budget", "receipt show", "receipt verify", "receipt export", "doctor", "path"),
         *("erase plan", "erase run", "erase verify", "erase status", "erase resume", "erase cancel"),

@@ -1,0 +1,58 @@
+"""A comparison as one page that opens offline.
+
+Invariants
+- The page is the template of a run's report: it loads nothing, and every value is escaped.
+- Settings without differential privacy are named above every figure, each with its reason.
+
+    page(compare(["pretrain-0001", "pretrain-0002"]))
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from fedmem.sim.compare_plots import drawable, loss_over_tokens
+from fedmem.sim.compare_tables import cells, tables, titles, unsafe
+from fedmem.sim.report import MARK, rendered
+from fedmem.sim.report_parts import Plot, Section, Table
+
+SECTIONS = {
+    "Runs": ("runs", "differs"),
+    "Loss": ("loss", "differences", "remarks"),
+    "Privacy": ("privacy",),
+    "Cost": ("bytes", "cost"),
+}
+NAMED = 2
+"""Runs that a heading can name."""
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The whole page. A pure function of `data`."""
+    remarks = Table("remarks", "Remarks", (), cells([[note] for note in data["notes"]]), wide=True)
+    by_id = {table.id: table for table in (*tables(data), remarks) if table.rows}
+    plot = Plot(
+        "Loss over tokens and rounds",
+        "Held-out public text. Left the whole run; right its rounds where measured, from the loss before them.",
+        Markup(loss_over_tokens("loss", data["runs"])),  # noqa: S704 -- our own SVG, its texts escaped
+        wide=True,
+    )
+    names = [row["name"] for row in data["runs"]]
+    sections = [
+        Section(
+            title,
+            [plot] if title == "Loss" and drawable(data["runs"]) else [],
+            [by_id[name] for name in parts if name in by_id],
+        )
+        for title, parts in SECTIONS.items()
+    ]
+    return rendered(
+        name="Comparison of " + (" and ".join(names) if len(names) == NAMED else f"{len(names)} runs"),
+        subtitle="; ".join(titles(data["runs"]).values()),
+        banner="; ".join(unsafe(data)).replace(f"{MARK}: ", ""),
+        headline=[],
+        sections=sections,
+        attribution=data["attribution"],
+        config="",
+        digest="",
+    )

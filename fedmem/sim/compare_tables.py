@@ -1,0 +1,174 @@
+"""The tables of a comparison, for the terminal and for the page.
+
+Invariants
+- Terminal and page show the same tables; both hold what the comparison holds and nothing else.
+- A row is there where at least one run has the figure; the two ε of the federated part are always there.
+
+>>> tables({"runs": [], "differs": {}, "differences": []})
+[]
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedmem.sim.report_parts import MISSING, Cell, Table, at, duration, epsilon, loss, size
+
+Facts = Mapping[str, Any]
+Shown = Callable[[Any], str]
+INFINITE = "∞"
+DIGITS = 12
+LOSS_NAMES = {
+    "public.anchor": "public, anchor alone",
+    "public.generic": "public, generic block",
+    "public.fetched": "public, fetched blocks",
+    "public.fetched_by_prefix": "public, fetched by the first words",
+    "public.wrong": "public, wrong blocks",
+    "rounds.before": "public, before the rounds",
+    "rounds.after": "public, after the rounds",
+    "private.without": "private, without its block",
+    "private.with": "private, with its block",
+    "private.after_erasure": "private, after erasure",
+}
+
+
+def tables(data: Facts) -> list[Table]:
+    """Every table of a comparison that has a row."""
+    made = (runs(data), differs(data), losses(data), differences(data), privacy(data), traffic(data), cost(data))
+    return [table for table in made if table.rows]
+
+
+def runs(data: Facts) -> Table:
+    """Which runs these are. Runs of one setting differ in their seed only."""
+    figures: dict[str, tuple[str, Shown]] = {
+        key: (key, str) for key in ("setting", "scenario", "seed", "text", "devices", "rounds")
+    }
+    figures |= {"anchor's parameters": ("parameters", _plain), "digest": ("digest", lambda digest: digest[:DIGITS])}
+    lines = _lines(data, figures)
+    note = f"Runs of one setting differ in their seed only. Digests are cut to {DIGITS} digits."
+    return _table("runs", "Runs", data, lines, note)
+
+
+def differs(data: Facts) -> Table:
+    """What the runs were told differently."""
+    lines = [(key, *(_plain(values[row["name"]]) for row in data["runs"])) for key, values in data["differs"].items()]
+    return _table("differs", "What differs", data, lines, "Keys of the scenario that are not the same in every run.")
+
+
+def losses(data: Facts) -> Table:
+    """Final held-out losses of each run."""
+    keys = dict.fromkeys(f"{part}.{name}" for row in data["runs"] for part in row["loss"] for name in row["loss"][part])
+    lines = _lines(data, {LOSS_NAMES.get(key, key): (f"loss.{key}", loss) for key in keys})
+    note = "Nats a token at the end of the run, lower is better. Public text on the last release, private on the first."
+    return _table("loss", "Held-out loss", data, lines, note)
+
+
+def differences(data: Facts) -> Table:
+    """Differences between settings over their seeds."""
+    lines: list[Sequence[str]] = []
+    for one in data["differences"]:
+        seeds = ", ".join(str(seed) for seed in one["seeds"])
+        for part, figures in one["loss"].items():
+            for name, value in figures.items():
+                low, high = one["interval"]["loss"][part][name]
+                title, spread = LOSS_NAMES.get(f"{part}.{name}", f"{part}.{name}"), f"{signed(low)} to {signed(high)}"
+                lines.append((f"{one['setting']} − {one['against']}", title, signed(value), spread, seeds))
+    columns = ("settings", "loss", "difference", "95 % interval", "seeds")
+    note = (
+        "Nats a token, negative where the first-named setting has the lower loss. "
+        "Mean over the seeds of both, each against itself; Student’s interval."
+    )
+    return Table("differences", "Differences", columns, cells(lines), frozenset({2, 3}), note, wide=True)
+
+
+def privacy(data: Facts) -> Table:
+    """The two figures of the federated part, and the largest of the private blocks."""
+    lines = _lines(data, {
+        "ε against readers of released anchors": ("epsilon.device", _bound),
+        "δ": ("epsilon.device_delta", lambda delta: f"{delta:.0e}"),
+        "ε against the coordinator": ("epsilon.coordinator", _bound),
+        "ε, largest of the private blocks": ("epsilon.blocks_max", epsilon),
+    })  # fmt: skip
+    said = dict.fromkeys(row["epsilon"]["coordinator_reason"] for row in data["runs"])
+    note = (
+        "Device level for the federated part, record level for blocks. Against the coordinator: "
+        + "; ".join(said)
+        + "."
+    )
+    return _table("privacy", "Privacy", data, lines, note)
+
+
+def traffic(data: Facts) -> Table:
+    """What the federation moved."""
+    lines = _lines(data, {
+        "sent by a device, whole run": ("bytes.per_device_up", _bytes),
+        "received by a device, whole run": ("bytes.per_device_down", _bytes),
+        "a device in a round, both ways": ("bytes.per_device_round", _bytes),
+    })  # fmt: skip
+    note = "Means: over all devices for the whole run, over the devices that were counted for a round."
+    return _table("bytes", "Bytes", data, lines, note)
+
+
+def cost(data: Facts) -> Table:
+    """Time and memory."""
+    lines = _lines(data, {
+        "time": ("seconds", duration),
+        "peak memory": ("peak_rss_mb", lambda mb: _bytes(mb * 1e6)),
+    })  # fmt: skip
+    return _table("cost", "Cost", data, lines, "Comparable only where the runs had the same machine to themselves.")
+
+
+def unsafe(data: Facts) -> list[str]:
+    """The settings whose federated part claims no ε, each with its reason."""
+    said = {r["setting"]: r["epsilon"]["device_reason"] for r in data["runs"] if r["epsilon"]["device"] is None}
+    return [f"{setting}: {reason}" for setting, reason in said.items()]
+
+
+def titles(rows: Sequence[Facts]) -> dict[str, str]:
+    """What each setting is called: its run's name, or of several runs the scenario and their seeds."""
+    found: dict[str, str] = {}
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == setting]
+        seeds = ", ".join(str(row["seed"]) for row in mine)
+        found[setting] = f"{setting}: " + (
+            mine[0]["name"] if len(mine) == 1 else f"{mine[0]['scenario']}, seeds {seeds}"
+        )
+    return found
+
+
+def signed(value: float) -> str:
+    """A difference with its sign; four digits, as differences are small beside losses."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def _lines(data: Facts, figures: Mapping[str, tuple[str, Shown]]) -> list[Sequence[str]]:
+    """A line per figure that at least one run has; `figures` give the place in a run, and how it is written."""
+    found: list[Sequence[str]] = []
+    for title, (path, shown) in figures.items():
+        values = [at(row, path) for row in data["runs"]]
+        if any(value is not None for value in values) or (values and shown is _bound):
+            found.append((title, *(shown(v) if v is not None or shown is _bound else MISSING for v in values)))
+    return found
+
+
+def _table(name: str, title: str, data: Facts, lines: Sequence[Sequence[str]], note: str) -> Table:
+    columns = ("", *(row["name"] for row in data["runs"]))
+    return Table(name, title, columns, cells(lines), frozenset(range(1, len(columns))), note, wide=True)
+
+
+def cells(lines: Sequence[Sequence[str]]) -> list[list[Cell]]:
+    """Plain lines as cells."""
+    return [[Cell(item) for item in line] for line in lines]
+
+
+def _bound(value: float | None) -> str:
+    return INFINITE if value is None else epsilon(value)
+
+
+def _bytes(value: float) -> str:
+    return size(round(value))
+
+
+def _plain(value: Any) -> str:
+    """A setting as TOML would say it, near enough."""
+    return MISSING if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
