@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from fedmem.memory.block import new_blocks, source
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import Optimiser, State, train_block
-from fedmem.privacy.gradients import PrivateSequences
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.training.loop import Trainer
@@ -33,6 +34,7 @@ from fedmem.training.sequences import encode
 from fedmem.training.settings import Settings
 
 VOCABULARY, LENGTH, BATCH, LR = 2048, 128, 4, 3e-3
+RUNTIME = RuntimeOptions(micro_batch=64)
 NO_CLIP = 1e6
 CAP = 10_000
 SMALL = PrivacyPlan.small(record_cap=CAP)
@@ -100,7 +102,7 @@ class Bench:
     def _warm(self, spec: MemorySpec, memory: Memory, new_X: Tensor) -> Tensor:
         texts = self._texts[0][:2000]
         plan = replace(SMALL, clip=NO_CLIP, sampling_rate=32 / len(texts), divisor=32.0)
-        return train_block(self.model, memory, spec, new_X, self._sequences(texts), plan, _stream())
+        return train_block(self.model, memory, spec, new_X, self._sequences(texts), plan, _stream(), runtime=RUNTIME)
 
     def _kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         path = self.folder / f"{name}-{self.steps}.safetensors"
@@ -129,9 +131,8 @@ class Bench:
         try:
             start_X = self.start(spec, memory, arm.warm)
             data = self._sequences(topic.train)
-            last_X = train_block(
-                self.model, memory, spec, start_X, data, plan, _stream(), optimiser=arm.optimiser, watch=watch
-            )
+            options: dict[str, Any] = {"optimiser": arm.optimiser, "runtime": RUNTIME, "watch": watch}
+            last_X = train_block(self.model, memory, spec, start_X, data, plan, _stream(), **options)
             block_X = torch.stack(kept).mean(0) if kept else last_X
             tokens_NT = encode(self.tokenizer, topic.heldout, LENGTH).tokens_NT
             return mean(sequence_losses(self.model, tokens_NT, memory, lambda _: [source(spec, block_X[None])]))
