@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+
+from fedmem.sim.seeds import interval as student
 
 VARIANTS = ("early", "late", "flat", "flat_wide", "three_levels", "larger_anchor")
 RETRIEVAL = ("short", "retrieved")
@@ -23,11 +24,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def interval(values: Sequence[float]) -> list[float]:
     """95 % interval of the mean by Student's t; one value gives no interval but itself."""
-    array = np.asarray(values, dtype=float)
-    if len(array) < 2:
-        return [float(array[0])] * 2
-    half = float(student.ppf(0.975, len(array) - 1)) * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return [float(array.mean()) - half, float(array.mean()) + half]
+    return student(values) if len(values) > 1 else [float(values[0])] * 2
 
 
 def prediction(values: Sequence[float]) -> list[float]:
