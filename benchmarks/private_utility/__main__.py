@@ -3,8 +3,8 @@
 For each topic, number of records and seed: held-out loss of the anchor alone, with the better of two blocks that were
 trained without privacy, and with blocks at ε 8 and ε 2 under the default plan. The share of the gain is how much of
 what the best block gains the private one does. `--notes` adds clinical notes: a JSONL file (gzip) with a field
-`note`. `--ablation` changes one setting of the default at a time, on a public topic that the anchor never saw: defaults
-are chosen there and nowhere else. Finished runs lie in a folder, and a broken-off benchmark goes on.
+`note`. `--ablation` changes one setting of the default at a time, on two public topics that the anchor never saw:
+defaults are chosen there and nowhere else. Finished runs lie in a folder, and a broken-off benchmark goes on.
 """
 
 from dataclasses import replace
@@ -20,12 +20,13 @@ from fedmem.privacy.dpsgd import Optimiser
 SEEDS, RECORDS = 3, 400
 CURVE = (100, 200, 800, 1600)  # with one seed each: they show a course, not a figure
 STEPS, QUICK_STEPS = 2000, 400
-BEST = [Arm(f"best-{lr:g}", 0.0, optimiser=Optimiser(lr=lr)) for lr in (1e-2, 3e-2)]
+BEST = [Arm(f"best-{lr:g}", 0.0, optimiser=Optimiser(lr=lr, final=1.0)) for lr in (1e-2, 3e-2)]
 PRIVATE = [Arm("eps8", 8.0), Arm("eps2", 2.0)]
 ABLATION = [
     Arm("default"),
-    *(Arm(f"clip-{clip:g}", plan=replace(SMALL, clip=clip)) for clip in (0.03, 1.0)),
-    Arm("lr-0.03", optimiser=Optimiser(lr=3e-2)),
+    *(Arm(f"clip-{clip:g}", plan=replace(SMALL, clip=clip)) for clip in (0.02, 1.0)),
+    *(Arm(f"lr-{lr:g}", optimiser=Optimiser(lr=lr)) for lr in (1e-2, 1e-1)),
+    *(Arm(f"constant-{lr:g}", optimiser=Optimiser(lr=lr, final=1.0)) for lr in (1e-2, 3e-2)),
     *(Arm(f"width-{width}", width=width) for width in (8, 32)),
     Arm("steps-160", plan=replace(SMALL, steps=160)),
     Arm("rate-0.3", plan=replace(SMALL, sampling_rate=0.3, divisor=0.3 * RECORDS)),
@@ -44,7 +45,8 @@ def main() -> None:
     steps, seeds = (QUICK_STEPS, 1) if arguments.quick else (STEPS, SEEDS)
     shared = harness.kept("x").parent / "private_utility" / str(steps), steps, arguments.notes
     if arguments.ablation:
-        jobs = [Job(*shared, PUBLIC, RECORDS, s, arm) for arm in [None, *BEST, *ABLATION] for s in range(seeds)]
+        arms = [None, *BEST, *ABLATION]
+        jobs = [Job(*shared, topic, RECORDS, s, arm) for topic in PUBLIC for arm in arms for s in range(seeds)]
         name = "private_ablation"
     else:
         topics = ["finance"] if arguments.quick else ["health", "finance", "notes"]

@@ -65,7 +65,7 @@ class Bench:
         self.folder, self.steps = folder, steps
 
     @cached_property
-    def _texts(self) -> tuple[list[str], Topic]:
+    def _texts(self) -> tuple[list[str], dict[str, Topic]]:
         return public()
 
     @cached_property
@@ -73,8 +73,8 @@ class Bench:
         return train_tokenizer(self._texts[0], VOCABULARY)
 
     @property
-    def stand_in(self) -> Topic:
-        """A public topic that the anchor never saw."""
+    def stand_ins(self) -> dict[str, Topic]:
+        """Public topics that the anchor never saw."""
         return self._texts[1]
 
     @cached_property

@@ -23,6 +23,7 @@ from fedmem.sim.sources.record import SourceRecord
 
 HELDOUT = 100
 SHORTEST = 40  # characters of a clinical note
+BEGINNING = 300  # characters of a Spanish lead, so that a record is about one sequence
 CLUSTERS = 16
 
 
@@ -34,15 +35,19 @@ class Topic:
     heldout: list[str]
 
 
-def public() -> tuple[list[str], Topic]:
-    """English leads without those of one cluster, which stands for a private topic that an anchor never saw."""
+def public() -> tuple[list[str], dict[str, Topic]]:
+    """English leads without those of one cluster, and two public topics that an anchor of the others never saw: that
+    cluster, which is near to what it knows, and the beginnings of Spanish leads, which are far from it."""
     texts = leads("en-us")
     vectors = StaticEmbedder().embed(texts)
     leaf_N = route(train_tree(vectors, branching=CLUSTERS, levels=1, seed=0), vectors)[:, -1]
     away = leaf_N == leaf_N[0]
-    return [t for t, gone in zip(texts, away, strict=True) if not gone], _dealt(
-        [t for t, gone in zip(texts, away, strict=True) if gone], 0
-    )
+    near = [text for text, gone in zip(texts, away, strict=True) if gone]
+    far = [text[:BEGINNING] for text in leads("es-es")]
+    return [t for t, gone in zip(texts, away, strict=True) if not gone], {
+        "near": _dealt(near, 0),
+        "far": _dealt(far, 0),
+    }
 
 
 def generated(topic: str, seed: int, records: int) -> Topic:

@@ -40,7 +40,7 @@ CLIP = 0.1
 
 @dataclass(frozen=True)
 class Learning:
-    """Steps of training, width of a block, tokens of a sequence at most, and Adam's learning rate."""
+    """Steps of training, width of a block, tokens of a sequence at most, and Adam's learning rate, the same at each step."""
 
     steps: int
     width: int
@@ -53,7 +53,7 @@ class Learning:
 
     def settings(self) -> LearnSettings:
         """Width, length and optimiser as the learner takes them."""
-        return LearnSettings(self.width, self.length, optimiser=Optimiser(lr=self.lr))
+        return LearnSettings(self.width, self.length, optimiser=Optimiser(lr=self.lr, final=1.0))
 
 
 @dataclass

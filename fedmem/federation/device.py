@@ -59,7 +59,7 @@ def encode_update(before: Params, after: Params, clip: float) -> dict[str, np.nd
     """
     if set(before) != set(after) or any(after[n].shape != before[n].shape for n in before):
         raise ValueError("Training returned other parameters than it was given.")
-    delta = {name: after[name].astype(np.float64) - before[name].astype(np.float64) for name in sorted(before)}
+    delta = {name: np.subtract(after[name], before[name], dtype=np.float64) for name in sorted(before)}
     norm = np.sqrt(sum(float(np.square(part).sum()) for part in delta.values()))
     # A first shrink in float keeps a diverged update inside int32; the integer clip below is the one that counts.
     shrink = min(1.0, 2.0 * clip / norm) if norm > 0 else 1.0

@@ -51,8 +51,7 @@ def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.int32]:
     | NaN, inf | ValueError |
     | empty | empty |
     """
-    scaled = values.astype(np.float64)
-    scaled /= step
+    scaled = np.divide(values, step, dtype=np.float64)
     np.trunc(scaled, out=scaled)
     # A NaN anywhere is the maximum.
     largest = max(float(scaled.max()), -float(scaled.min())) if scaled.size else 0.0

@@ -22,6 +22,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,11 +59,18 @@ class Fields:
 
     def digest(self) -> str:
         """SHA-256 over names, dtypes, shapes, bytes and scalars, names sorted."""
-        head = {name: [array.dtype.str, list(array.shape)] for name, array in self.arrays.items()}
-        sha = hashlib.sha256(canonical_json([head, dict(self.scalars)]))
-        for name in sorted(self.arrays):
-            sha.update(np.ascontiguousarray(self.arrays[name]).data)
+        arrays = sorted(self.arrays.items())
+        head = _head(tuple((name, array.dtype.str, array.shape) for name, array in arrays))
+        sha = hashlib.sha256(b"[" + head + b"," + canonical_json(dict(self.scalars)) + b"]")
+        for _, array in arrays:
+            sha.update(np.ascontiguousarray(array).data)
         return sha.hexdigest()
+
+
+# All replies of a federation have one.
+@lru_cache(maxsize=16)
+def _head(arrays: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+    return canonical_json({name: [dtype, list(shape)] for name, dtype, shape in arrays})
 
 
 @dataclass(frozen=True)
@@ -97,10 +105,15 @@ class Schema:
     def name(self) -> str:
         return f"{self.message} {self.direction}"
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The one size that the arrays of such a message have."""
         return sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in self.arrays.values())
+
+    @cached_property
+    def ordered(self) -> list[tuple[str, ArraySpec]]:
+        """The arrays by name: an array's place in this list is what an error names."""
+        return sorted(self.arrays.items())
 
 
 def _refuse(schema: Schema, what: str) -> BoundaryViolation:
@@ -147,11 +160,11 @@ def check(fields: Fields, schema: Schema) -> Fields:
         ("an array", fields.arrays, schema.arrays),
         ("a scalar", fields.scalars, schema.scalars),
     ):
-        if set(got) - set(want):
+        if got.keys() - want.keys():
             raise _refuse(schema, f"holds {label} that its schema does not name")
-        if set(want) - set(got):
+        if want.keys() - got.keys():
             raise _refuse(schema, f"lacks {label} that its schema names")
-    for place, (name, array_spec) in enumerate(sorted(schema.arrays.items())):
+    for place, (name, array_spec) in enumerate(schema.ordered):
         _check_array(fields.arrays[name], array_spec, schema, place)
     for name, scalar_spec in sorted(schema.scalars.items()):
         _check_scalar(fields.scalars[name], scalar_spec, schema, name)

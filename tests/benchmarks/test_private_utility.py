@@ -40,10 +40,10 @@ def test_a_file_without_notes_is_refused(tmp_path) -> None:
 
 def test_a_run_of_each_arm(tmp_path, monkeypatch) -> None:
     words = [f"{a} lies in the {b} of the {c}." for a in ("Oslo", "Lima") for b in ("north", "west") for c in "abcde"]
-    monkeypatch.setattr("benchmarks.private_utility.cells.public", lambda: (words, Topic(words[:8], words[8:12])))
+    monkeypatch.setattr("benchmarks.private_utility.cells.public", lambda: (words, {}))
     small = utility.replace(utility.SMALL, steps=2, sampling_rate=1.0)  # an empty sample without noise changes nothing
     bench = Bench(tmp_path, 2)
-    topic = bench.stand_in
+    topic = Topic(words[:8], words[8:12])
     before = bench.without(topic)
     for arm in (Arm("p", 8.0, small), Arm("n", 0.0, small), Arm("a", 8.0, small, average=0.5)):
         assert bench.run(topic, arm) != before

@@ -228,6 +228,23 @@ def test_training_on_no_record_is_noise_of_the_declared_std(recorded):
     assert looks_right(updates.flatten(), 1.3 * 0.2 / 5.0)
 
 
+def test_the_learning_rate_falls_to_its_final_share_whatever_the_cut(monkeypatch):
+    rates, adam = [], dpsgd.torch.optim.Adam
+
+    class Told(adam):
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step()
+
+    monkeypatch.setattr(dpsgd.torch.optim, "Adam", Told)
+    states = []
+    options = {"optimiser": Optimiser(lr=0.4, final=0.5)}
+    train(sequences([1]), plan(steps=4), watch=lambda state: states.append(replace(state)), **options)
+    assert rates == pytest.approx([0.4, 0.35, 0.3, 0.25])
+    train(sequences([1]), plan(steps=4), state=states[1], **options)
+    assert rates[4:] == pytest.approx([0.3, 0.25])
+
+
 def test_steps_take_uncorrelated_noise(recorded):
     updates = recorded(sequences([]), steps=40)
     assert largest_correlation(updates) < 5 / np.sqrt(updates.shape[1])
