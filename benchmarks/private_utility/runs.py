@@ -16,7 +16,7 @@ from benchmarks import harness
 from benchmarks.private_utility import text
 from benchmarks.private_utility.cells import Arm, Bench
 
-PUBLIC = ("near", "far")
+PUBLIC = ("far", "near")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,12 @@ def sim() -> None:
 @click.option("--seed", type=int, help="Seed of the run; else the scenario's own.")
 @click.option("--fresh", is_flag=True, help="Begin a new run instead of going on with an unfinished one.")
 @click.option("--name", help="Name of the run; else the scenario's and a number.")
+@click.option(
+    "--workers", type=click.IntRange(0, 256), default=0, metavar="N",
+    help="Train the devices in N processes beside this one; the results are the same.",
+)  # fmt: skip
 @json_option
-def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name: str | None) -> None:
+def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name: str | None, workers: int) -> None:
     """Run SCENARIO, or go on with a run of it that was interrupted.
 
     On glibc the thresholds of malloc are raised for the process, so that training reuses its buffers.
@@ -37,7 +41,7 @@ def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name:
 
     keep_buffers()
     with reporter() as progress:
-        data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress)
+        data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress, workers=workers)
     say(f"Report: {paths.runs_dir() / data['name'] / 'report.html'}")
     emit("sim.run", data, lambda out: describe(out, data))
 

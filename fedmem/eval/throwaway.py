@@ -40,7 +40,7 @@ CLIP = 0.1
 
 @dataclass(frozen=True)
 class Learning:
-    """Steps of training, width of a block, tokens of a sequence at most, and Adam's learning rate, the same at each step."""
+    """Steps of training, width of a block, tokens of a sequence at most, and Adam's constant learning rate."""
 
     steps: int
     width: int

@@ -19,7 +19,9 @@ with warnings.catch_warnings():
     from flwr.clientapp import ClientApp
     from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
     from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-    from flwr.common.serde_utils import error_to_proto
+    from flwr.common.serde_utils import error_from_proto, error_to_proto, metadata_from_proto, metadata_to_proto
+    from flwr.proto.error_pb2 import Error as ProtoError
+    from flwr.proto.message_pb2 import Metadata as ProtoMetadata
     from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
     from flwr.serverapp import Grid, ServerApp
     from flwr.supercore import telemetry
@@ -39,13 +41,18 @@ __all__ = [
     "Grid",
     "Message",
     "MetricRecord",
+    "ProtoError",
+    "ProtoMetadata",
     "ProtoRecordDict",
     "RecordDict",
     "Run",
     "ServerApp",
     "TaskIdentity",
+    "error_from_proto",
     "error_to_proto",
     "get_flwr_home",
+    "metadata_from_proto",
+    "metadata_to_proto",
     "recorddict_from_proto",
     "recorddict_to_proto",
     "require_offline",

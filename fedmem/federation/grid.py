@@ -1,42 +1,38 @@
 """Flower's `Grid` in one process: real ClientApps and Messages, no Ray, no socket (DESIGN §10).
 
 Invariants
-- Devices run one after the other in the order of the requests, and answer at once in the grid's virtual time, so a run
-  is deterministic (I9).
-- A message crosses as bytes, by Flower's own serialisation: the two sides share nothing that can be changed. A request
-  to many devices is serialised and parsed once, and each of them gets a copy of its own.
+- Devices run in the order of the requests and answer at once in the grid's virtual time, so a run is deterministic
+  (I9). With worker processes they run side by side, and what comes back is the same: order, bytes and transcript.
+- A message crosses as bytes, by Flower's own serialisation: the two sides share nothing that can be changed.
 - Whatever crosses is in the transcript first; so is anything a device leaves in Flower's context state.
-- An exception in a ClientApp becomes an error reply with its text, as Flower does it: nothing is hidden.
+- A device runs when its reply is pulled, in either way, and once.
 
->>> grid = InProcessGrid({})
->>> list(grid.get_node_ids())
+>>> with InProcessGrid({}) as grid:
+...     list(grid.get_node_ids())
 []
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from copy import copy
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
+from fedmem.errors import UsageError
 from fedmem.federation.clock import VirtualClock
+from fedmem.federation.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse
 from fedmem.federation.flower import (
     SUPERLINK_NODE_ID,
-    Array,
     ClientApp,
-    Context,
-    Error,
-    ErrorCode,
     Grid,
     Message,
-    ProtoRecordDict,
     RecordDict,
     Run,
     TaskIdentity,
-    recorddict_from_proto,
 )
-from fedmem.federation.transcript import Arrived, Transcript, encode, evidence, payload
+from fedmem.federation.transcript import Arrived, Transcript, encode, evidence
+from fedmem.federation.worker_process import Aside
+from fedmem.federation.workers import PATIENCE, Workers
 
-NODE_BASE = 1000
-"""Node ids of simulated devices are NODE_BASE + index."""
+__all__ = ["NODE_BASE", "InProcessGrid"]
 
 
 def _identify(run_id: int) -> None:
@@ -47,21 +43,38 @@ def _identify(run_id: int) -> None:
 
 
 class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
-    """A federation whose devices are ClientApps of this process, one app by device index."""
+    """A federation on this machine whose devices are ClientApps, one app by device index.
 
-    def __init__(self, apps: Mapping[int, ClientApp], *, run_id: int = 1, config: dict[str, Any] | None = None):
+    Args:
+        workers: processes that the devices run in, forked with the first request; 0: all run in this one. A device
+            stays in its process, and sees of this one what was there at the fork.
+        aside: what the devices say on their own side, brought over from the workers.
+        patience: seconds of the machine's time that a worker may be silent over one device.
+
+    Pulling raises `WorkerLost` where a worker died or fell silent: its devices' updates are not left out in silence,
+    the round stays open. `close`, or the end of the `with` block, ends the workers.
+    """
+
+    def __init__(
+        self,
+        apps: Mapping[int, ClientApp],
+        *,
+        run_id: int = 1,
+        config: dict[str, Any] | None = None,
+        workers: int = 0,
+        aside: Aside | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        if workers < 0:
+            raise UsageError("A federation has 0 or more worker processes.")
         _identify(run_id)
         self.transcript = Transcript()
         self.clock = VirtualClock()
         self._run = Run.create_empty(run_id)
-        self._apps = {NODE_BASE + index: app for index, app in sorted(apps.items())}
-        self._contexts = {node: self._context(node, config or {}) for node in self._apps}
-        self._waiting: dict[str, tuple[Message, _Parsed]] = {}
+        self._fleet = Fleet(apps, run_id, config)
+        self._workers = Workers(self._fleet, workers, aside, patience) if workers else None
+        self._waiting: dict[str, Request] = {}
         self._sent = 0
-
-    def _context(self, node: int, config: dict[str, Any]) -> Context:
-        place = {"partition-id": node - NODE_BASE, "num-partitions": len(self._apps)}
-        return Context(self._run.run_id, node, place, RecordDict(), dict(config))
 
     def set_run(self, run: Run) -> None:
         """Work under another run id."""
@@ -81,67 +94,56 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
 
     def get_node_ids(self) -> Iterable[int]:
         """Ids of all devices, ascending."""
-        return sorted(self._apps)
+        return self._fleet.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept requests; a device runs when its reply is pulled."""
-        ids, last = [], _Parsed(RecordDict())
+        ids, source, content = list[str](), None, Content(b"")
         for message in messages:
             self._sent += 1
             message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
-            # The same content object to the next device, so the same bytes.
-            last = last if message.content is last.content else _Parsed(message.content)
-            self._waiting[message.metadata.message_id] = message, last
+            if message.content is not source:  # the same content object to the next device is the same bytes
+                source, content = message.content, Content(encode(message.content))
+            self._waiting[message.metadata.message_id] = Request(message, content)
             ids.append(message.metadata.message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Run the devices asked for, one at a time, in the order they were pushed."""
+        """Run the devices asked for, and hand out their replies in the order in which they were pushed."""
         wanted = set(message_ids)
-        for message_id in [waiting for waiting in self._waiting if waiting in wanted]:
-            yield self._exchange(*self._waiting.pop(message_id))
+        chosen = [waiting for waiting in self._waiting if waiting in wanted]
+        if self._workers:
+            self._workers.ask([self._waiting[message_id] for message_id in chosen])
+        for message_id in chosen:
+            yield self._exchange(self._waiting.pop(message_id))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, then pull every reply. In one process nothing times out."""
         return list(self.pull_messages(self.push_messages(messages)))
 
-    def _exchange(self, request: Message, parsed: "_Parsed") -> Message:
-        node, context = request.metadata.dst_node_id, self._contexts[request.metadata.dst_node_id]
-        self.transcript.add("down", request, parsed.evidence)
-        received = Message(parsed.copy(), metadata=request.metadata)
-        try:
-            reply = self._apps[node](received, context)
-        except Exception as error:  # noqa: BLE001  (Flower itself catches whatever an app raises)
-            text = f"{type(error)}:<'{error}'>"
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=received)
-        reply.metadata.__dict__["_message_id"] = f"reply-{request.metadata.message_id}"
-        data = payload(reply)
-        found = evidence(data)
+    def _exchange(self, request: Request) -> Message:
+        self.transcript.add("down", request.message, request.content.evidence)
+        reply, payload, state = self._answer(request)
+        reply.metadata.__dict__["_message_id"] = f"reply-{request.message.metadata.message_id}"
+        found = evidence(payload)
         self.transcript.add("up", reply, found)
         # A SuperNode copies the context's state with each message, so what lies in it has left the device too.
-        if context.state:
-            self.transcript.add("state", reply, evidence(encode(context.state)))
-        return reply if reply.has_error() else Arrived(_parse(data), reply, found)
+        if state:
+            self.transcript.add("state", reply, evidence(state))
+        return reply if reply.has_error() else Arrived(parse(payload), reply, found)
 
+    def _answer(self, request: Request) -> Answer:
+        return self._workers.reply(request) if self._workers else self._fleet.answer(request)
 
-class _Parsed:
-    """One content as it comes out of its bytes, to be copied for each device that it is sent to."""
+    def close(self) -> None:
+        """End the workers; without any, or when closed already, nothing happens."""
+        if self._workers:
+            self._workers.close()
 
-    def __init__(self, content: RecordDict) -> None:
-        self.content = content
-        data = encode(content)
-        self.evidence, self._parsed = evidence(data), _parse(data)
+    def __enter__(self) -> Self:
+        return self
 
-    def copy(self) -> RecordDict:
-        """Records and arrays of its own; only text, numbers and bytes are shared, which nobody can change."""
-        twin = self._parsed.copy()
-        for name, record in self._parsed.items():
-            twin[name] = own = record.copy()
-            for key, value in record.items():
-                if isinstance(value, (Array, list)):
-                    own[key] = copy(value)
-        return twin
-
-
-def _parse(data: bytes) -> RecordDict:
-    return recorddict_from_proto(ProtoRecordDict.FromString(data))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -100,7 +100,7 @@ def _curve(run: Facts) -> list[Facts]:
     """The points on held-out public text, each with the tokens that were trained on before it, all devices together.
 
     A token counts as often as it stands in a batch, padding included: steps × batch × length. The rounds count on, over
-    all releases; of Poisson cohorts the expected size counts. A phase that the scenario gives no steps is left out.
+    all releases; the expected size of a cohort counts. A phase that the scenario gives no steps is left out.
     """
     before, points = 0.0, list[Facts]()
     for phase in dict.fromkeys(point["phase"] for point in run["loss"]["by_phase"]):
@@ -111,7 +111,8 @@ def _curve(run: Facts) -> list[Facts]:
             continue
         each = terms["batch"] * at(run, "config.anchor.length")
         if federated:
-            each *= terms["steps"] * terms["sampling_rate"] * at(run, "config.public.devices")
+            devices = terms.get("cohort_size") or terms["sampling_rate"] * at(run, "config.public.devices")
+            each *= terms["steps"] * devices
         for point in run["loss"]["by_phase"]:
             if (point["phase"], point["split"]) == (phase, "heldout"):
                 tokens = before + point["step"] * each

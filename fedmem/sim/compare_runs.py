@@ -60,11 +60,11 @@ def _loaded(name: str) -> Facts:
 
 def _with_text(found: Sequence[Facts]) -> list[Facts]:
     """The runs with `text` in the place of `source`: files of the user's own are numbered, never named."""
-    files = list(dict.fromkeys(run["source"] for run in found if run["corpus"] != "generated"))
+    files = list(dict.fromkeys(run["source"] for run in found if run["corpus"] == "user"))
     named = {file: f"the user's own, file {number}" for number, file in enumerate(files, 1)}
     return [
         {key: value for key, value in run.items() if key != "source"}
-        | {"text": "generated" if run["corpus"] == "generated" else named[run["source"]]}
+        | {"text": named[run["source"]] if run["corpus"] == "user" else run["corpus"]}
         for run in found
     ]
 

@@ -33,13 +33,17 @@ HELDOUT_SAMPLE = 160
 
 @dataclass
 class Simulation:
-    """One run: its folder, scenario, seed, the user's corpus or None, and whom to tell about progress."""
+    """One run: its folder, scenario, seed, the user's corpus or None, and whom to tell about progress.
+
+    `workers`: processes that simulated devices run in; it changes no byte, so it is no input of the run.
+    """
 
     folder: RunFolder
     scenario: Scenario
     seed: int
     corpus: Path | None
     progress: Progress
+    workers: int = 0
 
     def __post_init__(self) -> None:
         # One thread: how a sum of floats is split among several was seen to change under load (I9).

@@ -3,7 +3,8 @@
 Invariants
 - A population is a function of scenario, seed and, if given, the user's file: equal in every process.
 - Private text lives in memory only; nothing here writes.
-- `generated` is true only where every private record was generated here (DESIGN §7: only then is noise seeded).
+- `generated` is true only where every private record was generated here (DESIGN §7: only then is noise seeded); with
+  people's chats it is not.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from fedmem.errors import UsageError
 from fedmem.policy.policy import Decision, Policy
 from fedmem.routing.embedder import Embedder
 from fedmem.sim.scenario import Scenario
-from fedmem.sim.sources import patients, persons, userfile, wikipedia
+from fedmem.sim.sources import chats, patients, persons, userfile, wikipedia
 from fedmem.sim.sources.record import SourceRecord
 
 
@@ -66,7 +67,9 @@ def build(scenario: Scenario, seed: int, corpus: Path | None, policy: Policy) ->
     Of the user's records the policy decides which are shared: those are dealt to coordinator, devices and held-out
     part as the scenario says; the private ones stay on their device, a tenth of each topic held out.
     """
-    return _from_user(scenario, seed, userfile.load(corpus), policy) if corpus else _generated(scenario, seed)
+    if corpus:
+        return _from_user(scenario, seed, userfile.load(corpus), policy)
+    return _of_people(scenario, seed) if scenario.public.source == "chats" else _generated(scenario, seed)
 
 
 def place(items: Sequence[Item], policy: Policy, embedder: Embedder) -> Placed:
@@ -81,10 +84,9 @@ def _private_texts(topic: str, count: int, seed: int) -> list[str]:
     return [record.text for record in records]
 
 
-def _generated(scenario: Scenario, seed: int) -> Population:
-    public = scenario.public
-    documents = wikipedia.load()
-    split = wikipedia.split(
+def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.Split:
+    public, documents = scenario.public, wikipedia.load()
+    return wikipedia.split(
         documents[:: max(1, len(documents) // public.documents)] if public.documents else documents,
         devices=public.devices,
         seed=derive_seed(seed, "split") % 2**32,
@@ -92,6 +94,29 @@ def _generated(scenario: Scenario, seed: int) -> Population:
         heldout_share=public.heldout_share,
         concentration=public.concentration,
     )
+
+
+def _of_people(scenario: Scenario, seed: int) -> Population:
+    """Devices that are people; the coordinator has its share of Wikipedia, which none of them wrote."""
+    split = chats.deal(
+        chats.load(),
+        devices=scenario.public.devices,
+        heldout_share=scenario.public.heldout_share,
+        seed=derive_seed(seed, "people") % 2**32,
+    )
+    return Population(
+        coordinator=[document.text for document in _wikipedia(scenario, seed).coordinator],
+        heldout=list(split.heldout),
+        devices=[[Item(text) for text in hand] for hand in split.devices],
+        private_heldout={},
+        learned=[],
+        generated=False,
+        attribution=[wikipedia.ATTRIBUTION, chats.ATTRIBUTION],
+    )
+
+
+def _generated(scenario: Scenario, seed: int) -> Population:
+    split = _wikipedia(scenario, seed)
     devices = [[Item(document.text) for document in hand] for hand in split.devices]
     heldout: dict[tuple[int, str], list[str]] = {}
     for private in scenario.private:

@@ -18,12 +18,12 @@ from typing import Any
 
 from fedmem.errors import Refused, UsageError
 from fedmem.federation import wire
-from fedmem.federation.coordinator import Coordinator, RoundSettings
+from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.port import InprocPort
 from fedmem.privacy.stream import PrivacyStream
-from fedmem.sim import population, run, runs
+from fedmem.sim import population, run, runs, terms
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import RunFolder
 from fedmem.sim.phases import federated
@@ -34,8 +34,8 @@ from fedmem.training.release import Release
 
 def _public_simulation(folder: RunFolder) -> Simulation:
     whole = run.simulation(folder, lambda *_: None)
-    if whole.corpus is not None:
-        raise Refused("This run holds a user's own text, which no Flower process may read. Use a run of a scenario.")
+    if whole.corpus is not None or whole.scenario.public.source == "chats":
+        raise Refused("This run holds people's own text, which no Flower process may read. Use a run on public text.")
     return replace(whole, scenario=replace(whole.scenario, private=[]))
 
 
@@ -63,14 +63,19 @@ class Replay:
 
     @cached_property
     def part(self) -> Federated:
-        """Anchor and bank of the release, with the federated part marked."""
+        """Anchor and bank of the release, with the federated part marked; devices train in it."""
+        return self._released()
+
+    def _released(self) -> Federated:
         release = Release.load(self.folder)
         return Federated(release.anchor(), release.bank_state(), self.sim.scenario.federation.parts)
 
     @property
     def plan(self) -> DevicePlan:
         """The scenario's terms, for these devices and rounds."""
-        return replace(federated.device_plan(self.sim), population=self.devices, rounds=self.rounds)
+        plan = federated.device_plan(self.sim)
+        cohort = min(plan.cohort_size, self.devices)
+        return replace(plan, population=self.devices, rounds=self.rounds, cohort_size=cohort)
 
     def device(self, index: int) -> Device:
         """Device `index` of the run, with its shareable records."""
@@ -79,12 +84,13 @@ class Replay:
         placed = population.place(self.sim.population.devices[index], self.sim.policy, self.sim.embedder)
         shapes = wire.shapes_of(self.part.params())
         port = InprocPort(placed.shareable(), self.plan, shapes)
-        train = federated.local_train(self.part, *packed_with_paths(self.sim, list(port.shareable())))
+        packed, paths_MP = packed_with_paths(self.sim, list(port.shareable()))
+        train = federated.local_train(self.part, self.sim.scenario.federation, packed, paths_MP)
         return Device(index, port, self.plan, shapes, train)
 
     def coordinator(self) -> Coordinator:
         """A coordinator that starts from the release."""
-        f = self.sim.scenario.federation
-        settings = RoundSettings(self.sim.derive("flwr") >> 1, f.steps, f.batch, f.lr, f.server_lr, f.memory_lr)
+        settings = terms.round_settings(self.sim.scenario, self.sim.derive("flwr") >> 1)
         noise = PrivacyStream(secrets.token_bytes(32), b"flwr run")
-        return Coordinator(self.part.params(), self.plan, noise, settings)
+        # Not out of `part`: a device of this process may have trained there.
+        return Coordinator(self._released().params(), self.plan, noise, settings)

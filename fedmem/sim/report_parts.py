@@ -120,7 +120,9 @@ def headline(run: Mapping[str, Any]) -> list[Headline]:
     if public.get("fetched") is not None:
         found.append(
             Headline(
-                "Public loss, block fetched", loss(public["fetched"]), f"anchor alone {loss(public.get('anchor'))}"
+                "Public loss, block fetched",
+                loss(public["fetched"]),
+                f"anchor alone {loss(public['anchor'])}" if public.get("anchor") is not None else "",
             )
         )
     if private.get("with") is not None:

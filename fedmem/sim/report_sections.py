@@ -34,7 +34,7 @@ def sections(run: Run) -> list[Section]:
         ("Learning", [by_phase, by_frequency], [public_loss]),
         ("Private blocks", [epsilon_plot], [epsilon_table, private_loss]),
         ("Erasure", [], [erasure, residue]),
-        ("Federation", [bytes_plot], [bytes_table, placement, releases]),
+        ("Federation", [bytes_plot], [rounds_paid, bytes_table, exchange, placement, releases]),
         ("Cost", [], [seconds]),
     ]
     made = [
@@ -187,6 +187,37 @@ def bytes_table(run: Run) -> Table | None:
     lines = [(f"round {r['round']}", size(r["up"]), size(r["down"])) for r in at(run, "bytes.rounds") or []]
     columns = ("round", "up", "down")
     return Table("bytes", "Traffic", columns, rows(*lines), frozenset({1, 2})) if lines else None
+
+
+def rounds_paid(run: Run) -> Table | None:
+    """Whether federated rounds lowered held-out loss below that of what the coordinator had before them."""
+    told = at(run, "loss.rounds") or {}
+    before, after = told.get("before"), told.get("after")
+    if before is None or after is None:
+        return None
+    lines = [
+        ("the coordinator’s own, before", loss(before), ""),
+        ("after the rounds", loss(after), change(after, before)),
+    ]
+    f = at(run, "config.federation") or {}
+    shares = [f"{f[key]:.0%} of the devices {key}" for key in ("silent", "hostile") if f.get(key)]
+    note = "Held-out text, fetched blocks, nats a token." + (f" With {' and '.join(shares)}." if shares else "")
+    columns = ("federated rounds", "loss", "change")
+    return Table("rounds", "What the rounds gave", columns, rows(*lines), frozenset({1, 2}), note)
+
+
+def exchange(run: Run) -> Table | None:
+    """Bytes of a device in a round, beside those of exchanging the gradients of each step."""
+    told = at(run, "bytes") or {}
+    if not told.get("below_per_step"):
+        return None
+    lines = known(
+        ("federated parameters", f"{told['coordinates']:,}"), ("a device in a round", size(told["per_device_round"])),
+        ("gradients of each step instead", size(told["per_step_exchange"])),
+        ("times fewer bytes", f"{told['below_per_step']:.0f}"),
+    )  # fmt: skip
+    note = "Gradients of each local step as bf16, two bytes a parameter up and two down; here once a round, both ways."
+    return Table("exchange", "Against exchange at each step", (), lines, frozenset({1}), note)
 
 
 def placement(run: Run) -> Table | None:

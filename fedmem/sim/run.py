@@ -58,11 +58,14 @@ def run(
     fresh: bool,
     name: str | None,
     progress: Progress,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Run a scenario, or go on with an unfinished run of the same inputs; returns the content of `run.json`.
 
+    `workers`: processes that the devices run in, 0 for this one alone; a run may go on with another number.
+
     Raises UsageError (unknown scenario, corrupt corpus, missing package), Refused (the corpus changed), Busy (the run
-    is running), StorageError, and VerificationFailed where the finished run shows a broken promise.
+    is running), WorkerLost, StorageError, and VerificationFailed where the finished run shows a broken promise.
     """
     chosen = scenario.load(name_or_path)
     inputs = {
@@ -73,6 +76,7 @@ def run(
     }
     folder = _folder(inputs, chosen, fresh, name)
     sim = _started(folder, chosen, inputs, corpus, progress)
+    sim.workers = workers
     lock = WriterLock(folder.root / "run.lock", "run")
     try:
         if folder.run_json.exists():

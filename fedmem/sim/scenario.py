@@ -4,6 +4,7 @@ Invariants
 - Every key is known and has its type; a missing or unknown one is a UsageError that names it.
 - A scenario is public and frozen: nothing in it is a function of anyone's data.
 - Federated rounds without noise must say `unsafe_no_dp = true` and why (DESIGN §7).
+- What contradicts itself is a UsageError with a sentence, before anything is trained (`contradictions`).
 """
 
 import tomllib
@@ -15,17 +16,22 @@ from typing import Any, get_type_hints
 
 from fedmem.canonical import digest
 from fedmem.errors import UsageError
+from fedmem.sim import contradictions
 
 
 @dataclass(frozen=True)
 class Public:
-    """Public text and who holds it; shares are parts of the documents in use (`documents` 0: all there are)."""
+    """Text for federated training and who holds it; shares are parts of the documents in use (`documents` 0: all).
+
+    With `source` chats devices are people: `concentration` says nothing there, and `heldout_share` is of the people.
+    """
 
     devices: int
     coordinator_share: float
     heldout_share: float
-    concentration: float
+    concentration: float = 1.0
     documents: int = 0
+    source: str = "wikipedia"
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,12 @@ class Private:
 
 @dataclass(frozen=True)
 class Anchor:
-    """Preset, vocabulary size, and sequence length in tokens."""
+    """Preset, vocabulary size, and sequence length in tokens; `control`: also one that trains without a bank."""
 
     preset: str
     vocabulary: int
     length: int
+    control: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,17 +64,33 @@ class Bank:
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of central training; learning rates as in `fedmem.training.loop.Settings`."""
+    """Steps of central training; learning rates as in `fedmem.training.loop.Settings`.
+
+    With 0 steps everything stays as it was initialised. `pooled`: on the shareable text of all devices, which no
+    coordinator has; that is what federated rounds are compared with.
+    """
 
     steps: int
-    batch: int
-    lr: float
+    batch: int = 1
+    lr: float = 0.0
     memory_lr: float = 0.0
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
 class Federation:
-    """Federated rounds: `parts` are trained by devices, `rounds` per release."""
+    """Federated rounds: `parts` are trained by devices, `rounds` per release; 0 rounds: a release and no federation.
+
+    | field | meaning |
+    |---|---|
+    | steps, batch, lr, memory_lr | local training of a device in a round |
+    | final, warmup | share of the learning rates that is left in the last round, on a cosine; steps of each rise |
+    | optimiser, momentum, server_lr | the server's step (`fedmem.federation.server_step`) |
+    | trim | share of replies cut at either end of each coordinate; only without noise |
+    | sampling_rate or cohort_size, noise_multiplier, delta, epsilon_max | `fedmem.federation.device_dp.DevicePlan` |
+    | silent | share of devices that a round's request never reaches, drawn anew in each round |
+    | hostile | share of devices, always the same, that send the longest update against their training |
+    """
 
     parts: list[str]
     rounds: int
@@ -78,12 +101,24 @@ class Federation:
     memory_lr: float
     server_lr: float
     clip: float
+    final: float = 1.0
+    warmup: int = 1
+    optimiser: str = "fedavg"
+    momentum: float = 0.9
+    trim: float = 0.0
     sampling_rate: float = 1.0
+    cohort_size: int = 0
     noise_multiplier: float = 0.0
     delta: float = 1e-5
     epsilon_max: float = 0.0
     unsafe_no_dp: bool = False
     unsafe_reason: str = ""
+    silent: float = 0.0
+    hostile: float = 0.0
+
+    def per_round(self, devices: int) -> float:
+        """Expected devices in a round."""
+        return self.cohort_size or self.sampling_rate * devices
 
 
 @dataclass(frozen=True)
@@ -152,7 +187,7 @@ def load(name: str) -> Scenario:
 def from_dict(data: Mapping[str, Any], where: str = "The scenario of this run") -> Scenario:
     """Read a scenario from its JSON or TOML form. Raises UsageError."""
     scenario: Scenario = _read(Scenario, data, where)
-    _check(scenario)
+    contradictions.check(scenario)
     return scenario
 
 
@@ -178,32 +213,3 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not want:
         raise UsageError(f"{where} must be of type {want.__name__}.")
     return value
-
-
-def _check(scenario: Scenario) -> None:
-    """Refuse what could only fail later, after the training. Raises UsageError."""
-    federation, levels = scenario.federation, len(scenario.bank.widths)
-    parts = {"anchor", "generic", *(f"level-{n}" for n in range(1, levels + 1))}
-    devices = [device for private in scenario.private for device in private.devices]
-    noisy = federation.noise_multiplier > 0
-    wrong = {
-        "federation.parts names something that is not " + ", ".join(sorted(parts)): not set(federation.parts) <= parts,
-        "rounds, releases, steps, batches, widths and branching start at 1": min(_counts(scenario)) < 1,
-        "a topic names a device that does not exist": any(not 0 <= d < scenario.public.devices for d in devices),
-        "a topic has more records than learning.record_cap": any(
-            private.records > scenario.learning.record_cap for private in scenario.private
-        ),
-        "rounds without noise must say unsafe_no_dp = true and give unsafe_reason": not noisy
-        and not (federation.unsafe_no_dp and federation.unsafe_reason),
-        "unsafe_no_dp = true beside a noise multiplier contradicts itself": noisy and federation.unsafe_no_dp,
-    }
-    for sentence, found in wrong.items():
-        if found:
-            raise UsageError(f"{scenario.name}: {sentence}.")
-
-
-def _counts(scenario: Scenario) -> list[int]:
-    f, phases = scenario.federation, (scenario.pretrain, scenario.cotrain, scenario.federation, scenario.learning)
-    batches = [scenario.pretrain.batch, scenario.cotrain.batch, f.batch]
-    shape = [scenario.public.devices, scenario.bank.branching, *scenario.bank.widths]
-    return [f.rounds, f.releases, *batches, *shape, *(phase.steps for phase in phases)]

@@ -21,8 +21,12 @@ from fedmem.sim.compare_runs import flat
 from fedmem.sim.folder import Facts
 from fedmem.sim.report_parts import at
 
-TEXT = ("public", "anchor.vocabulary", "anchor.length")
-"""What decides which text is held out and how it is cut into tokens, beside the seed."""
+SHARES = ("source", "documents", "heldout_share", "coordinator_share")
+TEXT = (*(f"public.{key}" for key in SHARES), "anchor.vocabulary", "anchor.length")
+"""What decides which text is held out and how it is cut into tokens, beside the seed: not how many devices there are.
+
+Of the user's own text each record is drawn on its own, so there too the number of devices changes nothing of it.
+"""
 LEAST = 2
 
 

@@ -15,10 +15,12 @@ from fedmem.canonical import digest
 from fedmem.privacy.ledger import charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
-from fedmem.sim.phases.federated import epsilon, journal
+from fedmem.sim.phases.federated import epsilon, federated, journal
 from fedmem.sim.phases.private import open_vault, private_devices
 
 STATE_FILES = ("pretrained", "control", "cotrained")
+PER_STEP = 4
+"""Bytes a parameter and step where gradients are exchanged as bf16: 2 up, 2 down."""
 
 
 def run_digest(sim: Simulation, facts: dict[str, Facts]) -> str:
@@ -26,7 +28,9 @@ def run_digest(sim: Simulation, facts: dict[str, Facts]) -> str:
     public: dict[str, Any] = {
         "scenario": sim.scenario.digest(),
         "seed": sim.seed,
-        "parameters": {name: _file(sim, f"{name}.safetensors") for name in STATE_FILES},
+        "parameters": {
+            n: _file(sim, f"{n}.safetensors") for n in STATE_FILES if sim.state(f"{n}.safetensors").exists()
+        },
         "tokenizer": _file(sim, "tokenizer.json"),
         "tree": sim.tree.digest,
         "releases": releases(sim, facts),
@@ -62,7 +66,7 @@ def summarise(sim: Simulation) -> Facts:
         "scenario": sim.scenario.name,
         "seed": sim.seed,
         "state": "completed",
-        "corpus": "user" if sim.corpus else "generated",
+        "corpus": _corpus(sim),
         "config": sim.scenario.to_dict(),
         "attribution": facts["prepare"]["attribution"],
         "parameters": facts["pretrain"]["parameters"],
@@ -77,6 +81,13 @@ def summarise(sim: Simulation) -> Facts:
         "peak_rss_mb": peak_rss_mb(),
         "seconds": _seconds(facts),
     }
+
+
+def _corpus(sim: Simulation) -> str:
+    """Whose text it was: the user's, real people's, or `generated`: a function of scenario and seed."""
+    if sim.corpus:
+        return "user"
+    return "generated" if sim.population.generated else sim.scenario.public.source
 
 
 def _losses(facts: dict[str, Facts], evaluated: Facts, erased: Facts) -> Facts:
@@ -110,11 +121,23 @@ def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
 
 
 def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
+    """Traffic, and how far below it is of exchanging each local step's gradients of the federated part in bf16.
+
+    `per_device_round` is of an answer that counted, the requests that were lost and the answers refused included.
+    """
     traffic = facts[f"rounds_{sim.scenario.federation.releases}"]["traffic"]
-    devices = max(1, sum(t["counted"] for t in traffic))
+    answers, coordinates = (
+        sum(t["counted"] for t in traffic),
+        sum(v.size for v in federated(sim, "memory").params().values()),
+    )
+    each = sum(t["up"] + t["down"] for t in traffic) // max(1, answers)
+    per_step = PER_STEP * coordinates * sim.scenario.federation.steps
     return {
-        "per_device_round": sum(t["up"] + t["down"] for t in traffic) // devices,
-        "rounds": [{"round": t["round"], "up": t["up"], "down": t["down"]} for t in traffic],
+        "per_device_round": each,
+        "coordinates": coordinates,
+        "per_step_exchange": per_step if traffic else None,
+        "below_per_step": per_step / each if each else None,
+        "rounds": [{"round": t["round"], "up": t["up"], "down": t["down"], "counted": t["counted"]} for t in traffic],
     }
 
 

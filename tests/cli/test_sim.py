@@ -106,7 +106,12 @@ def test_run_gives_what_the_simulation_returns(
         return finished
 
     monkeypatch.setattr(simulation, "run", simulate)
-    result, envelope = fedmem("sim", "run", "quickstart", "--seed", "9", "--fresh", "--name", "x")
+    result, envelope = fedmem("sim", "run", "quickstart", "--seed", "9", "--fresh", "--name", "x", "--workers", "3")
     assert (result.exit_code, envelope) == (0, {"schema": "fedmem.sim.run/1", "data": finished})
     assert "pretrain" in result.stderr
-    assert asked == {"scenario": "quickstart", "corpus": None, "seed": 9, "fresh": True, "name": "x"}
+    assert asked == {"scenario": "quickstart", "corpus": None, "seed": 9, "fresh": True, "name": "x", "workers": 3}
+
+
+@pytest.mark.parametrize("number", ["-1", "257", "two"])
+def test_a_number_of_workers_that_is_none(fedmem: Call, number: str) -> None:
+    assert fedmem("sim", "run", "quickstart", "--workers", number)[0].exit_code == 2

@@ -91,8 +91,8 @@ def test_no_topic_name_of_the_erased_block_in_its_vault(mini_run):
     assert erasure.residue.scan(root, {"topic": b"finance"}) == []
 
 
-def test_same_seed_same_digest(mini_run):
-    again = run(str(MINI), corpus=None, seed=None, fresh=True, name="again", progress=quiet)
+def test_same_seed_same_digest_whatever_the_number_of_workers(mini_run):
+    again = run(str(MINI), corpus=None, seed=None, fresh=True, name="again", progress=quiet, workers=2)
     assert again["digest"] == mini_run["digest"]
 
 
@@ -140,13 +140,14 @@ def offline(command):
     return [*inside, *command]
 
 
-def command(name):
-    return [sys.executable, "-m", "fedmem.cli.main", "sim", "run", str(MINI), "--name", name, "--json"]
+def command(name, *options):
+    return [sys.executable, "-m", "fedmem.cli.main", "sim", "run", str(MINI), "--name", name, "--json", *options]
 
 
 def kill_when(name, ready):
-    """Start the run in a process of its own and kill it, without a chance to clean up, once `ready` holds."""
-    process = subprocess.Popen(command(name), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    """Start the run in a process of its own, with workers, and kill it, without a chance to clean up, at `ready`."""
+    started = command(name, "--workers", "2")
+    process = subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
     deadline = time.monotonic() + 300
     while not ready() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -200,8 +201,9 @@ def test_a_failing_device_stops_the_run_and_leaves_its_round_open(mini_run, monk
 
     with monkeypatch.context() as patch:
         patch.setattr("fedmem.training.local.Federated.train", fail)
-        with pytest.raises(FedmemError, match="MemoryError"):
-            run(str(MINI), **arguments)
+        for workers in (0, 2):
+            with pytest.raises(FedmemError, match="MemoryError"):
+                run(str(MINI), **arguments, workers=workers)
     assert run(str(MINI), **arguments)["digest"] == mini_run["digest"]
 
 

@@ -1,10 +1,17 @@
 """I1 from its definition: whatever is private on the devices, and whatever is done with it, the same bytes leave.
 
 Runs differ in their private records only (none, one, many), with learning, search, a failing run, a spent budget and
-an erasure before and between rounds. Compared is the SHA-256 over everything handed to Flower.
+an erasure before and between rounds. Compared is the SHA-256 over everything handed to Flower, on each backend: in one
+process, with workers, and on Flower's simulation engine.
 """
 
+import copy
 import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +19,7 @@ import pytest
 
 from fedmem import erasure
 from fedmem.errors import BudgetExceeded, Refused
+from fedmem.federation.journal import Journal
 from fedmem.privacy.learn import learn_topic
 from fedmem.sim import scenario
 from fedmem.sim.context import Simulation
@@ -20,14 +28,25 @@ from fedmem.sim.phases import central, federated, private
 from fedmem.sim.phases.private import first_release, open_vault
 from fedmem.vault.vault import NewRecord, Vault
 
-MINI = Path(__file__).with_name("mini.toml")
+MINI, ROOT = Path(__file__).with_name("mini.toml"), Path(__file__).resolve().parents[2]
+
+
+def topic(name, records, devices=(0,)):
+    return scenario.Private(name, list(devices), records, 4)
+
+
+PRIVATE = {
+    "none": [],
+    "one": [topic("notes", 1)],
+    "many": [topic("finance", 30, (0, 1, 2)), topic("notes", 12)],
+}
 
 
 def start(folder, topics):
     """A simulation of the mini scenario with other private topics, up to the end of its first release."""
     chosen = dataclasses.replace(scenario.load(str(MINI)), private=topics)
     sim = Simulation(RunFolder(folder), chosen, 7, None, lambda *_: None)
-    sim.folder.create({"id": "0"})
+    sim.folder.create({"id": "0", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
     phases = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
     for name, work in phases.items():
         sim.folder.finish(name, work(sim))
@@ -35,6 +54,22 @@ def start(folder, topics):
         everything_private_before_the_rounds(sim)
     sim.folder.finish("rounds_1", federated.rounds_phase(1)(sim))
     return sim
+
+
+@pytest.fixture(scope="module")
+def started(home, tmp_path_factory):
+    """Copies of a simulation with the named private records, its first release out; each may go on by itself."""
+    made, numbers = {}, count()
+
+    def get(name, workers=0):
+        if name not in made:
+            made[name] = start(tmp_path_factory.mktemp(name) / "run", PRIVATE[name])
+        twin = copy.copy(made[name])
+        twin.folder, twin.workers = RunFolder(made[name].folder.root.with_name(f"run-{next(numbers)}")), workers
+        shutil.copytree(made[name].folder.root, twin.folder.root)
+        return twin
+
+    return get
 
 
 def everything_private_before_the_rounds(sim):
@@ -51,9 +86,10 @@ def everything_private_before_the_rounds(sim):
 
 def everything_private(sim):
     """Learn, search, fail, spend the budget, and erase."""
-    sim.folder.finish("private", private.private_phase(sim))
-    with open_vault(sim, 0) as vault:
-        misuse(sim, vault, first_release(sim), sim.population.learned[0][1])
+    if sim.scenario.private:
+        sim.folder.finish("private", private.private_phase(sim))
+        with open_vault(sim, 0) as vault:
+            misuse(sim, vault, first_release(sim), sim.population.learned[0][1])
 
 
 def misuse(sim, vault, release, topic):
@@ -74,26 +110,51 @@ def sent(sim):
     return facts["wire"], facts["traffic"]
 
 
-def topic(name, records, devices=(0,)):
-    return scenario.Private(name, list(devices), records, 4)
-
-
-def test_what_leaves_does_not_depend_on_private_records(home, tmp_path):
-    none = start(tmp_path / "none", [])
-    wanted = sent(none)
-    for name, topics in {
-        "one": [topic("notes", 1)],
-        "many": [topic("finance", 30, (0, 1, 2)), topic("notes", 12)],
-    }.items():
-        sim = start(tmp_path / name, topics)
+def test_what_leaves_does_not_depend_on_private_records(started):
+    wanted = sent(started("none"))
+    assert sent(started("none", workers=2)) == wanted
+    for name, workers in (("one", 0), ("many", 2)):
+        sim = started(name, workers)
         everything_private(sim)
         assert sent(sim) == wanted
 
 
-def test_the_comparison_sees_other_shareable_records(home, tmp_path):
-    first, second = start(tmp_path / "first", []), start(tmp_path / "second", [])
+def test_the_comparison_sees_other_shareable_records(started):
+    first, second = started("none"), started("none")
     # The negative control: one shareable record more on one device.
+    for name in ("population", "placed"):
+        vars(second).pop(name, None)
     items = second.population.devices[0]
     items.append(dataclasses.replace(items[0], text="The river Aare flows through Bern and joins the Rhine."))
-    vars(second).pop("placed", None)
     assert sent(first)[0] != sent(second)[0]
+
+
+def sent_on_ray(sim):
+    """Two rounds from the first release on Flower's engine, with the private life of the devices between them."""
+    out = sim.folder.root.with_name(f"{sim.folder.name}-ray")
+    out.mkdir()
+    code, release = "from tests.e2e.ray_fleet import main; main()", sim.folder.releases / first_release(sim).digest
+    command = [sys.executable, "-c", code, str(release), "3", "2", str(out)]
+    with (out / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+    try:
+        said = process.stdout.readline()
+        assert said == "closed 1\n", (out / "errors").read_text()
+        everything_private(sim)
+        process.communicate("\n", timeout=600)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, (out / "errors").read_text()
+    return Journal(out / "journal").wire_digest(), [vars(row) for row in Journal(out / "journal").traffic()]
+
+
+@pytest.mark.slow
+def test_what_leaves_on_flowers_engine_does_not_depend_on_private_records(started):
+    wanted = sent_on_ray(started("none"))
+    assert [row["counted"] for row in wanted[1]] == [3, 3]
+    assert sent_on_ray(started("one")) == wanted
+    assert sent_on_ray(started("many")) == wanted

@@ -1,4 +1,4 @@
-"""The scenario crowd in small: noise on, a device-level ε, its ledger, and the same digest after a break."""
+"""The scenario thousand in small: noise, faults, a device-level ε, its ledger, the same digest after a break."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import pytest
 
 from fedmem import paths
 from fedmem.federation.journal import Journal
+from fedmem.sim.report import page
 from fedmem.sim.run import run
 
 MINI = Path(__file__).with_name("mini.toml")
@@ -17,7 +18,7 @@ def quiet(*_):
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory):
+def thousand(tmp_path_factory):
     """A scenario file: 40 devices, Poisson cohorts, noise, level-1 blocks only, nothing private."""
     text = MINI.read_text(encoding="utf-8")
     before, after = text[: text.index("[[private]]")], text[text.index("[anchor]") :]
@@ -27,16 +28,16 @@ def crowd(tmp_path_factory):
     )
     text = text.replace(
         'unsafe_no_dp = true\nunsafe_reason = "a test"',
-        "noise_multiplier = 0.9\nsampling_rate = 0.3\nepsilon_max = 10.0",
+        "noise_multiplier = 0.9\nsampling_rate = 0.3\nepsilon_max = 10.0\nsilent = 0.3\nhostile = 0.1",
     )
-    path = tmp_path_factory.mktemp("crowd") / "small_crowd.toml"
+    path = tmp_path_factory.mktemp("thousand") / "small_thousand.toml"
     path.write_text(text, encoding="utf-8")
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def done(home, crowd):
-    return run(crowd, corpus=None, seed=None, fresh=False, name="crowd", progress=quiet)
+def done(home, thousand):
+    return run(thousand, corpus=None, seed=None, fresh=False, name="thousand", progress=quiet)
 
 
 def test_noise_is_on_and_every_round_is_in_the_ledger(done):
@@ -44,26 +45,28 @@ def test_noise_is_on_and_every_round_is_in_the_ledger(done):
     assert "unsafe" not in done["epsilon"]["device_reason"]
     assert done["epsilon"]["coordinator"] is None
     entries = [
-        json.loads(line)["body"] for line in (paths.runs_dir() / "crowd" / "ledger.jsonl").read_text().splitlines()
+        json.loads(line)["body"] for line in (paths.runs_dir() / "thousand" / "ledger.jsonl").read_text().splitlines()
     ]
     assert [entry["round"] for entry in entries] == [1, 2]
     assert {entry["plan"]["noise_multiplier"] for entry in entries} == {0.9}
 
 
-def test_what_a_crowd_does_not_have_is_left_out(done):
+def test_what_nobody_has_is_left_out(done):
     assert done["loss"]["private"] is None
     assert done["erasure"] is None
-    assert set(done["loss"]["rounds"]) == {"before", "after"}
-    assert done["loss"]["rounds"]["before"] != done["loss"]["rounds"]["after"]
+    rounds = done["loss"]["rounds"]
+    assert rounds["change"] == rounds["after"] - rounds["before"] != 0
+    assert "What the rounds gave" in page(done)
+    assert "30% of the devices silent and 10% of the devices hostile" in page(done)
 
 
-def test_a_round_that_breaks_off_after_its_spend_gives_the_same_digest(done, crowd, monkeypatch):
+def test_a_round_that_breaks_off_after_its_spend_gives_the_same_digest(done, thousand, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    arguments = {"corpus": None, "seed": None, "fresh": False, "name": "broken-crowd", "progress": quiet}
+    arguments = {"corpus": None, "seed": None, "fresh": False, "name": "broken-thousand", "progress": quiet}
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "closed", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(crowd, **arguments)
-    assert run(crowd, **arguments)["digest"] == done["digest"]
+            run(thousand, **arguments)
+    assert run(thousand, **arguments)["digest"] == done["digest"]

@@ -54,6 +54,7 @@ class Toy:
     train: Callable[[Sequence[str]], Callable[..., wire.Params]] = toy_train
     before: Callable[[int], None] = lambda index: None
     ports: list[InprocPort] = field(default_factory=list)
+    workers: int = 0
 
     def device(self, context: Context) -> Device:
         index = int(context.node_config["partition-id"])
@@ -65,7 +66,7 @@ class Toy:
 
     def grid(self, app: ClientApp | None = None) -> InProcessGrid:
         shared = app or apps.make_client_app(self.device)
-        return InProcessGrid(dict.fromkeys(range(len(self.texts)), shared))
+        return InProcessGrid(dict.fromkeys(range(len(self.texts)), shared), workers=self.workers)
 
     def coordinator(self, params: wire.Params | None = None, done: int = 0) -> Coordinator:
         noise = PrivacyStream(KEY, b"toy federation")
@@ -84,7 +85,7 @@ def toy(tmp_path: Path) -> Callable[..., Toy]:
     made = iter(range(10**6))
 
     def make(**changes: Any) -> Toy:
-        inside = {key: changes.pop(key) for key in ("texts", "train", "before", "root") if key in changes}
+        inside = {key: changes.pop(key) for key in ("texts", "train", "before", "root", "workers") if key in changes}
         root = inside.pop("root", tmp_path / f"federation-{next(made)}")
         plan = DevicePlan(**{"population": 4, "rounds": 9, **(changes if changes else UNSAFE)})
         return Toy(root, plan, **inside)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,16 @@ from fedmem.vault.vault import NewRecord, Vault
 Make = Callable[..., Any]
 
 
+@pytest.fixture(params=[0, 2], ids=["one process", "two workers"])
+def backend(toy: Make, request: pytest.FixtureRequest) -> Make:
+    """A toy federation on each of the backends; Flower's own engine is in tests/e2e/test_flwr_run.py."""
+    return partial(toy, workers=request.param)
+
+
 def transcript(made: Any, app: ClientApp | None = None) -> list[Any]:
-    grid = made.grid(app)
-    made.run(until=2, grid=grid)
-    return list(grid.transcript.entries)
+    with made.grid(app) as grid:
+        made.run(until=2, grid=grid)
+        return list(grid.transcript.entries)
 
 
 class PrivateLife:
@@ -51,24 +58,24 @@ class PrivateLife:
 
 
 @pytest.mark.parametrize("notes", [["a diagnosis"], ["a diagnosis", "a debt", "a diary entry"] * 20])
-def test_the_bytes_on_the_wire_do_not_depend_on_private_records(toy: Make, notes: list[str]) -> None:
-    want = transcript(toy(before=PrivateLife([])))
-    assert transcript(toy(before=PrivateLife(notes))) == want
+def test_the_bytes_on_the_wire_do_not_depend_on_private_records(backend: Make, notes: list[str]) -> None:
+    want = transcript(backend(before=PrivateLife([])))
+    assert transcript(backend(before=PrivateLife(notes))) == want
     assert len(want) == 2 * 2 * 4
 
 
-def test_the_transcript_does_depend_on_shareable_records(toy: Make) -> None:
-    other = toy(texts=[["one"], ["two", "three!"], [], ["four"]])
-    assert transcript(other) != transcript(toy())
+def test_the_transcript_does_depend_on_shareable_records(backend: Make) -> None:
+    other = backend(texts=[["one"], ["two", "three!"], [], ["four"]])
+    assert transcript(other) != transcript(backend())
 
 
-def test_the_same_seed_gives_the_same_transcript(toy: Make) -> None:
+def test_the_same_seed_gives_the_same_transcript(backend: Make) -> None:
     noisy = {"noise_multiplier": 1.0, "sampling_rate": 0.7}
-    assert transcript(toy(**noisy)) == transcript(toy(**noisy))
+    assert transcript(backend(**noisy)) == transcript(backend(**noisy))
 
 
-def test_every_reply_has_the_size_of_the_schema(toy: Make) -> None:
-    entries = [entry for entry in transcript(toy()) if entry.direction == "up"]
+def test_every_reply_has_the_size_of_the_schema(backend: Make) -> None:
+    entries = [entry for entry in transcript(backend()) if entry.direction == "up"]
     assert len({entry.nbytes for entry in entries}) == 1
     assert {entry.message for entry in entries} == {wire.TRAIN_ANCHOR}
 
@@ -102,15 +109,15 @@ def rest(texts: Sequence[str]) -> Callable[..., wire.Params]:
 
 
 @pytest.mark.parametrize("train", [explode, diverge, forget])
-def test_a_device_that_fails_sends_what_an_idle_one_sends(toy: Make, train: Any) -> None:
-    assert transcript(toy(train=train)) == transcript(toy(train=rest))
+def test_a_device_that_fails_sends_what_an_idle_one_sends(backend: Make, train: Any) -> None:
+    assert transcript(backend(train=train)) == transcript(backend(train=rest))
 
 
-def test_a_device_that_cannot_be_built_sends_what_an_idle_one_sends(toy: Make) -> None:
+def test_a_device_that_cannot_be_built_sends_what_an_idle_one_sends(backend: Make) -> None:
     def broken(index: int) -> None:
         raise RuntimeError("the vault of a patient is locked")
 
-    assert transcript(toy(before=broken)) == transcript(toy(train=rest))
+    assert transcript(backend(before=broken)) == transcript(backend(train=rest))
 
 
 def test_a_huge_update_is_clipped_on_the_device(toy: Make) -> None:
@@ -174,21 +181,21 @@ LEAKS = [metric, low_bit, key, order, state, error]
 
 
 @pytest.mark.parametrize("leak", LEAKS)
-def test_a_leak_planted_in_the_wire_is_seen(toy: Make, leak: Callable[[str], Any]) -> None:
-    one, two = toy(), toy()
+def test_a_leak_planted_in_the_wire_is_seen(backend: Make, leak: Callable[[str], Any]) -> None:
+    one, two = backend(), backend()
     first = transcript(one, leaky(one, leak("a debt")))
     assert first != transcript(two, leaky(two, leak("a diagnosis")))
     # The negative control: the same bench without a leak sees nothing.
-    clean = toy()
-    assert transcript(clean, leaky(clean, lambda content, context: None)) == transcript(toy())
+    clean = backend()
+    assert transcript(clean, leaky(clean, lambda content, context: None)) == transcript(backend())
 
 
 @pytest.mark.parametrize("leak", [metric, key, error])
-def test_a_reply_with_a_leak_is_not_counted(toy: Make, leak: Callable[[str], Any]) -> None:
-    made = toy()
+def test_a_reply_with_a_leak_is_not_counted(backend: Make, leak: Callable[[str], Any]) -> None:
+    made = backend()
     traffic, coordinator, _ = made.run(until=1, grid=made.grid(leaky(made, leak("a debt"))))
     assert traffic[0].counted == 0
-    start = toy().coordinator().params
+    start = backend().coordinator().params
     assert all((coordinator.params[name] == start[name]).all() for name in start)
 
 

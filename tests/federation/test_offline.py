@@ -51,13 +51,18 @@ def test_a_process_that_loaded_flower_with_telemetry_on_is_refused(monkeypatch: 
         flower.require_offline()
 
 
-def test_an_in_process_federation_opens_no_socket(toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_in_process_federation_opens_no_socket(
+    toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", opened)
     monkeypatch.setattr(socket, "create_connection", opened)
-    traffic, _, _ = toy().run(until=2)
+    made = toy(workers=workers)
+    with made.grid() as grid:
+        traffic, _, _ = made.run(until=2, grid=grid)
     assert [row.counted for row in traffic] == [4, 4]
 
 

@@ -1,9 +1,12 @@
 """Scenarios: what is known, what is refused, and with which sentence."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedmem.errors import UsageError
 from fedmem.sim import scenario
+from fedmem.sim.terms import rate_left
 
 GOOD = scenario.folder() / "quickstart.toml"
 
@@ -23,16 +26,44 @@ def test_every_scenario_loads_and_round_trips(name):
     assert scenario.from_dict(chosen.to_dict()) == chosen
 
 
-def test_quickstart_says_why_it_has_no_noise_and_crowd_has_noise():
+def test_quickstart_says_why_it_has_no_noise_and_those_with_devices_to_protect_have_noise():
     assert scenario.load("quickstart").federation.unsafe_no_dp
     assert "eight devices" in scenario.load("quickstart").federation.unsafe_reason
-    crowd = scenario.load("crowd").federation
-    assert crowd.noise_multiplier > 0
-    assert not crowd.unsafe_no_dp
+    for name in ("thousand", "chats"):
+        noisy = scenario.load(name).federation
+        assert noisy.noise_multiplier > 0
+        assert noisy.epsilon_max == 10.0
+        assert not noisy.unsafe_no_dp
+
+
+def test_pretrain_and_its_central_counterpart_see_as_many_tokens_of_the_same_text():
+    eight, many, central = (scenario.load(name) for name in ("pretrain", "pretrain-64", "pretrain-central"))
+    for chosen in (eight, many):
+        f = chosen.federation
+        tokens = f.rounds * f.steps * f.batch * f.per_round(chosen.public.devices)
+        assert tokens == central.cotrain.steps * central.cotrain.batch
+        assert f.rounds * f.steps == central.cotrain.steps
+        assert (chosen.anchor, chosen.bank) == (central.anchor, central.bank)
+        assert (chosen.pretrain.steps, chosen.cotrain.steps) == (0, 0)
+        shares = ("coordinator_share", "heldout_share", "documents", "source")
+        assert all(getattr(chosen.public, key) == getattr(central.public, key) for key in shares)
+    assert central.cotrain.pooled
+    assert central.federation.rounds == 0
+    assert (eight.public.devices, many.public.devices, many.federation.cohort_size) == (8, 64, 8)
+
+
+def test_a_rate_falls_over_all_rounds_and_stays_without_a_word():
+    f = replace(scenario.load("quickstart").federation, rounds=3, releases=2, final=0.1)
+    shares = [rate_left(f, number) for number in range(1, 7)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1
+    assert shares[-1] == pytest.approx(0.1)
+    assert {rate_left(replace(f, final=1.0), number) for number in range(1, 9)} == {1.0}
+    assert rate_left(replace(f, rounds=1, releases=1), 1) == 1
 
 
 def test_an_unknown_scenario_names_the_known_ones():
-    with pytest.raises(UsageError, match="crowd, quickstart"):
+    with pytest.raises(UsageError, match="chats, pretrain, pretrain-64, pretrain-central, quickstart, thousand"):
         scenario.load("nothing")
 
 
@@ -49,8 +80,44 @@ def test_an_unknown_scenario_names_the_known_ones():
         ("releases = 2", "releases = 0", "start at 1"),
         ("record_cap = 1000", "record_cap = 100", "record_cap"),
         ("unsafe_no_dp", "noise_multiplier = 1.0\nunsafe_no_dp", "contradicts itself"),
+        ("unsafe_no_dp", "epsilon_max = 8.0\nunsafe_no_dp", "epsilon_max without a noise"),
+        ("unsafe_no_dp", "cohort_size = 2\nsampling_rate = 0.5\nunsafe_no_dp", "two ways to draw"),
+        ("unsafe_no_dp", "cohort_size = 9\nunsafe_no_dp", "larger than the number of devices"),
+        ("unsafe_no_dp", "silent = 0.6\nhostile = 0.5\nunsafe_no_dp", "more than all of them"),
+        ("unsafe_no_dp", "silent = -0.1\nunsafe_no_dp", "0 or more"),
+        ("unsafe_no_dp", "final = 0.0\nunsafe_no_dp", "federation.final"),
+        ("unsafe_no_dp", "trim = 0.5\nunsafe_no_dp", "trim in"),
+        ("unsafe_no_dp", 'optimiser = "adam"\nunsafe_no_dp', "fedavg, fedadam, diloco"),
+        ("clip = 10.0\nunsafe", "clip = 0.0\nunsafe", "device plan"),
+        ("steps = 900", "steps = 900\npooled = true", "no rounds after it"),
+        ("steps = 2000\nbatch = 4\nlr = 3e-3", "steps = 2000", "needs a learning rate"),
+        ("steps = 2000", "steps = -1", "start at 0"),
+        ("steps = 10\n", "steps = 0\n", "start at 1"),
+        ("concentration", 'source = "diary"\nconcentration', "public.source"),
+        ("concentration", 'source = "chats"\nconcentration', "no invented records"),
     ],
 )
 def test_a_wrong_scenario_is_refused_by_name(tmp_path, old, new, said):
     with pytest.raises(UsageError, match=said):
         scenario.load(changed(tmp_path, old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("epsilon_max", "trim = 0.1\nepsilon_max", "does not bound a trimmed mean"),
+        ("epsilon_max = 10.0", "epsilon_max = 0.5", "pass epsilon_max"),
+    ],
+)
+def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(tmp_path, old, new, said):
+    text = (scenario.folder() / "thousand.toml").read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / "changed.toml"
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        scenario.load(str(path))
+
+
+def test_steps_of_nothing_need_no_other_settings(tmp_path):
+    chosen = scenario.load(changed(tmp_path, "steps = 2000\nbatch = 4\nlr = 3e-3", "steps = 0"))
+    assert chosen.pretrain == scenario.Phase(0)

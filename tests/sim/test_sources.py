@@ -96,6 +96,19 @@ def test_wikipedia_is_split_without_loss_and_devices_differ() -> None:
     assert {document.topic for document in split.heldout} == {document.topic for document in documents}
 
 
+def test_what_is_held_out_does_not_depend_on_how_many_devices_there_are_or_how_they_differ() -> None:
+    documents = wikipedia.load()
+    few, many, even = (
+        wikipedia.split(documents, devices=n, seed=7, concentration=c) for n, c in ((8, 0.3), (64, 0.3), (8, 30.0))
+    )
+    assert few.heldout == many.heldout == even.heldout
+    assert few.coordinator == many.coordinator == even.coordinator
+    pooled = [sorted(d.title for hand in split.devices for d in hand) for split in (few, many, even)]
+    assert pooled[0] == pooled[1] == pooled[2]
+    assert few.devices != even.devices
+    assert wikipedia.split(documents, devices=8, seed=8).heldout != few.heldout
+
+
 def test_many_devices_are_all_fed_and_too_many_refused() -> None:
     documents = [wikipedia.Document(f"t{n}", "topic", f"t{n}") for n in range(40)]
     split = wikipedia.split(documents, devices=30, seed=1, coordinator_share=0.1, heldout_share=0.05)

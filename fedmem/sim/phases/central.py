@@ -1,7 +1,8 @@
 """Phases `prepare`, `pretrain` and `cotrain`: what the coordinator does on public text (PAPER, Training).
 
 Invariants
-- Tokenizer and tree see the coordinator's public text only.
+- Tokenizer and tree see the coordinator's public text only, and so does training unless the scenario pools it.
+- With 0 steps, anchor and bank are the random ones that training would have started from.
 - The control `anchor alone` goes on from the same pretrained anchor, with the same batches and settings.
 """
 
@@ -87,6 +88,13 @@ def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.nda
     return packed, paths_NP[packed.first_M]
 
 
+def texts_of(sim: Simulation, phase: Phase) -> list[str]:
+    """What a central phase trains on: the coordinator's text, or for a comparison what all devices could share."""
+    if phase.pooled:
+        return [text for placed in sim.placed for text in placed.shareable()]
+    return sim.population.coordinator
+
+
 class Curve:
     """Held-out loss of a small fixed sample along a phase, and the phase's progress bar."""
 
@@ -116,8 +124,9 @@ class Curve:
 
 
 def pretrain_phase(sim: Simulation) -> Facts:
-    """Pretrain the anchor on the coordinator's text."""
-    phase, (packed, _) = sim.scenario.pretrain, packed_with_paths(sim, sim.population.coordinator)
+    """Pretrain the anchor."""
+    phase = sim.scenario.pretrain
+    packed, _ = packed_with_paths(sim, texts_of(sim, phase))
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, sim.derive("anchor"))
     curve = Curve(sim, "pretrain", phase.steps, model)
     pretrain(model, packed, settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
@@ -126,23 +135,26 @@ def pretrain_phase(sim: Simulation) -> Facts:
 
 
 def cotrain_phase(sim: Simulation) -> Facts:
-    """Co-train anchor and bank, and the control: the anchor alone for as many tokens."""
+    """Co-train anchor and bank, and the control if there is one: the anchor alone for as many tokens."""
     phase, seed = sim.scenario.cotrain, sim.derive("cotrain") % 2**32
-    packed, paths_MP = packed_with_paths(sim, sim.population.coordinator)
-    model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
-    curve = Curve(sim, "cotrain", 2 * phase.steps, model)
-    parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
-    pretrain(
-        model,
-        packed,
-        settings(phase),
-        seed,
-        lambda step, _: sim.progress("cotrain", step, 2 * phase.steps, "control"),
-    )
-    parameters.save(sim.state("control.safetensors"), model)
+    packed, paths_MP = packed_with_paths(sim, texts_of(sim, phase))
+    model, before = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0), _control(sim, packed, seed)
+    curve = Curve(sim, "cotrain", before + phase.steps, model)
     parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
     state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)
-    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, phase.steps))
+    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, before))
     memory.detach()
     parameters.save(sim.state("cotrained.safetensors"), model, state)
     return {"curve": curve.points}
+
+
+def _control(sim: Simulation, packed: Packed, seed: int) -> int:
+    """Train and save the control; returns the steps that it took."""
+    if not sim.scenario.anchor.control:
+        return 0
+    phase, model = sim.scenario.cotrain, new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
+    total = 2 * phase.steps
+    parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
+    pretrain(model, packed, settings(phase), seed, lambda step, _: sim.progress("cotrain", step, total, "control"))
+    parameters.save(sim.state("control.safetensors"), model)
+    return phase.steps

@@ -2,6 +2,7 @@
 
 Invariants
 - `anchor` is the control: as many tokens by the same road, or none of the rounds where the anchor is not federated.
+  A scenario without a control has no such figure, and none that is told against it.
 - `generic`, `fetched` and `wrong` share one anchor.
 - A wrong block belongs to another level-1 cluster.
 - Frequency of a document is the number of the coordinator's documents in its leaf cluster.
@@ -42,7 +43,7 @@ def _public(sim: Simulation) -> Facts:
     texts, rounds = sim.population.heldout, sim.scenario.federation.rounds * sim.scenario.federation.releases
     sequences = sim.encode(texts)
     tokens_NT, paths_NP = sequences.tokens_NT, paths_of(sim, texts, sequences)
-    start, control = federated(sim, "memory"), arm_at(sim, "control", rounds)
+    start = federated(sim, "memory")
     release = Release.load(sim.folder.releases / sim.facts(f"rounds_{sim.scenario.federation.releases}")["release"])
     end = Federated(release.anchor(), release.bank_state(), [])
     prefix_NP = paths_of(sim, [prefix(text, PREFIX) for text in texts], sequences)
@@ -53,8 +54,9 @@ def _public(sim: Simulation) -> Facts:
         return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(chosen_NP[n]))
 
     generic = [source(release.spec, release.bank.generic()[None])]
-    arms = {
-        "anchor": sequence_losses(control.model, tokens_NT),
+    control = sim.scenario.anchor.control
+    arms = {"anchor": sequence_losses(arm_at(sim, "control", rounds).model, tokens_NT)} if control else {}
+    arms |= {
         "generic": sequence_losses(end.model, tokens_NT, end.memory, lambda _: generic),
         "fetched": fetched(end, paths_NP),
         "fetched_by_prefix": fetched(end, prefix_NP),
@@ -62,10 +64,17 @@ def _public(sim: Simulation) -> Facts:
     }
     return {
         "loss": {name: mean(losses) for name, losses in arms.items()},
-        "rounds": {"before": mean(fetched(start, paths_NP)), "after": mean(arms["fetched"])},
+        "rounds": _paid(mean(fetched(start, paths_NP)), mean(arms["fetched"])) if rounds else {},
         "by_frequency": by_frequency(
             leaf_frequency(train_DP[:, -1], paths_NP[:, -1]),
             sequences.document_N,
             {name: arms[name] for name in ("anchor", "fetched")},
-        ),
+        )
+        if control
+        else [],
     }
+
+
+def _paid(before: float, after: float) -> Facts:
+    """Loss of what the coordinator made, loss after the rounds, and the change, negative where they paid."""
+    return {"before": before, "after": after, "change": after - before}

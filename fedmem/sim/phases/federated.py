@@ -3,11 +3,12 @@
 Invariants
 - Devices train on records that the policy placed as shared, through a port that cannot reach a vault.
 - Both arms, with memory and the control without, take the same road: same devices, seeds, clip and settings.
-- A device that fails in training stops the run before its round closes.
+- A device that fails in training stops the run before its round closes; silent and hostile ones are the scenario's own.
 - Rounds resume at the last closed one; a round's privacy event is in the ledger before its noise is used.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,39 +16,33 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.errors import FedmemError
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.federation import apps, device_dp, wire
-from fedmem.federation.coordinator import Coordinator, RoundSettings
+from fedmem.federation.aside import Noted
+from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device, LocalTrain, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.grid import InProcessGrid
 from fedmem.federation.journal import AppendLog, Journal
 from fedmem.federation.port import InprocPort
 from fedmem.privacy.stream import PrivacyStream
-from fedmem.sim import keys, parameters
+from fedmem.sim import keys, parameters, terms
 from fedmem.sim.context import Simulation
+from fedmem.sim.faults import Faults, LossyGrid
 from fedmem.sim.folder import Facts
-from fedmem.sim.phases.central import Curve, packed_with_paths
+from fedmem.sim.phases.central import CURVE_POINTS, Curve, packed_with_paths
+from fedmem.sim.scenario import Federation
 from fedmem.training.local import Federated
 from fedmem.training.packing import Packed
 from fedmem.training.release import Release
 from fedmem.training.settings import Settings
 
 ARMS = ("memory", "control")
+DEADLINE = 60.0
+"""Virtual seconds that a round waits for devices that do not answer."""
 
 
 def device_plan(sim: Simulation) -> DevicePlan:
     """The federation's public terms, over all releases."""
-    f = sim.scenario.federation
-    return DevicePlan(
-        population=sim.scenario.public.devices,
-        sampling_rate=f.sampling_rate,
-        rounds=f.rounds * f.releases,
-        clip=f.clip,
-        noise_multiplier=f.noise_multiplier,
-        delta=f.delta,
-        epsilon_max=f.epsilon_max or None,
-        unsafe_no_dp=f.unsafe_no_dp,
-        unsafe_reason=f.unsafe_reason,
-    )
+    return terms.device_plan(sim.scenario)
 
 
 def journal(sim: Simulation, arm: str) -> Journal:
@@ -58,8 +53,8 @@ def journal(sim: Simulation, arm: str) -> Journal:
 
 def arms(sim: Simulation) -> tuple[str, ...]:
     """Memory, and the control where the anchor is federated without noise: a second federation would spend again."""
-    federation = sim.scenario.federation
-    return ARMS if "anchor" in federation.parts and federation.noise_multiplier == 0 else ARMS[:1]
+    federation, control = sim.scenario.federation, sim.scenario.anchor.control
+    return ARMS if control and "anchor" in federation.parts and federation.noise_multiplier == 0 else ARMS[:1]
 
 
 def federated(sim: Simulation, arm: str) -> Federated:
@@ -75,7 +70,7 @@ def federated(sim: Simulation, arm: str) -> Federated:
 def arm_at(sim: Simulation, arm: str, done: int) -> Federated:
     """An arm after `done` closed rounds, out of its journal's checkpoints."""
     part = federated(sim, arm)
-    if arm in arms(sim):
+    if arm in arms(sim) and done:
         part.load(journal(sim, arm).params_at(done))
     return part
 
@@ -85,17 +80,18 @@ def shareable(sim: Simulation) -> list[tuple[Packed, np.ndarray]]:
     return [packed_with_paths(sim, placed.shareable()) for placed in sim.placed]
 
 
-def local_train(part: Federated, packed: Packed, paths_MP: np.ndarray) -> LocalTrain:
+def local_train(part: Federated, f: Federation, packed: Packed, paths_MP: np.ndarray) -> LocalTrain:
     """One device's local steps; one without shareable records changes nothing."""
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+        left = terms.rate_left(f, config.round)
         settings = Settings(
             steps=config.steps if len(packed) else 0,
             batch=config.batch,
-            lr=config.learning_rate,
+            lr=config.learning_rate * left,
             final=1.0,
-            warmup=1,
-            memory_lr=config.memory_learning_rate,
+            warmup=f.warmup,
+            memory_lr=config.memory_learning_rate * left,
         )
         return part.train(params, packed, paths_MP, settings, config.seed)
 
@@ -113,7 +109,9 @@ def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
             offset = place * sim.scenario.federation.rounds - (number - 1) * sim.scenario.federation.rounds
             _run_arm(sim, arm, data, until, lambda done, _, o=offset: sim.progress(name, o + done, total, ""))  # type: ignore[misc]
         part = arm_at(sim, "memory", until)
-        points.append({"phase": name, "step": until, "loss": _sample_loss(sim, part), "split": "heldout"})
+        for done in measured(until - sim.scenario.federation.rounds, until):
+            loss = _sample_loss(sim, arm_at(sim, "memory", done))
+            points.append({"phase": name, "step": done, "loss": loss, "split": "heldout"})
         release = _release(sim, part)
         traffic = [vars(t) for t in journal(sim, "memory").traffic()]
         return {
@@ -126,29 +124,44 @@ def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
     return phase
 
 
+def measured(first: int, last: int) -> list[int]:
+    """Rounds after `first` whose held-out loss is kept, `last` among them; none where there are no rounds."""
+    every = max(1, (last - first) // CURVE_POINTS)
+    return list(range(last, first, -every))[::-1]
+
+
 def _run_arm(
     sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], until: int, progress: apps.Progress
 ) -> None:
     part, plan, log, f = federated(sim, arm), device_plan(sim), journal(sim, arm), sim.scenario.federation
-    shapes = wire.shapes_of(part.params())
-    devices, failures = {}, list[str]()
+    shapes, faults = wire.shapes_of(part.params()), population_faults(sim)
+    devices, ports = dict[int, Device](), dict[int, InprocPort]()
+    noted = Noted(ports)
     for index, (placed, (packed, paths_MP)) in enumerate(zip(sim.placed, data, strict=True)):
-        port = InprocPort(placed.shareable(), plan, shapes)
+        ports[index] = InprocPort(placed.shareable(), plan, shapes)
         devices[index] = Device(
             index,
-            port,
+            ports[index],
             plan,
             shapes,
-            local_train(part, packed, paths_MP),
-            failed=lambda error: failures.append(type(error).__name__),
+            faults.training(index, local_train(part, f, packed, paths_MP)),
+            failed=noted.failed,
         )
-    settings = RoundSettings(sim.derive("rounds") >> 1, f.steps, f.batch, f.lr, f.server_lr, f.memory_lr)
-    quiet = plan.noise_multiplier == 0 and plan.sampling_rate == 1
+    settings = replace(terms.round_settings(sim.scenario, sim.derive("rounds") >> 1), deadline=DEADLINE)
+    quiet = plan.noise_multiplier == 0 and not plan.sampled
     noise = None if quiet else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
     start = part.params()
     coordinator = apps.resumed(log, lambda params, done: Coordinator(params or start, plan, noise, settings, done))
-    grid = InProcessGrid({index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()})  # type: ignore[misc]
-    apps.run_rounds(grid, coordinator, log, until=until, progress=progress, closing=lambda: _check(failures))
+    clients = {index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()}  # type: ignore[misc]
+    with InProcessGrid(clients, workers=sim.workers, aside=noted) as fleet:
+        grid = LossyGrid(fleet, faults) if f.silent else fleet
+        apps.run_rounds(grid, coordinator, log, until=until, progress=progress, closing=lambda: _check(noted.failures))
+
+
+def population_faults(sim: Simulation) -> Faults:
+    """Who is silent and who is hostile in this run."""
+    f = sim.scenario.federation
+    return Faults(sim.scenario.public.devices, f.silent, f.hostile, sim.derive("faults") % 2**32)
 
 
 def _check(failures: list[str]) -> None:

@@ -3,6 +3,7 @@
 Invariants
 - Order is by title, and a split is a function of (documents, devices, seed, shares): equal in every process.
 - Coordinator, devices and held-out part share no document, and together they are all documents.
+- What coordinator and held-out part hold does not depend on how many devices there are, nor on how they differ.
 - Every device gets a document as long as there are enough of them.
 - `ATTRIBUTION` goes with the text wherever a report shows what it was trained on.
 """
@@ -73,16 +74,17 @@ def split(
         raise UsageError("A split needs at least one device, shares of 0 or more, and a concentration above 0.")
     if coordinator_share + heldout_share >= 1:
         raise UsageError("Coordinator and held-out share leave nothing for the devices. Their sum must be below 1.")
-    rng = np.random.default_rng([seed, 0x57494B49])  # a stream of its own, so that other sources do not move the split
+    # A stream for each use: other sources do not move the split, and the devices do not move the held-out part.
+    order, dealing = np.random.default_rng([seed, 0x57494B49]), np.random.default_rng([seed, 0x57494B49, 1])
     shared, heldout = list[Document](), list[Document]()
     hands = [list[Document]() for _ in range(devices)]
     for topic in sorted({document.topic for document in documents}):
         own = [document for document in documents if document.topic == topic]
-        own = [own[i] for i in rng.permutation(len(own))]
+        own = [own[i] for i in order.permutation(len(own))]
         first, second = (round(len(own) * s) for s in (heldout_share, heldout_share + coordinator_share))
         heldout += own[:first]
         shared += own[first:second]
-        _deal(own[second:], hands, rng.dirichlet(np.full(devices, concentration)))
+        _deal(own[second:], hands, dealing.dirichlet(np.full(devices, concentration)))
     _feed_empty(hands)
     return Split(tuple(shared), tuple(map(tuple, hands)), tuple(heldout))
 

@@ -1,0 +1,106 @@
+"""The devices' side of an in-process federation: apps, their contexts, and what comes out of them as bytes.
+
+Invariants
+- A content is serialised once, whatever the cohort, and parsed once in a process; each device gets a copy of its own.
+- An exception in a ClientApp becomes an error reply with its text, as Flower does it: nothing is hidden.
+- What comes out is the same in whichever process the device runs: bytes of Flower's own serialisation.
+
+>>> Fleet({}).nodes
+[]
+"""
+
+from collections.abc import Mapping
+from copy import copy
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from fedmem.federation.flower import (
+    Array,
+    ClientApp,
+    Context,
+    Error,
+    ErrorCode,
+    Message,
+    ProtoRecordDict,
+    RecordDict,
+    recorddict_from_proto,
+)
+from fedmem.federation.transcript import Evidence, encode, evidence, payload
+
+NODE_BASE = 1000
+"""Node ids of simulated devices are NODE_BASE + index."""
+
+
+class Answer(NamedTuple):
+    """A reply's metadata or error, the bytes of its payload, and those that the device left in its context."""
+
+    reply: Message
+    payload: bytes
+    state: bytes = b""
+
+
+class Content:
+    """A record dict as it travels, to be copied for each device that it is sent to."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What a transcript keeps of it."""
+        return evidence(self.data)
+
+    @cached_property
+    def _parsed(self) -> RecordDict:
+        return parse(self.data)
+
+    def copy(self) -> RecordDict:
+        """Records and arrays of its own; only text, numbers and bytes are shared, which nobody can change."""
+        twin = self._parsed.copy()
+        for name, record in self._parsed.items():
+            twin[name] = own = record.copy()
+            for key, value in record.items():
+                if isinstance(value, (Array, list)):
+                    own[key] = copy(value)
+        return twin
+
+
+def parse(data: bytes) -> RecordDict:
+    """A record dict out of its bytes."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(data))
+
+
+class Request(NamedTuple):
+    """A message to a device, and its content as bytes."""
+
+    message: Message
+    content: Content
+
+
+class Fleet:
+    """ClientApps by device index, each with the context that Flower keeps for it."""
+
+    def __init__(self, apps: Mapping[int, ClientApp], run_id: int = 1, config: dict[str, Any] | None = None) -> None:
+        self._apps = {NODE_BASE + index: app for index, app in sorted(apps.items())}
+        self._contexts = {node: self._context(node, run_id, config or {}) for node in self._apps}
+
+    def _context(self, node: int, run_id: int, config: dict[str, Any]) -> Context:
+        place = {"partition-id": node - NODE_BASE, "num-partitions": len(self._apps)}
+        return Context(run_id, node, place, RecordDict(), dict(config))
+
+    @property
+    def nodes(self) -> list[int]:
+        """Ids of all devices, ascending."""
+        return list(self._apps)
+
+    def answer(self, request: Request) -> Answer:
+        """Run the device that `request` is addressed to, on its own copy of the content."""
+        metadata = request.message.metadata
+        node, received = metadata.dst_node_id, Message(request.content.copy(), metadata=metadata)
+        context = self._contexts[node]
+        try:
+            reply = self._apps[node](received, context)
+        except Exception as error:  # noqa: BLE001  (Flower itself catches whatever an app raises)
+            text = f"{type(error)}:<'{error}'>"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=received)
+        return Answer(reply, payload(reply), encode(context.state) if context.state else b"")

@@ -1,0 +1,100 @@
+"""What a scenario may not say: every sentence here is told before anything is trained.
+
+Invariants
+- A refusal is a UsageError that names the scenario and what in it does not fit together.
+- What passes is accepted by the device plan, the coordinator and the budget as well.
+
+    check(scenario)
+"""
+
+from typing import TYPE_CHECKING
+
+from fedmem.errors import BudgetExceeded, Refused, UsageError
+
+if TYPE_CHECKING:
+    from fedmem.sim.scenario import Scenario
+
+SOURCES = ("wikipedia", "chats")
+"""Whose text devices hold and what is held out; the coordinator's own is Wikipedia in both."""
+
+
+def check(scenario: "Scenario") -> None:
+    """Refuse what could only fail later, after the training. Raises UsageError."""
+    for sentence, found in (_shape(scenario) | _terms(scenario) | _faults(scenario)).items():
+        if found:
+            raise UsageError(f"{scenario.name}: {sentence}.")
+    _affordable(scenario)
+
+
+def _shape(scenario: "Scenario") -> dict[str, bool]:
+    """What does not fit together in text, bank and training, by its sentence."""
+    federation, levels = scenario.federation, len(scenario.bank.widths)
+    parts = {"anchor", "generic", *(f"level-{n}" for n in range(1, levels + 1))}
+    devices = [device for private in scenario.private for device in private.devices]
+    phases = (scenario.pretrain, scenario.cotrain)
+    pooled = any(phase.pooled for phase in phases)
+    return {
+        "federation.parts names something that is not " + ", ".join(sorted(parts)): not set(federation.parts) <= parts,
+        "releases, batches, widths and branching start at 1, steps of a round too": min(_counts(scenario)) < 1,
+        "steps and rounds start at 0": min(federation.rounds, *(phase.steps for phase in phases)) < 0,
+        "training with steps needs a learning rate above 0": any(
+            phase.steps > 0 and max(phase.lr, phase.memory_lr) <= 0 for phase in phases
+        ),
+        "a phase on pooled text stands for central training; it has no rounds after it": pooled
+        and federation.rounds > 0,
+        "public.source is one of " + ", ".join(SOURCES): scenario.public.source not in SOURCES,
+        "devices that are people hold no invented records; take [[private]] out": scenario.public.source == "chats"
+        and bool(scenario.private),
+        "a topic names a device that does not exist": any(not 0 <= d < scenario.public.devices for d in devices),
+        "a topic has more records than learning.record_cap": any(
+            private.records > scenario.learning.record_cap for private in scenario.private
+        ),
+    }
+
+
+def _terms(scenario: "Scenario") -> dict[str, bool]:
+    """What contradicts itself in the terms of the rounds."""
+    f, noisy = scenario.federation, scenario.federation.noise_multiplier > 0
+    return {
+        "rounds without noise must say unsafe_no_dp = true and give unsafe_reason": not noisy
+        and not (f.unsafe_no_dp and f.unsafe_reason.strip()),
+        "unsafe_no_dp = true beside a noise multiplier contradicts itself": noisy and f.unsafe_no_dp,
+        "epsilon_max without a noise multiplier contradicts itself": not noisy and f.epsilon_max > 0,
+        "trim beside a noise multiplier: the clip norm does not bound a trimmed mean": noisy and f.trim > 0,
+        "cohort_size and a sampling_rate below 1 are two ways to draw; keep one": f.cohort_size > 0
+        and f.sampling_rate < 1,
+        "cohort_size is larger than the number of devices": f.cohort_size > scenario.public.devices,
+        "federation.final lies in (0, 1], and warmup starts at 1": not 0 < f.final <= 1 or f.warmup < 1,
+    }
+
+
+def _faults(scenario: "Scenario") -> dict[str, bool]:
+    f = scenario.federation
+    return {
+        "silent and hostile are shares of 0 or more": min(f.silent, f.hostile) < 0,
+        "silent and hostile devices together are more than all of them": f.silent + f.hostile > 1,
+    }
+
+
+def _affordable(scenario: "Scenario") -> None:
+    """The terms are ones that a coordinator takes, and all rounds are within their ε."""
+    # Not at the top: a scenario's names are listed by commands that need no numpy.
+    from fedmem.federation import device_dp
+    from fedmem.sim.terms import device_plan, round_settings
+
+    try:
+        plan = device_plan(scenario)
+        round_settings(scenario, 0)
+        device_dp.check_budget(plan, plan.rounds)
+    except BudgetExceeded:
+        raise UsageError(
+            f"{scenario.name}: so many rounds at this noise pass epsilon_max; take fewer, or raise noise_multiplier."
+        ) from None
+    except (UsageError, Refused) as error:
+        raise UsageError(f"{scenario.name}: {error}") from None
+
+
+def _counts(scenario: "Scenario") -> list[int]:
+    f, shape = scenario.federation, [scenario.public.devices, scenario.bank.branching, *scenario.bank.widths]
+    batches = [scenario.pretrain.batch, scenario.cotrain.batch, f.batch]
+    return [f.releases, f.steps, scenario.learning.steps, *batches, *shape]

@@ -1,0 +1,61 @@
+"""A scenario's federation in the words of `fedmem.federation`: the device plan, and the settings of every round.
+
+Invariants
+- Both are public and a function of the scenario alone; a device and its coordinator derive the same ones.
+- Nothing here loads Flower or torch.
+
+>>> from fedmem.sim import scenario
+>>> device_plan(scenario.load("quickstart")).expected_cohort
+8.0
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from fedmem.federation.coordinator import RoundSettings
+from fedmem.federation.device_dp import DevicePlan
+
+if TYPE_CHECKING:
+    from fedmem.sim.scenario import Federation, Scenario
+
+
+def device_plan(scenario: "Scenario") -> DevicePlan:
+    """The federation's public terms, over all releases."""
+    f = scenario.federation
+    return DevicePlan(
+        population=scenario.public.devices,
+        sampling_rate=f.sampling_rate,
+        rounds=f.rounds * f.releases,
+        clip=f.clip,
+        noise_multiplier=f.noise_multiplier,
+        delta=f.delta,
+        epsilon_max=f.epsilon_max or None,
+        unsafe_no_dp=f.unsafe_no_dp,
+        unsafe_reason=f.unsafe_reason,
+        cohort_size=f.cohort_size,
+    )
+
+
+def round_settings(scenario: "Scenario", seed: int) -> RoundSettings:
+    """What every round's request and the server's step are made of. Raises UsageError."""
+    f = scenario.federation
+    return RoundSettings(
+        seed,
+        f.steps,
+        f.batch,
+        f.lr,
+        f.server_lr,
+        f.memory_lr,
+        optimiser=f.optimiser,
+        momentum=f.momentum,
+        trim=f.trim,
+    )
+
+
+def rate_left(federation: "Federation", number: int) -> float:
+    """Factor on a device's learning rates in round `number`, from 1: from 1 to `final` on a cosine over all rounds.
+
+    A device works it out from public terms and the number in the request; it needs to know nothing of other rounds.
+    """
+    gone = (number - 1) / max(1, federation.rounds * federation.releases - 1)
+    return federation.final + (1 - federation.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))

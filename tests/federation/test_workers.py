@@ -1,0 +1,416 @@
+"""Worker processes change no byte; one that dies or hangs is a typed error, and none of them is left behind."""
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedmem.errors import Refused, RemoteError, UsageError
+from fedmem.federation import apps, wire, workers
+from fedmem.federation.aside import Noted
+from fedmem.federation.device import Device
+from fedmem.federation.flower import Array, ArrayRecord, ClientApp, ConfigRecord, Context, Message, RecordDict
+from fedmem.federation.grid import NODE_BASE, InProcessGrid
+from fedmem.federation.pipe import Pipe
+from fedmem.federation.port import InprocPort
+from fedmem.federation.worker_process import CONTENT, JOB
+from fedmem.federation.workers import AHEAD, WorkerLost
+from tests.federation.conftest import Toy, toy_params, toy_train
+from tests.federation.nemesis import FAULTS, Nemesis
+from tests.federation.test_nemesis import NODES, Fleet
+
+Make = Callable[..., Toy]
+SEVEN = [["x" * size] for size in range(7)]
+ALL = {"population": 7, "unsafe_no_dp": True, "unsafe_reason": "a toy"}
+NOISY = {"population": 7, "noise_multiplier": 1.0, "sampling_rate": 0.7}
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Everything on disk: journal, ledger, checkpoints."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def pids(grid: InProcessGrid) -> list[int]:
+    assert grid._workers is not None
+    return [worker.pid for worker in grid._workers._all]
+
+
+def gone(pid: int) -> bool:
+    """Whether there is no such process, soon."""
+    limit = time.monotonic() + 5
+    while time.monotonic() < limit:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        state = Path(f"/proc/{pid}/stat")
+        with contextlib.suppress(OSError):
+            if state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """No test leaves a child behind, dead or alive."""
+    yield
+    gc.collect()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def ran(made: Toy, count: int) -> tuple[dict[str, bytes], list[Any], str]:
+    with made.grid() if count == 0 else InProcessGrid(clients(made), workers=count) as grid:
+        _, _, journal = made.run(until=3, grid=grid)
+        assert len(pids(grid)) == count if count else grid._workers is None
+        return files(made.root), list(grid.transcript.entries), journal.wire_digest()
+
+
+def result(run: tuple[dict[str, bytes], list[Any], str]) -> tuple[dict[str, bytes], str]:
+    """What a broken run that was resumed has in common with a whole one: its journal says that it was begun twice."""
+    return {name: data for name, data in run[0].items() if name != "journal.jsonl"}, run[2]
+
+
+def clients(made: Toy) -> dict[int, ClientApp]:
+    return dict.fromkeys(range(len(made.texts)), apps.make_client_app(made.device))
+
+
+@pytest.mark.parametrize("plan", [ALL, NOISY], ids=["all", "sampled and noisy"])
+@pytest.mark.parametrize("counts", [(2, 3), (1, 9)])
+def test_the_number_of_workers_changes_no_byte(toy: Make, plan: dict[str, Any], counts: tuple[int, int]) -> None:
+    want = ran(toy(texts=SEVEN, **plan), 0)
+    assert len(want[0]) == 5
+    for count in counts:
+        assert ran(toy(texts=SEVEN, **plan), count) == want
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_run_goes_on_with_another_number_of_workers(toy: Make, count: int) -> None:
+    want, made = ran(toy(texts=SEVEN, **NOISY), 0)[0], toy(texts=SEVEN, **NOISY)
+    for until, now in enumerate((count, 0, 1), 1):
+        with InProcessGrid(clients(made), workers=now) as grid:
+            made.run(until=until, grid=grid)
+    assert files(made.root) == want
+
+
+def lazy(first: float) -> Callable[[int], None]:
+    """Every second device takes its time, the first of all the most."""
+    return lambda index: time.sleep(first / (index + 1) if index % 2 == 0 else 0.0)
+
+
+def test_replies_come_in_the_order_of_the_requests_whoever_is_ready_first(toy: Make) -> None:
+    made = toy(texts=SEVEN, before=lazy(0.3), **NOISY)
+    with InProcessGrid(clients(made), workers=2) as grid:
+        replies = grid.send_and_receive(requests(made, (5, 0, 1, 2, 3, 4)))
+        assert [reply.metadata.src_node_id - NODE_BASE for reply in replies] == [5, 0, 1, 2, 3, 4]
+    up = [entry.node - NODE_BASE for entry in grid.transcript.entries if entry.direction == "up"]
+    assert up == [5, 0, 1, 2, 3, 4]
+
+
+def requests(made: Toy, order: Sequence[int]) -> list[Message]:
+    from fedmem.federation import records
+
+    content = records.to_request(made.coordinator().open([NODE_BASE]).request)
+    return [Message(content, NODE_BASE + index, wire.TRAIN_ANCHOR, group_id="1") for index in order]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_order_of_pulling_and_any_fault_gives_the_same(tmp_path: Path, count: int) -> None:
+    """The nemesis pulls one by one, in an order of its own, and some never: those devices must not run."""
+    script = {(1 + place % 3, node): fault for place, (fault, node) in enumerate(zip(FAULTS * 3, NODES, strict=False))}
+    alone, beside = Fleet(tmp_path / "alone", script), Fleet(tmp_path / "beside", script)
+    alone.run()
+    with InProcessGrid(clients(beside.toy), workers=count) as grid:
+        beside.grid = Nemesis(grid, script)
+        beside.run()
+    assert files(tmp_path / "beside") == files(tmp_path / "alone")
+    assert beside.grid.asked == alone.grid.asked
+
+
+def killer(flag: Path, how: Callable[[], None]) -> Callable[[int], None]:
+    """In the process of device 3, once: `how`."""
+
+    def before(index: int) -> None:
+        if index == 3 and not flag.exists():
+            flag.touch()
+            how()
+
+    return before
+
+
+def kill_myself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave() -> None:
+    raise SystemExit(10)  # what a device does whose vault is gone
+
+
+@pytest.mark.parametrize("how", [kill_myself, leave])
+def test_a_worker_that_dies_leaves_the_round_open_and_a_resumed_run_has_the_same_bytes(
+    toy: Make, tmp_path: Path, how: Callable[[], None]
+) -> None:
+    want = result(ran(toy(texts=SEVEN, **NOISY), 0))
+    made = toy(texts=SEVEN, before=killer(tmp_path / "flag", how), **NOISY)
+    with InProcessGrid(clients(made), workers=2) as grid:
+        with pytest.raises(WorkerLost, match="run again") as caught:
+            made.run(until=3, grid=grid)
+        assert pids(grid) == []
+    assert caught.value.exit_code == RemoteError.exit_code
+    assert result(ran(made, 2)) == want
+
+
+def test_a_worker_that_was_killed_between_two_rounds_is_noticed(toy: Make) -> None:
+    made = toy(texts=SEVEN, **NOISY)
+    with InProcessGrid(clients(made), workers=3) as grid:
+        made.run(until=1, grid=grid)
+        others = pids(grid)
+        os.kill(others[1], signal.SIGKILL)
+        with pytest.raises(WorkerLost):
+            made.run(until=3, grid=grid)
+        assert all(gone(pid) for pid in others)
+
+
+def test_a_device_that_hangs_ends_the_round_within_the_patience(toy: Make, tmp_path: Path) -> None:
+    made = toy(texts=SEVEN, before=killer(tmp_path / "flag", lambda: time.sleep(600)), **NOISY)
+    start = time.monotonic()
+    with InProcessGrid(clients(made), workers=2, patience=0.5) as grid, pytest.raises(WorkerLost):
+        made.run(until=3, grid=grid)
+    assert time.monotonic() - start < 10
+    assert result(ran(made, 2)) == result(ran(toy(texts=SEVEN, **NOISY), 0))
+
+
+def echo(act: Callable[[Message, Context], RecordDict]) -> ClientApp:
+    app = ClientApp()
+    app.train("anchor")(lambda message, context: Message(act(message, context), reply_to=message))
+    return app
+
+
+def refuse(message: Message, context: Context) -> RecordDict:
+    raise RuntimeError(f"device {context.node_config['partition-id']} would not")
+
+
+def count_up(message: Message, context: Context) -> RecordDict:
+    before = context.state["seen"]["times"] if "seen" in context.state else 0
+    context.state["seen"] = ConfigRecord({"times": int(before) + 1})
+    return RecordDict({})
+
+
+def spoil(message: Message, context: Context) -> RecordDict:
+    """Change the request in place, which the next device must not see."""
+    seen = len(message.content["notes"])
+    message.content["notes"][f"by {context.node_id}"] = "was here"
+    return RecordDict({"seen": ConfigRecord({"notes": seen})})
+
+
+@pytest.mark.parametrize("act", [refuse, count_up, spoil])
+def test_errors_contexts_and_copies_are_as_in_one_process(toy: Make, act: Any) -> None:
+    seen = []
+    for count in (0, 2):
+        with InProcessGrid(dict.fromkeys(range(5), echo(act)), workers=count) as grid:
+            for group in ("1", "2"):
+                content = RecordDict({"notes": ConfigRecord({"text": "the same for all"})})
+                asked = [Message(content, NODE_BASE + i, wire.TRAIN_ANCHOR, group_id=group) for i in range(5)]
+                replies = grid.send_and_receive(asked)
+            seen.append((grid.transcript.entries, [reply.has_error() for reply in replies]))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) == (30 if act is count_up else 20)
+
+
+def test_a_content_goes_to_each_worker_once(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, send = list[int](), Pipe.send
+
+    def counted(self: Pipe, kind: int, *parts: bytes) -> None:
+        sent.append(kind)
+        send(self, kind, *parts)
+
+    monkeypatch.setattr(Pipe, "send", counted)
+    made = toy(texts=SEVEN, **ALL)
+    with InProcessGrid(clients(made), workers=2) as grid:
+        made.run(until=3, grid=grid)
+    assert (sent.count(CONTENT), sent.count(JOB)) == (3 * 2, 3 * 7)
+
+
+def test_replies_before_their_turn_are_few(toy: Make) -> None:
+    texts = [["x"]] * 24
+    made = toy(texts=texts, before=lambda index: time.sleep(0.5 if index == 0 else 0.0), **(ALL | {"population": 24}))
+    with InProcessGrid(clients(made), workers=2) as grid:
+        pulled = grid.pull_messages(grid.push_messages(requests(made, range(24))))
+        next(iter(pulled))
+        assert grid._workers is not None
+        assert [len(worker.early) for worker in grid._workers._all] == [0, AHEAD]
+        assert len(list(pulled)) == 23
+
+
+def test_what_is_larger_than_a_pipe_goes_through_after_an_abandoned_pull_too() -> None:
+    def grow(message: Message, context: Context) -> RecordDict:
+        size = int(message.content["size"]["mib"])
+        return RecordDict({"big": ArrayRecord({"w": Array(np.zeros(size << 18, np.float32))})})
+
+    def asked(size: int) -> list[Message]:
+        big = ArrayRecord({"w": Array(np.ones(size << 18, np.float32))})
+        content = RecordDict({"size": ConfigRecord({"mib": size}), "big": big})
+        return [Message(content, NODE_BASE + index, wire.TRAIN_ANCHOR, group_id=str(size)) for index in range(6)]
+
+    with InProcessGrid(dict.fromkeys(range(6), echo(grow)), workers=2, patience=30.0) as grid:
+        left = grid.push_messages(asked(1))
+        next(iter(grid.pull_messages(left)))
+        sizes = [reply.content["big"]["w"].numpy().nbytes for reply in grid.send_and_receive(asked(2))]
+        assert sizes == [2 << 20] * 6
+        assert len(list(grid.pull_messages(left))) == 5
+
+
+def explode(texts: Sequence[str]) -> Callable[..., wire.Params]:
+    def train(params: wire.Params, config: Any) -> wire.Params:
+        if "two" in texts:
+            raise MemoryError("what a patient said")
+        return toy_train(texts)(params, config)
+
+    return train
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: int) -> None:
+    def run(workers: int) -> tuple[list[Any], list[str]]:
+        made = toy(noise_multiplier=1.0)
+        shapes, ports = wire.shapes_of(toy_params()), dict[int, InprocPort]()
+        noted, devices = Noted(ports), dict[int, ClientApp]()
+        for index, texts in enumerate(made.texts):
+            ports[index] = port = InprocPort(texts, made.plan, shapes)
+            device = Device(index, port, made.plan, shapes, explode(texts), noted.failed)
+            devices[index] = apps.make_client_app(lambda _, d=device: d)  # type: ignore[misc]
+        # What was said before the workers were started is not said again.
+        devices[0](requests(made, [0])[0], Context(1, NODE_BASE, {}, RecordDict(), {}))
+        with InProcessGrid(devices, workers=workers, aside=noted) as grid:
+            made.run(until=3, grid=grid)
+        return [port.egress for port in ports.values()], noted.failures
+
+    assert run(count) == run(0)
+    lines, failures = run(count)
+    assert failures == ["MemoryError"] * 3
+    assert [[line.number for line in port] for port in lines] == [[1, 1, 2, 3]] + [[1, 2, 3]] * 3
+
+
+class Look:
+    """An `Aside` that looks at the process it is in."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Any]] = []
+
+    def take(self, index: int) -> bytes:
+        kept = [(name, os.readlink(f"/dev/fd/{name}")) for name in os.listdir("/dev/fd") if self._own(name)]
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        return json.dumps([sys.modules["torch"].threads, ignored, os.getpid(), sorted(kept)]).encode()
+
+    @staticmethod
+    def _own(name: str) -> bool:
+        try:
+            return os.readlink(f"/dev/fd/{name}") not in ("/dev/null", f"/proc/{os.getpid()}/fd")
+        except FileNotFoundError:
+            return False
+
+    def put(self, index: int, said: bytes) -> None:
+        self.seen.append((index, json.loads(said)))
+
+
+def test_a_worker_holds_its_own_pipe_and_stderr_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = types.SimpleNamespace(threads=2)
+    torch.set_num_threads = lambda count: vars(torch).update(threads=count)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    look, silent = Look(), echo(lambda message, context: RecordDict({}))
+    with (tmp_path / "lock").open("w"), InProcessGrid(dict.fromkeys(range(4), silent), workers=2, aside=look) as grid:
+        for _ in range(2):
+            grid.send_and_receive([Message(RecordDict({}), NODE_BASE + i, wire.TRAIN_ANCHOR) for i in range(4)])
+        # A device is of one worker for good, by the order of the nodes.
+        assert [(index, said[2]) for index, said in look.seen] == list(zip(range(4), pids(grid) * 2, strict=True)) * 2
+    for _, (threads, ignored, _, kept) in look.seen:
+        assert (threads, ignored) == (1, True)
+        own = [place for name, place in kept if name not in ("1", "2")]
+        assert len(own) == 2
+        assert all(place.startswith("pipe:") for place in own)
+
+
+def test_a_grid_that_is_dropped_ends_its_workers(toy: Make) -> None:
+    made = toy(texts=SEVEN, **NOISY)
+    grid = InProcessGrid(clients(made), workers=2)
+    made.run(until=1, grid=grid)
+    left = pids(grid)
+    del grid
+    gc.collect()
+    assert all(gone(pid) for pid in left)
+
+
+def test_a_child_of_the_coordinators_process_that_drops_the_grid_ends_nobody(toy: Make) -> None:
+    made = toy(texts=SEVEN, **NOISY)
+    with InProcessGrid(clients(made), workers=2) as grid:
+        made.run(until=1, grid=grid)
+        pid = os.fork()
+        if pid == 0:
+            grid.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        made.run(until=2, grid=grid)
+
+
+ORPHANS = """
+import os, sys, time
+from fedmem.federation.flower import ClientApp, Message, RecordDict
+from fedmem.federation.grid import NODE_BASE, InProcessGrid
+app = ClientApp()
+@app.train("anchor")
+def hang(message, context):
+    os.write(2, f"{os.getpid()}\\n".encode())
+    time.sleep(600)
+grid = InProcessGrid({0: app, 1: app, 2: app}, workers=3)
+grid.send_and_receive([Message(RecordDict({}), NODE_BASE + index, "train.anchor") for index in range(3)])
+"""
+
+
+def test_workers_end_with_a_parent_that_was_killed_in_the_middle_of_their_work() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", ORPHANS], stderr=subprocess.PIPE)
+    assert parent.stderr is not None
+    left = [int(parent.stderr.readline()) for _ in range(3)]
+    parent.kill()
+    parent.wait()
+    parent.stderr.close()
+    assert all(gone(pid) for pid in left)
+
+
+def test_what_cannot_be_is_said_before_anything_runs(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = toy()
+    with pytest.raises(UsageError):
+        InProcessGrid(clients(made), workers=-1)
+    with InProcessGrid(clients(made), workers=2) as grid:
+        pass
+    with pytest.raises(Refused, match="new grid"):
+        grid.send_and_receive(requests(made, [0]))
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(UsageError, match="0 workers"):
+        InProcessGrid(clients(made), workers=1)
+
+
+def test_a_system_that_starts_no_further_process_is_a_typed_error(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, fork, before = toy(), os.fork, len(os.listdir("/dev/fd"))
+    answers = iter([None, OSError(11, "Resource temporarily unavailable")])
+
+    def full() -> int:
+        if (error := next(answers)) is not None:
+            raise error
+        return fork()
+
+    monkeypatch.setattr(workers.os, "fork", full)
+    with InProcessGrid(clients(made), workers=2) as grid, pytest.raises(RemoteError, match="fewer workers"):
+        grid.send_and_receive(requests(made, [0, 1]))
+    assert len(os.listdir("/dev/fd")) == before
