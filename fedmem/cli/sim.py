@@ -131,7 +131,8 @@ def describe(out: "Console", data: Mapping[str, Any]) -> None:
             out.print(f"\n{title}", style="bold")
             pairs(out, figures)
     if data.get("peak_rss_mb") is not None:
-        pairs(out, [("\npeak memory, MB", data["peak_rss_mb"])])
+        out.print()
+        pairs(out, [("peak memory, MB", data["peak_rss_mb"])])
     for line in data.get("attribution", []):
         out.print(f"\n{line}")
 
