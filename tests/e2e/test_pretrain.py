@@ -100,7 +100,7 @@ def test_bytes_are_held_against_exchange_at_each_step(done):
 
 
 def test_the_same_seed_gives_the_same_digest(done, files):
-    assert go(files, "again")["digest"] == done["digest"]
+    assert go(files, "federated-again")["digest"] == done["digest"]
 
 
 def test_central_training_has_no_round_and_the_same_text(done, central):
