@@ -138,16 +138,10 @@ def tell_peak(arm: str, width: int) -> None:
         stack.enter_context(frozen(arms.model))
         step = arms.plain() if arm == "plain" else arms.private(RuntimeOptions())
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew (Linux)
-        before = _status("VmRSS")
+        before = harness.status("VmRSS")
         for _ in range(3):
             step()
-        print(_status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    """Bytes of this process, as Linux tells them."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+        print(harness.status("VmHWM") - before)
 
 
 def figures(turns: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def main() -> None:
     found = empty(turns, sizes)
     ratios, facts = working(turns)
     pretrain = pretrained(arguments.quick)
-    slope = [min(run["peak_kb"] for run in found["fedmem"][size]) for size in (sizes[0], sizes[-1])]
+    slope = [min(run["peak_bytes"] for run in found["fedmem"][size]) for size in (sizes[0], sizes[-1])]
     data: Found = {
         "rounds_per_s": {str(size): rate(runs) for size, runs in found["fedmem"].items()},
         "peers": {
@@ -97,7 +97,7 @@ def main() -> None:
         "ratio": ratios | {"bytes_below_per_step": pretrain["below_per_step"]["pretrain"]},
         "work": facts,
         "first_round_s": float(np.median([run["first"] for run in found["fedmem"][10]])),
-        "memory": {"slope_kb_per_device": (slope[1] - slope[0]) / (sizes[-1] - sizes[0])},
+        "memory": {"slope_kb_per_device": (slope[1] - slope[0]) / 1e3 / (sizes[-1] - sizes[0])},
         "pretrain": pretrain,
         "machine": harness.machine(),
     }

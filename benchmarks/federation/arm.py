@@ -4,6 +4,7 @@ import json
 import sys
 import time
 
+from benchmarks import harness
 from benchmarks.federation import ours, peers, work
 from fedmem.cli.allocator import keep_buffers
 
@@ -16,7 +17,7 @@ def main() -> None:
     name, devices, rounds, steps = sys.argv[1], *map(int, sys.argv[2:])
     timed, imported = work.Timed(steps > 0), time.perf_counter()
     params = ARMS[name](devices, rounds, steps, timed)
-    found = timed.rounds() | {"first": timed.wall[1] - imported, "peak_kb": work.peak_kb()}
+    found = timed.rounds() | {"first": timed.wall[1] - imported, "peak_bytes": harness.status("VmHWM")}
     print(json.dumps(found | ({"loss": work.loss(params)} if steps else {})))
 
 

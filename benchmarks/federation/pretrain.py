@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks import harness
@@ -52,8 +53,8 @@ def pretrained(quick: bool) -> dict[str, Any]:
     over = {name: [_loss(found[name, seed]) / _loss(found[CENTRAL, seed]) for seed in seeds] for name in chosen}
     below = {name: found[name, 0]["bytes"]["below_per_step"] for name in chosen}
     return {
-        "loss_over_central": _mean(over[chosen[0]]),
-        "by_devices": {name: _mean(values) for name, values in over.items()},
+        "loss_over_central": fmean(over[chosen[0]]),
+        "by_devices": {name: fmean(values) for name, values in over.items()},
         "interval": {name: interval(values) for name, values in over.items()},
         "below_per_step": below,
         "loss": {f"{name} {seed}": _loss(data) for (name, seed), data in found.items()},
@@ -68,7 +69,3 @@ def _read(path: Path) -> dict[str, Any]:
 def _loss(run: dict[str, Any]) -> float:
     """Held-out loss with the fetched blocks, in nats."""
     return float(run["loss"]["public"]["fetched"])
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

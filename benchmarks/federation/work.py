@@ -86,12 +86,6 @@ def _spent(pid: int) -> float:
     return (int(found[11]) + int(found[12])) / TICK
 
 
-def peak_kb() -> int:
-    """Peak memory of this process in kB, since it began."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-
-
 @cache
 def anchor() -> Federated:
     """The anchor that rounds with work train."""

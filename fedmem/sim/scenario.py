@@ -116,10 +116,6 @@ class Federation:
     silent: float = 0.0
     hostile: float = 0.0
 
-    def per_round(self, devices: int) -> float:
-        """Expected devices in a round."""
-        return self.cohort_size or self.sampling_rate * devices
-
 
 @dataclass(frozen=True)
 class Learning:

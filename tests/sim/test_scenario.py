@@ -6,7 +6,7 @@ import pytest
 
 from fedmem.errors import UsageError
 from fedmem.sim import scenario
-from fedmem.sim.terms import rate_left
+from fedmem.sim.terms import device_plan, rate_left
 
 GOOD = scenario.folder() / "quickstart.toml"
 
@@ -40,7 +40,7 @@ def test_pretrain_and_its_central_counterpart_see_as_many_tokens_of_the_same_tex
     eight, many, central = (scenario.load(name) for name in ("pretrain", "pretrain-64", "pretrain-central"))
     for chosen in (eight, many):
         f = chosen.federation
-        tokens = f.rounds * f.steps * f.batch * f.per_round(chosen.public.devices)
+        tokens = f.rounds * f.steps * f.batch * device_plan(chosen).expected_cohort
         assert tokens == central.cotrain.steps * central.cotrain.batch
         assert f.rounds * f.steps == central.cotrain.steps
         assert (chosen.anchor, chosen.bank) == (central.anchor, central.bank)
