@@ -23,6 +23,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ RESERVED = ("train.blocks", "query.erasure")
 PROTOCOL = 2
 
 _MAX_BYTES = 2**31 - 1
+_EXPONENT = 0x7F80  # of a bf16
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Fields:
         """SHA-256 over names, dtypes, shapes, bytes and scalars, names sorted."""
         arrays = sorted(self.arrays.items())
         head = _head(tuple((name, array.dtype.str, array.shape) for name, array in arrays))
-        sha = hashlib.sha256(b"[" + head + b"," + canonical_json(dict(self.scalars)) + b"]")
+        scalars = canonical_json(dict(self.scalars)) if self.scalars else b"{}"
+        sha = hashlib.sha256(b"[" + head + b"," + scalars + b"]")
         for _, array in arrays:
             sha.update(np.ascontiguousarray(array).data)
         return sha.hexdigest()
@@ -80,6 +83,23 @@ class ArraySpec:
     shape: tuple[int, ...]
     dtype: str
     bound: int | None = None
+
+    @cached_property
+    def kind(self) -> np.dtype[Any]:
+        """The dtype as numpy's own."""
+        return np.dtype(self.dtype)
+
+    def holds(self, array: NDArray[np.generic]) -> bool:
+        """Whether every value of an array of this dtype is in range."""
+        if not array.size:
+            return True
+        if self.dtype == "uint16":
+            # All ones in the exponent is an infinity or a NaN.
+            return bool(np.maximum.reduce(array.view(np.uint16) & np.uint16(_EXPONENT), axis=None) < _EXPONENT)
+        if self.bound is None:
+            return True
+        low, high = np.minimum.reduce(array, axis=None), np.maximum.reduce(array, axis=None)
+        return bool(-self.bound <= low and high <= self.bound)
 
 
 @dataclass(frozen=True)
@@ -108,12 +128,17 @@ class Schema:
     @cached_property
     def nbytes(self) -> int:
         """The one size that the arrays of such a message have."""
-        return sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in self.arrays.values())
+        return sum(math.prod(s.shape) * s.kind.itemsize for s in self.arrays.values())
 
     @cached_property
     def ordered(self) -> list[tuple[str, ArraySpec]]:
         """The arrays by name: an array's place in this list is what an error names."""
         return sorted(self.arrays.items())
+
+    @cached_property
+    def ordered_scalars(self) -> list[tuple[str, ScalarSpec]]:
+        """The scalars by name."""
+        return sorted(self.scalars.items())
 
 
 def _refuse(schema: Schema, what: str) -> BoundaryViolation:
@@ -160,13 +185,12 @@ def check(fields: Fields, schema: Schema) -> Fields:
         ("an array", fields.arrays, schema.arrays),
         ("a scalar", fields.scalars, schema.scalars),
     ):
-        if got.keys() - want.keys():
-            raise _refuse(schema, f"holds {label} that its schema does not name")
-        if want.keys() - got.keys():
-            raise _refuse(schema, f"lacks {label} that its schema names")
+        if got.keys() != want.keys():
+            more = f"holds {label} that its schema does not name"
+            raise _refuse(schema, more if got.keys() - want.keys() else f"lacks {label} that its schema names")
     for place, (name, array_spec) in enumerate(schema.ordered):
         _check_array(fields.arrays[name], array_spec, schema, place)
-    for name, scalar_spec in sorted(schema.scalars.items()):
+    for name, scalar_spec in schema.ordered_scalars:
         _check_scalar(fields.scalars[name], scalar_spec, schema, name)
     return fields
 
@@ -178,16 +202,9 @@ def _check_protocol(fields: Fields, schema: Schema) -> None:
 
 
 def _check_array(array: NDArray[np.generic], spec: ArraySpec, schema: Schema, place: int) -> None:
-    if type(array) is not np.ndarray or array.dtype != np.dtype(spec.dtype) or array.shape != spec.shape:
+    if type(array) is not np.ndarray or array.dtype != spec.kind or array.shape != spec.shape:
         raise _refuse(schema, f"has another dtype or shape at array {place}")
-    if not array.size:
-        return
-    if spec.dtype == "uint16":
-        # All ones in the exponent is an infinity or a NaN.
-        bad = bool(((array.view(np.uint16) & 0x7F80) == 0x7F80).any())
-    else:
-        bad = spec.bound is not None and bool(array.max() > spec.bound or array.min() < -spec.bound)
-    if bad:
+    if not spec.holds(array):
         raise _refuse(schema, f"has a value out of range at array {place}")
 
 
