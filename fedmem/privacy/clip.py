@@ -5,12 +5,12 @@ Invariants
 - Nothing is averaged over the sampled records: their number appears nowhere.
 - Arithmetic is float32 at least, whatever the dtype of the gradients.
 
-Shapes: N sequences, R records, trailing dimensions those of a parameter; a list holds one tensor per parameter.
+Shapes: R records, trailing dimensions those of a parameter; a list holds one tensor per parameter.
 
 >>> from torch import tensor
->>> one = clip_records([tensor([[3.0], [1.0]])], tensor([0, 0]), 1, clip=0.5)
->>> round(one.value[0].item(), 6), one.sensitivity
-(0.5, 0.5)
+>>> both = clip_summed([tensor([[3.0], [0.25]])], clip=0.5)
+>>> round(both.value[0].item(), 6), both.sensitivity
+(0.75, 0.5)
 """
 
 import math
@@ -47,14 +47,6 @@ class ClippedSum:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """`dtype`, or float32 where that is wider."""
     return torch.promote_types(dtype, torch.float32)
-
-
-def sum_by_record(grads_N: Tensor, record_N: Tensor, records: int) -> Tensor:
-    """Per-record sums, `[R, ...]`, of per-sequence gradients `[N, ...]`; a record without sequences gets zeros."""
-    grads_N = grads_N.to(at_least_float32(grads_N.dtype))
-    if records == len(record_N) and torch.equal(record_N, torch.arange(records, device=record_N.device)):
-        return grads_N
-    return grads_N.new_zeros(records, *grads_N.shape[1:]).index_add_(0, record_N, grads_N)
 
 
 def clip_summed(grads: Sequence[Tensor], clip: float) -> ClippedSum:
@@ -103,11 +95,3 @@ def _scaled_sum(grads_R: Tensor, scale_R: Tensor) -> Tensor:
         grads_R = grads_R.where(usable_R.view(-1, *[1] * (grads_R.dim() - 1)), 0.0)
     total: Tensor = torch.tensordot(scale_R.to(grads_R.dtype), grads_R, dims=1)
     return total
-
-
-def clip_records(grads: Sequence[Tensor], record_N: Tensor, records: int, clip: float) -> ClippedSum:
-    """Sum per-sequence gradients by record, clip each record once, and sum: see `clip_summed`.
-
-    `grads` holds per parameter `[N, ...]`; `record_N` (int64) says to which of `records` each sequence belongs.
-    """
-    return clip_summed([sum_by_record(g, record_N, records) for g in grads], clip)

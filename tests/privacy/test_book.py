@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedmem.memory.kinds.product import booked, product
 from fedmem.privacy import book as book_module
 from fedmem.privacy.book import Book, Formed, Product
-from fedmem.privacy.clip import clip_records
+from tests.privacy.reference import clip_records
 
 TOKENS, WIDE, HIGH, SMALL = 8, 24, 32, 2
 KINDS = ("normal", "zero", "one_token", "huge", "tiny", "nan", "inf", "one_nan", "duplicate")

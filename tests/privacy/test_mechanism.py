@@ -24,7 +24,6 @@ from fedmem.policy.files import Topic
 from fedmem.privacy import dpsgd
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.book import Book
-from fedmem.privacy.clip import clip_records
 from fedmem.privacy.dpsgd import clipped_sum, train_block
 from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
 from fedmem.privacy.learn import LearnSettings, learn_topic
@@ -36,6 +35,7 @@ from fedmem.training.bank_state import BankState
 from fedmem.training.release import Release
 from fedmem.vault.vault import NewRecord, Vault
 from tests.privacy.models import LENGTH, VOCAB, anchor, sequences, spec, warm_block
+from tests.privacy.reference import clip_records
 
 KEY = bytes(range(32))
 PLAN = PrivacyPlan(sampling_rate=0.5, steps=4, clip=0.1, noise_multiplier=1.5, divisor=4.0, delta=1e-5, record_cap=1000)
