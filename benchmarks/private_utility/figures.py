@@ -63,9 +63,10 @@ def plot(data: Mapping[str, Any], path: Path) -> None:
     for arm, label, wanted in (("eps8", "ε = 8", 0.75), ("eps2", "ε = 2", 0.5)):
         (line,) = axes.plot(counts, [points[count][arm] for count in counts], marker="o", label=label)
         axes.axhline(wanted, color=line.get_color(), linestyle=":", linewidth=1)
-    axes.set(
-        xscale="log", xticks=counts, xlabel=f"records ({growing})", ylabel="share of the best gain", ylim=(0, 1.05)
-    )
+    # Below zero a block did harm.
+    lowest = min(0.0, *(row[arm] - 0.05 for row in points.values() for arm in ("eps8", "eps2")))
+    axes.set(xscale="log", xticks=counts, ylim=(lowest, 1.05))
+    axes.set(xlabel=f"records ({growing})", ylabel="share of the best gain")
     axes.set_xticklabels([str(count) for count in counts])
     axes.minorticks_off()
     axes.legend(frameon=False)
