@@ -64,7 +64,9 @@ def _terms(scenario: "Scenario") -> dict[str, bool]:
         "cohort_size and a sampling_rate below 1 are two ways to draw; keep one": f.cohort_size > 0
         and f.sampling_rate < 1,
         "cohort_size is larger than the number of devices": f.cohort_size > scenario.public.devices,
-        "federation.final lies in (0, 1], and warmup starts at 1": not 0 < f.final <= 1 or f.warmup < 1,
+        "federation.final lies in (0, 1], warmup starts at 1, and eps is above 0": not 0 < f.final <= 1
+        or f.warmup < 1
+        or f.eps <= 0,
     }
 
 

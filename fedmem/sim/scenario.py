@@ -85,6 +85,7 @@ class Federation:
     |---|---|
     | steps, batch, lr, memory_lr | local training of a device in a round |
     | final, warmup | share of the learning rates that is left in the last round, on a cosine; steps of each rise |
+    | eps | AdamW's on the device: its second moment starts anew in each round (`fedmem.training.settings`) |
     | optimiser, momentum, server_lr | the server's step (`fedmem.federation.server_step`) |
     | trim | share of replies cut at either end of each coordinate; only without noise |
     | sampling_rate or cohort_size, noise_multiplier, delta, epsilon_max | `fedmem.federation.device_dp.DevicePlan` |
@@ -103,6 +104,7 @@ class Federation:
     clip: float
     final: float = 1.0
     warmup: int = 1
+    eps: float = 1e-8
     optimiser: str = "fedavg"
     momentum: float = 0.9
     trim: float = 0.0

@@ -39,7 +39,7 @@ def anchor_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=settings.eps, fused=True)
 
 
 @dataclass
@@ -80,7 +80,7 @@ class BankTrainer:
         self.memory, self.spec, self.trained = memory, spec, trained
         self.levels, self.generic = list(levels), generic
         self.paths = torch.from_numpy(np.asarray(paths_MP))
-        self.adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay)
+        self.adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay, eps=settings.eps)
 
     def fetch(self, chosen_B: np.ndarray, rng: np.random.Generator, device: torch.device) -> Fetched:
         """The batch's blocks as a leaf on the anchor's device; every item draws whether the generic one stands in."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 class Settings:
     """A phase of training: `lr` falls to `lr * final` along a cosine after a linear warm-up; `batch` in packed rows.
 
+    `eps` is what AdamW adds to the root of its second moment. A short run needs a larger one: the second moment has
+    seen few batches, and what is not in them would move at the full rate.
     `bf16` runs the forward pass under autocast; parameters, moments and sums stay float32.
     """
 
@@ -23,6 +25,7 @@ class Settings:
     weight_decay: float = 0.05
     memory_lr: float = 0.0
     memory_weight_decay: float = 1e-3
+    eps: float = 1e-8
     bf16: bool = False
 
     def scale(self, step: int) -> float:

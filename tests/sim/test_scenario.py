@@ -1,12 +1,16 @@
 """Scenarios: what is known, what is refused, and with which sentence."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from fedmem.errors import UsageError
+from fedmem.federation.device import TrainConfig
 from fedmem.sim import scenario
+from fedmem.sim.phases.federated import local_train
 from fedmem.sim.terms import device_plan, rate_left
+from fedmem.training.settings import Settings
 
 GOOD = scenario.folder() / "quickstart.toml"
 
@@ -62,6 +66,15 @@ def test_a_rate_falls_over_all_rounds_and_stays_without_a_word():
     assert rate_left(replace(f, rounds=1, releases=1), 1) == 1
 
 
+def test_a_device_trains_by_the_scenario_at_the_rate_that_its_round_has_left():
+    seen = []
+    part = SimpleNamespace(train=lambda params, packed, paths, settings, seed: seen.append((settings, seed)))
+    f = replace(scenario.load("quickstart").federation, rounds=2, releases=1, final=0.1, warmup=3, eps=1e-3)
+    train = local_train(part, f, [1, 2], None)
+    train({}, TrainConfig(2, seed=5, steps=4, batch=2, learning_rate=1.0, memory_learning_rate=2.0))
+    assert seen == [(Settings(4, 2, 0.1, final=1.0, warmup=3, memory_lr=0.2, eps=1e-3), 5)]
+
+
 def test_an_unknown_scenario_names_the_known_ones():
     with pytest.raises(UsageError, match="chats, pretrain, pretrain-64, pretrain-central, quickstart, thousand"):
         scenario.load("nothing")
@@ -86,6 +99,7 @@ def test_an_unknown_scenario_names_the_known_ones():
         ("unsafe_no_dp", "silent = 0.6\nhostile = 0.5\nunsafe_no_dp", "more than all of them"),
         ("unsafe_no_dp", "silent = -0.1\nunsafe_no_dp", "0 or more"),
         ("unsafe_no_dp", "final = 0.0\nunsafe_no_dp", "federation.final"),
+        ("unsafe_no_dp", "eps = 0\nunsafe_no_dp", "eps is above 0"),
         ("unsafe_no_dp", "trim = 0.5\nunsafe_no_dp", "trim in"),
         ("unsafe_no_dp", 'optimiser = "adam"\nunsafe_no_dp', "fedavg, fedadam, diloco"),
         ("clip = 10.0\nunsafe", "clip = 0.0\nunsafe", "device plan"),

@@ -1,5 +1,7 @@
 """Pretraining and co-training: seeded, only what is fetched moves, frozen parts stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,16 @@ def test_cotraining_follows_its_seed():
     assert torch.equal(weights(first), weights(again))
     assert all(torch.equal(a, b) for a, b in zip(bank.levels, bank_again.levels, strict=True))
     assert not torch.equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e6])
+def test_a_large_eps_keeps_anchor_and_blocks_near_where_they_were(eps):
+    model, state = new_anchor("nano", 320, 0), BankState.new(SPEC, 2)
+    before = [weights(model), *(level.clone() for level in state.levels)]
+    settings = replace(SETTINGS, weight_decay=0.0, memory_weight_decay=0.0, eps=eps)
+    cotrain(model, attach(model), state, PACKED, ROW_PATHS, settings, 1)
+    moved = [float((new - old).abs().max()) for new, old in zip([weights(model), *state.levels], before, strict=True)]
+    assert all(step < 1e-6 if eps > 1 else step > 1e-4 for step in moved)
 
 
 def test_blocks_off_every_path_keep_every_bit():

@@ -92,6 +92,7 @@ def local_train(part: Federated, f: Federation, packed: Packed, paths_MP: np.nda
             final=1.0,
             warmup=f.warmup,
             memory_lr=config.memory_learning_rate * left,
+            eps=f.eps,
         )
         return part.train(params, packed, paths_MP, settings, config.seed)
 
