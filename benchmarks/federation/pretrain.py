@@ -61,6 +61,7 @@ def _with_steps(job: Job) -> Path:
     rounds = rounds.replace(f"steps = {f.steps} ", f"steps = {job.steps} ", 1)
     rounds = rounds.replace(f"warmup = {f.warmup}\n", "warmup = 1\n", 1)
     path = job.folder / f"{job.scenario}-{job.steps}.toml"
+    Files().make_folder(job.folder)
     Files().replace(path, f"{head}[federation]{rounds}".encode())
     return path
 
