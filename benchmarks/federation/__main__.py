@@ -62,8 +62,8 @@ def rate(runs: list[Found]) -> float:
     return 1 / float(np.median([seconds for run in runs for seconds in run["wall"]]))
 
 
-def working(turns: int) -> tuple[dict[str, float], Found]:
-    """CPU ratios at rounds with work, their intervals, and the losses."""
+def working(turns: int) -> tuple[dict[str, tuple[float, list[float]]], Found]:
+    """CPU ratios at rounds with work, each with its interval, and the losses."""
     names = ["plain", *(name for name in arms() if name != "bare_grid")]
     runs: dict[str, list[Found]] = {name: [] for name in names}
     for turn in range(turns):
@@ -75,9 +75,8 @@ def working(turns: int) -> tuple[dict[str, float], Found]:
     facts = {
         "seconds_a_device_round": float(np.median(cpu["plain"])) / DEVICES,
         "loss_over_plain_loop": runs["fedmem"][0]["loss"] / runs["plain"][0]["loss"],
-        "interval": {name: interval for name, (_, interval) in ratios.items()},
     }
-    return {name: ratio for name, (ratio, _) in ratios.items()}, facts
+    return ratios, facts
 
 
 def main() -> None:
@@ -87,18 +86,21 @@ def main() -> None:
     sizes = [10, 100] if arguments.quick else list(ROUNDS)
     found = empty(turns, sizes)
     ratios, facts = working(turns)
-    pretrain = pretrained(arguments.quick)
+    pretrain, spread = pretrained(arguments.quick)
     slope = [min(run["peak_bytes"] for run in found["fedmem"][size]) for size in (sizes[0], sizes[-1])]
     data: Found = {
         "rounds_per_s": {str(size): rate(runs) for size, runs in found["fedmem"].items()},
         "peers": {
             name: {"rounds_per_s": {str(size): rate(runs) for size, runs in found[name].items()}} for name in arms()[1:]
         },
-        "ratio": ratios | {"bytes_below_per_step": pretrain["below_per_step"]["pretrain"]},
+        "ratio": {name: ratio for name, (ratio, _) in ratios.items()}
+        | {"bytes_below_per_step": pretrain["below_per_step"]["pretrain"]},
         "work": facts,
         "first_round_s": float(np.median([run["first"] for run in found["fedmem"][10]])),
         "memory": {"slope_kb_per_device": (slope[1] - slope[0]) / 1e3 / (sizes[-1] - sizes[0])},
         "pretrain": pretrain,
+        "interval": {f"ratio.{name}": interval for name, (_, interval) in ratios.items()}
+        | {f"pretrain.{name}": interval for name, interval in spread.items()},
         "machine": harness.machine(),
     }
     harness.emit("federation", data, arguments)

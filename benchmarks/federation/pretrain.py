@@ -1,13 +1,13 @@
 """Federated pretraining against central training at equal tokens: the scenarios themselves, one run a seed.
 
-The curve over bytes is `pretrain` with fewer local steps in more rounds, one seed. A finished run lies in a folder,
-so a broken-off benchmark goes on.
+The curve over bytes is `pretrain` with as many local steps in more or fewer rounds, one seed. A finished run lies in a
+folder, so a broken-off benchmark goes on.
 """
 
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -15,33 +15,42 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.claims.figures import interval
-from fedmem.sim.scenario import folder, load
-from fedmem.vault.fs import Files
+from fedmem.sim.scenario import Scenario, load
 
 CENTRAL, FEDERATED = "pretrain-central", ("pretrain", "pretrain-64")
 SEEDS, QUICK_SEEDS = 3, 1
-CURVE = (10, 32)
-"""Local steps of a round, beside the scenario's own."""
+CURVE = {"126 rounds": (126, 10, 0), "36 rounds": (36, 35, 0), "6 rounds": (6, 640, 20)}
+"""Rounds, their local steps, and those of the first one, beside the scenario's own."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a scenario, or of `pretrain` with another number of local `steps` in a round."""
+    """One run of a scenario, or of `pretrain` at a `point` of the curve."""
 
     folder: Path
     scenario: str
     seed: int
-    steps: int = 0
+    point: str = ""
 
     @property
     def name(self) -> str:
         """That of the run."""
-        return f"{self.scenario}-{self.seed}" + (f"-{self.steps}" if self.steps else "")
+        return f"{self.scenario}-{self.seed}" + (f"-{self.point.replace(' ', '-')}" if self.point else "")
 
     @property
     def path(self) -> Path:
         """Its result."""
         return self.folder / "runs" / self.name / "run.json"
+
+    def terms(self) -> Scenario:
+        """What is run; rates rise at once where there are few steps to a round."""
+        chosen = load(self.scenario)
+        if not self.point:
+            return chosen
+        rounds, steps, first = CURVE[self.point]
+        warmup = chosen.federation.warmup if first else 1
+        f = replace(chosen.federation, rounds=rounds, steps=steps, first_steps=first, warmup=warmup)
+        return replace(chosen, federation=f)
 
 
 def work(job: Job) -> None:
@@ -49,42 +58,29 @@ def work(job: Job) -> None:
     os.environ["FEDMEM_HOME"] = str(job.folder)
     from fedmem.sim.run import run
 
-    chosen = str(_with_steps(job)) if job.steps else job.scenario
-    run(chosen, corpus=None, seed=job.seed, fresh=False, name=job.name, progress=lambda *_: None)
+    run(job.terms(), corpus=None, seed=job.seed, fresh=False, name=job.name, progress=lambda *_: None)
 
 
-def _with_steps(job: Job) -> Path:
-    """The scenario with other local steps, as many in all; the rates rise at once."""
-    f, text = load(job.scenario).federation, (folder() / f"{job.scenario}.toml").read_text(encoding="utf-8")
-    head, rounds = text.split("[federation]")
-    rounds = rounds.replace(f"rounds = {f.rounds}\n", f"rounds = {f.rounds * f.steps // job.steps}\n", 1)
-    rounds = rounds.replace(f"steps = {f.steps} ", f"steps = {job.steps} ", 1)
-    rounds = rounds.replace(f"warmup = {f.warmup}\n", "warmup = 1\n", 1)
-    path = job.folder / f"{job.scenario}-{job.steps}.toml"
-    Files().make_folder(job.folder)
-    Files().replace(path, f"{head}[federation]{rounds}".encode())
-    return path
-
-
-def pretrained(quick: bool) -> dict[str, Any]:
-    """Losses over central training's by scenario, and bytes below an exchange of gradients each step."""
+def pretrained(quick: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Losses over central training's by scenario, bytes below an exchange of gradients each step, and intervals."""
     home = harness.kept("x").parent / "federation"
     seeds, chosen = range(QUICK_SEEDS if quick else SEEDS), FEDERATED[:1] if quick else FEDERATED
     jobs = [Job(home, name, seed) for seed in seeds for name in (CENTRAL, *chosen)]
-    curve = [] if quick else [Job(home, chosen[0], 0, steps) for steps in CURVE]
+    curve = [] if quick else [Job(home, chosen[0], 0, point) for point in CURVE]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         harness.finish([*jobs, *curve], work, pool, harness.progress)
     found = {(job.scenario, job.seed): _read(job.path) for job in jobs}
     over = {name: [_loss(found[name, seed]) / _loss(found[CENTRAL, seed]) for seed in seeds] for name in chosen}
     below = {name: found[name, 0]["bytes"]["below_per_step"] for name in chosen}
-    return {
+    facts = {
         "loss_over_central": fmean(over[chosen[0]]),
         "by_devices": {name: fmean(values) for name, values in over.items()},
-        "interval": {name: interval(values) for name, values in over.items()},
         "below_per_step": below,
         "curve": [_point(job, found[CENTRAL, 0]) for job in [*curve, Job(home, chosen[0], 0)]],
         "loss": {f"{name} {seed}": _loss(data) for (name, seed), data in found.items()},
     }
+    spread = {f"by_devices.{name}": interval(values) for name, values in over.items()}
+    return facts, spread | {"loss_over_central": interval(over[chosen[0]])}
 
 
 def _point(job: Job, central: dict[str, Any]) -> dict[str, float]:

@@ -33,6 +33,7 @@ class Shape:
 
 
 PRESETS = {
+    "pico": Shape(layers=2, d_model=32, ffn=96, heads=1),
     "nano": Shape(layers=2, d_model=64, ffn=192, heads=2),
     "tiny": Shape(layers=4, d_model=128, ffn=384, heads=4),
     "small": Shape(layers=8, d_model=192, ffn=512, heads=6),

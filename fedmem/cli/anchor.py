@@ -12,7 +12,7 @@ from fedmem.cli.training import COUNT, FOLDER, corpus_of, describe, training_opt
 if TYPE_CHECKING:
     from fedmem.training.settings import Settings
 
-PRESETS = ("nano", "tiny", "small", "160m", "410m", "1.4b")
+PRESETS = ("pico", "nano", "tiny", "small", "160m", "410m", "1.4b")
 
 
 @click.group()

@@ -46,6 +46,7 @@ class RoundSettings:
     | field | meaning |
     |---|---|
     | seed … memory_learning_rate | what a device trains with; `server_learning_rate` is the server's own |
+    | first_steps | local steps of the first round; they double from round to round up to `steps`. 0: always `steps` |
     | optimiser, momentum, second_momentum, adaptivity | the server's step: `server_step.StepSettings` |
     | deadline | seconds from opening a round, in the caller's time; what comes later is not counted |
     | minimum | connected devices that a round needs to open; without noise also replies that it needs to close |
@@ -70,10 +71,13 @@ class RoundSettings:
     minimum: int = 1
     trim: float = 0.0
     trim_cohort: int = 64
+    first_steps: int = 0
 
     def __post_init__(self) -> None:
         if not (0 < self.deadline < float("inf") and self.minimum >= 1 and 0 <= self.trim < 0.5 and self.trim_cohort):
             raise UsageError("A round needs a finite deadline above 0, a minimum from 1, and a trim in [0, 0.5).")
+        if not 0 <= self.first_steps <= self.steps:
+            raise UsageError("Local steps grow from first_steps to steps: give first_steps from 0 to steps.")
         _ = self.step
 
     @property
@@ -81,6 +85,15 @@ class RoundSettings:
         """The server's part."""
         rate, decays = self.server_learning_rate, (self.momentum, self.second_momentum)
         return StepSettings(self.optimiser, rate, *decays, self.adaptivity)
+
+
+def local_steps(number: int, steps: int, first: int = 0) -> int:
+    """Local steps of round `number`, from 1: `first`, doubled from round to round up to `steps`; 0: always `steps`.
+
+    Devices that leave a random start together soon go apart, and the mean of such devices is worse than each of them;
+    later they may go alone for longer (Gu et al. 2024, §2, for a falling rate).
+    """
+    return min(steps, first << min(number - 1, steps.bit_length())) if first else steps
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,7 @@ class Coordinator:
             "protocol": wire.PROTOCOL,
             "round": number,
             "seed": s.seed,
-            "steps": s.steps,
+            "steps": local_steps(number, s.steps, s.first_steps),
             "batch": s.batch,
             "learning_rate": float(s.learning_rate),
             "memory_learning_rate": float(s.memory_learning_rate),

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError
+from fedmem.federation.coordinator import local_steps
 from fedmem.sim.compare_runs import NUMBER, finished, flat, is_a
 from fedmem.sim.folder import Facts
 from fedmem.sim.report_parts import at
@@ -111,15 +112,19 @@ def _curve(run: Facts) -> list[Facts]:
             continue
         each = terms["batch"] * at(run, "config.anchor.length")
         if federated:
-            devices = terms.get("cohort_size") or terms["sampling_rate"] * at(run, "config.public.devices")
-            each *= terms["steps"] * devices
+            each *= terms.get("cohort_size") or terms["sampling_rate"] * at(run, "config.public.devices")
         for point in run["loss"]["by_phase"]:
             if (point["phase"], point["split"]) == (phase, "heldout"):
-                tokens = before + point["step"] * each
+                tokens = before + (_local_steps(terms, point["step"]) if federated else point["step"]) * each
                 closed = point["step"] if federated else None
                 points.append({"phase": phase, "tokens": tokens, "round": closed, "loss": point["loss"]})
         before += 0 if federated else terms["steps"] * each
     return points
+
+
+def _local_steps(terms: Facts, rounds: int) -> int:
+    """Of a device that takes part in all of the first `rounds`; older runs know no first_steps."""
+    return sum(local_steps(number, terms["steps"], terms.get("first_steps", 0)) for number in range(1, rounds + 1))
 
 
 def _differing(rows: Sequence[Facts], configs: Sequence[Facts]) -> dict[str, dict[str, Any]]:

@@ -51,7 +51,7 @@ def phases(chosen: Scenario) -> dict[str, Phase]:
 
 
 def run(
-    name_or_path: str,
+    which: str | Scenario,
     *,
     corpus: Path | None,
     seed: int | None,
@@ -62,12 +62,13 @@ def run(
 ) -> dict[str, Any]:
     """Run a scenario, or go on with an unfinished run of the same inputs; returns the content of `run.json`.
 
+    `which`: a scenario, the name of one that comes with fedmem, or the path of a TOML file.
     `workers`: processes that the devices run in, 0 for this one alone; a run may go on with another number.
 
     Raises UsageError (unknown scenario, corrupt corpus, missing package), Refused (the corpus changed), Busy (the run
     is running), WorkerLost, StorageError, and VerificationFailed where the finished run shows a broken promise.
     """
-    chosen = scenario.load(name_or_path)
+    chosen = which if isinstance(which, Scenario) else scenario.load(which)
     inputs = {
         "id": secrets.token_hex(16),
         "scenario": chosen.to_dict(),

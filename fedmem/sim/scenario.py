@@ -84,6 +84,7 @@ class Federation:
     | field | meaning |
     |---|---|
     | steps, batch, lr, memory_lr | local training of a device in a round |
+    | first_steps | local steps of the first round; they double up to `steps`. 0: `steps` in every round |
     | final, warmup | share of the learning rates that is left in the last round, on a cosine; steps of each rise |
     | eps | AdamW's on the device: its second moment starts anew in each round (`fedmem.training.settings`) |
     | optimiser, momentum, server_lr | the server's step (`fedmem.federation.server_step`) |
@@ -105,6 +106,7 @@ class Federation:
     final: float = 1.0
     warmup: int = 1
     eps: float = 1e-8
+    first_steps: int = 0
     optimiser: str = "fedavg"
     momentum: float = 0.9
     trim: float = 0.0

@@ -17,6 +17,7 @@ from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.phases.federated import epsilon, federated, journal
 from fedmem.sim.phases.private import open_vault, private_devices
+from fedmem.sim.terms import steps_by_round
 
 STATE_FILES = ("pretrained", "control", "cotrained")
 PER_STEP = 4
@@ -131,7 +132,8 @@ def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
         sum(v.size for v in federated(sim, "memory").params().values()),
     )
     each = sum(t["up"] + t["down"] for t in traffic) // max(1, answers)
-    per_step = PER_STEP * coordinates * sim.scenario.federation.steps
+    steps = steps_by_round(sim.scenario.federation)
+    per_step = PER_STEP * coordinates * sum(steps) // max(1, len(steps))
     return {
         "per_device_round": each,
         "coordinates": coordinates,

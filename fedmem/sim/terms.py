@@ -12,7 +12,7 @@ Invariants
 import math
 from typing import TYPE_CHECKING
 
-from fedmem.federation.coordinator import RoundSettings
+from fedmem.federation.coordinator import RoundSettings, local_steps
 from fedmem.federation.device_dp import DevicePlan
 
 if TYPE_CHECKING:
@@ -49,13 +49,21 @@ def round_settings(scenario: "Scenario", seed: int) -> RoundSettings:
         optimiser=f.optimiser,
         momentum=f.momentum,
         trim=f.trim,
+        first_steps=f.first_steps,
     )
 
 
+def steps_by_round(federation: "Federation") -> list[int]:
+    """Local steps of a device in every round, over all releases."""
+    rounds = range(1, federation.rounds * federation.releases + 1)
+    return [local_steps(number, federation.steps, federation.first_steps) for number in rounds]
+
+
 def rate_left(federation: "Federation", number: int) -> float:
-    """Factor on a device's learning rates in round `number`, from 1: from 1 to `final` on a cosine over all rounds.
+    """Factor on a device's learning rates in round `number`, from 1: from 1 to `final` on a cosine over all steps.
 
     A device works it out from public terms and the number in the request; it needs to know nothing of other rounds.
     """
-    gone = (number - 1) / max(1, federation.rounds * federation.releases - 1)
+    steps = steps_by_round(federation)
+    gone = sum(steps[: number - 1]) / max(1, sum(steps[:-1]))
     return federation.final + (1 - federation.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))

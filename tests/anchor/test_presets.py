@@ -19,7 +19,7 @@ def test_same_seed_same_bytes_and_no_trace_in_the_global_generator():
     assert not all(torch.equal(a, c) for a, _, c in pairs)
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("nano", 0.24), ("tiny", 1.1), ("small", 4.3)])
+@pytest.mark.parametrize(("preset", "millions"), [("pico", 0.09), ("nano", 0.24), ("tiny", 1.1), ("small", 4.3)])
 def test_sizes(preset, millions):
     with torch.device("meta"):
         model = new_anchor(preset, 2048 if preset != "small" else 4096, 0)

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,12 +155,24 @@ def test_a_trimmed_mean_is_for_small_cohorts_without_noise() -> None:
     "bad",
     [
         {"deadline": 0.0}, {"deadline": float("inf")}, {"deadline": float("nan")}, {"minimum": 0}, {"trim": 0.5},
-        {"trim": -0.1}, {"trim": float("nan")}, {"trim_cohort": 0}, {"optimiser": "lion"},
+        {"trim": -0.1}, {"trim": float("nan")}, {"trim_cohort": 0}, {"optimiser": "lion"}, {"first_steps": -1},
+        {"steps": 3, "first_steps": 4},
     ],
 )  # fmt: skip
 def test_round_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         RoundSettings(**bad)
+
+
+def test_local_steps_double_from_the_first_round_on_and_stay_at_the_most() -> None:
+    plan, growing = replace(PLAN, rounds=5), RoundSettings(steps=50, first_steps=8)
+    c, asked = Coordinator(coordinator().params, plan, None, growing), []
+    for number in range(1, 6):
+        asked.append(c.open([1, 2, 3]).request.scalars["steps"])
+        c.accept(1, number, update(), NOW)
+        finish(c, number)
+    assert asked == [8, 16, 32, 50, 50]
+    assert coordinator(steps=50).open([1]).request.scalars["steps"] == 50
 
 
 def test_a_silent_device_counts_as_zero() -> None:

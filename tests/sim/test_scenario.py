@@ -9,7 +9,7 @@ from fedmem.errors import UsageError
 from fedmem.federation.device import TrainConfig
 from fedmem.sim import scenario
 from fedmem.sim.phases.federated import local_train
-from fedmem.sim.terms import device_plan, rate_left
+from fedmem.sim.terms import device_plan, rate_left, steps_by_round
 from fedmem.training.settings import Settings
 
 GOOD = scenario.folder() / "quickstart.toml"
@@ -44,9 +44,9 @@ def test_pretrain_and_its_central_counterpart_see_as_many_tokens_of_the_same_tex
     eight, many, central = (scenario.load(name) for name in ("pretrain", "pretrain-64", "pretrain-central"))
     for chosen in (eight, many):
         f = chosen.federation
-        tokens = f.rounds * f.steps * f.batch * device_plan(chosen).expected_cohort
+        tokens = sum(steps_by_round(f)) * f.batch * device_plan(chosen).expected_cohort
         assert tokens == central.cotrain.steps * central.cotrain.batch
-        assert f.rounds * f.steps == central.cotrain.steps
+        assert sum(steps_by_round(f)) == central.cotrain.steps
         assert (chosen.anchor, chosen.bank) == (central.anchor, central.bank)
         assert (chosen.pretrain.steps, chosen.cotrain.steps) == (0, 0)
         shares = ("coordinator_share", "heldout_share", "documents", "source")
@@ -64,6 +64,12 @@ def test_a_rate_falls_over_all_rounds_and_stays_without_a_word():
     assert shares[-1] == pytest.approx(0.1)
     assert {rate_left(replace(f, final=1.0), number) for number in range(1, 9)} == {1.0}
     assert rate_left(replace(f, rounds=1, releases=1), 1) == 1
+
+
+def test_a_rate_falls_with_the_steps_that_are_gone_where_rounds_grow():
+    f = replace(scenario.load("quickstart").federation, rounds=4, releases=1, final=0.0, steps=30, first_steps=10)
+    assert steps_by_round(f) == [10, 20, 30, 30]
+    assert [rate_left(f, number) for number in range(1, 5)] == pytest.approx([1, 0.933, 0.5, 0], abs=1e-3)
 
 
 def test_a_device_trains_by_the_scenario_at_the_rate_that_its_round_has_left():
@@ -100,6 +106,7 @@ def test_an_unknown_scenario_names_the_known_ones():
         ("unsafe_no_dp", "silent = -0.1\nunsafe_no_dp", "0 or more"),
         ("unsafe_no_dp", "final = 0.0\nunsafe_no_dp", "federation.final"),
         ("unsafe_no_dp", "eps = 0\nunsafe_no_dp", "eps is above 0"),
+        ("unsafe_no_dp", "first_steps = 999\nunsafe_no_dp", "first_steps lies between"),
         ("unsafe_no_dp", "trim = 0.5\nunsafe_no_dp", "trim in"),
         ("unsafe_no_dp", 'optimiser = "adam"\nunsafe_no_dp', "fedavg, fedadam, diloco"),
         ("clip = 10.0\nunsafe", "clip = 0.0\nunsafe", "device plan"),
