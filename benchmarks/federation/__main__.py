@@ -14,18 +14,21 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.federation.pretrain import pretrained
+from benchmarks.federation.pretrain import plot, pretrained
 
 # Rounds at each number of devices: a second or more in each process, on a quiet machine.
 ROUNDS = {10: 200, 100: 30, 1000: 4}
 RAY_ROUNDS = {10: 10, 100: 4, 1000: 2}
 TURNS, QUICK_TURNS = 3, 1
-DEVICES, STEPS, WORK_ROUNDS = 8, 40, 3
+DEVICES = 8
+WORK, QUICK_WORK = (3, 40), (1, 20)
+"""Rounds with work, and the local steps of each device in one."""
 PEERS = ("bare_grid", "pfl", "ray")
 
 Found = dict[str, Any]
@@ -46,11 +49,11 @@ def arms() -> list[str]:
     return ["fedmem", *(peer for peer in PEERS if peer != "pfl" or find_spec("pfl"))]
 
 
-def empty(turns: int, sizes: list[int]) -> dict[str, dict[int, list[Found]]]:
+def empty(turns: int) -> dict[str, dict[int, list[Found]]]:
     """Empty rounds of every arm, in turns."""
-    found: dict[str, dict[int, list[Found]]] = {name: {size: [] for size in sizes} for name in arms()}
+    found: dict[str, dict[int, list[Found]]] = {name: {size: [] for size in ROUNDS} for name in arms()}
     for turn in range(turns):
-        for size in sizes:
+        for size in ROUNDS:
             for name in arms()[:: 1 if turn % 2 else -1]:
                 rounds = RAY_ROUNDS[size] if name == "ray" else ROUNDS[size]
                 found[name][size].append(arm(name, size, rounds))
@@ -62,13 +65,13 @@ def rate(runs: list[Found]) -> float:
     return 1 / float(np.median([seconds for run in runs for seconds in run["wall"]]))
 
 
-def working(turns: int) -> tuple[dict[str, tuple[float, list[float]]], Found]:
+def working(turns: int, rounds: int, steps: int) -> tuple[dict[str, tuple[float, list[float]]], Found]:
     """CPU ratios at rounds with work, each with its interval, and the losses."""
     names = ["plain", *(name for name in arms() if name != "bare_grid")]
     runs: dict[str, list[Found]] = {name: [] for name in names}
     for turn in range(turns):
         for name in names[:: 1 if turn % 2 else -1]:
-            runs[name].append(arm(name, DEVICES, WORK_ROUNDS, STEPS))
+            runs[name].append(arm(name, DEVICES, rounds, steps))
     cpu = {name: np.array([seconds for run in found for seconds in run["cpu"]]) for name, found in runs.items()}
     label = {"plain": "cpu_over_plain_loop", "pfl": "cpu_over_pfl", "ray": "cpu_over_ray"}
     ratios = {label[name]: harness.ratio(cpu["fedmem"], cpu[name]) for name in names if name in label}
@@ -83,11 +86,11 @@ def main() -> None:
     """Print the figures."""
     arguments = harness.options(__doc__ or "").parse_args()
     turns = QUICK_TURNS if arguments.quick else TURNS
-    sizes = [10, 100] if arguments.quick else list(ROUNDS)
-    found = empty(turns, sizes)
-    ratios, facts = working(turns)
+    found = empty(turns)
+    ratios, facts = working(turns, *(QUICK_WORK if arguments.quick else WORK))
     pretrain, spread = pretrained(arguments.quick)
-    slope = [min(run["peak_bytes"] for run in found["fedmem"][size]) for size in (sizes[0], sizes[-1])]
+    few, many = min(ROUNDS), max(ROUNDS)
+    peaks = [min(run["peak_bytes"] for run in found["fedmem"][size]) for size in (few, many)]
     data: Found = {
         "rounds_per_s": {str(size): rate(runs) for size, runs in found["fedmem"].items()},
         "peers": {
@@ -96,14 +99,16 @@ def main() -> None:
         "ratio": {name: ratio for name, (ratio, _) in ratios.items()}
         | {"bytes_below_per_step": pretrain["below_per_step"]["pretrain"]},
         "work": facts,
-        "first_round_s": float(np.median([run["first"] for run in found["fedmem"][10]])),
-        "memory": {"slope_kb_per_device": (slope[1] - slope[0]) / 1e3 / (sizes[-1] - sizes[0])},
+        "first_round_s": float(np.median([run["first"] for run in found["fedmem"][few]])),
+        "memory": {"slope_kb_per_device": (peaks[1] - peaks[0]) / 1e3 / (many - few)},
         "pretrain": pretrain,
         "interval": {f"ratio.{name}": interval for name, (_, interval) in ratios.items()}
         | {f"pretrain.{name}": interval for name, interval in spread.items()},
         "machine": harness.machine(),
     }
-    harness.emit("federation", data, arguments)
+    harness.emit("federation-quick" if arguments.quick else "federation", data, arguments)
+    if arguments.keep and not arguments.quick:
+        plot(pretrain, Path(__file__).parents[2] / "docs" / "pretrain.svg")
 
 
 if __name__ == "__main__":

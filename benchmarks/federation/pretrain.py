@@ -6,6 +6,7 @@ folder, so a broken-off benchmark goes on.
 
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -15,17 +16,27 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.claims.figures import interval
+from fedmem.errors import UsageError
 from fedmem.sim.scenario import Scenario, load
+from fedmem.sim.terms import steps_by_round
 
 CENTRAL, FEDERATED = "pretrain-central", ("pretrain", "pretrain-64")
 SEEDS, QUICK_SEEDS = 3, 1
-CURVE = {"126 rounds": (126, 10, 0), "36 rounds": (36, 35, 0), "6 rounds": (6, 640, 20)}
-"""Rounds, their local steps, and those of the first one, beside the scenario's own."""
+WANTED = 1.02
+POINTS = {
+    "126 rounds": (126, 10, 0, 1),
+    "36 rounds": (36, 35, 0, 1),
+    "6 rounds": (6, 640, 20, 10),
+    "3 rounds": (3, 80, 20, 10),
+}
+"""Rounds, their local steps, those of the first one, and those in which a round's rates rise."""
+CURVE, SHORT = ("126 rounds", "36 rounds", "6 rounds"), "3 rounds"
+"""The points that have the steps of the scenario, beside its own; and what a quick run has."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a scenario, or of `pretrain` at a `point` of the curve."""
+    """One run of a scenario, as it is or at a point of `POINTS`."""
 
     folder: Path
     scenario: str
@@ -43,13 +54,14 @@ class Job:
         return self.folder / "runs" / self.name / "run.json"
 
     def terms(self) -> Scenario:
-        """What is run; rates rise at once where there are few steps to a round."""
+        """What is run; central training takes as many steps."""
         chosen = load(self.scenario)
         if not self.point:
             return chosen
-        rounds, steps, first = CURVE[self.point]
-        warmup = chosen.federation.warmup if first else 1
+        rounds, steps, first, warmup = POINTS[self.point]
         f = replace(chosen.federation, rounds=rounds, steps=steps, first_steps=first, warmup=warmup)
+        if chosen.cotrain.pooled:
+            return replace(chosen, cotrain=replace(chosen.cotrain, steps=sum(steps_by_round(f))))
         return replace(chosen, federation=f)
 
 
@@ -63,10 +75,12 @@ def work(job: Job) -> None:
 
 def pretrained(quick: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Losses over central training's by scenario, bytes below an exchange of gradients each step, and intervals."""
-    home = harness.kept("x").parent / "federation"
+    home, point = harness.kept("x").parent / "federation", SHORT if quick else ""
     seeds, chosen = range(QUICK_SEEDS if quick else SEEDS), FEDERATED[:1] if quick else FEDERATED
-    jobs = [Job(home, name, seed) for seed in seeds for name in (CENTRAL, *chosen)]
-    curve = [] if quick else [Job(home, chosen[0], 0, point) for point in CURVE]
+    jobs = [Job(home, name, seed, point) for seed in seeds for name in (CENTRAL, *chosen)]
+    curve = [] if quick else [Job(home, chosen[0], 0, other) for other in CURVE]
+    for job in (*jobs, *curve):
+        _refuse_other_terms(job)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         harness.finish([*jobs, *curve], work, pool, harness.progress)
     found = {(job.scenario, job.seed): _read(job.path) for job in jobs}
@@ -76,16 +90,23 @@ def pretrained(quick: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
         "loss_over_central": fmean(over[chosen[0]]),
         "by_devices": {name: fmean(values) for name, values in over.items()},
         "below_per_step": below,
-        "curve": [_point(job, found[CENTRAL, 0]) for job in [*curve, Job(home, chosen[0], 0)]],
+        "curve": [_point(job, found[CENTRAL, 0]) for job in [*curve, Job(home, chosen[0], 0, point)]],
         "loss": {f"{name} {seed}": _loss(data) for (name, seed), data in found.items()},
     }
     spread = {f"by_devices.{name}": interval(values) for name, values in over.items()}
     return facts, spread | {"loss_over_central": interval(over[chosen[0]])}
 
 
+def _refuse_other_terms(job: Job) -> None:
+    """A run of before the scenario was changed would be taken for one of now."""
+    if job.path.exists() and _read(job.path)["config"] != job.terms().to_dict():
+        raise UsageError(f"{job.path.parent} holds a run of other terms. Delete that folder and run again.")
+
+
 def _point(job: Job, central: dict[str, Any]) -> dict[str, float]:
-    run = _read(job.path)
-    return {"below_per_step": run["bytes"]["below_per_step"], "loss_over_central": _loss(run) / _loss(central)}
+    run, rounds = _read(job.path), job.terms().federation.rounds
+    below = run["bytes"]["below_per_step"]
+    return {"rounds": rounds, "below_per_step": below, "loss_over_central": _loss(run) / _loss(central)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -96,3 +117,25 @@ def _read(path: Path) -> dict[str, Any]:
 def _loss(run: dict[str, Any]) -> float:
     """Held-out loss with the fetched blocks, in nats."""
     return float(run["loss"]["public"]["fetched"])
+
+
+def plot(pretrain: Mapping[str, Any], path: Path) -> None:
+    """Loss over central training's against how many times fewer bytes were sent."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "fedmem"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    points = sorted(pretrain["curve"], key=lambda point: point["below_per_step"])
+    axes.plot([p["below_per_step"] for p in points], [p["loss_over_central"] for p in points], marker="o")
+    for point in points:
+        at = (point["below_per_step"], point["loss_over_central"])
+        axes.annotate(f"{point['rounds']} rounds", at, xytext=(0, 7), textcoords="offset points", ha="center")
+    axes.axhline(WANTED, color="gray", linestyle=":", linewidth=1, label="what we aim at")
+    axes.legend(frameon=False)
+    axes.set(xscale="log", xlabel="times fewer bytes than gradients of each step", ylabel="loss / central training's")
+    axes.margins(0.12, 0.15)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

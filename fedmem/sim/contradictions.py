@@ -63,7 +63,6 @@ def _terms(scenario: "Scenario") -> dict[str, bool]:
         "trim beside a noise multiplier: the clip norm does not bound a trimmed mean": noisy and f.trim > 0,
         "cohort_size and a sampling_rate below 1 are two ways to draw; keep one": f.cohort_size > 0
         and f.sampling_rate < 1,
-        "first_steps lies between 0, for none, and steps": not 0 <= f.first_steps <= f.steps,
         "cohort_size is larger than the number of devices": f.cohort_size > scenario.public.devices,
         "federation.final lies in (0, 1], warmup starts at 1, and eps is above 0": not 0 < f.final <= 1
         or f.warmup < 1

@@ -213,7 +213,7 @@ def exchange(run: Run) -> Table | None:
         return None
     lines = known(
         ("federated parameters", f"{told['coordinates']:,}"), ("a device in a round", size(told["per_device_round"])),
-        ("gradients of each step instead", size(told["per_step_exchange"])),
+        ("gradients of each of its steps instead", size(told["per_step_exchange"])),
         ("times fewer bytes", f"{told['below_per_step']:.0f}"),
     )  # fmt: skip
     note = "Gradients of each local step as bf16, two bytes a parameter up and two down; here once a round, both ways."

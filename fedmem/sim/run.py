@@ -65,10 +65,11 @@ def run(
     `which`: a scenario, the name of one that comes with fedmem, or the path of a TOML file.
     `workers`: processes that the devices run in, 0 for this one alone; a run may go on with another number.
 
-    Raises UsageError (unknown scenario, corrupt corpus, missing package), Refused (the corpus changed), Busy (the run
-    is running), WorkerLost, StorageError, and VerificationFailed where the finished run shows a broken promise.
+    Raises UsageError (a scenario that is unknown or contradicts itself, a corrupt corpus, a missing package), Refused
+    (the corpus changed), Busy (the run is running), WorkerLost, StorageError, and VerificationFailed where the finished
+    run shows a broken promise.
     """
-    chosen = which if isinstance(which, Scenario) else scenario.load(which)
+    chosen = scenario.from_dict(which.to_dict()) if isinstance(which, Scenario) else scenario.load(which)
     inputs = {
         "id": secrets.token_hex(16),
         "scenario": chosen.to_dict(),

@@ -84,8 +84,9 @@ class Federation:
     | field | meaning |
     |---|---|
     | steps, batch, lr, memory_lr | local training of a device in a round |
-    | first_steps | local steps of the first round; they double up to `steps`. 0: `steps` in every round |
-    | final, warmup | share of the learning rates that is left in the last round, on a cosine; steps of each rise |
+    | first_steps | local steps of round 1; they double up to `steps`, over all releases. 0: `steps` in every round |
+    | final | share of the learning rates that is left in the last round, on a cosine over all steps |
+    | warmup | steps in which a round's rates rise |
     | eps | AdamW's on the device: its second moment starts anew in each round (`fedmem.training.settings`) |
     | optimiser, momentum, server_lr | the server's step (`fedmem.federation.server_step`) |
     | trim | share of replies cut at either end of each coordinate; only without noise |

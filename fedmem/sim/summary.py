@@ -12,12 +12,12 @@ import resource
 from typing import Any
 
 from fedmem.canonical import digest
+from fedmem.federation.coordinator import local_steps
 from fedmem.privacy.ledger import charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.phases.federated import epsilon, federated, journal
 from fedmem.sim.phases.private import open_vault, private_devices
-from fedmem.sim.terms import steps_by_round
 
 STATE_FILES = ("pretrained", "control", "cotrained")
 PER_STEP = 4
@@ -124,16 +124,17 @@ def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
 def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     """Traffic, and how far below it is of exchanging each local step's gradients of the federated part in bf16.
 
-    `per_device_round` is of an answer that counted, the requests that were lost and the answers refused included.
+    `per_device_round` is of an answer that counted, the requests that were lost and the answers refused included;
+    `per_step_exchange` is of the local steps that led to one, on average.
     """
-    traffic = facts[f"rounds_{sim.scenario.federation.releases}"]["traffic"]
+    f, traffic = sim.scenario.federation, facts[f"rounds_{sim.scenario.federation.releases}"]["traffic"]
     answers, coordinates = (
         sum(t["counted"] for t in traffic),
         sum(v.size for v in federated(sim, "memory").params().values()),
     )
     each = sum(t["up"] + t["down"] for t in traffic) // max(1, answers)
-    steps = steps_by_round(sim.scenario.federation)
-    per_step = PER_STEP * coordinates * sum(steps) // max(1, len(steps))
+    steps = sum(t["counted"] * local_steps(t["round"], f.steps, f.first_steps) for t in traffic)
+    per_step = PER_STEP * coordinates * steps // max(1, answers)
     return {
         "per_device_round": each,
         "coordinates": coordinates,

@@ -62,7 +62,7 @@ def steps_by_round(federation: "Federation") -> list[int]:
 def rate_left(federation: "Federation", number: int) -> float:
     """Factor on a device's learning rates in round `number`, from 1: from 1 to `final` on a cosine over all steps.
 
-    A device works it out from public terms and the number in the request; it needs to know nothing of other rounds.
+    A device works it out from public terms and the number in the request.
     """
     steps = steps_by_round(federation)
     gone = sum(steps[: number - 1]) / max(1, sum(steps[:-1]))

@@ -49,12 +49,13 @@ def files(tmp_path_factory):
         ("steps = 6\n", "steps = 0\n"),
         (
             "clip = 10.0\n",
-            'clip = 100.0\noptimiser = "diloco"\nmomentum = 0.5\ncohort_size = 3\nsilent = 0.4\nfinal = 0.5\n',
+            'clip = 100.0\noptimiser = "diloco"\nmomentum = 0.5\ncohort_size = 3\nsilent = 0.4\nfinal = 0.5\n'
+            "first_steps = 1\n",
         ),
     )
     central = changed(
         text,
-        ("steps = 6\nbatch = 4\nlr = 5e-4\n", "steps = 6\nbatch = 6\nlr = 5e-3\npooled = true\n"),
+        ("steps = 6\nbatch = 4\nlr = 5e-4\n", "steps = 5\nbatch = 6\nlr = 5e-3\npooled = true\n"),
         ("rounds = 3", "rounds = 0"),
     )
     (folder / "small.toml").write_text(federated, encoding="utf-8")
@@ -93,10 +94,12 @@ def test_bytes_are_held_against_exchange_at_each_step(done):
     journal = Journal(paths.runs_dir() / "pretrained" / "state" / "rounds-memory")
     coordinates = sum(value.size for value in journal.params_at(3).values())
     assert told["coordinates"] == coordinates
-    assert told["per_step_exchange"] == 2 * (2 + 2) * coordinates
+    taken = [row["counted"] * steps for row, steps in zip(told["rounds"], (1, 2, 2), strict=True)]
+    answers = sum(row["counted"] for row in told["rounds"])
+    assert told["per_step_exchange"] == (2 + 2) * coordinates * sum(taken) // answers
     assert told["below_per_step"] == told["per_step_exchange"] / told["per_device_round"]
-    # Two bytes down and four up for two steps of two down and two up, and some more for requests that were lost.
-    assert 1.0 < told["below_per_step"] < 8 / 6
+    # Two bytes down and four up for one or two steps of two down and two up; some more for requests that were lost.
+    assert 0.5 < told["below_per_step"] < 8 / 6
 
 
 def test_the_same_seed_gives_the_same_digest(done, files):
@@ -121,4 +124,4 @@ def test_a_comparison_puts_them_side_by_side_at_equal_tokens(done, central):
     # One seed claims nothing; that they have other numbers of devices is no obstacle.
     assert "same seed once" in found["notes"][0]
     tokens = {row["name"]: row["curve"][-1]["tokens"] for row in found["runs"]}
-    assert tokens["pretrained"] == tokens["central"] == 6 * 6 * 48
+    assert tokens["pretrained"] == tokens["central"] == (1 + 2 + 2) * 6 * 48

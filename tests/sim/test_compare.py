@@ -133,6 +133,13 @@ def test_tokens_count_every_batch_of_every_device(put: Put) -> None:
     assert [point["round"] for point in curve] == [None, None, None, 2, 4]
 
 
+def test_tokens_of_rounds_that_grow(put: Put) -> None:
+    grown = {"config.federation.first_steps": 1, "config.federation.steps": 5}
+    curve = compare([put("a", grown), put("b")])["runs"][0]["curve"]
+    step = 4 * 0.5 * 2 * 10  # tokens of one step on each of two devices
+    assert [point["tokens"] - 18 * 40 for point in curve[-2:]] == [(1 + 2) * step, (1 + 2 + 4 + 5) * step]
+
+
 def test_a_phase_without_steps_and_private_points_are_left_out(put: Put) -> None:
     points = [
         {"phase": "elsewhere", "step": 1, "loss": 1.0, "split": "heldout"},

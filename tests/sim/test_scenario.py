@@ -9,6 +9,7 @@ from fedmem.errors import UsageError
 from fedmem.federation.device import TrainConfig
 from fedmem.sim import scenario
 from fedmem.sim.phases.federated import local_train
+from fedmem.sim.run import run
 from fedmem.sim.terms import device_plan, rate_left, steps_by_round
 from fedmem.training.settings import Settings
 
@@ -106,7 +107,7 @@ def test_an_unknown_scenario_names_the_known_ones():
         ("unsafe_no_dp", "silent = -0.1\nunsafe_no_dp", "0 or more"),
         ("unsafe_no_dp", "final = 0.0\nunsafe_no_dp", "federation.final"),
         ("unsafe_no_dp", "eps = 0\nunsafe_no_dp", "eps is above 0"),
-        ("unsafe_no_dp", "first_steps = 999\nunsafe_no_dp", "first_steps lies between"),
+        ("unsafe_no_dp", "first_steps = 999\nunsafe_no_dp", "first_steps from 0 to steps"),
         ("unsafe_no_dp", "trim = 0.5\nunsafe_no_dp", "trim in"),
         ("unsafe_no_dp", 'optimiser = "adam"\nunsafe_no_dp', "fedavg, fedadam, diloco"),
         ("clip = 10.0\nunsafe", "clip = 0.0\nunsafe", "device plan"),
@@ -142,3 +143,13 @@ def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(
 def test_steps_of_nothing_need_no_other_settings(tmp_path):
     chosen = scenario.load(changed(tmp_path, "steps = 2000\nbatch = 4\nlr = 3e-3", "steps = 0"))
     assert chosen.pretrain == scenario.Phase(0)
+
+
+def test_a_scenario_that_was_put_together_in_code_is_checked_before_it_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path))
+    monkeypatch.delenv("FEDMEM_RUNS", raising=False)
+    chosen = scenario.load("quickstart")
+    bare = replace(chosen, federation=replace(chosen.federation, unsafe_no_dp=False, unsafe_reason=""))
+    with pytest.raises(UsageError, match="unsafe_no_dp"):
+        run(bare, corpus=None, seed=None, fresh=False, name="bare", progress=print)
+    assert not list(tmp_path.rglob("*"))
