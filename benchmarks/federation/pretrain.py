@@ -128,11 +128,11 @@ def plot(pretrain: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    points = sorted(pretrain["curve"], key=lambda point: point["below_per_step"])
-    axes.plot([p["below_per_step"] for p in points], [p["loss_over_central"] for p in points], marker="o")
+    points = pretrain["curve"]
+    axes.plot([p["below_per_step"] for p in points], [p["loss_over_central"] for p in points], "o")
     for point in points:
         at = (point["below_per_step"], point["loss_over_central"])
-        axes.annotate(f"{point['rounds']} rounds", at, xytext=(0, -14), textcoords="offset points", ha="center")
+        axes.annotate(f"{point['rounds']} rounds", at, xytext=(0, 7), textcoords="offset points", ha="center")
     axes.axhline(WANTED, color="gray", linestyle=":", linewidth=1, label="what we aim at")
     axes.legend(frameon=False)
     axes.set(xscale="log", xlabel="times fewer bytes than gradients of each step", ylabel="loss / central training's")
