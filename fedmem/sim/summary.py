@@ -127,7 +127,8 @@ def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     `per_device_round` is of an answer that counted, the requests that were lost and the answers refused included;
     `per_step_exchange` is of the local steps that led to one, on average.
     """
-    f, traffic = sim.scenario.federation, facts[f"rounds_{sim.scenario.federation.releases}"]["traffic"]
+    f = sim.scenario.federation
+    traffic = facts[f"rounds_{f.releases}"]["traffic"]
     answers, coordinates = (
         sum(t["counted"] for t in traffic),
         sum(v.size for v in federated(sim, "memory").params().values()),
