@@ -20,11 +20,14 @@ from fedmem.erasure import journal, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.vault.copies import out_of_reach
+from fedmem.vault.core import serialised
 from fedmem.vault.keytable import epoch_name
+from fedmem.vault.opening import DEVICE_KEY
 from fedmem.vault.unused import moved
-from fedmem.vault.vault import DEVICE_KEY, Vault
+from fedmem.vault.vault import Vault
 
 
+@serialised
 def carry_out(vault: Vault, entry: journal.Entry) -> Path:
     """Take an erasure to its end; where its receipt lies.
 

@@ -21,6 +21,7 @@ from fedmem.erasure.carrying import carry_out, receipt_path
 from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
+from fedmem.vault.core import serialised
 from fedmem.vault.ids import new_id
 from fedmem.vault.runs import WANTED
 from fedmem.vault.vault import Learned, Vault
@@ -79,6 +80,15 @@ def execute(
         BudgetExceeded: a block cannot be trained anew; nothing was destroyed. PartialErasure: begun and not finished;
         `resume` goes on. StorageError, KeystoreError: nothing was destroyed.
     """
+    outcome, entry = _executed(vault, planned, digest, residual, retrain)
+    return _trained(vault, entry, outcome, retrain)
+
+
+@serialised
+def _executed(
+    vault: Vault, planned: Plan, digest: str, residual: Mapping[str, Any] | None, retrain: Retrain | None
+) -> tuple[Outcome, journal.Entry]:
+    """Check the plan and carry it out in one step: no other thread changes the vault in between."""
     if not hmac.compare_digest(digest, planned.digest):
         raise Refused("The digest is not that of the plan. Plan again, and execute with the digest that it gives.")
     if not hmac.compare_digest(plan(vault, planned.scope, blocks=planned.blocks).digest, planned.digest):
@@ -89,8 +99,7 @@ def execute(
         retrain.check(vault, wanted)
     opening = secrets.token_bytes(32)
     entry = _begin(vault, planned, receipt.commit(planned.scope, opening), residual)
-    outcome = Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), opening.hex())
-    return _trained(vault, entry, outcome, retrain)
+    return Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), opening.hex()), entry
 
 
 def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
@@ -108,6 +117,7 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     return done
 
 
+@serialised
 def cancel(vault: Vault, erasure_id: str) -> Status:
     """Cancel an erasure that has not begun, or give up a retraining that has not; what is destroyed stays so.
 
@@ -115,13 +125,15 @@ def cancel(vault: Vault, erasure_id: str) -> Status:
     """
     entry = journal.read(vault, erasure_id)
     if entry.state == states.PENDING:
-        entry = journal.move(vault, entry, states.CANCELLED)
+        with vault.core.writing():
+            entry = journal.move(vault, entry, states.CANCELLED)
     elif entry.state in states.UNFINISHED or not any(run.state == WANTED for run in vault.runs_by_id(entry.runs)):
         raise Refused("Only a pending erasure, or a retraining that has not begun, can be cancelled.")
     vault.unwant_runs(entry.runs)
     return _status(vault, entry)
 
 
+@serialised
 def status(vault: Vault) -> list[Status]:
     """All erasures of the vault, oldest first."""
     return [_status(vault, entry) for entry in journal.read_all(vault)]

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from fedmem.canonical import canonical_json
 from fedmem.erasure import states
 from fedmem.errors import NothingMatched
+from fedmem.vault.core import serialised
 from fedmem.vault.database import ErasureRow
 from fedmem.vault.stores import Item
 from fedmem.vault.vault import Vault
@@ -66,6 +67,7 @@ def add(session: Session, entry: Entry) -> None:
     session.add(ErasureRow(id=entry.id, state=entry.state, created=entry.created, journal=entry.encode()))
 
 
+@serialised
 def read(vault: Vault, erasure_id: str) -> Entry:
     """One erasure. Raises NothingMatched."""
     with vault.core.database.session() as session:

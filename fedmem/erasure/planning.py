@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from fedmem.canonical import canonical_json, digest
 from fedmem.erasure.forgetting import CHOICES, Choice, Forgetting, Retraining, forgetting
 from fedmem.errors import NothingMatched, UsageError
+from fedmem.vault.core import serialised
 from fedmem.vault.stores import Item
 from fedmem.vault.vault import ALL, Vault
 
@@ -97,6 +98,7 @@ class Plan:
     shared: bool = False
 
 
+@serialised
 def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
     """Take the inventory of `scope`.
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmem.erasure import journal, residue
+from fedmem.vault.core import serialised
 from fedmem.vault.keytable import epoch_name
 from fedmem.vault.stores import ContentStore
 from fedmem.vault.vault import Vault
@@ -56,6 +57,7 @@ def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification
     return rescan(vault, journal.read(vault, erasure_id), deep=deep)
 
 
+@serialised
 def rescan(vault: Vault, entry: journal.Entry, *, deep: bool = False) -> Verification:
     """Ask every store for the items of one erasure; where `deep`, read every file under the root too."""
     found = {store.name: _asked(store, entry.ids) for store in vault.stores}

@@ -35,6 +35,7 @@ from fedmem.privacy.stream import PrivacyStream
 from fedmem.routing.router import route
 from fedmem.training.release import Release
 from fedmem.training.sequences import encode
+from fedmem.vault.core import serialised
 from fedmem.vault.vault import BlockInfo, Record, Run, Vault
 
 Path = tuple[int, ...]
@@ -95,6 +96,7 @@ def learn_topic(
     return finish(vault, charged, train(charged, runtime, progress))
 
 
+@serialised
 def charge(
     vault: Vault,
     release: Release,
@@ -106,7 +108,9 @@ def charge(
     renew: bool = True,
     room: int | None = None,
 ) -> Charged:
-    """Check, read the records, and charge a run or take up the open one; raises as `learn_topic`.
+    """Check, read the records, and charge a run or take up the open one, in one step for all threads.
+
+    Raises as `learn_topic`.
 
     Args:
         renew: where the open run had other records or another plan, whether a new one is charged in its place; else

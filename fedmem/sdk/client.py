@@ -33,6 +33,7 @@ from fedmem.sdk.places import vault_root
 from fedmem.sdk.relearn import Relearn
 from fedmem.sdk.views import Blocks, Erase, Privacy
 from fedmem.vault.facts import NAME
+from fedmem.vault.opening import VaultExists
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
 Ask = Callable[[], str]
+CREATION_TIMEOUT = 30.0  # seconds
 RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
 
 
@@ -251,11 +253,17 @@ def default_plan(epsilon: float) -> "PrivacyPlan":
 
 
 def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True) -> Vault:
-    """Open the vault at `root`, or make it with the keystore that was chosen."""
+    """Open the vault at `root`, or make it with the keystore that was chosen.
+
+    Where another program makes it at the same time, wait for that program up to `CREATION_TIMEOUT`, then open.
+    """
     if (root / NAME).is_file() or not write:
         return Vault.open(root, subject=subject, ask=ask, write=write)
-    root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Vault.create(root, subject=subject, keystore=chosen_keystore(keystore), ask=ask)
+    try:
+        chosen = chosen_keystore(keystore)
+        return Vault.create(root, subject=subject, keystore=chosen, ask=ask, timeout=CREATION_TIMEOUT)
+    except VaultExists:
+        return Vault.open(root, subject=subject, ask=ask, timeout=CREATION_TIMEOUT)
 
 
 def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:

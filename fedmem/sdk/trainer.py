@@ -14,7 +14,6 @@ Invariants
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -28,6 +27,7 @@ from fedmem.canonical import canonical_json
 from fedmem.errors import Busy, FedmemError
 from fedmem.vault.checkpoints import FOLDER
 from fedmem.vault.fs import Files, storage_errors
+from fedmem.vault.lock import FileLock, is_locked
 
 Request = Literal["pause", "cancel"]
 SIZE = 2048  # bytes of the mark, written in one piece
@@ -53,10 +53,10 @@ class Mark:
         folder = root / FOLDER
         Files().make_folder(folder)
         with storage_errors("mark the training"):
-            self._handle = os.open(folder / "trainer", os.O_RDWR | os.O_CREAT, 0o600)
-            if not _locked(self._handle, fcntl.LOCK_EX):
-                os.close(self._handle)
-                raise Busy("A training of this vault runs already. See `fedmem client status`, or pause it first.")
+            lock = _taken(folder / "trainer")
+        if lock is None:
+            raise Busy("A training of this vault runs already. See `fedmem client status`, or pause it first.")
+        self._lock = lock
         self._request, self._said = folder / "request", Said(os.getpid())
         self._request.unlink(missing_ok=True)  # it was meant for an earlier training
         self.say()
@@ -75,7 +75,7 @@ class Mark:
     def _write(self, said: Said) -> None:
         self._said = said
         with storage_errors("say how the training stands"):
-            os.pwrite(self._handle, canonical_json(asdict(said)).ljust(SIZE), 0)
+            os.pwrite(self._lock.handle, canonical_json(asdict(said)).ljust(SIZE), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +83,8 @@ class Mark:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._lock.handle < 0:  # a forked child: the mark is its parent's
+            return
         try:
             if error is not None:
                 # The text of an error that nobody foresaw may hold private data: its class alone is kept.
@@ -90,7 +92,7 @@ class Mark:
                 self._write(replace(self._said, error=_class(error), message=text))
             self._request.unlink(missing_ok=True)
         finally:
-            os.close(self._handle)
+            self._lock.release()
 
 
 def said(root: Path) -> Said | None:
@@ -106,13 +108,9 @@ def said(root: Path) -> Said | None:
 
 
 def runs(root: Path) -> bool:
-    """Whether a training of this vault runs."""
+    """Return True if a training of this vault runs."""
     with contextlib.suppress(FileNotFoundError):
-        handle = os.open(root / FOLDER / "trainer", os.O_RDWR)
-        try:
-            return not _locked(handle, fcntl.LOCK_SH, tries=1)
-        finally:
-            os.close(handle)
+        return is_locked(root / FOLDER / "trainer")
     return False
 
 
@@ -135,10 +133,9 @@ def _class(error: BaseException) -> str:
     return next((kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__)), "FedmemError")
 
 
-def _locked(handle: int, kind: int, tries: int = _TRIES) -> bool:
-    for _ in range(tries):
+def _taken(path: Path) -> FileLock | None:
+    for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            return True
+            return FileLock(path)
         time.sleep(0.01)
-    return False
+    return None

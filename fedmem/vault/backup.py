@@ -35,8 +35,9 @@ from fedmem.vault.ids import new_id
 from fedmem.vault.keys import Ask, Keystore
 from fedmem.vault.keytable import Numbers, backup_name, noted, seal, unseal
 from fedmem.vault.kits import Kit
+from fedmem.vault.opening import DEVICE_KEY, public_pem
 from fedmem.vault.recovery import check_place
-from fedmem.vault.vault import DEVICE_KEY, Vault, public_pem
+from fedmem.vault.vault import Vault
 
 SCHEMA = "fedmem.backup/1"
 TABLE = "table.fmk"

@@ -1,33 +1,47 @@
-"""What every part of an open vault shares: files, key table, database, and the rules for touching them.
+"""State that every part of an open vault shares: files, key table, database, and the rules for touching them.
 
 Invariants
-- A write starts from a settled state: what a failed write left is finished or undone first (I7).
+- Whoever reads or changes the state holds the vault's one lock, so that threads of a process take turns.
+- The state belongs to the process that opened it. A forked child forgets the keys and is refused.
+- A change starts from a settled state: what a failed one left is finished or undone first (I7).
+- The keystore notes each change after it is durable and before it is reported, so that an older part of the vault that
+  is put back is noticed (see `acknowledgement`, `heads`).
 - A reader checks the generation before each fetch; after an erasure it forgets its keys, gives up its lease and must
   open the vault again (I4).
 - Items without a key do not exist, whatever the database says.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from fedmem.errors import Refused, UsageError, VersionMismatch
-from fedmem.vault import container
+from fedmem.vault import container, forks
 from fedmem.vault.database import Database
 from fedmem.vault.fs import Files
 from fedmem.vault.keys import Keystore
 from fedmem.vault.keytable import KeyTable
 from fedmem.vault.leases import Lease
+from fedmem.vault.lock import WriterLock
 
 
 class StaleReader(VersionMismatch):
     """An erasure happened since this reader opened the vault."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Core:
-    """The open parts of one vault."""
+    """The open parts of one vault.
+
+    Attributes:
+        writer: the lock of a vault that is open for writing, else None.
+        recover: finishes or undoes what a failed change left.
+        acknowledge: notes a change in the keystore once it is durable.
+        is_settled: False while a change is made, and after one that failed.
+    """
 
     root: Path
     id: str
@@ -37,31 +51,45 @@ class Core:
     table: KeyTable
     database: Database
     write: bool
+    writer: WriterLock | None = None
     recover: Callable[[], None] = lambda: None
-    closed: bool = False
-    unsettled: bool = field(default=False)
+    acknowledge: Callable[[], None] = lambda: None
+    is_closed: bool = False
+    is_settled: bool = field(default=True)
     lease: Lease | None = None
+    _is_changing: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        forks.watch(self)
+
+    @property
+    def lock(self) -> forks.ProcessLock:
+        """The one lock of this opened vault; the database takes it too."""
+        return self.database.lock
 
     def reading(self) -> None:
-        """Renew the lease of this vault object. Raises StaleReader after an erasure by another process."""
-        self._check_open()
-        if self.write:
-            return
-        _, generation, serial = self.table.peek()
-        if generation != self.table.generation:
-            self.let_go()
-            raise StaleReader("Something was erased from this vault since it was opened here. Open it again.")
-        if serial != self.table.serial:
-            self.table.load()
+        """Check that this object may read, and renew what a reader knows. Raises StaleReader after an erasure."""
+        with self.lock:
+            self._check_open()
+            if self.write:
+                return
+            _, generation, serial = self.table.peek()
+            if generation != self.table.generation:
+                self.let_go()
+                raise StaleReader("Something was erased from this vault since it was opened here. Open it again.")
+            if serial != self.table.serial:
+                self.table.load()
 
     def generation(self) -> int:
-        """The vault's generation now. A reader that meets a newer one than its own lets go of what it holds."""
-        if self.write:
-            return self.table.generation
-        now = self.table.peek()[1]
-        if now != self.table.generation:
-            self.let_go()
-        return now
+        """Return the vault's generation now. A reader that meets a newer one lets go of what it holds."""
+        with self.lock:
+            self._check_open()
+            if self.write:
+                return self.table.generation
+            now = self.table.peek()[1]
+            if now != self.table.generation:
+                self.let_go()
+            return now
 
     def let_go(self) -> None:
         """Forget the data keys and give the lease back: this reader holds the vault no more."""
@@ -71,16 +99,27 @@ class Core:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Guard one change of the vault. A failed one is settled before the next one starts."""
-        self._check_open()
-        if not self.write:
-            raise Refused("This vault is open for reading only. Open it with write=True.")
-        if self.unsettled:
-            self.database.bury()
-            self.recover()
-        self.unsettled = True
-        yield
-        self.unsettled = False
+        """Guard one change of the vault; a change within a change is part of it.
+
+        A failed change is settled before the next one starts. Raises Refused where the vault is open for reading.
+        """
+        with self.lock:
+            self._check_open()
+            if not self.write:
+                raise Refused("This vault is open for reading only. Open it with write=True.")
+            if self._is_changing:
+                yield
+                return
+            if not self.is_settled:
+                self.database.bury()
+                self.recover()
+            self.is_settled, self._is_changing = False, True
+            try:
+                yield
+            finally:
+                self._is_changing = False
+            self.is_settled = True
+            self.acknowledge()
 
     def seal(self, kind: str, item: str, key: bytes, data: bytes) -> bytes:
         """A sealed cell bound to this vault, the kind and the item."""
@@ -98,9 +137,60 @@ class Core:
         """Where the container of a block lies."""
         return self.root / "blocks" / f"{block_id}.fmb"
 
+    def close(self) -> None:
+        """Let go of keys, database and locks; calling it twice is fine, also in a forked child."""
+        if self.lock.is_inherited:
+            return
+        with self.lock:
+            self.is_closed = True
+            self.let_go()
+            self.database.close()
+            if self.writer is not None:
+                self.writer.release()
+
+    def disown(self) -> None:
+        """Forget the keys in a forked child, which inherited this object."""
+        self.table.keys = {}
+
     def _check_open(self) -> None:
-        if self.closed:
+        if self.is_closed:
             raise UsageError("This vault object is closed. Open the vault again.")
+
+
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+Kind = TypeVar("Kind", bound=type[Any])
+
+
+class HasCore(Protocol):
+    """An object that works on an open vault."""
+
+    @property
+    def core(self) -> Core: ...
+
+
+Item = TypeVar("Item", bound=HasCore)
+
+
+def serialised(
+    work: Callable[Concatenate[Item, Rest], Result],
+) -> Callable[Concatenate[Item, Rest], Result]:
+    """Run a function or method under the lock of the vault that is its first argument."""
+
+    @functools.wraps(work)
+    def locked(item: Item, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        with item.core.lock:
+            return work(item, *args, **kwargs)
+
+    return locked
+
+
+def serialised_methods(kind: Kind) -> Kind:
+    """Run every public method of a class under the lock of its vault, so that none can be forgotten."""
+    for name, member in list(vars(kind).items()):
+        if callable(member) and not name.startswith("_") and name != "close":
+            setattr(kind, name, serialised(member))
+    return kind
 
 
 def batches(ids: Iterable[str], size: int = 500) -> Iterator[list[str]]:

@@ -4,25 +4,32 @@ Invariants
 - Columns hold random ids, times, states, hash-chain digests, journals of random ids, and ciphertext (I8).
 - WAL, synchronous=FULL, secure_delete=ON, temp_store=MEMORY: set and asserted on every connection.
 - A transaction is whole or absent (I7); a full disk is a StorageError and changes nothing.
+- Every transaction that changes a row counts the file's revision up by one, so that an older file, or a missing log,
+  is told from the newest.
+- A connection for reading changes no byte of the file or of its log, also when it is closed.
+- A database that is missing is not made anew.
+- A connection that a forked child inherits is neither used nor closed there.
 - `PRAGMA user_version` is the schema's version. An older file is taken up one version at a time, each step whole or
   absent; a newer one is a VersionMismatch.
 
 >>> sorted(Base.metadata.tables)
-['blocks', 'copies', 'erasures', 'events', 'records', 'runs']
+['blocks', 'copies', 'erasures', 'events', 'records', 'revision', 'runs']
 """
 
 import contextlib
+import ctypes
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, create_engine, event, text
+from sqlalchemy import CheckConstraint, Connection, LargeBinary, create_engine, event, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 from fedmem.errors import Busy, StorageError, VerificationFailed, VersionMismatch
+from fedmem.vault.forks import ProcessLock, watch
 from fedmem.vault.fs import storage_errors
 
 # Expected answers; FULL is 2, ON is 1, MEMORY is 2.
@@ -101,6 +108,19 @@ class CopyRow(Base):
     sealed: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class RevisionRow(Base):
+    """The number of transactions that changed a row; one row, of a fixed width in the file."""
+
+    __tablename__ = "revision"
+    __table_args__ = (CheckConstraint("id = 1"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+
+
+FIRST_REVISION = 1 << 40  # so that SQLite stores every number in six bytes, and an update never moves the cell
+FIRST_ROW = text("INSERT INTO revision (id, number) VALUES (1, :first)").bindparams(first=FIRST_REVISION)
+
+
 def _add_copies(connection: Connection) -> None:
     """0 -> 1: the register of recovery kits and backups."""
     connection.execute(
@@ -111,9 +131,23 @@ def _add_copies(connection: Connection) -> None:
     )
 
 
+def _add_revision(connection: Connection) -> None:
+    """1 -> 2: the revision of the file."""
+    connection.execute(
+        text("CREATE TABLE revision (id INTEGER NOT NULL PRIMARY KEY, number INTEGER NOT NULL, CHECK (id = 1))")
+    )
+    connection.execute(FIRST_ROW)
+
+
 # Steps never change once they were released; a new schema is one more step, and what it gives equals `Base`.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_copies,)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_copies, _add_revision)
 SCHEMA = len(MIGRATIONS)
+
+
+SEE_CHECK = (
+    "Nothing was changed. Put the newest file back; `fedmem vault check` says what does not fit, and "
+    "`fedmem vault repair` saves what still opens into a new vault."
+)
 
 
 @contextlib.contextmanager
@@ -135,24 +169,34 @@ class Database:
     """The item database of one vault.
 
     Args:
-        path: the SQLite file.
+        path: the SQLite file, which exists.
         write: a reader's connection refuses every change.
+        lock: taken by every method; one of its own where none is given.
+
+    Raises:
+        VerificationFailed: there is no such file.
     """
 
-    def __init__(self, path: Path, *, write: bool) -> None:
-        self._write = write
-        self._engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool, hide_parameters=True)
+    def __init__(self, path: Path, *, write: bool, lock: ProcessLock | None = None) -> None:
+        if not path.is_file():
+            raise VerificationFailed(f"The vault's database {path.name} is missing. {SEE_CHECK}")
+        self.lock = lock or ProcessLock()
+        self._write, self._path = write, path
+        self._connection: sqlite3.Connection | None = None
+        self._engine = create_engine("sqlite://", creator=self._connect, poolclass=StaticPool, hide_parameters=True)
         event.listen(self._engine, "connect", self._prepare)
+        watch(self)
 
     def create_tables(self) -> None:
         """Make the tables of a new vault."""
         with self._changing() as connection:
             Base.metadata.create_all(connection)
+            connection.execute(FIRST_ROW)
             connection.execute(text(f"PRAGMA user_version = {SCHEMA}"))
 
     def version(self) -> int:
         """The schema's version in the file. Raises VersionMismatch where it is newer than this fedmem knows."""
-        with database_errors(), self._engine.connect() as connection:
+        with self.lock, database_errors(), self._engine.connect() as connection:
             found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
         if not 0 <= found <= SCHEMA:
             raise VersionMismatch(
@@ -171,46 +215,88 @@ class Database:
         """Write a whole copy of the database, as it is in one transaction, to a file that does not exist."""
         with storage_errors(f"write {path.name}"):
             path.touch(mode=0o600, exist_ok=False)  # SQLite would let others read it
-        with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with self._autocommit() as connection:
             connection.execute(text("VACUUM INTO :path"), {"path": str(path)})
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back on any error."""
-        with database_errors(), Session(self._engine) as session, session.begin():
+        """One transaction: committed at the end, rolled back on any error. It holds the lock."""
+        with self.lock, database_errors(), Session(self._engine) as session, session.begin():
+            session.connection()
+            before = self._changes()
             yield session
+            session.flush()
+            if self._changes() != before:
+                session.execute(text("UPDATE revision SET number = number + 1"))
+
+    def revision(self) -> int:
+        """Return the number of changing transactions, from `FIRST_REVISION` on; 0 in a file of an older schema."""
+        if RevisionRow.__tablename__ not in self.tables():
+            return 0
+        with self.lock, database_errors(), self._engine.connect() as connection:
+            return int(connection.execute(text("SELECT number FROM revision")).scalar_one())
+
+    def advance_revision(self, least: int) -> None:
+        """Raise the revision to `least` where it is lower: a restored file must not be taken for an older one."""
+        with self.session() as session:
+            session.execute(text("UPDATE revision SET number = max(number, :least)"), {"least": least})
 
     def checkpoint(self) -> bool:
         """Move the log into the database and cut it to nothing; False where a reader keeps it busy."""
-        with database_errors(), self._engine.connect() as connection:
+        with self.lock, database_errors(), self._engine.connect() as connection:
             busy = connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
         return not busy
 
     def bury(self) -> None:
         """Write over what a failed commit left in the log: after a crash SQLite would take it for committed."""
-        with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with self._autocommit() as connection:
             version = connection.execute(text("PRAGMA user_version")).scalar_one()
             connection.execute(text(f"PRAGMA user_version = {int(version)}"))
 
     def vacuum(self) -> None:
         """Rebuild the file, so that no page keeps a deleted cell."""
-        with database_errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with self._autocommit() as connection:
             connection.execute(text("VACUUM"))
 
     def tables(self) -> set[str]:
         """Names of the tables in the file."""
-        with database_errors(), self._engine.connect() as connection:
+        with self.lock, database_errors(), self._engine.connect() as connection:
             rows = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
             return {str(name) for (name,) in rows}
 
     def close(self) -> None:
         """Close the connection."""
-        self._engine.dispose()
+        with self.lock:
+            self._engine.dispose()
+            self._connection = None
+
+    def disown(self) -> None:
+        """Keep the inherited connection from ever being closed in a forked child.
+
+        Closing it there could write the parent's log into the file (SQLite, "How To Corrupt", section 2.6).
+        """
+        if self._connection is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
+
+    def _connect(self) -> sqlite3.Connection:
+        # A URI names the mode; everything in the path that a URI would read as its own is quoted.
+        uri = f"{self._path.absolute().as_uri()}?mode={'rw' if self._write else 'ro'}"
+        self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        return self._connection
+
+    def _changes(self) -> int:
+        return self._connection.total_changes if self._connection is not None else 0
+
+    @contextlib.contextmanager
+    def _autocommit(self) -> Iterator[Connection]:
+        """A connection for statements that must not stand in a transaction."""
+        with self.lock, database_errors(), self._engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Connection]:
         """One transaction that also holds changes of the schema, which Python's driver would commit one by one."""
-        with database_errors(), self._engine.connect() as connection:
+        with self.lock, database_errors(), self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
             connection.commit()

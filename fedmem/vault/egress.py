@@ -33,7 +33,7 @@ from dataclasses import asdict, dataclass
 from fedmem.canonical import canonical_json
 from fedmem.errors import Busy, FedmemError, VerificationFailed
 from fedmem.vault import container, heads
-from fedmem.vault.core import Core
+from fedmem.vault.core import Core, serialised_methods
 from fedmem.vault.leaving import EgressEntry
 from fedmem.vault.ledger import chain
 from fedmem.vault.lock import WriterLock
@@ -53,25 +53,26 @@ class Entered:
     chain: str
 
 
+@serialised_methods
 class Egress:
     """The egress ledger of an open vault; a reader of the vault may enter too."""
 
     def __init__(self, core: Core) -> None:
-        self._core = core
+        self.core = core
         self._path = core.root / NAME
         self._known: tuple[int, int, str] | None = None  # bytes, lines and head of what was verified
 
     def enter(self, entry: EgressEntry) -> Entered:
         """Add one line, durably. Raises StorageError, Busy, VerificationFailed: then the message must not leave."""
-        self._core.reading()
+        self.core.reading()
         with self._alone():
             size, seq, last = self._verified_end()
             when = time.time()
             plain = canonical_json({"when": when, **asdict(entry)})
-            sealed = self._core.seal("egress", str(seq), self._key(), plain)
+            sealed = self.core.seal("egress", str(seq), self._key(), plain)
             head = chain(last, seq, sealed)
             line = _encode((sealed, head))
-            self._core.files.append(self._path, size, line)
+            self.core.files.append(self._path, size, line)
             self._known = size + len(line), seq + 1, head
         return Entered(seq, when, entry, head)
 
@@ -81,19 +82,19 @@ class Egress:
             return
         head = self._known[1] - 1, self._known[2]
         with contextlib.suppress(FedmemError):
-            known = heads.noted(self._core.keystore, NOTE)
-            if known is None or known[0] < head[0] or [*known] == self._core.table.facts.get(GAP):
-                self._core.keystore.note(NOTE, heads.packed(head))
+            known = heads.noted(self.core.keystore, NOTE)
+            if known is None or known[0] < head[0] or [*known] == self.core.table.facts.get(GAP):
+                self.core.keystore.note(NOTE, heads.packed(head))
 
     def entries(self) -> list[Entered]:
         """All lines, oldest first. Raises VerificationFailed where one was changed or the end is lost."""
-        self._core.reading()
+        self.core.reading()
         return [self._opened(seq, line) for seq, line in enumerate(self._checked()[0])]
 
     def complete(self) -> bool:
         """Whether no line is known to be missing: a restored backup lacks what left after it."""
-        known = heads.noted(self._core.keystore, NOTE)
-        return GAP not in self._core.table.facts and (known is None or holds(self._checked()[0], known))
+        known = heads.noted(self.core.keystore, NOTE)
+        return GAP not in self.core.table.facts and (known is None or holds(self._checked()[0], known))
 
     def _verified_end(self) -> tuple[int, int, str]:
         if self._known is None or self._path.stat().st_size != self._known[0]:
@@ -103,19 +104,19 @@ class Egress:
 
     def _checked(self) -> tuple[list[_Line], int]:
         """Whole lines and their bytes, after the check of chain and head."""
-        known = heads.noted(self._core.keystore, NOTE)  # first: what is entered meanwhile is held as well
-        lines, size = read(self._core.files.read(self._path) if self._path.exists() else b"")
-        if known is not None and not holds(lines, known) and [*known] != self._core.table.facts.get(GAP):
+        known = heads.noted(self.core.keystore, NOTE)  # first: what is entered meanwhile is held as well
+        lines, size = read(self.core.files.read(self._path) if self._path.exists() else b"")
+        if known is not None and not holds(lines, known) and [*known] != self.core.table.facts.get(GAP):
             raise VerificationFailed("The egress ledger has lost its end. Put its newest file back.")
         return lines, size
 
     def _opened(self, seq: int, line: _Line) -> Entered:
-        identity = self._core.identity("egress", str(seq))
+        identity = self.core.identity("egress", str(seq))
         fields = json.loads(container.open_cell(self._key(), line[0], identity=identity))
         return Entered(seq, fields.pop("when"), EgressEntry(**fields), line[1])
 
     def _key(self) -> bytes:
-        return self._core.table.keys[self._core.table.facts["ledger"]]
+        return self.core.table.keys[self.core.table.facts["ledger"]]
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmem import paths
 from fedmem.canonical import canonical_json
 from fedmem.errors import KeystoreError, NothingMatched, UsageError, VerificationFailed, VersionMismatch
 from fedmem.vault.fs import Files
@@ -65,6 +66,13 @@ def read_facts(files: Files, root: Path) -> tuple[Facts, bytes]:
         raise NothingMatched(f"There is no vault at {root}. Create one, or give the right folder.")
     data = files.read(root / NAME)
     return decode(data), data
+
+
+def keep_copy(files: Files, facts: Facts) -> None:
+    """Keep a copy beside the key slots, for a vault that loses its header (`fedmem vault repair`)."""
+    folder = paths.slots_dir() / facts.id
+    files.make_folder(folder)
+    files.replace(folder / NAME, facts.encode())
 
 
 def decode(data: bytes) -> Facts:

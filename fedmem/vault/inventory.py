@@ -1,16 +1,20 @@
-"""What a vault holds, table against database, and how a crash is cleared up at opening.
+"""Key table against database: what does not fit is refused, what a crash cut is finished or undone.
 
 Invariants
-- Keys without items are dropped: they were made for a write that was never acknowledged.
-- Items without keys belong to an unfinished erasure, or the vault does not open.
+- Nothing is healed by dropping: keys without items, or items without keys, are cleared only where a change that nobody
+  was told of explains them (`acknowledgement`), or an unfinished erasure. Else the vault does not open, and nothing
+  was changed.
 - Clearing up is idempotent: a crash in it is cleared up the same way (I7).
 """
 
 from sqlalchemy import select
 
 from fedmem.errors import VerificationFailed
+from fedmem.vault import acknowledgement
+from fedmem.vault.acknowledgement import Items, items_of, keys_without_items
 from fedmem.vault.core import Core
-from fedmem.vault.database import BlockRow, ErasureRow, RecordRow, RunRow
+from fedmem.vault.database import SEE_CHECK, Database, ErasureRow, EventRow, RecordRow
+from fedmem.vault.keytable import KeyTable
 from fedmem.vault.records import Records
 from fedmem.vault.runs import Runs
 from fedmem.vault.topics import ALL, FACTS, rewrite
@@ -27,48 +31,63 @@ class Inventory:
 
     def recover(self) -> None:
         """Finish or undo what a crash or a failed write left. Raises VerificationFailed where nothing explains it."""
+        note = acknowledgement.noted(self._core.keystore)
         for folder in (self._core.root, self._core.root / "blocks", self._core.root / "receipts"):
             self._core.files.sweep(folder)
         self._core.table.settle()
         self._runs.recover()
-        self._reconcile()
-        self._core.unsettled = False
+        self._reconcile(note)
+        self._core.is_settled = True
 
     def index(self, records: Records) -> None:
         """Make the index of topics in a vault of an earlier version, by opening every item once."""
-        table, found = self._core.table, dict[str, list[str]]()
+        table, ids_of_topic = self._core.table, dict[str, list[str]]()
         items = [(record.topic, record.id) for record in records.select(ALL)]
         for run in self._runs.get(table.keys):
             items += [(run.topic, item) for item in (run.id, run.key_id, run.block_id) if item in table.keys]
         for topic, item in items:
             if topic is not None:
-                found.setdefault(topic, []).append(item)
-        table.rewrite(facts={**FACTS, **table.facts, "topics": found})
+                ids_of_topic.setdefault(topic, []).append(item)
+        table.rewrite(facts={**FACTS, **table.facts, "topics": ids_of_topic})
 
     def unfinished_erasures(self) -> list[str]:
         """Ids of erasures that have not ended, oldest first."""
-        with self._core.database.session() as session:
-            query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
-            return list(session.execute(query).scalars())
+        return unfinished_erasures(self._core.database)
 
-    def _reconcile(self) -> None:
-        used, keyed = self._ids_in_database()
-        table = self._core.table
-        orphans = table.keys.keys() - used - {table.facts["ledger"]}
-        if keyed - table.keys.keys() and not self.unfinished_erasures():
-            raise VerificationFailed(
-                "The key table is older than the database. Restore table and database from one backup."
-            )
-        if orphans:
+    def _reconcile(self, note: acknowledgement.Acknowledged | None) -> None:
+        table, items = self._core.table, items_of(self._core.database)
+        acknowledgement.check(table, items, note)
+        check_keys(table, items, self._core.database)
+        if orphans := keys_without_items(table, items):
             rewrite(table, without=orphans)
         for path in (self._core.root / "blocks").iterdir():
-            if path.stem not in used:
+            if path.stem not in items.keyed | items.others:
                 self._core.files.unlink(path)
 
-    def _ids_in_database(self) -> tuple[set[str], set[str]]:
-        """(ids that may have a key, ids that must have one)."""
-        with self._core.database.session() as session:
-            tables = (RecordRow, BlockRow, RunRow)
-            keyed = {item for table in tables for item in session.execute(select(table.id)).scalars()}
-            run_keys = set(session.execute(select(RunRow.key_id)).scalars())
-        return keyed | run_keys, keyed
+
+def unfinished_erasures(database: Database) -> list[str]:
+    """Return the ids of erasures that have not ended, oldest first."""
+    with database.session() as session:
+        query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
+        return list(session.execute(query).scalars())
+
+
+def check_tables(database: Database) -> None:
+    """Check that the tables of every version are there. Raises VerificationFailed, VersionMismatch."""
+    database.version()
+    tables = database.tables()
+    if EventRow.__tablename__ not in tables:
+        raise VerificationFailed(
+            "The vault has lost its privacy ledger, so nothing may be spent. `fedmem backup restore` brings it back."
+        )
+    if not {RecordRow.__tablename__, ErasureRow.__tablename__} <= tables:
+        raise VerificationFailed(f"The vault's database lacks tables. {SEE_CHECK}")
+
+
+def check_keys(table: KeyTable, items: Items, database: Database) -> None:
+    """Check that every item has its key, or an erasure that has not ended. Raises VerificationFailed."""
+    if items.keyed - table.keys.keys() and not unfinished_erasures(database):
+        raise VerificationFailed(
+            "The key table is older than the database. Restore table and database from one backup, or put the newest "
+            "table back; `fedmem vault check` says what does not fit."
+        )

@@ -5,8 +5,8 @@ Invariants
   `passphrase` and `oskeys`.
 - A destroyed name cannot be loaded again; creating it anew gives a new secret.
 - Slot files lie in `paths.slots_dir()/<vault id>/`, readable by this user only.
-- A note is public and small: the newest serial of the key table, the heads of the two ledgers. Who puts older notes
-  back together with an older vault is not noticed; receipts say so.
+- A note is public and small: the newest serial of the key table, the last acknowledged change, the heads of the two
+  ledgers. Who puts older notes back together with an older vault is not noticed; receipts say so.
 
 Guarantees
     Secrets are 32 bytes of the operating system's generator. A slot file protects against a thief of the vault alone.
@@ -37,7 +37,7 @@ from fedmem.vault.fs import Files
 SECRET_BYTES = 32
 SLOT_LIMIT = 512
 NOTE = ".note"
-NOTES = ("table", "ledger", "egress")
+NOTES = ("table", "database", "ledger", "egress")
 Ask = Callable[[], str]
 
 

@@ -13,15 +13,19 @@ Invariants
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 
 from fedmem.canonical import canonical_json
+from fedmem.vault.forks import FORK_LOCK
 from fedmem.vault.fs import storage_errors
 from fedmem.vault.ids import new_id
+from fedmem.vault.lock import FileLock
+
+_leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 
 
 class Lease:
@@ -32,55 +36,59 @@ class Lease:
             folder.mkdir(mode=0o700, exist_ok=True)
             for path in folder.iterdir():
                 _is_held(path)
-            self._handle, self._path = _marked(folder, generation)
+            self._lock, self.path = _marked(folder.absolute(), generation)
+        with FORK_LOCK:
+            _leases.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """True until the lease is given back, and in the process that took it only."""
+        return self._lock.handle >= 0
 
     def release(self) -> None:
-        """Give the lease back; calling it twice is fine."""
-        if self._handle >= 0:
+        """Give the lease back; calling it twice is fine. A forked child leaves its parent's mark alone."""
+        if self.is_held:
             with contextlib.suppress(OSError):  # without the lock the mark is a dead one, whoever removes it
-                self._path.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = -1
+                self.path.unlink(missing_ok=True)
+            self._lock.release()
 
 
 def older(folder: Path, generation: int) -> list[int]:
-    """Process ids of live readers in other processes that saw a generation before this one.
+    """Return the process ids of live readers in other processes that saw a generation before this one.
 
-    The own process is left out: its readers stop at their next fetch, and its memory is not another program's.
+    Readers of this process are left out: they stop at their next fetch. They are known by their handles, since in
+    another container another process may have the same id.
     """
     with storage_errors("look for readers of the vault"):
-        held = [path for path in folder.iterdir() if _is_held(path)] if folder.is_dir() else []
-        found = [_process(path) for path in held if _generation(path) < generation]
-    return sorted(process for process in found if process != os.getpid())
+        held = [path for path in folder.absolute().iterdir() if _is_held(path)] if folder.is_dir() else []
+        with FORK_LOCK:
+            own = {lease.path for lease in _leases if lease.is_held}
+        return sorted(_process(path) for path in held if _generation(path) < generation and path not in own)
 
 
-def _marked(folder: Path, generation: int) -> tuple[int, Path]:
+def _marked(folder: Path, generation: int) -> tuple[FileLock, Path]:
     facts = canonical_json({"pid": os.getpid(), "started": time.time()})
     while True:
         path = folder / f"{generation}-{new_id()}"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink:  # else somebody took it for a dead one before it was locked
-                os.write(handle, facts)
-                return handle, path
-        os.close(handle)
+            lock = FileLock(path, os.O_CREAT | os.O_EXCL)
+            if os.fstat(lock.handle).st_nlink:  # else somebody took it for a dead one before it was locked
+                os.write(lock.handle, facts)
+                return lock, path
+            lock.release()
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a live process holds this mark; one that is not held is removed."""
+    """Return True if a live process holds this mark; remove one that nobody holds."""
     try:
-        handle = os.open(path, os.O_RDWR)
+        lock = FileLock(path, flags=0)
     except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
         return False
     except BlockingIOError:
         return True
-    finally:
-        os.close(handle)
+    path.unlink(missing_ok=True)
+    lock.release()
+    return False
 
 
 def _generation(path: Path) -> int:

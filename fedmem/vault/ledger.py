@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed
 from fedmem.vault import container, heads
-from fedmem.vault.core import Core
+from fedmem.vault.core import Core, serialised_methods
 from fedmem.vault.database import EventRow, RunRow
 
 SPEND, WISH = "spend", "wanted"
@@ -53,15 +53,16 @@ def chain(previous: str, seq: int, sealed: bytes) -> str:
     return hashlib.sha256(canonical_json([previous, seq, hashlib.sha256(sealed).hexdigest()])).hexdigest()
 
 
+@serialised_methods
 class Ledger:
     """The ledger of an open vault."""
 
     def __init__(self, core: Core) -> None:
-        self._core = core
+        self.core = core
 
     def append(self, kind: str, payload: Mapping[str, Any]) -> Event:
         """Add one event, durably. Raises UsageError where `payload` is not JSON."""
-        with self._core.writing(), self._core.database.session() as session:
+        with self.core.writing(), self.core.database.session() as session:
             return self.append_in(session, kind, payload)
 
     def append_in(self, session: Session, kind: str, payload: Mapping[str, Any]) -> Event:
@@ -72,7 +73,7 @@ class Ledger:
             plain = canonical_json({"kind": kind, "payload": dict(payload)})
         except (TypeError, ValueError):
             raise UsageError("A ledger event holds plain JSON without NaN or infinity.") from None
-        sealed = self._core.seal("event", str(seq), self._key(), plain)
+        sealed = self.core.seal("event", str(seq), self._key(), plain)
         digest = chain("" if last is None else last.digest, seq, sealed)
         session.add(EventRow(seq=seq, digest=digest, sealed=sealed))
         return Event(seq, kind, json.loads(plain)["payload"], digest)
@@ -82,9 +83,9 @@ class Ledger:
 
         Raises VerificationFailed; RolledBack where the keystore knows of a later event.
         """
-        self._core.reading()
-        heads.check(self._core)
-        with self._core.database.session() as session:
+        self.core.reading()
+        heads.check(self.core)
+        with self.core.database.session() as session:
             # Runs before events: one that begins meanwhile is charged before it is seen.
             begun = session.execute(select(RunRow.id).where(RunRow.state != WISH)).scalars().all()
             digest, sealed = cast(EventRow.digest, LargeBinary), cast(EventRow.sealed, LargeBinary)
@@ -115,7 +116,7 @@ class Ledger:
         return events
 
     def _key(self) -> bytes:
-        return self._core.table.keys[self._core.table.facts["ledger"]]
+        return self.core.table.keys[self.core.table.facts["ledger"]]
 
     def _open(self, seq: int, sealed: bytes) -> bytes:
-        return container.open_cell(self._key(), sealed, identity=self._core.identity("event", str(seq)))
+        return container.open_cell(self._key(), sealed, identity=self.core.identity("event", str(seq)))

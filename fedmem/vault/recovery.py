@@ -29,7 +29,8 @@ from fedmem.vault.keys import Ask, Keystore
 from fedmem.vault.keytable import KeyTable, epoch_name, numbers_of
 from fedmem.vault.kits import CODE_BYTES, GivenKeys, Kit, encode, opened, spell
 from fedmem.vault.lock import WriterLock
-from fedmem.vault.vault import DEVICE_KEY, Vault, check_sealed, public_pem
+from fedmem.vault.opening import DEVICE_KEY, check_sealed, public_pem
+from fedmem.vault.vault import Vault
 
 MOST = 8  # kits that hold at once; the header of the table has room for no more than a few
 

@@ -109,8 +109,7 @@ def finish(files: Files, root: Path, table: KeyTable) -> None:
     stays, goes = (new, old) if done else (old, new)
     with contextlib.suppress(KeystoreError) if moving["lost"] else contextlib.nullcontext():
         _discard(files, table, goes)
-    files.make_folder(slots_of(stays.id))
-    files.replace(slots_of(stays.id) / public.NAME, stays.encode())  # a backup made before does not know it
+    public.keep_copy(files, stays)  # a backup made before does not know it
     kept = {name: fact for name, fact in table.facts.items() if name != MOVING}
     table.rewrite(facts={**kept, "facts": digest(stays.encode())}, rotate=done)
 

@@ -26,7 +26,7 @@ from sqlalchemy import delete
 from fedmem.canonical import digest
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
 from fedmem.privacy.spend import SpendEvent
-from fedmem.vault import egress, heads, rekey
+from fedmem.vault import acknowledgement, egress, heads, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.backup import (
     DATABASE,
@@ -50,7 +50,8 @@ from fedmem.vault.keys import Ask, Keystore
 from fedmem.vault.keytable import KeyTable, Numbers, backup_name, epoch_name, noted, seal
 from fedmem.vault.kits import Kit
 from fedmem.vault.ledger import Ledger
-from fedmem.vault.vault import DEVICE_KEY, Vault, check_sealed
+from fedmem.vault.opening import DEVICE_KEY, check_sealed
+from fedmem.vault.vault import Vault
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,9 @@ def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: New
             if unbounded:
                 lost = {"run": new_id(), "block": new_id(), "release": "", "records": None}
                 ledger.append_in(session, "spend", {**lost, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
+        note = acknowledgement.noted(old) if old is not None else None
+        if note is not None:
+            database.advance_revision(note.revision)
         database.vacuum()
         database.checkpoint()
     finally:

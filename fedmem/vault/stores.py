@@ -191,7 +191,8 @@ class ReaderStore:
 
 
 # Hold random ids, chain digests and public facts only; what the two ledgers hold is sealed and names no topic.
-NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log", "table:events", "table:erasures"})
+NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log",
+                        "table:events", "table:erasures", "table:revision"})  # fmt: skip
 
 
 def checked(store: ContentStore, known: Iterable[ContentStore]) -> ContentStore:

@@ -20,37 +20,24 @@ training/.
 1
 """
 
-import hmac
-import resource
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.orm import Session
 
-from fedmem import paths
-from fedmem.canonical import digest
-from fedmem.errors import Refused, VerificationFailed, VersionMismatch
-from fedmem.vault import facts as public
-from fedmem.vault import heads, rekey
+from fedmem.errors import Refused, VersionMismatch
+from fedmem.vault import acknowledgement, heads, opening
 from fedmem.vault.blocks import BlockInfo, Blocks
 from fedmem.vault.checkpoints import Checkpoints, CheckpointStore
-from fedmem.vault.container import new_key
 from fedmem.vault.copies import CopyStore
-from fedmem.vault.core import Core, StaleReader
-from fedmem.vault.database import SCHEMA, Database
+from fedmem.vault.core import Core, StaleReader, serialised_methods
 from fedmem.vault.fs import Files
-from fedmem.vault.ids import new_id
 from fedmem.vault.inventory import Inventory
 from fedmem.vault.keys import Ask
-from fedmem.vault.keytable import KeyTable
 from fedmem.vault.leases import Lease
 from fedmem.vault.ledger import Event, Ledger
-from fedmem.vault.lock import WriterLock
 from fedmem.vault.records import NewRecord, Record, Records, Vector
 from fedmem.vault.runs import Learned, Run, Runs
 from fedmem.vault.stores import BUILT_IN, ContentStore, checked, unclaimed
@@ -58,10 +45,8 @@ from fedmem.vault.topics import ALL, FACTS, Everything, ids_of, keep, retention
 
 __all__ = ["ALL", "BlockInfo", "Event", "Learned", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
 
-DEVICE_KEY = "device"
-_OURS = {"lock", "table.fmk", "vault.db", "vault.db-wal", "vault.db-shm", "device.pub", "blocks", "receipts", "leases"}
 
-
+@serialised_methods
 class Vault:
     """An open vault. Make one with `create` or `open`; use it as a context manager.
 
@@ -70,9 +55,8 @@ class Vault:
         stores: the content stores, in the order in which an erasure asks them.
     """
 
-    def __init__(self, core: Core, lock: WriterLock | None) -> None:
+    def __init__(self, core: Core) -> None:
         self.core = core
-        self._lock = lock
         self.ledger = Ledger(core)
         self._records = Records(core)
         self._blocks = Blocks(core)
@@ -82,7 +66,7 @@ class Vault:
         for make in (*BUILT_IN, CheckpointStore, CopyStore):
             self.register(make(core))
         self._inventory = Inventory(core, self._runs)
-        core.recover = self._inventory.recover
+        core.recover, core.acknowledge = self._inventory.recover, self._acknowledge
 
     @classmethod
     def create(
@@ -94,6 +78,7 @@ class Vault:
         ask: Ask | None = None,
         simulated: bool = False,
         files: Files | None = None,
+        timeout: float = 0.0,
     ) -> "Vault":
         """Make a vault in a new or empty folder and open it for writing.
 
@@ -102,31 +87,22 @@ class Vault:
             ask: gives the passphrase in passphrase mode.
             simulated: allow seeded run keys, and mark the vault for ever.
             files: the file layer; tests pass one that fails.
+            timeout: seconds to wait for another program that makes a vault here.
 
         Raises:
-            Refused: the folder holds something. KeystoreError, StorageError, UsageError.
+            VaultExists: there is a vault already. Refused: the folder holds something else. VerificationFailed: a
+            vault there lost its header. Busy, KeystoreError, StorageError, UsageError.
         """
-        root, files = Path(root), files or Files()
-        known = public.new_facts(new_id(), keystore, simulated)
-        _clear_place(root)
-        files.make_folder(root)
-        for name in ("blocks", "receipts"):
-            files.make_folder(root / name)
-        lock = WriterLock(root / "lock")
-        try:
-            keys = public.start_keystore(known, files, paths.slots_dir() / known.id, ask)
-            sealed = {"subject": subject, "facts": digest(known.encode()), "ledger": new_id(), **FACTS}
-            rows = {sealed["ledger"]: new_key()}
-            table = KeyTable.create(files, root / "table.fmk", keys, known.id, sealed, rows)
-            (root / "vault.db").touch(mode=0o600)
-            database = Database(root / "vault.db", write=True)
-            database.create_tables()
-            files.replace(root / "device.pub", public_pem(keys.create(DEVICE_KEY)))
-            files.replace(root / public.NAME, known.encode())  # from here on it is a vault
-        except BaseException:
-            lock.release()
-            raise
-        return cls(Core(root, known.id, simulated, files, keys, table, database, write=True), lock)
+        core = opening.make(
+            Path(root),
+            subject=subject,
+            keystore=keystore,
+            ask=ask,
+            simulated=simulated,
+            files=files,
+            timeout=timeout,
+        )
+        return cls(core)
 
     @classmethod
     def open(
@@ -137,35 +113,25 @@ class Vault:
         ask: Ask | None = None,
         write: bool = True,
         files: Files | None = None,
+        timeout: float = 0.0,
     ) -> "Vault":
         """Open an existing vault; a writer also finishes what a crash left.
+
+        Args:
+            timeout: seconds that a writer waits for another one.
 
         Raises:
             NothingMatched: no vault here. Busy: another writer. KeystoreError: wrong passphrase or missing key.
             Refused: another subject's vault, or something in it that no store answers for.
-            VerificationFailed: damaged or changed. VersionMismatch: another format.
+            VerificationFailed: damaged, changed, incomplete, or older than what was acknowledged; nothing was changed.
+            VersionMismatch: another format.
         """
-        root, files = Path(root), files or Files()
-        known, data = public.read_facts(files, root)
-        lock = WriterLock(root / "lock") if write else None
-        database = None
+        core = opening.unlock(Path(root), subject=subject, ask=ask, write=write, files=files, timeout=timeout)
         try:
-            keys = public.open_keystore(known, files, paths.slots_dir() / known.id, ask)
-            table = KeyTable.open(files, root / "table.fmk", keys, known.id)
-            check_sealed(table, data, subject)
-            if write:
-                rekey.finish(files, root, table)
-            database = Database(root / "vault.db", write=write)
-            _upgrade(database, root, write)
-            core = Core(root, known.id, known.simulated, files, keys, table, database, write=write)
-            heads.check(core)
-            vault = cls(core, lock)
+            vault = cls(core)
             vault._start()
         except BaseException:
-            if database is not None:
-                database.close()
-            if lock is not None:
-                lock.release()
+            core.close()
             raise
         return vault
 
@@ -234,26 +200,19 @@ class Vault:
         run_key: bytes | None = None,
     ) -> Run:
         """Charge a training run, durably, or resume the open one with equal data and plan. See `runs.Runs.begin`."""
-        run = self._runs.begin(topic, release, plan, data_digest, record_ids, spend, run_key)
-        heads.note(self.core)
-        return run
+        return self._runs.begin(topic, release, plan, data_digest, record_ids, spend, run_key)
 
     def finish_run(
         self, run: Run, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
     ) -> BlockInfo:
         """Seal a run's rows as a block; its run key is destroyed before the block is visible."""
-        block = self._runs.finish(run, topic, release, rows, layers, width, d_model)
-        heads.note(self.core)
-        return block
+        return self._runs.finish(run, topic, release, rows, layers, width, d_model)
 
     def end_changed_runs(
         self, topic: str, release: str, plan: Mapping[str, Any], data_digest: str, record_ids: Sequence[str]
     ) -> bool:
         """Whether open runs had other data or another plan; they are ended as failed. See `runs.Runs.end_changed`."""
-        changed = self._runs.end_changed(topic, release, plan, data_digest, record_ids)
-        if changed:
-            heads.note(self.core)
-        return changed
+        return self._runs.end_changed(topic, release, plan, data_digest, record_ids)
 
     def save_checkpoint(self, run: Run, step: int, data: bytes) -> None:
         """Seal where an open run stands after `step` steps. Raises NothingMatched where it is not open."""
@@ -289,12 +248,10 @@ class Vault:
     def fail_run(self, run: Run) -> None:
         """End a run without a block; it stays charged."""
         self._runs.fail(run)
-        heads.note(self.core)
 
     def end_run(self, run_id: str) -> None:
         """End an open run, by its id, without a block; it stays charged. One that has ended is left as it is."""
-        if self._runs.end(run_id):
-            heads.note(self.core)
+        self._runs.end(run_id)
 
     def blocks(self) -> list[BlockInfo]:
         """All blocks that exist, oldest first."""
@@ -329,12 +286,8 @@ class Vault:
         return ids_of(self.core.table, topic)
 
     def close(self) -> None:
-        """Close the vault; calling it twice is fine."""
-        self.core.closed = True
-        self.core.let_go()
-        self.core.database.close()
-        if self._lock is not None:
-            self._lock.release()
+        """Close the vault; calling it twice is fine. In a forked child it leaves the parent's vault alone."""
+        self.core.close()
 
     def __enter__(self) -> "Vault":
         return self
@@ -344,8 +297,12 @@ class Vault:
     ) -> None:
         self.close()
 
+    def _acknowledge(self) -> None:
+        """Note a durable change in the keystore: the ledger's head, table and database."""
+        heads.note(self.core)
+        acknowledgement.acknowledge(self.core)
+
     def _start(self) -> None:
-        _no_core_dumps()
         present = [path.name for path in self.root.iterdir() if not path.name.endswith(".tmp")]
         strangers = unclaimed(self.stores, [*present, *(f"table:{name}" for name in self.core.database.tables())])
         if strangers:
@@ -361,6 +318,7 @@ class Vault:
             self._inventory.index(self._records)
         if self.core.write:
             self.core.recover()
+            acknowledgement.acknowledge(self.core)
         else:
             self._take_lease()
 
@@ -376,47 +334,3 @@ class Vault:
             finally:
                 if self.core.lease is not lease:
                     lease.release()
-
-
-def _upgrade(database: Database, root: Path, write: bool) -> None:
-    """Take an older schema up to this version; a reader takes the writer's lock for it."""
-    if database.version() == SCHEMA:
-        return
-    if write:
-        database.migrate()
-        return
-    lock, writer = WriterLock(root / "lock"), Database(root / "vault.db", write=True)
-    try:
-        writer.migrate()
-    finally:
-        writer.close()
-        lock.release()
-
-
-def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
-    """Are these public facts and this subject the ones that the table names? Raises VerificationFailed, Refused."""
-    if not rekey.are_facts(table, data):
-        raise VerificationFailed("The vault's public facts were changed. Restore vault.json from a backup.")
-    if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
-        raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
-
-
-def _clear_place(root: Path) -> None:
-    """Make way for a new vault: leftovers of a creation that was cut go, anything else stays and refuses."""
-    present = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    if public.NAME in present:
-        raise Refused(f"There is a vault at {root} already. Open it, or choose another folder.")
-    if any(name not in _OURS and not name.endswith(".tmp") for name in present):
-        raise Refused(f"The folder {root} is not empty. Choose a new or empty folder for the vault.")
-    if present:
-        shutil.rmtree(root)
-
-
-def public_pem(seed: bytes) -> bytes:
-    """The public half of a device key, PEM: what `device.pub` holds."""
-    key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _no_core_dumps() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -13,7 +13,8 @@ from fedmem.errors import FedmemError, KeystoreError, NothingMatched, PartialEra
 from fedmem.vault.vault import ALL, StaleReader
 
 OTHER = "topic-money"
-STEPS = 22  # operations of this erasure on files
+STEPS = 28  # operations of this erasure on files
+DONE = 24  # from here on it is completed, and only the keystore's notes of it are missing
 NEED_SPACE = (0, 1, 2, 5, 6, 9, 16, 17, 20)  # where a full disk first shows
 
 
@@ -168,7 +169,7 @@ def test_cut_at_any_operation_then_resumed(vaults, faults, at: int) -> None:
     assert cut == (at < STEPS)
     faults.arm("cut", None)
     vault = vaults.reopen(vault)
-    if cut:
+    if cut and at < DONE:
         (before,) = erasure.status(vault)
         assert before.state in ("pending", "in_progress")
         assert vault.unfinished_erasures() == [before.id]

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from fedmem.errors import StorageError, VersionMismatch
 from fedmem.vault import database
 from fedmem.vault.database import SCHEMA, Database
+from fedmem.vault.keytable import RolledBack
 from fedmem.vault.vault import ALL, Vault
 
 
@@ -29,9 +30,10 @@ def schema(path: Path) -> dict[str, list[tuple[object, ...]]]:
 
 
 def downgrade(path: Path) -> None:
-    """The file as the version before had it: no register of copies, no version."""
+    """The file as the first version had it: no register of copies, no revision, no version."""
     connection = sqlite3.connect(path)
     connection.execute("DROP TABLE copies")
+    connection.execute("DROP TABLE revision")
     connection.execute("PRAGMA user_version = 0")
     connection.commit()
     connection.close()
@@ -44,7 +46,16 @@ def old(vaults) -> Vault:
     vaults.block(vault)
     vault.close()
     downgrade(vault.root / "vault.db")
+    vault.core.keystore.note("database", b"")  # that version noted no acknowledgement
     return vault
+
+
+def test_a_first_database_under_a_newer_note_is_an_older_database(vaults, old: Vault) -> None:
+    vault = vaults.open()
+    vault.close()
+    downgrade(old.root / "vault.db")
+    with pytest.raises(RolledBack):
+        vaults.open()
 
 
 @pytest.mark.parametrize("write", [True, False])
@@ -54,6 +65,7 @@ def test_a_database_of_the_previous_version_is_taken_up(vaults, old: Vault, writ
     assert len(vault.blocks()) == 1
     assert [event.kind for event in vault.ledger.events()] == ["spend", "run_finished"]
     assert version(old.root / "vault.db") == SCHEMA
+    (tmp_path / "fresh.db").touch()
     fresh = Database(tmp_path / "fresh.db", write=True)
     fresh.create_tables()
     fresh.close()

@@ -104,7 +104,7 @@ def test_a_missing_database_is_a_missing_ledger(vaults) -> None:
     learned(vaults, vault)
     vault.close()
     (vault.root / "vault.db").unlink()
-    with pytest.raises(VerificationFailed, match="lost its privacy ledger"):
+    with pytest.raises(VerificationFailed, match=r"database vault\.db is missing"):
         vaults.open()
 
 

@@ -20,7 +20,8 @@ from fedmem.errors import (
 )
 from fedmem.vault import copies, kits, passphrase, recovery, rekey
 from fedmem.vault.keytable import RolledBack
-from fedmem.vault.vault import ALL, Vault, public_pem
+from fedmem.vault.opening import public_pem
+from fedmem.vault.vault import ALL, Vault
 
 PASS = {"ask": lambda: "tulip"}
 
