@@ -5,7 +5,7 @@ Invariants
 - A child sees the sabotaged file on disk; the file is as before when the answer is out.
 - Nothing but answers goes to stdout: one line of JSON a job.
 
-A job is `{"tests": [...], "patch": null | {"file", "find", "replace"}, "seconds": 120}`; its answer is
+A job is `{"tests": [...], "patch": null | {"file", "source"}, "seconds": 120}`; its answer is
 `{"code", "outcomes": {node: {"outcome", "crash"}}, "foreign": [modules from elsewhere], "log": tail}`.
 
 Usage, inside a copy of the repository: `python tests/sabotage/driver.py torch opacus < jobs`
@@ -52,13 +52,13 @@ def foreign() -> list[str]:
 
 @contextlib.contextmanager
 def patched(patch: dict[str, str] | None) -> Iterator[None]:
-    """The tree with one file changed."""
+    """Give one file of the tree another source, and its own again at the end."""
     if patch is None:
         yield
         return
     file = ROOT / patch["file"]
     before = file.read_text("utf-8")
-    file.write_text(before.replace(patch["find"], patch["replace"]), "utf-8")
+    file.write_text(patch["source"], "utf-8")
     try:
         yield
     finally:
