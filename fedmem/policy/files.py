@@ -26,7 +26,7 @@ from fedmem.routing.embedder import Embedder
 MAX_DELTA = 1e-5
 GRANULARITIES = ("topic", "cluster")
 _KINDS = ", ".join(sorted(table.__struct_config__.tag for table in get_args(AnyTable)))
-_ADVICE = f"The policy `default` describes every key; kinds of rules are {_KINDS}."
+_ADVICE = f"The policies `default` and `floor` show every key; kinds of rules are {_KINDS}."
 
 
 @dataclass(frozen=True)

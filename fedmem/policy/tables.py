@@ -24,7 +24,7 @@ Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class RuleTable(TomlTable, frozen=True, kw_only=True, tag_field="kind"):
-    """What all `[[rules]]` have: a kind, and a name where the kind does not tell two of them apart."""
+    """Common keys of all `[[rules]]`: `kind`, and a `name` where two rules of a topic have the same kind."""
 
     name: str = ""
 
