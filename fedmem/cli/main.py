@@ -41,7 +41,7 @@ NOUNS: Nouns = {
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "dp_accounting", "scipy"), "model"),
     **dict.fromkeys(("opacus", "faiss"), "train"),
-    **dict.fromkeys(("faker", "jinja2", "matplotlib"), "sim"),
+    **dict.fromkeys(("faker", "matplotlib"), "sim"),
     "flwr": "fl",
     "ray": "ray",
 }

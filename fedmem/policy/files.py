@@ -6,34 +6,27 @@ Invariants
 - Every topic has a finite budget: epsilon above 0, delta in (0, 1e-5].
 """
 
-import math
 import re
-import tomllib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
+
+from msgspec import Meta, field
 
 import fedmem
+from fedmem import toml
 from fedmem.errors import UsageError
-from fedmem.policy.identifiers import KINDS, Identifiers
-from fedmem.policy.rules import (
-    LONGEST_PHRASE,
-    AllOf,
-    AnyOf,
-    Keywords,
-    Patterns,
-    Rule,
-    SeedPhrases,
-    Unread,
-    fold,
-)
+from fedmem.policy.rules import Rule
+from fedmem.policy.tables import AnyTable
 from fedmem.routing.embedder import Embedder
 
 MAX_DELTA = 1e-5
 GRANULARITIES = ("topic", "cluster")
-_SCHEMA = "fedmem.policy/1"
+_KINDS = ", ".join(sorted(table.__struct_config__.tag for table in get_args(AnyTable)))
+_ADVICE = f"The policies `default` and `floor` show every key; kinds of rules are {_KINDS}."
 
 
 @dataclass(frozen=True)
@@ -55,29 +48,24 @@ class Layer:
     rules: Mapping[str, tuple[Rule, ...]]
 
 
-class _Table:
-    """A TOML table that is read key by key and refuses what nobody asked for."""
+class PolicyTable(toml.TomlTable, frozen=True):
+    """The whole file; tables of topics are validated one by one, so that an error names the topic."""
 
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise UsageError(f"{where} must be a table.")
-        self._left, self.where = dict(value), where
+    schema: Annotated[str, toml.one_of(["fedmem.policy/1"])]
+    name: str
+    topics: dict[Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_-]{0,31}\Z")], dict[str, Any]] = field(
+        default_factory=dict
+    )
 
-    def take(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        value = self._left.pop(key, default)
-        if value is None or not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"{self.where}: `{key}` is missing or of the wrong type.")
-        return value
 
-    def strings(self, key: str) -> tuple[str, ...]:
-        values = self.take(key, list)
-        if not values or not all(isinstance(value, str) and value.strip() for value in values):
-            raise UsageError(f"{self.where}: `{key}` must be a list of texts, not empty.")
-        return tuple(values)
+class TopicTable(toml.TomlTable, frozen=True):
+    """A `[topics.<name>]`: its budget and its rules."""
 
-    def end(self) -> None:
-        if self._left:
-            raise UsageError(f"{self.where}: unknown key `{min(self._left)}`. Remove it or correct its spelling.")
+    epsilon: Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+    delta: Annotated[float, Meta(gt=0, le=MAX_DELTA)]
+    granularity: Annotated[str, toml.one_of(GRANULARITIES)] = "topic"
+    placement: Annotated[str, toml.one_of(("private", "shared"))] = "private"
+    rules: tuple[AnyTable, ...] = ()
 
 
 def source(name_or_path: str | Path) -> bytes:
@@ -97,102 +85,24 @@ def source(name_or_path: str | Path) -> bytes:
 
 
 def parse(data: bytes, where: str, embedder: Embedder) -> Layer:
-    """Read one policy file. Raises UsageError that names `where` and the key."""
-    try:
-        top = _Table(tomllib.loads(data.decode()), where)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{where} is not TOML: {error}") from error
-    if top.take("schema", str) != _SCHEMA:
-        raise UsageError(f"{where}: `schema` must be {_SCHEMA}.")
-    name, tables = top.take("name", str), _Table(top.take("topics", dict, {}), f"{where} topics")
-    top.end()
+    """Read one policy file.
+
+    Args:
+        data: The file's bytes.
+        where: The file's name for errors.
+        embedder: Embeds the seed phrases.
+
+    Returns:
+        Topics and rules of the file.
+
+    Raises:
+        UsageError: The file is no policy; the message names `where` and the key.
+    """
+    policy = toml.validated(toml.parse(data, where), PolicyTable, where, _ADVICE)
     topics, rules = dict[str, Topic](), dict[str, tuple[Rule, ...]]()
-    for topic in list(tables._left):
-        table = _Table(tables.take(topic, dict), f"{where} topics.{topic}")
-        topics[topic] = _topic(topic, table)
-        placement, own = table.take("placement", str, "private"), table.take("rules", list, [])
-        made = tuple(_rule(_Table(rule, table.where), f"{name}.{topic}", embedder) for rule in own)
-        if placement not in ("private", "shared"):
-            raise UsageError(f"{table.where}: `placement` must be private or shared.")
-        rules[topic] = made if placement == "private" else ()
-        table.end()
-    return Layer(name, topics, rules)
-
-
-def _topic(name: str, table: _Table) -> Topic:
-    epsilon, delta = (float(table.take(key, (int, float))) for key in ("epsilon", "delta"))
-    granularity = table.take("granularity", str, "topic")
-    if not (math.isfinite(epsilon) and epsilon > 0 and 0 < delta <= MAX_DELTA):
-        raise UsageError(
-            f"{table.where}: `epsilon` must be finite and above 0, `delta` above 0 and at most {MAX_DELTA}."
-        )
-    if granularity not in GRANULARITIES or not re.fullmatch(r"[a-z][a-z0-9_-]{0,31}", name):
-        raise UsageError(f"{table.where}: a short lower-case topic name, and granularity topic or cluster, are needed.")
-    return Topic(name, epsilon, delta, granularity)
-
-
-def _rule(table: _Table, prefix: str, embedder: Embedder) -> Rule:
-    """One `[[rules]]` entry as a rule, named `<policy>.<topic>.<name or kind>`."""
-    kind = table.take("kind", str)
-    table.where = f"{table.where} rule {kind}"
-    if kind not in _MAKERS:
-        raise UsageError(f"{table.where}: `kind` must be one of {', '.join(sorted(_MAKERS))}.")
-    rule = _MAKERS[kind](table, f"{prefix}.{table.take('name', str, kind)}", embedder)
-    table.end()
-    return rule
-
-
-def _keywords(table: _Table, name: str, embedder: Embedder) -> Rule:
-    phrases, at_least = [fold(word).words for word in table.strings("words")], table.take("at_least", int, 1)
-    if not all(1 <= len(phrase) <= LONGEST_PHRASE for phrase in phrases) or not 1 <= at_least <= len(phrases):
-        raise UsageError(f"{table.where}: phrases of one to three words, and `at_least` within their number.")
-    return Keywords(name, frozenset(map(" ".join, phrases)), at_least)
-
-
-def _patterns(table: _Table, name: str, embedder: Embedder) -> Rule:
-    patterns = table.strings("patterns")
-    try:
-        for pattern in patterns:
-            re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"{table.where}: a pattern is not a regular expression: {error}") from error
-    return Patterns(name, patterns)
-
-
-def _identifiers(table: _Table, name: str, embedder: Embedder) -> Rule:
-    kinds = table.strings("kinds")
-    if unknown := set(kinds) - set(KINDS):
-        raise UsageError(f"{table.where}: unknown kind {min(unknown)}; known are {', '.join(KINDS)}.")
-    return Identifiers(name, kinds)
-
-
-def _seeds(table: _Table, name: str, embedder: Embedder) -> Rule:
-    threshold = float(table.take("threshold", (int, float)))
-    if not 0 < threshold < 1:
-        raise UsageError(f"{table.where}: `threshold` is a cosine, above 0 and below 1.")
-    return SeedPhrases(name, embedder.embed(table.strings("phrases")), threshold)
-
-
-def _unread(table: _Table, name: str, embedder: Embedder) -> Rule:
-    least = float(table.take("least", (int, float)))
-    if not 0 < least < 1:
-        raise UsageError(f"{table.where}: `least` is a share, above 0 and below 1.")
-    return Unread(name, frozenset(fold(word) for word in table.strings("words")), least)
-
-
-def _nested(table: _Table, name: str, embedder: Embedder) -> tuple[Rule, ...]:
-    inner = table.take("rules", list)
-    if not inner:
-        raise UsageError(f"{table.where}: `rules` is empty.")
-    return tuple(_rule(_Table(rule, table.where), name, embedder) for rule in inner)
-
-
-_MAKERS: dict[str, Callable[[_Table, str, Embedder], Rule]] = {
-    "keywords": _keywords,
-    "patterns": _patterns,
-    "identifiers": _identifiers,
-    "seeds": _seeds,
-    "unread": _unread,
-    "any_of": lambda table, name, embedder: AnyOf(_nested(table, name, embedder)),
-    "all_of": lambda table, name, embedder: AllOf(name, _nested(table, name, embedder)),
-}
+    for name, values in policy.topics.items():
+        table = toml.validated(values, TopicTable, f"{where}, topics.{name}", _ADVICE)
+        topics[name] = Topic(name, table.epsilon, table.delta, table.granularity)
+        private = table.rules if table.placement == "private" else ()
+        rules[name] = tuple(rule.rule(f"{policy.name}.{name}", embedder) for rule in private)
+    return Layer(policy.name, topics, rules)

@@ -12,9 +12,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fedmem.pages import rendered
 from fedmem.sim.compare_plots import drawable, loss_over_tokens
 from fedmem.sim.compare_tables import cells, tables, titles, unsafe
-from fedmem.sim.report import MARK, rendered
+from fedmem.sim.report import MARK, TEMPLATE
 from fedmem.sim.report_parts import Plot, Section, Table
 
 SECTIONS = {
@@ -47,6 +48,7 @@ def page(data: Mapping[str, Any]) -> str:
         for title, parts in SECTIONS.items()
     ]
     return rendered(
+        TEMPLATE,
         name="Comparison of " + (" and ".join(names) if len(names) == NAMED else f"{len(names)} runs"),
         subtitle="; ".join(titles(data["runs"]).values()),
         banner="; ".join(unsafe(data)).replace(f"{MARK}: ", ""),

@@ -12,7 +12,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedmem.sim.report_parts import MISSING, Cell, Table, at, duration, epsilon, loss, size
+from fedmem.pages import Cell
+from fedmem.sim.report_parts import MISSING, Table, at, duration, epsilon, loss, size
 
 Facts = Mapping[str, Any]
 Shown = Callable[[Any], str]

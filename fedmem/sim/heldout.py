@@ -9,10 +9,10 @@ Invariants
 """
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from fedmem.errors import Refused, UsageError
 from fedmem.federation import wire
 from fedmem.federation.coordinator import Coordinator
@@ -36,7 +38,7 @@ def _public_simulation(folder: RunFolder) -> Simulation:
     whole = run.simulation(folder, lambda *_: None)
     if whole.corpus is not None or whole.scenario.public.source == "chats":
         raise Refused("This run holds people's own text, which no Flower process may read. Use a run on public text.")
-    return replace(whole, scenario=replace(whole.scenario, private=[]))
+    return replace(whole, scenario=structs.replace(whole.scenario, private=[]))
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from fedmem import __version__
+from fedmem.pages import rendered
 from fedmem.sim.report_parts import at, headline
 from fedmem.sim.report_sections import sections
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "run.html.j2"
 MARK = "unsafe_no_dp = true"
 
 
@@ -37,6 +35,7 @@ def write_report(run: Mapping[str, Any], path: Path) -> None:
 def page(run: Mapping[str, Any]) -> str:
     """The whole page. A pure function of `run`."""
     return rendered(
+        TEMPLATE,
         name=run.get("name", "run"),
         subtitle=subtitle(run),
         banner=banner(run),
@@ -46,19 +45,6 @@ def page(run: Mapping[str, Any]) -> str:
         config=json.dumps(run["config"], indent=2, sort_keys=True, ensure_ascii=False) if run.get("config") else "",
         digest=run.get("digest"),
     )
-
-
-def rendered(**parts: Any) -> str:
-    """The template filled with `parts`: name, subtitle, banner, headline, sections, attribution, config, digest."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**parts, version=__version__)
 
 
 def subtitle(run: Mapping[str, Any]) -> str:

@@ -15,19 +15,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fedmem.pages import Cell
+
 MISSING = "–"
-
-
-class Cell(str):
-    """Text of a table cell; `mood` is empty, `good` or `bad`."""
-
-    mood: str
-
-    def __new__(cls, text: str, mood: str = "") -> "Cell":
-        """The text, with a mood beside it."""
-        cell = super().__new__(cls, text)
-        cell.mood = mood
-        return cell
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from fedmem.pages import Cell
 from fedmem.sim import plots
-from fedmem.sim.report_parts import Cell, Plot, Section, Table, at, duration, epsilon, loss, number, size
+from fedmem.sim.report_parts import Plot, Section, Table, at, duration, epsilon, loss, number, size
 
 Run = Mapping[str, Any]
 Part = TypeVar("Part")

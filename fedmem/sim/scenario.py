@@ -7,35 +7,39 @@ Invariants
 - What contradicts itself is a UsageError with a sentence, before anything is trained (`contradictions`).
 """
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any
 
+from msgspec import Meta, field, to_builtins
+
+from fedmem import toml
 from fedmem.canonical import digest
 from fedmem.errors import UsageError
 from fedmem.sim import contradictions
 
+Whole = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+Part = Annotated[float, Meta(ge=0)]
 
-@dataclass(frozen=True)
-class Public:
+
+class Public(toml.TomlTable, frozen=True):
     """Text for federated training and who holds it; shares are parts of the documents in use (`documents` 0: all).
 
-    With `source` chats devices are people: `concentration` says nothing there, and `heldout_share` is of the people.
+    `source` says whose text devices hold and what is held out; the coordinator's own is Wikipedia in any case.
+    With chats devices are people: `concentration` says nothing there, and `heldout_share` is of the people.
     """
 
-    devices: int
+    devices: Count
     coordinator_share: float
     heldout_share: float
     concentration: float = 1.0
     documents: int = 0
-    source: str = "wikipedia"
+    source: Annotated[str, toml.one_of(("wikipedia", "chats"))] = "wikipedia"
 
 
-@dataclass(frozen=True)
-class Private:
+class Private(toml.TomlTable, frozen=True):
     """One sensitive topic: the devices (by index) that have it, and the records that each of them holds."""
 
     topic: str
@@ -44,8 +48,7 @@ class Private:
     heldout: int
 
 
-@dataclass(frozen=True)
-class Anchor:
+class Anchor(toml.TomlTable, frozen=True):
     """Preset, vocabulary size, and sequence length in tokens; `control`: also one that trains without a bank."""
 
     preset: str
@@ -54,31 +57,28 @@ class Anchor:
     control: bool = True
 
 
-@dataclass(frozen=True)
-class Bank:
+class Bank(toml.TomlTable, frozen=True):
     """Branching of the cluster tree and block width per level."""
 
-    branching: int
-    widths: list[int]
+    branching: Count
+    widths: list[Count]
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(toml.TomlTable, frozen=True):
     """Steps of central training; learning rates as in `fedmem.training.loop.Settings`.
 
     With 0 steps everything stays as it was initialised. `pooled`: on the shareable text of all devices, which no
     coordinator has; that is what federated rounds are compared with.
     """
 
-    steps: int
-    batch: int = 1
+    steps: Whole
+    batch: Count = 1
     lr: float = 0.0
     memory_lr: float = 0.0
     pooled: bool = False
 
 
-@dataclass(frozen=True)
-class Federation:
+class Federation(toml.TomlTable, frozen=True):
     """Federated rounds: `parts` are trained by devices, `rounds` per release; 0 rounds: a release and no federation.
 
     | field | meaning |
@@ -96,17 +96,17 @@ class Federation:
     """
 
     parts: list[str]
-    rounds: int
-    releases: int
-    steps: int
-    batch: int
+    rounds: Whole
+    releases: Count
+    steps: Count
+    batch: Count
     lr: float
     memory_lr: float
     server_lr: float
     clip: float
-    final: float = 1.0
-    warmup: int = 1
-    eps: float = 1e-8
+    final: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    warmup: Count = 1
+    eps: Annotated[float, Meta(gt=0)] = 1e-8
     first_steps: int = 0
     optimiser: str = "fedavg"
     momentum: float = 0.9
@@ -118,25 +118,23 @@ class Federation:
     epsilon_max: float = 0.0
     unsafe_no_dp: bool = False
     unsafe_reason: str = ""
-    silent: float = 0.0
-    hostile: float = 0.0
+    silent: Part = 0.0
+    hostile: Part = 0.0
 
 
-@dataclass(frozen=True)
-class Learning:
+class Learning(toml.TomlTable, frozen=True):
     """Private blocks: width, and the public terms of DP-SGD; ε and δ come from the policy's topic."""
 
     width: int
     record_cap: int
     nominal: int
     sampling_rate: float
-    steps: int
+    steps: Count
     clip: float
     lr: float
 
 
-@dataclass(frozen=True)
-class Scenario:
+class Scenario(toml.TomlTable, frozen=True):
     """Everything a run is made of."""
 
     name: str
@@ -153,7 +151,8 @@ class Scenario:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as it stands in `run.json`."""
-        return asdict(self)
+        values: dict[str, Any] = to_builtins(self)
+        return values
 
     def digest(self) -> str:
         """What makes two runs comparable."""
@@ -175,42 +174,16 @@ def load(name: str) -> Scenario:
     """Read a scenario by name, or by the path of a TOML file. Raises UsageError."""
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = path.read_bytes()
+    except OSError:
         raise UsageError(
             f"There is no scenario {name!r}; choose one of {', '.join(known())}, or a path to a TOML file."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"The scenario {path.name} is not valid TOML: {error}.") from error
-    return from_dict({"name": path.stem, **data}, path.name)
+    return from_dict({"name": path.stem, **toml.parse(data, path.name)}, path.name)
 
 
 def from_dict(data: Mapping[str, Any], where: str = "The scenario of this run") -> Scenario:
     """Read a scenario from its JSON or TOML form. Raises UsageError."""
-    scenario: Scenario = _read(Scenario, data, where)
+    scenario = toml.validated(data, Scenario, where)
     contradictions.check(scenario)
     return scenario
-
-
-def _read(kind: Any, data: Mapping[str, Any], where: str) -> Any:
-    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
-    if unknown := sorted(set(data) - names):
-        raise UsageError(f"{where} has a key {unknown[0]!r} that no scenario knows; remove it.")
-    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise UsageError(f"{where} lacks a key: {str(error).split('argument')[-1].strip(': ')}.") from None
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if hint == list[Private]:
-        return [_read(Private, row, where) for row in value]
-    if isinstance(value, dict):
-        return _read(hint, value, where)
-    want = getattr(hint, "__origin__", hint)
-    if want is float and type(value) is int:
-        return float(value)
-    if type(value) is not want:
-        raise UsageError(f"{where} must be of type {want.__name__}.")
-    return value

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from fedmem import erasure
 from fedmem.errors import BudgetExceeded, Refused
@@ -44,7 +45,7 @@ PRIVATE = {
 
 def start(folder, topics):
     """A simulation of the mini scenario with other private topics, up to the end of its first release."""
-    chosen = dataclasses.replace(scenario.load(str(MINI)), private=topics)
+    chosen = structs.replace(scenario.load(str(MINI)), private=topics)
     sim = Simulation(RunFolder(folder), chosen, 7, None, lambda *_: None)
     sim.folder.create({"id": "0", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
     phases = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}

@@ -22,8 +22,9 @@ KEY = PAIR.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKey
 VOID = {"meta"}
 ALLOWED = {
     *("html", "head", "title", "style", "body", "h1", "h2", "p", "strong", "ul", "li", "pre", "details", "summary"),
-    *("table", "thead", "tbody", "tr", "th", "td", "meta"),
+    *("table", "thead", "tbody", "tr", "th", "td", "meta", "main", "code"),
 }
+ATTRIBUTES = {"lang", "charset", "http-equiv", "name", "content", "class", "id", "open", "scope"}
 
 
 class Page(HTMLParser):
@@ -41,7 +42,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert tag in ALLOWED, tag
-        assert {name for name, _ in attrs} <= {"lang", "charset", "http-equiv", "content", "class", "id", "open"}
+        assert {name for name, _ in attrs} <= ATTRIBUTES
         self._at = dict(attrs).get("id")
         if tag not in VOID:
             self.open.append(tag)

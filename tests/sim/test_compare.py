@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 
 from fedmem.errors import FedmemError, NothingMatched, UsageError, VerificationFailed, VersionMismatch
+from fedmem.pages import FOLDER
 from fedmem.sim import compare_plots, plots
 from fedmem.sim.compare import compare
 from fedmem.sim.compare_page import page
 from fedmem.sim.compare_tables import tables
-from fedmem.sim.report import TEMPLATE
 from fedmem.sim.seeds import interval
 
 Put = Callable[..., str]
@@ -359,7 +359,7 @@ def test_the_picture_is_whole_on_its_own(put: Put) -> None:
 
 
 def test_the_pictures_colours_are_the_pages() -> None:
-    root = TEMPLATE.read_text().split(":root {")[1].split("}")[0]
+    root = (FOLDER / "style.css").read_text().split(":root {")[1].split("}")[0]
     said = dict(re.findall(r"(--[\w-]+): (#\w+)", root))
     assert {name: said[name] for name in compare_plots.LIGHT} == compare_plots.LIGHT
     assert set(compare_plots.LIGHT) == set(plots.VARIABLES.values())

@@ -1,0 +1,66 @@
+"""Pages for people: HTML files that load nothing, made from the templates in `templates/`.
+
+Invariants
+- A page has no script, link or outside resource, and its own content policy forbids them (`base.html.j2`).
+- Every value is escaped, except `Markup` of our own plots; control and direction-changing characters are shown as `?`.
+- None is shown as `not stated`; a name that a template uses and no caller gave is an error.
+- The same values give the same page.
+
+>>> ENVIRONMENT.from_string("{{ value }}, {{ nothing }}").render(value="<b>\\u202e", nothing=None)
+'&lt;b&gt;?, not stated'
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fedmem import __version__
+
+FOLDER = Path(__file__).with_name("templates")
+
+
+class Cell(str):
+    """Text of a table cell; `mood` is empty, `good` or `bad`."""
+
+    mood: str
+
+    def __new__(cls, text: str, mood: str = "") -> "Cell":
+        """Return the text, with a mood beside it."""
+        cell = super().__new__(cls, text)
+        cell.mood = mood
+        return cell
+
+
+def printable(value: Any) -> str:
+    """Return `value` as a page shows it, not escaped; Markup stays as it is."""
+    if isinstance(value, Markup):
+        return value
+    text = "not stated" if value is None else str(value)
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
+ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(FOLDER),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    finalize=printable,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.globals["version"] = __version__
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Render a page.
+
+    Args:
+        template: A file of `templates/`.
+        values: What the template shows, by the names that it uses.
+
+    Returns:
+        The page, with every value escaped.
+    """
+    return ENVIRONMENT.get_template(template).render(values)
