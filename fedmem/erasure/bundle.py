@@ -150,7 +150,7 @@ def _scope(said: Mapping[str, Any]) -> list[str]:
     return section(
         "What the request was about",
         "<p>The receipt names the scope by a commitment only, so that it says nothing to others. Who erased holds the "
-        "opening, 32 random bytes that were shown once. With both, anyone can check what the request was about: "
+        "opening, 32 random bytes. With both, anyone can check what the request was about: "
         "HMAC-SHA256, keyed with the opening, of the scope written as canonical JSON gives the commitment; a scope is "
         f"written as {text(Scope.block('NAME').encode().decode())}.</p>"
         + pairs([("Commitment", said.get("commitment")), ("Scheme", said.get("scheme"))])
