@@ -4,7 +4,7 @@ Invariants
 - Only what was planned is destroyed: the digest must be the plan's, and the plan must still hold.
 - A wish to train a block anew is durable with the journal entry, before anything is destroyed, and is checked against
   the budget before that. Training begins after the receipt; what is cut there, `resume` goes on with.
-- The opening of the receipt's commitment is durable with the journal entry too, sealed, until its delivery is confirmed.
+- The opening of the receipt's commitment is sealed in the journal entry until its delivery is confirmed.
 
     planned = plan(vault, Scope.block("health"))
     outcome = execute(vault, planned, planned.digest)
