@@ -42,7 +42,7 @@ def unseal(core: Core, entry: journal.Entry) -> str:
 
 
 def state(entry: journal.Entry) -> str:
-    """Return `waiting`, `delivered`, `not kept` (by an earlier fedmem), or "" for an erasure without a receipt."""
+    """Return `waiting`, `delivered`, `not kept` (by an earlier fedmem or a restore), or "" if there is no receipt."""
     if entry.opening:
         return WAITING
     if entry.state in journal.WITHOUT_RECEIPT:
@@ -82,5 +82,5 @@ def _reason(state: str) -> str:
     if state == DELIVERED:
         return "The opening of this erasure was delivered and is no longer in the vault."
     if state == NOT_KEPT:
-        return "An earlier fedmem ran this erasure and did not keep its opening. It was shown when the erasure ended."
+        return "The vault never kept this opening: an earlier fedmem ran the erasure, or a backup was restored since."
     return "This erasure was cancelled or failed, so it has no receipt and no opening."
