@@ -1,5 +1,6 @@
 """Commands whose output cannot be written: the exit code says what happened, and nothing that exists once is lost."""
 
+import errno
 import json
 import os
 import pty
@@ -167,17 +168,33 @@ def test_json_of_another_encoding_is_json(block: BlockInfo) -> None:
     assert "\\xe9t\\xe9 \\U0001f600 \\u03b5" in run(("erase", "keep", *ANA), "ascii")[1]
 
 
-def full(*_: object) -> None:
-    raise OSError(28, "No space left on device")
+def fill_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every write to stdout in this process refused."""
+
+    def write(stream: Any, text: str) -> None:
+        if stream is sys.stdout:
+            raise OSError(errno.ENOSPC, "")
+        real(stream, text)
+
+    real = output.write
+    monkeypatch.setattr(output, "write", write)
+
+
+def test_an_opening_stays_where_stdout_fails(block: BlockInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_stdout(monkeypatch)
+    result = CliRunner().invoke(main, ["block", "delete", "health", *ANA, "--yes", "--json"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    (one,) = erasures()
+    assert one.opening == "waiting"
+    assert f"`fedmem receipt opening {one.id}`" in result.stderr
 
 
 def test_a_partial_erasure_stays_partial(block: BlockInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     def partial(*_: object, **__: object) -> None:
         raise PartialErasure("It is not finished.")
 
-    real = output.write
+    fill_stdout(monkeypatch)
     monkeypatch.setattr("fedmem.erasure.execute", partial)
-    monkeypatch.setattr(output, "write", lambda stream, text: full() if stream is sys.stdout else real(stream, text))
     result = CliRunner().invoke(main, ["block", "delete", "health", *ANA, "--yes"])
     assert (result.exit_code, result.stdout) == (5, "")
     assert result.stderr.splitlines() == [
