@@ -9,7 +9,7 @@ Invariants
 | message | parts, one `send_bytes` each |
 |---|---|
 | request | 1 and the content if it is another than before, else 0; metadata |
-| reply | 1 for an error, else 0; context state; notes for the `Aside`; metadata; payload |
+| reply | 1 for an error, else 0; context state; notes (see `Noted`); metadata; payload |
 
     Process(target=work, args=(requests, replies, fleet, None), daemon=True).start()
 """
@@ -21,8 +21,9 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
+from fedmem.federation.aside import Noted
 from fedmem.federation.fleet import NODE_BASE, Content, Fleet, Request
 from fedmem.federation.flower import Message, ProtoMetadata, RecordDict, metadata_from_proto, metadata_to_proto
 
@@ -32,19 +33,7 @@ LONGEST = 2**31
 """Longest part of a message, in bytes: a payload of Flower is one protobuf message, and those end here."""
 
 
-class Aside(Protocol):
-    """Notes that devices make for the runner of a simulation; they are no part of an answer."""
-
-    def take(self, index: int) -> bytes:
-        """Remove and return the notes of device `index`, in the process where it runs."""
-        ...
-
-    def put(self, index: int, said: bytes) -> None:
-        """Enter those notes in the coordinator's process."""
-        ...
-
-
-def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Aside | None) -> NoReturn:
+def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Noted | None) -> NoReturn:
     """Answer requests until the parent closes the pipe, then exit the process."""
     try:
         _detach(requests, replies)
@@ -62,7 +51,7 @@ def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Aside |
         os._exit(1)
 
 
-def _answer(replies: Connection, fleet: Fleet, request: Request, aside: Aside | None) -> None:
+def _answer(replies: Connection, fleet: Fleet, request: Request, aside: Noted | None) -> None:
     index = request.message.metadata.dst_node_id - NODE_BASE
     if aside:
         aside.take(index)  # the parent has the notes from before the fork

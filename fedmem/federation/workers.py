@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe, get_context
 
 from fedmem.errors import Refused, RemoteError, UsageError
+from fedmem.federation.aside import Noted
 from fedmem.federation.fleet import NODE_BASE, Answer, Content, Fleet, Request
 from fedmem.federation.flower import (
     Message,
@@ -32,7 +33,7 @@ from fedmem.federation.flower import (
     metadata_from_proto,
     metadata_to_proto,
 )
-from fedmem.federation.worker_process import LONGEST, Aside, work
+from fedmem.federation.worker_process import LONGEST, work
 
 PATIENCE = 3600.0
 AHEAD = 4
@@ -45,7 +46,7 @@ class WorkerLost(RemoteError):
 class _Worker:
     """A process and the thread that talks to it. Raises OSError where the system starts no further process."""
 
-    def __init__(self, fleet: Fleet, aside: Aside | None) -> None:
+    def __init__(self, fleet: Fleet, aside: Noted | None) -> None:
         (their_requests, self._requests), (self._replies, their_replies) = Pipe(False), Pipe(False)
         arguments = (their_requests, their_replies, fleet, aside)
         self.process = get_context("fork").Process(target=work, args=arguments, daemon=True)
@@ -74,7 +75,7 @@ class Workers:
     Raises UsageError on a system without fork.
     """
 
-    def __init__(self, fleet: Fleet, count: int, aside: Aside | None = None, patience: float = PATIENCE) -> None:
+    def __init__(self, fleet: Fleet, count: int, aside: Noted | None = None, patience: float = PATIENCE) -> None:
         if not hasattr(os, "fork"):
             raise UsageError("This system cannot fork, so it runs no worker processes. Run with 0 workers.")
         self._fleet, self._count, self._aside, self._patience = fleet, count, aside, patience

@@ -343,10 +343,11 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
     assert [[line.number for line in port] for port in lines] == [[1, 1, 2, 3]] + [[1, 2, 3]] * 3
 
 
-class Look:
-    """An `Aside` that looks at the process it is in."""
+class Look(Noted):
+    """Notes about the process that a device runs in."""
 
     def __init__(self) -> None:
+        super().__init__({})
         self.seen: list[tuple[int, Any]] = []
 
     def take(self, index: int) -> bytes:
@@ -361,8 +362,8 @@ class Look:
         except FileNotFoundError:
             return False
 
-    def put(self, index: int, said: bytes) -> None:
-        self.seen.append((index, json.loads(said)))
+    def put(self, index: int, notes: bytes) -> None:
+        self.seen.append((index, json.loads(notes)))
 
 
 def test_a_worker_holds_its_own_pipe_and_stderr_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
