@@ -93,7 +93,8 @@ def run_rounds(
 
     `progress(done, until)` is told after each round; `closing` is called before one is closed, and what it raises
     leaves the round open. Raises BudgetExceeded before a round the plan does not allow, RemoteError if too few devices
-    connect, RoundAborted after `ABORTS` rounds in a row without a result, and StorageError where the disk refuses. Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
+    connect, RoundAborted after `ABORTS` rounds in a row without a result, and StorageError where the disk refuses.
+    Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
     """
     ticks, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
     while coordinator.done < until:
