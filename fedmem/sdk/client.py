@@ -14,6 +14,7 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
 Ask = Callable[[], str]
-CREATION_TIMEOUT = 30.0  # seconds
 RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
 
 
@@ -91,18 +91,21 @@ class Client:
         ask: Ask | None = None,
         policy: str | Path = "default",
         write: bool = True,
+        timeout: float = 30.0,
     ) -> "Client":
         """Open the vault of `subject`, made where there is none; `ask` gives the passphrase where one is needed.
 
         `release` (a folder, or one already loaded) is what texts are routed by; `generate` and `learn` need it.
-        One program writes at a time; any number open with `write=False`, to search and to generate.
+        One program writes at a time; any number open with `write=False`, to search and to generate. A program that
+        wants to write waits for another one up to `timeout` seconds, then raises Busy.
         Raises KeystoreError, Busy, Refused (simulated vault), VersionMismatch, StorageError.
         """
         rules = Policy.load(policy)
         opened = open_release(release)
         # What is given as an object belongs to the caller.
         owned = opened if isinstance(release, str | Path) else None
-        vault = open_vault(subject, Path(path) if path is not None else vault_root(subject), keystore, ask, write)
+        root = Path(path) if path is not None else vault_root(subject)
+        vault = open_vault(subject, root, keystore, ask, write, timeout)
         try:
             client = cls(vault, rules, opened)
         except BaseException:
@@ -252,18 +255,18 @@ def default_plan(epsilon: float) -> "PrivacyPlan":
     return PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(epsilon)
 
 
-def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True) -> Vault:
+def open_vault(
+    subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = 0.0
+) -> Vault:
     """Open the vault at `root`, or make it with the keystore that was chosen.
 
-    Where another program makes it at the same time, wait for that program up to `CREATION_TIMEOUT`, then open.
+    Of two programs that find no vault one makes it; the other waits for that up to `timeout` seconds and opens it.
     """
-    if (root / NAME).is_file() or not write:
-        return Vault.open(root, subject=subject, ask=ask, write=write)
-    try:
-        chosen = chosen_keystore(keystore)
-        return Vault.create(root, subject=subject, keystore=chosen, ask=ask, timeout=CREATION_TIMEOUT)
-    except VaultExists:
-        return Vault.open(root, subject=subject, ask=ask, timeout=CREATION_TIMEOUT)
+    if not (root / NAME).is_file() and write:
+        with suppress(VaultExists):
+            chosen = chosen_keystore(keystore)
+            return Vault.create(root, subject=subject, keystore=chosen, ask=ask, timeout=timeout)
+    return Vault.open(root, subject=subject, ask=ask, write=write, timeout=timeout)
 
 
 def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:
