@@ -4,6 +4,7 @@ Invariants
 - A fetch reads one block per level, with one `preadv` each that puts its parts where the fetch has them; the bank is
   never resident as a whole.
 - What `fetch` gives is one reused buffer: it holds until the next `fetch`, of this bank, by one caller at a time.
+- Threads may call `fetch_many` at once: it copies, and one call waits for the other.
 - `prefetch` changes no result, only when its reading is done; what fails in it is raised by the fetch.
 - Opening checks the manifest, shapes and sizes; `verify` reads every byte.
 
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -61,6 +63,7 @@ class Bank:
     def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
         self._spec, self._levels, self._generic = spec, levels, generic
         self._cache = Cache(spec, lambda level, block, parts: levels[level].read(block, parts), cache_bytes)
+        self._copying = Lock()
         self._worker: ThreadPoolExecutor | None = None
         self._coming: tuple[tuple[int, ...], Future[Slot]] | None = None
 
@@ -129,8 +132,9 @@ class Bank:
         """`fetched_BX` for a batch of paths, float32, a copy."""
         chosen = list(paths)
         fetched_BX = torch.empty(len(chosen), self._spec.fetch_size)
-        for row_X, path in zip(fetched_BX, chosen, strict=True):
-            row_X.copy_(self.fetch(path))
+        with self._copying:
+            for row_X, path in zip(fetched_BX, chosen, strict=True):
+                row_X.copy_(self.fetch(path))
         return fetched_BX
 
     def generic(self) -> Tensor:
