@@ -26,7 +26,7 @@ class LinearBlock(nn.Module):
     """
 
     sites = frozenset({"mlp"})
-    items = None
+    items: int | None = None
 
     def __init__(self, spec: MemorySpec) -> None:
         super().__init__()
