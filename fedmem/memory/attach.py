@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
 from fedmem.errors import UsageError
 from fedmem.memory.kinds import Source
@@ -55,8 +56,9 @@ class Memory:
     def _hook_model(self) -> RemovableHandle:
         sources = self._sources
 
-        def before(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if kwargs.get("past_key_values") is not None and sources.get() is None:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            cached = kwargs.get("past_key_values") is not None or any(isinstance(value, Cache) for value in args)
+            if cached and sources.get() is None:
                 raise UsageError(
                     "This model generates with a memory attached that is not in use in this thread or task. Enter "
                     "`with memory.using(…)` in the thread that generates, `memory.using()` for the bare anchor, or "
@@ -88,8 +90,8 @@ class Memory:
     def using(self, *sources: Source) -> Iterator[None]:
         """Add these sources to every forward pass inside the `with`; they replace those outside it.
 
-        They are in use in the thread or task that enters, and in no thread that it starts. A generator must not yield
-        inside: its sources would be in use for whoever reads it.
+        They are in use in the thread or task that enters and in the tasks that it starts, not in threads that it starts.
+        A generator must not yield inside: its sources would be in use for whoever reads it.
 
         Args:
             sources: memory in use, added in this order; none for the bare anchor.

@@ -96,6 +96,20 @@ def test_generation_is_refused_outside_of_using_and_bare_inside_of_an_empty_one(
     assert torch.equal(model.generate(IDS, **HOW), expected)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_a_cache_is_seen_however_it_is_passed(family):
+    model = model_of(family)
+    given = {"llama": (None, None), "gpt2": ()}[family]  # what stands between the tokens and the cache
+    cache = model(IDS, use_cache=True).past_key_values
+    memory, token = attach(model), IDS[:, -1:]
+    for args, how in (((*given, cache), {}), ((), {"past_key_values": cache})):
+        with pytest.raises(UsageError, match="using"):
+            model(token, *args, **how)
+    with memory.using():
+        model(token, *given, cache)
+
+
 def test_detaching_before_any_use_leaves_no_hook():
     model = model_of("llama")
     attach(model).detach()
