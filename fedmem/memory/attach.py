@@ -90,8 +90,8 @@ class Memory:
     def using(self, *sources: Source) -> Iterator[None]:
         """Add these sources to every forward pass inside the `with`; they replace those outside it.
 
-        They are in use in the thread or task that enters and in the tasks that it starts, not in threads that it starts.
-        A generator must not yield inside: its sources would be in use for whoever reads it.
+        They are in use in the thread or task that enters and in tasks that it starts, not in threads that it starts. A
+        generator must not yield inside: its sources would be in use for whoever reads it.
 
         Args:
             sources: memory in use, added in this order; none for the bare anchor.
