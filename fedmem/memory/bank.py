@@ -4,6 +4,7 @@ Invariants
 - A fetch reads one block per level, with one `preadv` each that puts its parts where the fetch has them; the bank is
   never resident as a whole.
 - What `fetch` gives is one reused buffer: it holds until the next `fetch`, of this bank, by one caller at a time.
+- Threads may call `fetch_many` at once: it copies, and one call waits for the other.
 - Opening checks the manifest, shapes and sizes; `verify` reads every byte.
 
     with Bank.open(folder, spec) as bank:
@@ -17,6 +18,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -56,6 +58,7 @@ class Bank:
     def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
         self._spec, self._levels, self._generic = spec, levels, generic
         self._cache = Cache(spec, lambda level, block, parts: levels[level].read(block, parts), cache_bytes)
+        self._copying = Lock()
 
     @classmethod
     def open(cls, folder: Path, spec: MemorySpec, anchor: str | None = None, cache_bytes: int = CACHE_BYTES) -> "Bank":
@@ -103,8 +106,9 @@ class Bank:
         """`fetched_BX` for a batch of paths, float32, a copy."""
         chosen = list(paths)
         fetched_BX = torch.empty(len(chosen), self._spec.fetch_size)
-        for row_X, path in zip(fetched_BX, chosen, strict=True):
-            row_X.copy_(self.fetch(path))
+        with self._copying:
+            for row_X, path in zip(fetched_BX, chosen, strict=True):
+                row_X.copy_(self.fetch(path))
         return fetched_BX
 
     def generic(self) -> Tensor:
