@@ -94,7 +94,5 @@ class Answerer:
 
 def _check(vault: Vault, generation: int) -> None:
     """Raise UsageError where the vault was closed, Busy where it is of another generation."""
-    if vault.core.is_closed:
-        raise UsageError("The client was closed before its answer ended. Open it again, and ask again.")
     if vault.generation != generation:
         raise Busy("The vault changed while the answer was generated; ask again.")
