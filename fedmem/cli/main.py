@@ -8,7 +8,7 @@ Invariants
   that only shows ends with 11, or with 0 if the reader of a pipe left.
 
 >>> " ".join(sorted(NOUNS))
-'anchor backup bank block client doctor erase eval keys path privacy receipt route sim'
+'anchor backup bank block client doctor erase eval keys path privacy receipt route sim vault'
 """
 
 import errno
@@ -41,6 +41,7 @@ NOUNS: Nouns = {
     "receipt": ("fedmem.cli.receipt:receipt", "Signed receipts of erasures: show, verify, export."),
     "route": ("fedmem.cli.route:route", "Where a text would be placed, and by which rule."),
     "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show."),
+    "vault": ("fedmem.cli.vault:vault", "Check a vault; save what opens of a damaged one."),
 }
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "dp_accounting", "scipy"), "model"),
