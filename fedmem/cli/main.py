@@ -52,7 +52,7 @@ class Root(LazyGroup):
     """The root group: runs a command and turns how it ended into an exit code."""
 
     def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
-        """Run the command line and exit with the code of DESIGN §11."""
+        """Run the command line and exit with the code of docs/design.md, §11."""
         words = list(sys.argv[1:] if args is None else args)
         # A usage error can come before any option is read, so the flag is looked for in the words too.
         state = Session(json="--json" in words)

@@ -1,4 +1,4 @@
-"""Checks of this machine: can it keep what DESIGN §8 promises of keys, files and deletion?
+"""Checks of this machine: can it keep what docs/design.md, §8 promises of keys, files and deletion?
 
 Invariants
 - A check reads and measures; what it writes is one empty database in a folder that it removes.

@@ -3,7 +3,8 @@
 Invariants
 - The result is `x_BTI @ w_BIO`, whichever way it is computed.
 - A block that all items share is multiplied once for all tokens; where it is expanded to one copy per item and wants a
-  gradient, each item's own gradient comes out of one plain backward pass, which is what DP-SGD clips (DESIGN §7).
+  gradient, each item's own gradient comes out of one plain backward pass, which is what DP-SGD clips
+  (docs/design.md, §7).
 - Inside `booked`, that pass enters what those gradients are made of in a book and forms none of them; a pass that
   began outside is not touched, and nothing is left behind where an exception ends it.
 
