@@ -21,6 +21,7 @@ from fedmem import __version__
 from fedmem.cli.lazy import LazyGroup, Nouns
 from fedmem.cli.output import Session, say, write_error
 from fedmem.errors import FedmemError, Refused, StorageError, UsageError
+from fedmem.platforms import require_supported
 
 NOUNS: Nouns = {
     "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that every bank goes with."),
@@ -125,6 +126,7 @@ def translated(error: Exception) -> FedmemError | None:
 def main(state: Session, debug: bool) -> None:
     """Memories for language models: shared knowledge in a bank, private knowledge in sealed blocks."""
     state.debug = debug
+    require_supported()
 
 
 if __name__ == "__main__":

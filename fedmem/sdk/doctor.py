@@ -15,6 +15,7 @@ import platform
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def examine(root: Path) -> list[Check]:
     folders = [check_folder("vaults", root, "failed"), check_folder("key slots", paths.slots_dir(), "failed")]
     return [
         *check_versions(),
+        check_platform(),
         check_keystore(),
         *folders,
         check_sqlite(here),
@@ -92,6 +94,13 @@ def check_versions() -> Iterator[Check]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     yield Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def check_platform() -> Check:
+    """Return whether fedmem is tested on this operating system."""
+    if sys.platform == "linux":
+        return Check("platform", "ok", "Linux, where fedmem is tested")
+    return Check("platform", "warning", f"{sys.platform} is not tested, and fsync may promise less than on Linux")
 
 
 def check_keystore() -> Check:
