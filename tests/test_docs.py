@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 
 from fedmem.cli.main import main
 
@@ -18,6 +19,7 @@ PATH = re.compile(r"`((?:fedmem|tests|docs|client|server|benchmarks)/[\w./-]+\.(
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Documents of the makers, and the names that the code had for them.
 OUTSIDE = re.compile(r"(?:DESIGN|PAPER|STYLE)(?:\.md|,? §|,? habit|, [A-Z]| I\d)|\[HM\b|\bshared/(?:[A-Z]|data|cases)")
+OURS = ("checkout", "setup-python", "upload-artifact")  # actions of the workflow, all of GitHub's own
 REFERENCE = re.compile(r"docs/(design|method)\.md,\s+((?:§\d+(?:\.| and )?)+)")
 
 
@@ -156,6 +158,31 @@ class TestDesign:
 
     def test_every_invariant_stands_there(self) -> None:
         assert {f"I{n}" for n in range(1, 13)} == set(re.findall(r"^- \*\*(I\d+) ", DESIGN, flags=re.MULTILINE))
+
+
+class TestProject:
+    def test_make_knows_every_target_that_is_named(self) -> None:
+        targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
+        texts = [path.read_text("utf-8") for path in [*DOCUMENTS, *tracked(".github")]]
+        named = {name for text in texts for name in re.findall(r"(?:^|`|run: )make ([a-z]+)", text, flags=re.MULTILINE)}
+        assert {"setup", "test", "slow", "house"} <= named
+        assert named <= targets
+
+    def test_the_workflow_runs_the_suite_on_every_python_and_the_slow_tests_at_night(self) -> None:
+        text = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+        jobs = yaml.safe_load(text)["jobs"]
+        assert jobs["test"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+        runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+        assert ".ci/run" in runs["test"]
+        assert "make slow" in runs["nightly"]
+        assert any("hatchling build" in run for run in runs["wheel"])
+        assert any("sbom.json" in run for run in runs["wheel"])
+        assert set(re.findall(r"uses: ([^@]+)", text)) == {f"actions/{name}" for name in OURS}
+
+    def test_hooks_use_the_tools_of_the_environment(self) -> None:
+        (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+        assert repository["repo"] == "local"
+        assert all(hook["entry"].startswith(".venv/bin/") for hook in repository["hooks"])
 
 
 def test_a_word_of_the_glossary_has_one_meaning() -> None:

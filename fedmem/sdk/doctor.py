@@ -15,7 +15,6 @@ import platform
 import shutil
 import sqlite3
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,10 +96,11 @@ def check_versions() -> Iterator[Check]:
 
 
 def check_platform() -> Check:
-    """Return whether fedmem is tested on this operating system."""
-    if sys.platform == "linux":
+    """Check that fedmem is tested on this operating system."""
+    system = platform.system()
+    if system == "Linux":
         return Check("platform", "ok", "Linux, where fedmem is tested")
-    return Check("platform", "warning", f"{sys.platform} is not tested, and fsync may promise less than on Linux")
+    return Check("platform", "warning", f"{system} is not tested, and fsync may promise less than on Linux")
 
 
 def check_keystore() -> Check:

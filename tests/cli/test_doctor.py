@@ -2,8 +2,8 @@
 
 import json
 import os
+import platform
 import sqlite3
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_open_slots_fail(tmp_path: Path) -> None:
 
 def test_a_system_that_is_not_tested_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_platform().state == "ok"
-    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert doctor.check_platform().state == "warning"
 
 
