@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks import harness
+from fedmem.anchor.load import FOLDER_ONLY
 from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import UsageError
 from fedmem.eval.facts import COUNTED
@@ -84,7 +85,7 @@ def pretrained() -> tuple[PreTrainedModel, Tokenizer]:
     for name in ("gguf", "accelerate"):
         if importlib.util.find_spec(name) is None:
             raise missing(name, COMMAND)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name} | FOLDER_ONLY
     tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**where).backend_tokenizer
     return AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32), tokenizer
 

@@ -27,7 +27,7 @@ from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.eval.retrieval import in_context, nearest
 from fedmem.eval.targets import Targets, target_losses
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source
+from fedmem.memory.block import source_for_all
 from fedmem.memory.sites import spec_for
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import prefix, route
@@ -215,7 +215,7 @@ def _measure(
 
     def losses(paths_DP: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if paths_DP is None:
-            return sequence_losses(model, tokens_NT, memory, lambda _: [source(state.spec, state.generic[None])])
+            return sequence_losses(model, tokens_NT, memory, lambda _: [source_for_all(state.spec, state.generic)])
         paths_NP = paths_DP[document_N]
         return sequence_losses(model, tokens_NT, memory, lambda numbers: [state.source(paths_NP[numbers])])
 

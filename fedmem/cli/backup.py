@@ -114,7 +114,7 @@ def restore(
     if result.unbounded:
         say("The ledger may lack spends made after the backup: ε is infinite from now on, and nothing more is learned.")
     done = asdict(result) | {"place": root.absolute(), "done": True}
-    emit("backup.restore", done, lambda out: pairs(out, done.items()))
+    emit("backup.restore", done, lambda out: pairs(out, done.items()), "The vault is restored.")
 
 
 def kit_of(file: Path | None, code: Secret) -> "Kit | None":

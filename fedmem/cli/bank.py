@@ -65,7 +65,7 @@ def build(
     corpus, _ = corpus_of(text)
     plan = BankPlan(kind, branching, widths, placement, seed)
     data = asdict(facts(build_bank(corpus, anchor, out, plan, StaticEmbedder()).root))
-    emit("bank.build", data, lambda console: described(console, data))
+    emit("bank.build", data, lambda console: described(console, data), "`fedmem bank show` gives it again.")
 
 
 @bank.command(epilog="Example: fedmem bank train wikipedia --release my-bank/releases/DIGEST --out trained")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedmem.cli.openings import hand_over, reminder
 from fedmem.cli.options import Secret, confirm, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fedmem.sdk.views import PlannedErasure
+    from fedmem.sdk.views import Erase, PlannedErasure
     from fedmem.vault.vault import BlockInfo
 
 
@@ -94,7 +95,8 @@ def delete(name: str, subject: str, vault: str | None, secret: Secret, dry_run: 
     from fedmem.sdk.views import Erase
 
     with opened(subject, vault, secret, write=not dry_run) as found:
-        erased("block.delete", Erase(found).plan(block=name), dry_run, yes)
+        view = Erase(found)
+        erased("block.delete", view, view.plan(block=name), dry_run, yes)
 
 
 def planned_data(planned: "PlannedErasure") -> dict[str, Any]:
@@ -103,8 +105,13 @@ def planned_data(planned: "PlannedErasure") -> dict[str, Any]:
     return facts | {"blocks": planned.blocks, "retrain": planned.retrained}
 
 
-def erased(schema: str, planned: "PlannedErasure", dry_run: bool, yes: bool, digest: str | None = None) -> None:
-    """Ask, execute the plan and write what came of it; a partial or unverified erasure keeps its envelope."""
+def erased(
+    schema: str, view: "Erase", planned: "PlannedErasure", dry_run: bool, yes: bool, digest: str | None = None
+) -> None:
+    """Ask, execute the plan, write what came of it and hand the opening over.
+
+    A partial or unverified erasure keeps its envelope.
+    """
     from dataclasses import asdict
 
     from fedmem.errors import PartialErasure, VerificationFailed
@@ -120,7 +127,8 @@ def erased(schema: str, planned: "PlannedErasure", dry_run: bool, yes: bool, dig
         state = "partial" if isinstance(error, PartialErasure) else "unverified"
         emit(schema, data | {"state": state, "verified": False}, lambda out: inventory(out, data))
         raise
-    emit(schema, data | result, lambda out: outcome(out, data | result))
+    if emit(schema, data | result, lambda out: outcome(out, data | result), reminder([result["id"]])):
+        hand_over(view, [result["id"]])
 
 
 def inventory(out: "Console", data: Mapping[str, Any]) -> None:
@@ -139,7 +147,6 @@ def outcome(out: "Console", data: Mapping[str, Any]) -> None:
     pairs(out, [("not covered", line) for line in data["not_covered"]])
     pairs(out, [("trained anew", block) for block in data["retrained"]])
     pairs(out, [("receipt", data["receipt"]), ("opening", data["opening"])])
-    say("Keep the opening: with it you can show later what was erased. It is stored nowhere.")
 
 
 def told(counts: Mapping[str, int]) -> str:

@@ -62,7 +62,7 @@ def train(topic: str, subject: str, vault: str | None, secret: Secret, backgroun
     limits, known = Limits(moment(options["deadline"]), size(options["memory"])), budget_of(topic, options["policy"])
     if background:
         ended = in_background(topic, subject, vault, secret, options)
-        emit("client.train", ended, lambda out: pairs(out, ended.items()))
+        emit("client.train", ended, lambda out: pairs(out, ended.items()), "`fedmem client status` shows it.")
         return
     from fedmem.sdk.client import default_plan, open_release
 
@@ -98,7 +98,7 @@ def pause(subject: str, vault: str | None, secret: Secret) -> None:
 
     with opened(subject, vault, secret, write=False) as found:
         one = described(ask(found))
-    emit("client.pause", one, lambda out: pairs(out, one.items()))
+    emit("client.pause", one, lambda out: pairs(out, one.items()), "`fedmem client status` shows it.")
 
 
 @client.command(epilog="Example: fedmem client cancel health --subject ana --yes")

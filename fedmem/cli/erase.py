@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedmem.cli.block import erased, inventory, planned_data
+from fedmem.cli.openings import hand_over, reminder
 from fedmem.cli.options import Secret, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
     from fedmem.sdk.relearn import Relearn
+    from fedmem.sdk.views import Erase
 
 DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 LEARNED = (
@@ -82,9 +84,10 @@ def run(subject: str, vault: str | None, secret: Secret, digest: str, dry_run: b
     from fedmem.sdk.views import Erase
 
     with opened(subject, vault, secret, write=not dry_run) as found:
-        planned = Erase(found, retrainer(scope)).plan(**chosen(scope))
+        view = Erase(found, retrainer(scope))
+        planned = view.plan(**chosen(scope))
         same(planned.digest, digest)
-        erased("erase.run", planned, dry_run, yes, digest)
+        erased("erase.run", view, planned, dry_run, yes, digest)
 
 
 @erase.command(epilog="Example: fedmem erase due --subject ana --blocks delete --yes")
@@ -98,8 +101,8 @@ def due(subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: boo
     from fedmem.sdk.views import Erase
 
     with opened(subject, vault, secret, write=not dry_run) as found:
-        planned = Erase(found, retrainer(learned)).plan(due=True, blocks=learned["blocks"])
-        erased("erase.due", planned, dry_run, yes)
+        view = Erase(found, retrainer(learned))
+        erased("erase.due", view, view.plan(due=True, blocks=learned["blocks"]), dry_run, yes)
 
 
 @erase.command(epilog="Example: fedmem erase keep health 30 --subject ana")
@@ -148,12 +151,12 @@ def verify(erasure: str, subject: str, vault: str | None, secret: Secret, deep: 
 @vault_options
 @json_option
 def status(subject: str, vault: str | None, secret: Secret) -> None:
-    """List the erasures of a vault with their states and receipts."""
+    """List the erasures of a vault with their states and receipts, and whose opening still waits to be delivered."""
     from fedmem.sdk.views import Erase
 
     with opened(subject, vault, secret, write=False) as found:
         known = [described(one) for one in Erase(found).status()]
-    told("erase.status", known, ("id", "state", "created", "retraining", "receipt_path"), "No erasures yet.")
+    told("erase.status", known, ("id", "state", "created", "retraining", "opening", "receipt_path"), "No erasures yet.")
 
 
 @erase.command(epilog="Example: fedmem erase resume --subject ana")
@@ -161,14 +164,19 @@ def status(subject: str, vault: str | None, secret: Secret) -> None:
 @with_options(LEARNED[1:])
 @json_option
 def resume(subject: str, vault: str | None, secret: Secret, **learned: Any) -> None:
-    """Finish what was cut or could not end, with a release the training anew too; what still cannot ends with 5."""
-    from dataclasses import asdict
+    """Finish what was cut or could not end, with a release the training anew too; what still cannot ends with 5.
 
+    It also gives the openings of ended erasures that were not delivered yet.
+    """
     from fedmem.sdk.views import Erase
 
+    columns = ("id", "state", "receipt_path", "opening")
     with opened(subject, vault, secret, write=True) as found:
-        done = [asdict(one) for one in Erase(found, retrainer(learned)).resume()]
-    told("erase.resume", done, ("id", "state", "receipt_path"), "Nothing is unfinished.")
+        view = Erase(found, retrainer(learned))
+        done = resumed(view)
+        waiting = [one["id"] for one in done if one["opening"]]
+        if told("erase.resume", done, columns, "Nothing is unfinished.", reminder(waiting)) and waiting:
+            hand_over(view, waiting)
 
 
 @erase.command(epilog="Example: fedmem erase cancel 0d3c… --subject ana")
@@ -236,10 +244,24 @@ def described(status: Any) -> dict[str, Any]:
     return asdict(status) | {"created": datetime.fromtimestamp(status.created, UTC).isoformat(timespec="seconds")}
 
 
-def told(schema: str, erasures: list[dict[str, Any]], columns: Sequence[str], none: str) -> None:
-    """Write a list of erasures, or say that there is none."""
+def resumed(view: "Erase") -> list[dict[str, Any]]:
+    """Finish what is unfinished; those erasures, and the completed ones whose opening was not delivered."""
+    from dataclasses import asdict
+
+    from fedmem.erasure import Outcome
+    from fedmem.erasure.openings import WAITING
+
+    done = {one.id: one for one in view.resume()}
+    for one in view.status():
+        if one.opening == WAITING and one.id not in done and one.receipt_path is not None:
+            done[one.id] = Outcome(one.id, one.state, one.receipt_path, view.opening(one.id))
+    return [asdict(one) for one in done.values()]
+
+
+def told(schema: str, erasures: list[dict[str, Any]], columns: Sequence[str], none: str, again: str = "") -> bool:
+    """Write a list of erasures, or say that there is none; True if stdout took it. `again` is as `emit` takes it."""
     if not erasures:
         say(none)
     rows: list[list[Any]] = [[one[name] for name in columns] for one in erasures]
     data: Mapping[str, Any] = {"erasures": erasures}
-    emit(schema, data, lambda out: table(out, columns, rows))
+    return emit(schema, data, lambda out: table(out, columns, rows), again)

@@ -92,11 +92,10 @@ def create(subject: str, vault: str | None, secret: Secret, kit: Path, code_fd: 
 
     show = shower(code_fd)
     with opened(subject, vault, secret, write=True) as found:
-        made, code = make(found, kit)
-    show(code)
+        made, _ = make(found, kit, show)
     say("Write the code down now, and keep it apart from the kit. It is shown once and stored nowhere.")
     data = {"id": made, "kit": kit.absolute()}
-    emit("keys.recovery.create", data, lambda out: pairs(out, data.items()))
+    emit("keys.recovery.create", data, lambda out: pairs(out, data.items()), "`fedmem keys status` shows the kit.")
 
 
 @recovery.command(epilog="Example: fedmem keys recovery test --subject ana --kit ana.kit")
@@ -133,7 +132,7 @@ def restore(subject: str, vault: str | None, secret: Secret, kit: Path, code: Se
     root = find_vault(subject, vault)
     found = run(root, Files().read(kit), code(), subject=subject, keystore=keystore, ask=secret)
     data = {"id": found.id, "vault": found.vault, "keystore": keystore}
-    emit("keys.recovery.restore", data, lambda out: pairs(out, data.items()))
+    emit("keys.recovery.restore", data, lambda out: pairs(out, data.items()), "The keys are restored.")
 
 
 def described(out: "Console", data: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ Invariants
 - Every deliberate error ends with its own exit code and one sentence on stderr, never a traceback.
 - An unexpected error ends with 1 and names its class only: its text may hold private data. `--debug` shows it.
 - A full or read-only disk ends with 11, a usage error with 2, an interrupt with 130.
+- Output that cannot be written changes no exit code of an error or of a command that changed something. A command
+  that only shows ends with 11, or with 0 if the reader of a pipe left.
 
 >>> " ".join(sorted(NOUNS))
 'anchor backup bank block client doctor erase eval keys path privacy receipt route sim'
@@ -12,6 +14,7 @@ Invariants
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +23,7 @@ import click
 from fedmem import __version__
 from fedmem.cli.lazy import LazyGroup, Nouns
 from fedmem.cli.output import Session, say, write_error
+from fedmem.cli.streams import flush, prepare
 from fedmem.errors import FedmemError, Refused, StorageError, UsageError
 from fedmem.platforms import require_supported
 
@@ -49,40 +53,77 @@ EXTRAS = {
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
+class BrokenPipe(Exception):
+    """Carries a broken pipe past click, which would exit with 1 and without a word."""
+
+    def __init__(self, error: BrokenPipeError) -> None:
+        super().__init__()
+        self.error = error
+
+
 class Root(LazyGroup):
     """The root group: runs a command and turns how it ended into an exit code."""
 
     def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
         """Run the command line and exit with the code of docs/design.md, §11."""
+        prepare()
         words = list(sys.argv[1:] if args is None else args)
         # A usage error can come before any option is read, so the flag is looked for in the words too.
         state = Session(json="--json" in words)
         extra["standalone_mode"] = False
         sys.exit(guarded(lambda: super(Root, self).main(words, prog_name or "fedmem", obj=state, **extra), state))
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the words; the root's own help is printed here."""
+        try:
+            return super().make_context(*args, **extra)
+        except BrokenPipeError as error:
+            raise BrokenPipe(error) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise BrokenPipe(error) from error
+
 
 def guarded(run: Callable[[], Any], state: Session) -> int:
-    """Run, and give the exit code; errors are told here and nowhere else."""
+    """Run, and give the exit code; errors and output that failed are told here and nowhere else."""
+    code = ended(run, state)
+    left = flush(sys.stdout)  # else the interpreter's own flush would change the code
+    flush(sys.stderr)
+    state.unwritten = state.unwritten or left
+    return code if state.unwritten is None else unwritten(state.unwritten, code, state)
+
+
+def ended(run: Callable[[], Any], state: Session) -> int:
+    """Run, tell the error if there is one, and give the exit code."""
     try:
         code = run()
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except Exception as error:  # noqa: BLE001 -- the last door: everything becomes an exit code
-        if not isinstance(error.__cause__, KeyboardInterrupt):
-            return explained(error, state)
-    # click turns an interrupt into its Abort.
-    say("Interrupted. What was acknowledged is kept; the same command goes on from there.")
-    return 130
+    except BrokenPipe as broken:
+        error: Exception = broken.error
+    except Exception as caught:  # noqa: BLE001 -- the last door: everything becomes an exit code
+        error = caught
+    if isinstance(error.__cause__, KeyboardInterrupt):  # click turns an interrupt into its Abort
+        say("Interrupted. What was acknowledged is kept; the same command goes on from there.")
+        return 130
+    if isinstance(error, OSError) and of_click(error):
+        state.unwritten = error
+        return 0
+    return explained(error, state)
+
+
+def of_click(error: OSError) -> bool:
+    """Return True if click could not print a help, a version or a question."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def explained(error: Exception, state: Session) -> int:
     """Tell one error and give its exit code."""
     if state.debug and not isinstance(error, FedmemError | click.ClickException):
         raise error
-    if isinstance(error, BrokenPipeError):
-        # The reader left; point stdout elsewhere so that the interpreter's last flush is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
     known = translated(error)
     if known is None:
         known = FedmemError(
@@ -90,6 +131,18 @@ def explained(error: Exception, state: Session) -> int:
         )
     write_error(known, state)
     return known.exit_code
+
+
+def unwritten(error: OSError, code: int, state: Session) -> int:
+    """Tell that stdout did not take the data, and give the exit code."""
+    if isinstance(error, BrokenPipeError) and not (state.changes or state.again):
+        return code
+    reason = os.strerror(error.errno or 0)
+    if state.changes or state.again or code:
+        say(f"The output could not be written ({reason}). {state.again or 'What the command did stands.'}")
+        return code
+    say(f"The output could not be written ({reason}). Repeat the command where it can.")
+    return StorageError.exit_code
 
 
 def translated(error: Exception) -> FedmemError | None:

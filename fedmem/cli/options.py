@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmem.errors import KeystoreError, NothingMatched, Refused
+from fedmem.cli import streams
+from fedmem.cli.output import changing
+from fedmem.errors import KeystoreError, NothingMatched, Refused, StorageError
 from fedmem.paths import runs_dir
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ def opened(subject: str, vault: str | None, secret: Secret, *, write: bool) -> "
     """The vault that the options mean, open. Raises what `Vault.open` raises."""
     from fedmem.vault.vault import Vault
 
+    if write:
+        changing()
     return Vault.open(find_vault(subject, vault), subject=subject, ask=secret, write=write)
 
 
@@ -134,36 +138,50 @@ def first_line(content: bytes) -> str:
 
 def prompt(what: str, name: str, again: bool = False) -> str:
     """Ask on the terminal. Raises KeystoreError where there is none."""
-    if not sys.stdin.isatty():
+    if not streams.is_terminal(sys.stdin):
         raise KeystoreError(f"This needs {what}: give --{name}-file or --{name}-fd, or use a terminal.")
     words = what.removeprefix("the ")
     return str(click.prompt(words[0].upper() + words[1:], hide_input=True, err=True, confirmation_prompt=again))
 
 
 def shower(descriptor: int | None) -> Callable[[str], None]:
-    """How a new secret is shown once. Raises Refused before it is made where it could not be shown."""
+    """How a new secret is shown once, before what it opens is made.
+
+    Raises Refused where that could not be shown; what is returned raises StorageError where showing fails.
+    """
     if descriptor is not None:
         try:
             os.write(descriptor, b"")
         except OSError:
             raise Refused(f"Descriptor {descriptor} is not open for writing; try `--code-fd 3 3>&1`.") from None
-        return lambda text: write_all(descriptor, text + "\n")
-    if not sys.stderr.isatty():
+        return lambda text: show_once(lambda: write_all(descriptor, text.encode() + b"\n"), f"descriptor {descriptor}")
+    if not streams.is_terminal(sys.stderr):
         raise Refused("The code is shown once, on a terminal, and there is none; nothing was made. Give --code-fd.")
-    return lambda text: click.echo(text, err=True)
+    return lambda text: show_once(lambda: streams.write(sys.stderr, text + "\n"), "the terminal")
 
 
-def write_all(descriptor: int, text: str) -> None:
-    """Write all of `text` to an open descriptor."""
-    with os.fdopen(descriptor, "w", closefd=False) as stream:
-        stream.write(text)
+def show_once(show: Callable[[], None], where: str) -> None:
+    """Show a new secret. Raises StorageError where it cannot be written."""
+    try:
+        show()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise StorageError(
+            f"The code could not be written to {where} ({reason}), and nothing was made. Repeat it where it can be."
+        ) from None
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` to an open descriptor."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def confirm(question: str, yes: bool) -> None:
     """Go on only with `--yes` or a yes on a terminal. Raises Refused."""
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not streams.is_terminal(sys.stdin):
         raise Refused(
             "Not confirmed and no terminal to ask on; nothing was done. Add --yes, or --dry-run to look first."
         )

@@ -6,6 +6,7 @@ Invariants
   (a partial erasure) keeps its envelope; the exit code and the sentence on stderr tell the rest.
 - NaN and infinity never reach JSON; an unknown or unbounded figure is null.
 - Control characters in stored names are shown as `?`, never sent to the terminal.
+- Output that cannot be written raises nothing: `emit` returns False, and the session keeps the reason for the end.
 
 >>> clean("a\\x1b[31m")
 'a?[31m'
@@ -13,8 +14,11 @@ Invariants
 {'epsilon': None, 'ids': [1, 2]}
 """
 
+import contextlib
+import io
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedmem.cli.streams import is_terminal, write
 from fedmem.errors import FedmemError
 
 if TYPE_CHECKING:
@@ -33,16 +38,33 @@ WIDE = 200  # columns of a table that no terminal bounds
 
 @dataclass
 class Session:
-    """State of one command: how to speak, and whether the data is out already."""
+    """State of one command.
+
+    Attributes:
+        emitted: the data is out, or was tried to be.
+        changes: the command may have changed something that stays, so that its exit code says how that went.
+        unwritten: why stdout did not take the data.
+        again: sentence that says how to get the data again.
+    """
 
     json: bool = False
     debug: bool = False
     emitted: bool = False
+    changes: bool = False
+    unwritten: OSError | None = None
+    again: str = ""
 
 
 def session() -> Session:
     """The session of the running command."""
     return click.get_current_context().find_root().ensure_object(Session)
+
+
+def changing() -> None:
+    """Note in the running command's session that it may change something that stays."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        context.find_root().ensure_object(Session).changes = True
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,40 +79,60 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def emit(schema: str, data: Mapping[str, Any], human: Callable[["Console"], None]) -> None:
-    """Write the command's data once: the envelope `fedmem.<schema>/1`, or what `human` prints."""
+def emit(schema: str, data: Mapping[str, Any], human: Callable[["Console"], None], again: str = "") -> bool:
+    """Write the command's data once: the envelope `fedmem.<schema>/1`, or what `human` prints.
+
+    Args:
+        again: sentence that says how to get the data again, if repeating the command would not.
+
+    Returns:
+        True if stdout took all of it. Else the session keeps the reason, and the command ends as `main` says.
+    """
     state = session()
-    state.emitted = True
-    if state.json:
-        write_envelope(schema, data)
-    else:
-        human(console())
+    state.emitted, state.again = True, again
+    text = envelope(schema, data) if state.json else printed(human)
+    try:
+        write(sys.stdout, text)
+    except OSError as error:
+        state.unwritten = error
+    return state.unwritten is None
 
 
-def write_envelope(schema: str, data: Mapping[str, Any]) -> None:
-    """Write one envelope to stdout."""
-    envelope = {"schema": f"fedmem.{schema}/1", "data": plain(data)}
-    click.echo(json.dumps(envelope, ensure_ascii=False, allow_nan=False, indent=2))
+def envelope(schema: str, data: Mapping[str, Any]) -> str:
+    """Return one envelope as JSON, in characters that stdout's encoding has."""
+    whole = {"schema": f"fedmem.{schema}/1", "data": plain(data)}
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=2)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(whole, allow_nan=False, indent=2)
+    return text + "\n"
+
+
+def printed(human: Callable[["Console"], None]) -> str:
+    """Return what `human` prints to a console of stdout's width; wide if no terminal bounds it, to cut nothing."""
+    from rich.console import Console
+
+    # `shutil` takes a width of 0 for unknown; rich would print nothing.
+    is_bounded, text = is_terminal(sys.stdout), io.StringIO()
+    width = shutil.get_terminal_size().columns if is_bounded else WIDE
+    human(Console(file=text, width=width, force_terminal=is_bounded, highlight=False, markup=False))
+    return text.getvalue()
 
 
 def write_error(error: FedmemError, state: Session) -> None:
     """Say the sentence on stderr and, under `--json` without data so far, write `fedmem.error/1`."""
     say(str(error))
     if state.json and not state.emitted:
-        write_envelope("error", {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code})
+        facts = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+        with contextlib.suppress(OSError):
+            write(sys.stdout, envelope("error", facts))
 
 
 def say(text: str) -> None:
-    """Talk to the person, on stderr."""
-    click.echo(clean(text), err=True)
-
-
-def console() -> "Console":
-    """A console on stdout; wide where no terminal bounds it, so that nothing is cut."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else WIDE
-    return Console(file=sys.stdout, width=width, highlight=False, markup=False)
+    """Talk to the person, on stderr; one that cannot be written to is left alone."""
+    with contextlib.suppress(OSError):
+        write(sys.stderr, clean(text) + "\n")
 
 
 def table(out: "Console", columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from fedmem.cli.output import say
+from fedmem.cli.streams import is_terminal
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -27,7 +28,7 @@ class Report(Protocol):
 @contextmanager
 def reporter() -> Iterator[Report]:
     """The way to report that fits stderr."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield Lines()
         return
     with Bars() as bars:

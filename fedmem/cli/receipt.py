@@ -1,4 +1,4 @@
-"""`fedmem receipt`: show, check and export signed receipts; needs files and the public key only.
+"""`fedmem receipt`: show, check and export signed receipts; needs files and the public key only, but for `opening`.
 
 Invariants
 - `show` checks nothing and says so; `export` writes no page of a receipt that does not verify.
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmem.cli.output import emit, json_option, pairs, say, table
+from fedmem.cli.openings import opening as opening_command
+from fedmem.cli.output import changing, emit, json_option, pairs, say, table
+from fedmem.cli.streams import is_terminal
 from fedmem.errors import UsageError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ key_option = click.option(
 @click.group()
 def receipt() -> None:
     """Signed receipts of erasures."""
+
+
+receipt.add_command(opening_command)
 
 
 @receipt.command(epilog="Example: fedmem receipt show erasure.dsse.json")
@@ -158,7 +163,7 @@ def secret(file: Path | None, descriptor: int | None) -> bytes:
     except ValueError:
         opening = b""
     if len(opening) != 32:
-        raise UsageError("An opening is 64 hexadecimal digits, as the erasure showed it once.")
+        raise UsageError("An opening is 64 hexadecimal digits, as the erasure or `fedmem receipt opening` gave it.")
     return opening
 
 
@@ -167,7 +172,7 @@ def typed(file: Path | None, descriptor: int | None) -> str:
     if file is not None:
         return content_of(file).decode()
     if descriptor is None:
-        if not sys.stdin.isatty():
+        if not is_terminal(sys.stdin):
             raise UsageError("Give the opening with --opening or --opening-fd, or use a terminal.")
         return str(click.prompt("Opening", hide_input=True, err=True))
     try:
@@ -187,6 +192,7 @@ def content_of(file: Path) -> bytes:
 
 def write_new(file: Path, text: str) -> None:
     """Write a file that is not there yet, or nothing. Raises UsageError where it is there, or has no place."""
+    changing()
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)

@@ -43,7 +43,7 @@ def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name:
     with reporter() as progress:
         data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress, workers=workers)
     say(f"Report: {paths.runs_dir() / data['name'] / 'report.html'}")
-    emit("sim.run", data, lambda out: describe(out, data))
+    emit("sim.run", data, lambda out: describe(out, data), f"`fedmem sim show {data['name']}` gives it again.")
 
 
 @sim.command("list", epilog="Example: fedmem sim list --json")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmem.cli.output import pairs, say
+from fedmem.cli.output import changing, pairs, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +76,7 @@ def watching(tensorboard: Path | None) -> "Iterator[Watch]":
     from fedmem.training.state import Watch
 
     keep_buffers()
+    changing()
     with contextlib.ExitStack() as stack:
         scalar = {}
         if tensorboard:

@@ -4,6 +4,7 @@ Invariants
 - Only what was planned is destroyed: the digest must be the plan's, and the plan must still hold.
 - A wish to train a block anew is durable with the journal entry, before anything is destroyed, and is checked against
   the budget before that. Training begins after the receipt; what is cut there, `resume` goes on with.
+- The opening of the receipt's commitment is sealed in the journal entry until its delivery is confirmed.
 
     planned = plan(vault, Scope.block("health"))
     outcome = execute(vault, planned, planned.digest)
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedmem.erasure import journal, receipt, states
+from fedmem.erasure import journal, openings, receipt, states
 from fedmem.erasure.carrying import carry_out, receipt_path
 from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
@@ -34,7 +35,8 @@ class Outcome:
     """A finished erasure.
 
     Attributes:
-        opening: hex; with the scope it opens the receipt's commitment. Kept nowhere: "" after a resume.
+        opening: hex; with the scope it opens the receipt's commitment. The vault keeps it sealed until
+            `openings.confirm_delivery`; "" if it was delivered already or an earlier fedmem did not keep it.
         retrained: ids of the blocks that were trained anew.
     """
 
@@ -49,7 +51,8 @@ class Outcome:
 class Status:
     """How an erasure stands; `receipt_path` is None until it is completed.
 
-    `retraining` is "" where nothing is trained anew, else pending, done, or given up.
+    `retraining` is "" where nothing is trained anew, else pending, done, or given up. `opening` is the state of the
+    opening, as `openings.state` gives it, never its value.
     """
 
     id: str
@@ -58,6 +61,7 @@ class Status:
     counts: dict[str, int]
     receipt_path: Path | None
     retraining: str = ""
+    opening: str = ""
 
 
 def execute(
@@ -98,7 +102,7 @@ def _executed(
             raise Refused("Retraining needs the release that the block belongs to. Give it, or delete the block.")
         retrain.check(vault, wanted)
     opening = secrets.token_bytes(32)
-    entry = _begin(vault, planned, receipt.commit(planned.scope, opening), residual)
+    entry = _begin(vault, planned, opening, residual)
     return Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), opening.hex()), entry
 
 
@@ -108,11 +112,11 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     done = []
     for entry in journal.read_all(vault):
         if entry.state in states.UNFINISHED:
-            outcome = Outcome(entry.id, states.COMPLETED, carry_out(vault, entry))
+            outcome = Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), openings.unseal(vault.core, entry))
         elif retrain is None or _retraining(vault, entry) != "pending":
             continue
         else:
-            outcome = Outcome(entry.id, entry.state, receipt_path(vault, entry))
+            outcome = Outcome(entry.id, entry.state, receipt_path(vault, entry), openings.unseal(vault.core, entry))
         done.append(outcome if retrain is None else _trained(vault, entry, outcome, retrain))
     return done
 
@@ -139,13 +143,14 @@ def status(vault: Vault) -> list[Status]:
     return [_status(vault, entry) for entry in journal.read_all(vault)]
 
 
-def _begin(vault: Vault, planned: Plan, commitment: str, residual: Mapping[str, Any] | None) -> journal.Entry:
-    """Make the erasure and its wishes durable, in one transaction."""
+def _begin(vault: Vault, planned: Plan, opening: bytes, residual: Mapping[str, Any] | None) -> journal.Entry:
+    """Make the erasure, its sealed opening and its wishes durable, in one transaction."""
     wishes = [(wanted, wanted.wish()) for wanted in planned.retrain]
     shared = dict(residual) if residual is not None else _residual(planned)
     rows = _outcomes(planned, {block: wish for wanted, wish in wishes for block in wanted.blocks})
+    erasure_id, commitment = new_id(), receipt.commit(planned.scope, opening)
     facts = planned.digest, commitment, vault.generation, planned.ids, planned.items, shared, rows
-    entry = journal.new(new_id(), *facts)
+    entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening))
     vault.want_runs([wish for _, wish in wishes], lambda session: journal.add(session, entry))
     return entry
 
@@ -188,7 +193,7 @@ def _status(vault: Vault, entry: journal.Entry) -> Status:
     kinds = {(item.id, item.kind) for item in entry.items}
     counts = {kind: sum(k == kind for _, k in kinds) for kind in sorted({kind for _, kind in kinds})}
     path = receipt_path(vault, entry) if entry.state == states.COMPLETED else None
-    return Status(entry.id, entry.state, entry.created, counts, path, _retraining(vault, entry))
+    return Status(entry.id, entry.state, entry.created, counts, path, _retraining(vault, entry), openings.state(entry))
 
 
 def _residual(planned: Plan) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 Invariants
 - Each step is committed before the next one starts, so that a crash finds it (I5).
-- It holds random ids, salts and digests of ciphertext, and a salted commitment to the scope: no topic name.
+- It holds random ids, salts and digests of ciphertext, a salted commitment to the scope and, sealed, its opening: no
+  topic name.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -21,6 +22,8 @@ from fedmem.vault.core import serialised
 from fedmem.vault.database import ErasureRow
 from fedmem.vault.stores import Item
 from fedmem.vault.vault import Vault
+
+WITHOUT_RECEIPT = (states.FAILED, states.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Entry:
         receipt: SHA-256 of the receipt file, "" until completed.
         blocks: what becomes of blocks that had learned an erased record, by random ids: {"id", "outcome"} and, where
             the block is trained anew, "successor" and "run".
+        opening: hex; the sealed opening of the commitment, "" if the vault does not hold it. See `openings`.
+        delivered: True after the opening reached the person.
     """
 
     id: str
@@ -48,6 +53,8 @@ class Entry:
     residual: dict[str, Any]
     receipt: str = ""
     blocks: tuple[dict[str, str], ...] = ()
+    opening: str = ""
+    delivered: bool = False
 
     @property
     def runs(self) -> frozenset[str]:
@@ -56,7 +63,7 @@ class Entry:
 
     def encode(self) -> str:
         """The journal column."""
-        names = ("plan", "commitment", "generation", "residual", "receipt", "blocks")
+        names = ("plan", "commitment", "generation", "residual", "receipt", "blocks", "opening", "delivered")
         facts = {name: getattr(self, name) for name in names}
         items = [asdict(item) for item in self.items]
         return canonical_json({**facts, "ids": sorted(self.ids), "items": items}).decode()
@@ -87,7 +94,8 @@ def read_all(vault: Vault) -> Sequence[Entry]:
 def move(vault: Vault, entry: Entry, state: str, *, receipt: str = "") -> Entry:
     """Take an erasure to its next state, durably. Raises UsageError where that may not follow."""
     states.check(entry.state, state)
-    moved = Entry(**{**entry.__dict__, "state": state, "receipt": receipt})
+    opening = "" if state in WITHOUT_RECEIPT else entry.opening
+    moved = replace(entry, state=state, receipt=receipt, opening=opening)
     with vault.core.database.session() as session:
         row = session.get_one(ErasureRow, entry.id)
         row.state, row.journal = state, moved.encode()
@@ -96,11 +104,18 @@ def move(vault: Vault, entry: Entry, state: str, *, receipt: str = "") -> Entry:
     return moved
 
 
+def drop_opening(vault: Vault, entry: Entry) -> None:
+    """Remove the sealed opening of an entry, durably, because it was delivered."""
+    with vault.core.database.session() as session:
+        row = session.get_one(ErasureRow, entry.id)
+        row.journal = replace(entry, opening="", delivered=True).encode()
+
+
 def new(erasure_id: str, plan: str, commitment: str, generation: int, ids: frozenset[str], items: tuple[Item, ...],
-        residual: dict[str, Any], blocks: tuple[dict[str, str], ...] = ()) -> Entry:  # fmt: skip
-    """A pending erasure."""
+        residual: dict[str, Any], blocks: tuple[dict[str, str], ...] = (), *, opening: str) -> Entry:  # fmt: skip
+    """A pending erasure; `opening` is sealed, in hex."""
     facts = plan, commitment, generation, ids, items, residual
-    return Entry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks)
+    return Entry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening)
 
 
 def _decode(row: ErasureRow) -> Entry:

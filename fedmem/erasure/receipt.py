@@ -63,7 +63,7 @@ Statement = dict[str, Any]
 
 
 def commit(scope: Scope, opening: bytes) -> str:
-    """Hex commitment to a scope: HMAC-SHA256 under 32 random bytes that only the one who erased keeps."""
+    """Hex commitment to a scope: HMAC-SHA256 under 32 random bytes, its opening."""
     return hmac.new(opening, scope.encode(), hashlib.sha256).hexdigest()
 
 

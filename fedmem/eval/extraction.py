@@ -16,7 +16,6 @@ Shapes: N texts, B of a batch, T tokens.
 
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.eval.perplexity import SourcesOf
+from fedmem.eval.perplexity import SourcesOf, in_use
 from fedmem.eval.targets import Targets, greedy_matches
 from fedmem.memory.attach import Memory
 
@@ -87,7 +86,7 @@ def continuations(
         # Padded on the left: what comes next stands in the same column for all.
         tokens_BT = torch.tensor([[0] * (longest - len(context)) + [*context] for context in own])
         mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in own])
-        with memory.using(*sources(numbers_B)) if memory and sources else nullcontext():
+        with in_use(memory, sources, numbers_B):
             out_BT = model.generate(
                 tokens_BT,
                 attention_mask=mask_BT,

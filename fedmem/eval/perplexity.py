@@ -7,7 +7,7 @@ Invariants
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ from fedmem.training.sequences import readable, token_losses, trim
 
 SourcesOf = Callable[[np.ndarray], Sequence[Source]]
 """Sources in use for a batch, by its sequence numbers."""
+
+
+def in_use(memory: Memory | None, sources: SourcesOf | None, numbers_B: np.ndarray) -> AbstractContextManager[None]:
+    """Put the memory of a batch in use: the bare anchor without sources, nothing without a memory."""
+    if memory is None:
+        return nullcontext()
+    return memory.using(*(sources(numbers_B) if sources else ()))
 
 
 @torch.no_grad()
@@ -36,8 +43,7 @@ def sequence_losses(
     for start in range(0, len(tokens_NT), batch):
         numbers_B = np.arange(start, min(start + batch, len(tokens_NT)))
         tokens_BT = trim(tokens_NT[numbers_B])
-        using = memory.using(*sources(numbers_B)) if memory and sources else nullcontext()
-        with using:
+        with in_use(memory, sources, numbers_B):
             loss_BT, mask_BT = token_losses(model(readable(tokens_BT)).logits, tokens_BT)
         losses.append(loss_BT.double().sum(1).numpy())
         counts.append(mask_BT.sum(1).numpy())

@@ -23,6 +23,7 @@ from fedmem.eval.extraction import continuations, extraction_strength
 from fedmem.eval.perplexity import SourcesOf
 from fedmem.eval.targets import Targets, join, target_losses
 from fedmem.memory.attach import attach
+from fedmem.memory.block import source_for_all
 from fedmem.memory.kinds import Source
 from fedmem.privacy.fetch import shared_and_private
 from fedmem.routing.embedder import Embedder
@@ -50,7 +51,8 @@ class Reader:
 
     def candidate_losses(self, prompt: str, ends: Sequence[str], private: Private) -> np.ndarray:
         """Summed losses of many ends after one prompt, `[N]`; memory is fetched once."""
-        sources = self._sources([prompt], private)(np.zeros(1, np.int64))
+        (path,) = route(self._release.tree, self._embedder.embed([prompt]))
+        sources = [source_for_all(self._release.spec, self._release.bank.fetch_many([path])[0]), *private]
         targets = self._joined([prompt] * len(ends), ends)
         return target_losses(self._model, targets, self._memory, lambda _: sources)[0]
 

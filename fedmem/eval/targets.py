@@ -12,7 +12,6 @@ Shapes: N sequences, B of a batch, T tokens, V entries of the vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD
 from fedmem.eval.buckets import Losses
-from fedmem.eval.perplexity import SourcesOf
+from fedmem.eval.perplexity import SourcesOf, in_use
 from fedmem.memory.attach import Memory
 from fedmem.training.sequences import readable, token_losses, trim
 
@@ -90,7 +89,7 @@ def _batches(
     for start in range(0, len(targets), batch):
         numbers_B = np.arange(start, min(start + batch, len(targets)))
         tokens_BT = trim(targets.tokens_NT[numbers_B])
-        with memory.using(*sources(numbers_B)) if memory and sources else nullcontext():
+        with in_use(memory, sources, numbers_B):
             logits_BTV = model(readable(tokens_BT)).logits
         positions_T = torch.arange(1, tokens_BT.shape[1])
         yield (

@@ -25,7 +25,6 @@ from fedmem.federation.coordinator import Coordinator, RoundAborted
 from fedmem.federation.device import Device
 from fedmem.federation.flower import ClientApp, Context, Grid, Message, RecordDict, ServerApp, get_flwr_home
 from fedmem.federation.journal import Journal, Traffic
-from fedmem.federation.stopping import EarlyStop, plateau
 from fedmem.federation.transcript import Transcript
 from fedmem.federation.wire import Fields
 
@@ -89,17 +88,16 @@ def run_rounds(
     patience: Patience | None = None,
     closing: Callable[[], None] | None = None,
     clock: Clock | None = None,
-    stop: EarlyStop | None = None,
 ) -> list[Traffic]:
     """Run rounds until `until` are over in all; returns the traffic of every round, earlier ones included.
 
     `progress(done, until)` is told after each round; `closing` is called before one is closed, and what it raises
-    leaves the round open; `stop` may end the run before `until`. Raises BudgetExceeded before a round the plan does not
-    allow, RemoteError if too few devices connect, RoundAborted after `ABORTS` rounds in a row without a result, and
-    StorageError where the disk refuses. Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
+    leaves the round open. Raises BudgetExceeded before a round the plan does not allow, RemoteError if too few devices
+    connect, RoundAborted after `ABORTS` rounds in a row without a result, and StorageError where the disk refuses.
+    Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
     """
     ticks, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
-    while coordinator.done < until and not _stops(coordinator, journal, stop):
+    while coordinator.done < until:
         try:
             _one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None), ticks)
             aborts = 0
@@ -122,17 +120,6 @@ def resumed(journal: Journal, make: Callable[[wire.Params | None, int], Coordina
     if left.params is not None:
         coordinator.restore(left.state)
     return coordinator
-
-
-def _stops(coordinator: Coordinator, journal: Journal, rule: EarlyStop | None) -> bool:
-    if rule is None or coordinator.done == 0:
-        return False
-    if coordinator.done not in journal.losses():
-        journal.judged(coordinator.done, float(rule.loss(coordinator.params)))
-    stops = plateau(list(journal.losses().values()), rule)
-    if stops:
-        journal.stopped(coordinator.done)
-    return stops
 
 
 def _one_round(

@@ -1,8 +1,8 @@
-"""What the devices of a simulation say on their own side: why they failed, and what they entered as having left.
+"""Keep the notes of simulated devices for whoever runs the simulation: failures and egress lines.
 
 Invariants
-- Nothing of it is part of an answer: it goes to whoever runs the simulation, and never over the wire (I1).
-- It is complete, and in the order of the answers, in whichever process the devices run.
+- Notes are no part of an answer, and never go over the wire (I1).
+- They are complete and in the order of the answers, in whichever process the devices run.
 - Of a failure only the class of the error is kept: its text may quote a record.
 
 >>> aside = Noted({})
@@ -29,21 +29,21 @@ class Noted:
         self._ports = ports
 
     def failed(self, error: Exception) -> None:
-        """A device's training failed."""
+        """Note that a device's training failed."""
         self.failures.append(type(error).__name__)
 
     def take(self, index: int) -> bytes:
-        """What was noted since the last call, which is then no longer here; empty where there is nothing."""
+        """Remove and return the notes since the last call, those of device `index`; empty where there are none."""
         lines = self._ports[index].egress if index in self._ports else []
-        said = {"failures": self.failures, "egress": [asdict(line) for line in lines]}
-        data = canonical_json(said) if any(said.values()) else b""
+        notes = {"failures": self.failures, "egress": [asdict(line) for line in lines]}
+        data = canonical_json(notes) if any(notes.values()) else b""
         self.failures.clear()
         lines.clear()
         return data
 
-    def put(self, index: int, said: bytes) -> None:
-        """Enter what `take` gave in the process of device `index`."""
-        noted = json.loads(said)
-        self.failures += noted["failures"]
-        if noted["egress"]:
-            self._ports[index].egress.extend(EgressEntry(**line) for line in noted["egress"])
+    def put(self, index: int, notes: bytes) -> None:
+        """Enter notes that `take` returned in the process of device `index`."""
+        entries = json.loads(notes)
+        self.failures += entries["failures"]
+        if entries["egress"]:
+            self._ports[index].egress.extend(EgressEntry(**line) for line in entries["egress"])

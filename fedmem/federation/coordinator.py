@@ -34,6 +34,10 @@ from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.server_step import State, StepSettings
 from fedmem.federation.wire import Fields, Params
 
+TRIM_TOO_LARGE = (
+    "A trimmed mean keeps every reply, so its cohort has at most {} devices. Draw a smaller one, or set trim = 0."
+)
+
 
 class RoundAborted(RemoteError):
     """Too few replies counted; the round is over without a result, and its spend stays."""
@@ -166,7 +170,7 @@ class Coordinator:
             raise Refused("Fewer devices are connected than a round needs; nothing was sent. Wait for more of them.")
         members = device_dp.cohort(connected, self.plan, self._stream(number, "cohort"))
         if self.settings.trim and len(members) > self.settings.trim_cohort:
-            raise Refused("The cohort is larger than trim_cohort; draw a smaller one, or raise it if memory allows.")
+            raise Refused(TRIM_TOO_LARGE.format(self.settings.trim_cohort))
         opened = Round(number, tuple(members), self._make_request(number), now + self.settings.deadline)
         self._replies = Trimmed(self.settings.trim, self.plan.clip) if self.settings.trim else Summed(self._shapes)
         self._cohort, self._counted, self._round = frozenset(members), set(), opened

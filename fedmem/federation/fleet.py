@@ -1,9 +1,9 @@
-"""The devices' side of an in-process federation: apps, their contexts, and what comes out of them as bytes.
+"""Run the devices of an in-process federation: apps, their contexts, and their answers as bytes.
 
 Invariants
 - A content is serialised once, whatever the cohort, and parsed once in a process; each device gets a copy of its own.
 - An exception in a ClientApp becomes an error reply with its text, as Flower does it: nothing is hidden.
-- What comes out is the same in whichever process the device runs: bytes of Flower's own serialisation.
+- An answer has the same bytes in whichever process the device runs: Flower's own serialisation.
 
 >>> Fleet({}).nodes
 []
@@ -47,7 +47,7 @@ class Content:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """What a transcript keeps of it."""
+        """Return what a transcript keeps of this content: size and digest."""
         return evidence(self.data)
 
     @cached_property
@@ -55,18 +55,18 @@ class Content:
         return parse(self.data)
 
     def copy(self) -> RecordDict:
-        """Records and arrays of its own; only text, numbers and bytes are shared, which nobody can change."""
+        """Return a copy with new records and arrays; it shares only text, numbers and bytes, which are immutable."""
         twin = self._parsed.copy()
         for name, record in self._parsed.items():
-            twin[name] = own = record.copy()
+            twin[name] = copied = record.copy()
             for key, value in record.items():
                 if isinstance(value, (Array, list)):
-                    own[key] = copy(value)
+                    copied[key] = copy(value)
         return twin
 
 
 def parse(data: bytes) -> RecordDict:
-    """A record dict out of its bytes."""
+    """Return the record dict that these bytes encode."""
     return recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
@@ -90,7 +90,7 @@ class Fleet:
 
     @property
     def nodes(self) -> list[int]:
-        """Ids of all devices, ascending."""
+        """Return the ids of all devices, ascending."""
         return list(self._apps)
 
     def answer(self, request: Request) -> Answer:

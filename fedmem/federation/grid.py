@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedmem.errors import UsageError
+from fedmem.federation.aside import Noted
 from fedmem.federation.clock import VirtualClock
 from fedmem.federation.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse
 from fedmem.federation.flower import (
@@ -29,7 +30,6 @@ from fedmem.federation.flower import (
     TaskIdentity,
 )
 from fedmem.federation.transcript import Arrived, Transcript, encode, evidence
-from fedmem.federation.worker_process import Aside
 from fedmem.federation.workers import PATIENCE, Workers
 
 __all__ = ["NODE_BASE", "InProcessGrid"]
@@ -48,7 +48,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
     Args:
         workers: processes that the devices run in, forked with the first request; 0: all run in this one. A device
             stays in its process, and sees of this one what was there at the fork.
-        aside: what the devices say on their own side, brought over from the workers.
+        aside: keeps the devices' notes for the runner of a simulation; notes made in a worker are brought here.
         patience: seconds of the machine's time that a worker may be silent over one device.
 
     Pulling raises `WorkerLost` where a worker died or fell silent: its devices' updates are not left out in silence,
@@ -62,7 +62,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         run_id: int = 1,
         config: dict[str, Any] | None = None,
         workers: int = 0,
-        aside: Aside | None = None,
+        aside: Noted | None = None,
         patience: float = PATIENCE,
     ) -> None:
         if workers < 0:
@@ -77,23 +77,23 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         self._sent = 0
 
     def set_run(self, run: Run) -> None:
-        """Work under another run id."""
+        """Set the run that messages belong to."""
         self._run = run
         _identify(run.run_id)
 
     @property
     def run(self) -> Run:
-        """The run that messages belong to."""
+        """Return the run that messages belong to."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message from the coordinator."""
+        """Return a message from the coordinator."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Ids of all devices, ascending."""
+        """Return the ids of all devices, ascending."""
         return self._fleet.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -125,12 +125,12 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         self.transcript.add("down", request.message, request.content.evidence)
         reply, payload, state = self._answer(request)
         reply.metadata.__dict__["_message_id"] = f"reply-{request.message.metadata.message_id}"
-        found = evidence(payload)
-        self.transcript.add("up", reply, found)
+        received = evidence(payload)
+        self.transcript.add("up", reply, received)
         # A SuperNode copies the context's state with each message, so what lies in it has left the device too.
         if state:
             self.transcript.add("state", reply, evidence(state))
-        return reply if reply.has_error() else Arrived(parse(payload), reply, found)
+        return reply if reply.has_error() else Arrived(parse(payload), reply, received)
 
     def _answer(self, request: Request) -> Answer:
         return self._workers.reply(request) if self._workers else self._fleet.answer(request)

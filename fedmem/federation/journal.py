@@ -18,7 +18,6 @@ Invariants
 """
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -162,7 +161,6 @@ class Journal:
         self.ledger = ledger or AppendLog(root / "ledger.jsonl")
         (root / "checkpoints").mkdir(exist_ok=True)
         self._ends: dict[int, dict[str, Any]] = {}
-        self._losses: dict[int, float] = {}
         for body in self.log.entries():
             self._index(body)
         self._spends = {_round_of(body): body for body in self.ledger.entries()}
@@ -170,8 +168,6 @@ class Journal:
     def _index(self, body: dict[str, Any]) -> None:
         if body["kind"] in ("close", "abort"):
             self._ends[body["round"]] = body
-        elif body["kind"] == "heldout":
-            self._losses[body["round"]] = math.inf if body["loss"] is None else body["loss"]
 
     def _append(self, body: dict[str, Any]) -> None:
         self.log.append(body)
@@ -210,21 +206,6 @@ class Journal:
     def aborted(self, traffic: Traffic) -> None:
         """The round is over without a result."""
         self._append({"kind": "abort", **asdict(traffic)})
-
-    def judged(self, number: int, loss: float) -> None:
-        """Public held-out loss after round `number`, once; a loss that is no number is entered as none."""
-        if number not in self._losses:
-            self._append({"kind": "heldout", "round": number, "loss": loss if math.isfinite(loss) else None})
-
-    def stopped(self, number: int) -> None:
-        """The federation ends after round `number` by its public rule; entered once."""
-        body = {"kind": "stop", "round": number}
-        if not self.log.holds(body):
-            self._append(body)
-
-    def losses(self) -> dict[int, float]:
-        """Held-out losses by round, in order; infinite where there was none."""
-        return dict(sorted(self._losses.items()))
 
     def traffic(self) -> list[Traffic]:
         """Every round that is over, oldest first."""

@@ -1,4 +1,4 @@
-"""The vault process of a device: it holds the vault, starts the Flower process, lets out what may leave.
+"""The vault process of a device: it holds the vault, starts the Flower process, and lets out what may leave (§10).
 
 Invariants
 - Keys and private records stay here. What is handed out are texts of records that were stored as shareable and that
@@ -9,7 +9,7 @@ Invariants
   An erasure is given way to at once; one that takes a record which was handed out ends the Flower process with it.
 
 Received code runs under the same user of the operating system: what that user may read, it may read. A deployment
-gives the Flower process a user or a sandbox of its own (docs/design.md, §10).
+gives the Flower process a user or a sandbox of its own.
 
     host(lambda: Vault.open(root, subject="ana", write=False), terms, Policy.load(), [sys.executable, "device.py"])
 """

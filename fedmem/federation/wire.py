@@ -37,8 +37,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 Params = dict[str, NDArray[np.float32]]
 
 TRAIN_ANCHOR = "train.anchor"
-# Named so that no other use of the words can grow; their schemas come with their features.
-RESERVED = ("train.blocks", "query.erasure")
 
 # 2: server optimisers, deadlines, and this number itself.
 PROTOCOL = 2

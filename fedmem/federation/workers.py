@@ -1,13 +1,11 @@
-"""Worker processes for the devices of an in-process federation, seen from the coordinator's process.
+"""Run the devices of an in-process federation in worker processes, seen from the coordinator's process.
 
 Invariants
-- A device belongs to one worker for good (its place in the order of nodes, modulo the number of workers), so its
-  context lies in one place. A content goes to each worker once, whatever the cohort; nothing is pickled.
-- A worker is asked only while it owes nothing, so neither side waits for the other to read. Replies that come before
-  their turn are kept, at most `AHEAD` of a worker; further ones wait in their worker, and memory stays flat.
-- Which worker answers first changes nothing: what a device says is handed out with its reply, in the order asked.
-- A worker that dies, or is silent for `patience` seconds over one device, is `WorkerLost`, and all of them are ended.
-  Its devices are not taken for silent: that would change the round's result by what happened on this machine (I9).
+- A device belongs to one worker for the whole federation: its place in the order of nodes, modulo their number.
+- A thread for each worker sends a request and reads its reply before the next. A content goes to each worker once.
+- Replies are handed out in the order of the requests; at most `AHEAD` for each worker are read before their turn.
+- A worker that dies, or is silent for `patience` seconds over one device, raises `WorkerLost`, and all workers end.
+  Its devices do not count as silent: the result of a round would depend on this machine (I9).
 
     workers = Workers(fleet, 2)
     workers.ask(requests)
@@ -15,18 +13,16 @@ Invariants
     workers.close()
 """
 
-import contextlib
 import os
-import select
 import signal
-import time
+import warnings
 import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import Pipe, get_context
 
-from fedmem.errors import FedmemError, Refused, RemoteError, UsageError
-from fedmem.federation import worker_process
+from fedmem.errors import Refused, RemoteError, UsageError
+from fedmem.federation.aside import Noted
 from fedmem.federation.fleet import NODE_BASE, Answer, Content, Fleet, Request
 from fedmem.federation.flower import (
     Message,
@@ -37,139 +33,114 @@ from fedmem.federation.flower import (
     metadata_from_proto,
     metadata_to_proto,
 )
-from fedmem.federation.pipe import PeerGone, Pipe
-from fedmem.federation.worker_process import ASIDE, BODY, CONTENT, ERROR, GO, JOB, LONGEST, META, STATE, Aside
+from fedmem.federation.worker_process import LONGEST, work
 
 PATIENCE = 3600.0
 AHEAD = 4
-_ANSWERED = dict.fromkeys((STATE, ASIDE, META, BODY, ERROR), LONGEST)
 
 
 class WorkerLost(RemoteError):
     """A worker process died or fell silent; the round stays open, and running again goes on with it."""
 
 
-@dataclass(eq=False)
 class _Worker:
-    """One process: the message ids that it has yet to answer, in order, and answers that came before their turn."""
+    """A process and the thread that talks to it. Raises OSError where the system starts no further process."""
 
-    pid: int
-    reading: int
-    pipe: Pipe
-    owed: deque[str] = field(default_factory=deque)
-    early: dict[str, tuple[Answer, bytes]] = field(default_factory=dict)
+    def __init__(self, fleet: Fleet, aside: Noted | None) -> None:
+        (their_requests, self._requests), (self._replies, their_replies) = Pipe(False), Pipe(False)
+        arguments = (their_requests, their_replies, fleet, aside)
+        self.process = get_context("fork").Process(target=work, args=arguments, daemon=True)
+        self.thread = ThreadPoolExecutor(1, "fedmem-worker")
+        self._content: Content | None = None
+        with their_requests, their_replies, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of other threads: the child needs none of them
+            self.process.start()
 
-    def ask(self, requests: Sequence[Request]) -> None:
-        """Send the jobs, each content once."""
-        content: Content | None = None
-        for request in requests:
-            if request.content is not content:
-                content = request.content
-                self.pipe.send(CONTENT, content.data)
-            self.pipe.send(JOB, metadata_to_proto(request.message.metadata).SerializeToString())
-            self.owed.append(request.message.metadata.message_id)
-        self.pipe.send(GO)
-
-    def take(self) -> None:
-        """Wait for the next answer."""
-        parts: dict[int, bytes] = {}
-        while not parts.keys() & {BODY, ERROR}:
-            if (frame := self.pipe.receive(_ANSWERED)) is None:
-                raise PeerGone("A worker process ended.")
-            parts[frame[0]] = bytes(frame[1])
-        metadata = metadata_from_proto(ProtoMetadata.FromString(parts[META]))
-        failed = ERROR in parts
-        body = error_from_proto(ProtoError.FromString(parts[ERROR])) if failed else RecordDict()
-        reply, payload = Message(body, metadata=metadata), parts[ERROR if failed else BODY]
-        self.early[self.owed.popleft()] = Answer(reply, payload, parts.get(STATE, b"")), parts.get(ASIDE, b"")
+    def exchange(self, request: Request) -> tuple[Answer, bytes]:
+        """Send a request; wait for the answer and the notes. Raises OSError or EOFError where the worker ended."""
+        is_new, self._content = request.content is not self._content, request.content
+        self._requests.send_bytes(bytes([is_new]))
+        if is_new:
+            self._requests.send_bytes(request.content.data)
+        self._requests.send_bytes(metadata_to_proto(request.message.metadata).SerializeToString())
+        is_error, state, notes, metadata, payload = (self._replies.recv_bytes(LONGEST) for _ in range(5))
+        body = error_from_proto(ProtoError.FromString(payload)) if any(is_error) else RecordDict()
+        reply = Message(body, metadata=metadata_from_proto(ProtoMetadata.FromString(metadata)))
+        return Answer(reply, payload, state), notes
 
 
 class Workers:
-    """`count` processes for the devices of `fleet`, forked when they are first asked. See `InProcessGrid`."""
+    """Answer requests in `count` processes, forked at the first request. See `InProcessGrid` for the arguments.
 
-    def __init__(self, fleet: Fleet, count: int, aside: Aside | None = None, patience: float = PATIENCE) -> None:
+    Raises UsageError on a system without fork.
+    """
+
+    def __init__(self, fleet: Fleet, count: int, aside: Noted | None = None, patience: float = PATIENCE) -> None:
         if not hasattr(os, "fork"):
             raise UsageError("This system cannot fork, so it runs no worker processes. Run with 0 workers.")
         self._fleet, self._count, self._aside, self._patience = fleet, count, aside, patience
         self._all: list[_Worker] = []
-        self._of: dict[int, _Worker] = {}
-        self._asked: dict[str, _Worker] = {}
+        self._worker_of = {node: place % count for place, node in enumerate(fleet.nodes)}
+        self._queue: dict[str, Request] = {}
+        self._answers: dict[str, Future[tuple[Answer, bytes]]] = {}
         self.close = weakref.finalize(self, _end, os.getpid(), self._all)
 
     def ask(self, requests: Sequence[Request]) -> None:
-        """Send out requests; one that was sent before is not sent again. Raises WorkerLost."""
-        if not self.close.alive:
-            raise Refused("The workers of this federation have been ended. Make a new grid.")
+        """Queue requests; one asked before runs once. Raises Refused, and RemoteError where no worker starts."""
+        self._require_open()
         if requests and not self._all:
             self._start()
-        shares: dict[_Worker, list[Request]] = {}
         for request in requests:
-            if (message_id := request.message.metadata.message_id) not in self._asked:
-                self._asked[message_id] = worker = self._of[request.message.metadata.dst_node_id]
-                shares.setdefault(worker, []).append(request)
-        with self._or_lost():
-            for worker, share in shares.items():
-                while worker.owed:
-                    worker.take()
-                worker.ask(share)
+            if (message_id := request.message.metadata.message_id) not in self._answers:
+                self._queue[message_id] = request
 
     def _start(self) -> None:
-        fleet, aside = self._fleet, self._aside
+        # An interrupt waits until every process is in the list that `close` ends; workers inherit the block.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(self._count):
-                pid, reading, writing = worker_process.fork(lambda pipe: worker_process.serve(pipe, fleet, aside))
-                self._all.append(_Worker(pid, reading, Pipe(reading, writing, self._patience)))
-        except RemoteError:
+                self._all.append(_Worker(self._fleet, self._aside))
+        except OSError as error:
             self.close()
-            raise
-        self._of = {node: self._all[place % self._count] for place, node in enumerate(self._fleet.nodes)}
+            raise RemoteError(f"A worker process did not start: {error.strerror}. Run with fewer workers.") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def reply(self, request: Request) -> Answer:
-        """The answer to a request that was asked; waits for it. Raises WorkerLost."""
+        """Wait for the answer to a request that was asked. Raises WorkerLost, and Refused after `close`."""
+        self._require_open()
         metadata = request.message.metadata
-        worker, limit = self._asked.pop(metadata.message_id), time.monotonic() + self._patience
-        with self._or_lost():
-            while metadata.message_id not in worker.early:
-                self._gather(worker, limit)
-        answer, said = worker.early.pop(metadata.message_id)
-        if self._aside and said:
-            self._aside.put(metadata.dst_node_id - NODE_BASE, said)
-        return answer
-
-    def _gather(self, wanted: _Worker, limit: float) -> None:
-        """Take an answer of every worker that has one, and has not run too far ahead."""
-        poll, by_number = select.poll(), dict[int, _Worker]()
-        for worker in self._all:
-            if worker.owed and (worker is wanted or len(worker.early) < AHEAD):
-                poll.register(worker.reading, select.POLLIN)
-                by_number[worker.reading] = worker
-        ready = poll.poll(max(0.0, limit - time.monotonic()) * 1000)
-        if not ready:
-            raise PeerGone("A worker process is silent.")
-        for number, _ in ready:
-            by_number[number].take()
-
-    @contextlib.contextmanager
-    def _or_lost(self) -> Iterator[None]:
+        while self._queue and (metadata.message_id in self._queue or len(self._answers) < AHEAD * self._count):
+            self._submit(self._queue.pop(next(iter(self._queue))))
         try:
-            yield
-        except FedmemError:
+            answer, notes = self._answers.pop(metadata.message_id).result(self._patience)
+        except Exception:  # noqa: BLE001  (whatever broke off an exchange, the next one would read its rest)
             self.close()
             raise WorkerLost(
                 "A worker process ended or fell silent over a device; the round stays open. Look after memory, and run "
                 "again to go on with it, with fewer workers if need be."
             ) from None
+        if self._aside and notes:
+            self._aside.put(metadata.dst_node_id - NODE_BASE, notes)
+        return answer
+
+    def _submit(self, request: Request) -> None:
+        metadata = request.message.metadata
+        worker = self._all[self._worker_of[metadata.dst_node_id]]
+        self._answers[metadata.message_id] = worker.thread.submit(worker.exchange, request)
+
+    def _require_open(self) -> None:
+        if not self.close.alive:
+            raise Refused("The workers of this federation have been ended. Make a new grid.")
 
 
 def _end(owner: int, workers: list[_Worker]) -> None:
-    """End the processes, which have nothing to lose; where this is a fork of their owner, they are not ours to end."""
+    """End processes and threads; in a fork of their owner do nothing."""
     if os.getpid() != owner:
         return
     for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
+        worker.process.kill()
+        worker.thread.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(worker.pid, 0)
-        worker.pipe.close()
+        worker.process.join()
     workers.clear()

@@ -4,6 +4,9 @@ Invariants
 - The anchor's parameters, module names and state dict never change; `detach` leaves no trace.
 - With no source in use the anchor's logits are bit-identical to those of the bare anchor.
 - Sources add in the order in which they were given, so sums are reproducible to the bit.
+- Sources are in use in the thread or task that entered `using`, and in no other.
+- A source with rows for another number of items than the batch is refused, at each site.
+- A forward pass with a KV cache, as in generation, is refused where no `using` was entered.
 
     memory = attach(model)
     with memory.using(source(spec, fetched_BX)):
@@ -12,11 +15,16 @@ Invariants
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
+from fedmem.errors import UsageError
 from fedmem.memory.kinds import Source
 from fedmem.memory.sites import Site, sites_of
 
@@ -26,22 +34,48 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 class Memory:
     """The handle that `attach` returns; holds the sources in use."""
 
-    def __init__(self, layers: list[dict[str, Site]]) -> None:
-        self._layers = layers
-        self._sources: tuple[Source, ...] = ()
+    def __init__(self, model: nn.Module, layers: list[dict[str, Site]]) -> None:
+        self._model, self._layers = model, layers
+        # None: no `using` was entered in this thread or task.
+        self._sources: ContextVar[tuple[Source, ...] | None] = ContextVar("sources", default=None)
         self._hooks: dict[str, list[RemovableHandle]] = {}
+        self._hooking = Lock()
+        self._hook(set())
 
-    def _hook_site(self, name: str) -> None:
-        """Hook a site in every layer, once; sites that no source asks for cost nothing."""
-        if name not in self._hooks:
-            hook = [self._hook(number, name, sites[name]) for number, sites in enumerate(self._layers)]
-            self._hooks[name] = hook
+    def _hook(self, names: set[str]) -> None:
+        """Hook the model and these sites in every layer, once; sites that no source asks for cost nothing."""
+        with self._hooking:
+            if not self._hooks:
+                self._hooks["model"] = [self._hook_model()]
+            new = sorted(names - self._hooks.keys())
+            for name in new:
+                self._hooks[name] = [self._hook_site(n, name, sites[name]) for n, sites in enumerate(self._layers)]
+            if new:
+                torch.compiler.reset()  # A compiled model does not look for new hooks.
 
-    def _hook(self, layer: int, name: str, site: Site) -> RemovableHandle:
+    def _hook_model(self) -> RemovableHandle:
+        sources = self._sources
+
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            cached = kwargs.get("past_key_values") is not None or any(isinstance(value, Cache) for value in args)
+            if cached and sources.get() is None:
+                raise UsageError(
+                    "This model generates with a memory attached that is not in use in this thread or task. Enter "
+                    "`with memory.using(…)` in the thread that generates, `memory.using()` for the bare anchor, or "
+                    "detach the memory."
+                )
+
+        return self._model.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _hook_site(self, layer: int, name: str, site: Site) -> RemovableHandle:
+        in_use = self._sources
+
         # Written flat: in decoding every call counts, and there is one for each layer and token.
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for source in self._sources:
+            for source in in_use.get() or ():
                 if name in source.sites:
+                    if source.items is not None and source.items != len(output):
+                        raise _other_batch(source.items, len(output))
                     output = source.add(layer, name, args[0], output)
             return output
 
@@ -54,20 +88,37 @@ class Memory:
 
     @contextmanager
     def using(self, *sources: Source) -> Iterator[None]:
-        """Add these sources to every forward pass inside the `with`; they replace those outside it."""
-        for site in sorted({site for source in sources for site in source.sites}):
-            self._hook_site(site)
-        before, self._sources = self._sources, sources
+        """Add these sources to every forward pass inside the `with`; they replace those outside it.
+
+        They are in use in the thread or task that enters and in tasks that it starts, not in threads that it starts. A
+        generator must not yield inside: its sources would be in use for whoever reads it.
+
+        Args:
+            sources: memory in use, added in this order; none for the bare anchor.
+
+        Raises:
+            UsageError: from a forward pass inside, where a source has rows for another number of items than the batch.
+        """
+        self._hook({site for source in sources for site in source.sites})
+        outer = self._sources.set(sources)
         try:
             yield
         finally:
-            self._sources = before
+            self._sources.reset(outer)
 
     def detach(self) -> None:
         """Remove the memory from the model."""
-        for handle in [handle for handles in self._hooks.values() for handle in handles]:
-            handle.remove()
-        self._hooks.clear()
+        with self._hooking:
+            for handle in [handle for handles in self._hooks.values() for handle in handles]:
+                handle.remove()
+            self._hooks.clear()
+
+
+def _other_batch(items: int, batch: int) -> UsageError:
+    return UsageError(
+        f"The memory in use has rows for {items} items, the model was given {batch}. Give one row for each item, for "
+        "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by source_for_all(…)."
+    )
 
 
 def _on_part(hook: Hook, part: Callable[[Tensor], Tensor]) -> Hook:
@@ -87,4 +138,4 @@ def attach(model: Any) -> Memory:
 
     Raises UsageError for an architecture that `fedmem.memory.sites` does not know.
     """
-    return Memory(sites_of(model))
+    return Memory(model, sites_of(model))

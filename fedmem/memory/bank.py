@@ -4,14 +4,11 @@ Invariants
 - A fetch reads one block per level, with one `preadv` each that puts its parts where the fetch has them; the bank is
   never resident as a whole.
 - What `fetch` gives is one reused buffer: it holds until the next `fetch`, of this bank, by one caller at a time.
-- `prefetch` changes no result, only when its reading is done; what fails in it is raised by the fetch.
+- Threads may call `fetch_many` at once: it copies, and one call waits for the other.
 - Opening checks the manifest, shapes and sizes; `verify` reads every byte.
 
     with Bank.open(folder, spec) as bank:
         fetched_X = bank.fetch((1, 5, 23))
-        bank.prefetch((1, 6, 24))
-        answer(fetched_X)
-        fetched_X = bank.fetch((1, 6, 24))
 
 Shapes: N blocks of a level, B batch, X values of a block or a fetch.
 """
@@ -19,9 +16,9 @@ Shapes: N blocks of a level, B batch, X values of a block or a fetch.
 import bisect
 import hashlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -61,8 +58,7 @@ class Bank:
     def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
         self._spec, self._levels, self._generic = spec, levels, generic
         self._cache = Cache(spec, lambda level, block, parts: levels[level].read(block, parts), cache_bytes)
-        self._worker: ThreadPoolExecutor | None = None
-        self._coming: tuple[tuple[int, ...], Future[Slot]] | None = None
+        self._copying = Lock()
 
     @classmethod
     def open(cls, folder: Path, spec: MemorySpec, anchor: str | None = None, cache_bytes: int = CACHE_BYTES) -> "Bank":
@@ -93,14 +89,7 @@ class Bank:
         Raises NothingMatched for a path outside the tree, StorageError where the disk refuses.
         """
         wanted = tuple(int(block) for block in path)
-        return self._cache.used(self._came(wanted) or self._load(wanted))
-
-    def prefetch(self, path: Sequence[int]) -> None:
-        """Start to fetch `path` in a thread; the next `fetch` of the same path waits for it, of another drops it."""
-        wanted = tuple(int(block) for block in path)
-        self._settle()
-        self._worker = self._worker or ThreadPoolExecutor(1, "fedmem-prefetch")
-        self._coming = wanted, self._worker.submit(self._load, wanted)
+        return self._cache.used(self._load(wanted))
 
     def _load(self, path: tuple[int, ...]) -> Slot:
         if len(path) != self._spec.levels:
@@ -113,24 +102,13 @@ class Bank:
                 )
         return self._cache.load(path)
 
-    def _came(self, path: tuple[int, ...]) -> Slot | None:
-        """What was fetched ahead, if it is this path."""
-        coming = self._settle()
-        return coming[1].result() if coming and coming[0] == path else None
-
-    def _settle(self) -> tuple[tuple[int, ...], Future[Slot]] | None:
-        """Wait for the thread, since the cache is for one at a time; what it fetched."""
-        coming, self._coming = self._coming, None
-        if coming:
-            coming[1].exception()
-        return coming
-
     def fetch_many(self, paths: Iterable[Sequence[int]]) -> Tensor:
         """`fetched_BX` for a batch of paths, float32, a copy."""
         chosen = list(paths)
         fetched_BX = torch.empty(len(chosen), self._spec.fetch_size)
-        for row_X, path in zip(fetched_BX, chosen, strict=True):
-            row_X.copy_(self.fetch(path))
+        with self._copying:
+            for row_X, path in zip(fetched_BX, chosen, strict=True):
+                row_X.copy_(self.fetch(path))
         return fetched_BX
 
     def generic(self) -> Tensor:
@@ -149,10 +127,7 @@ class Bank:
         return blocks_NX
 
     def close(self) -> None:
-        """Wait for the thread and close the files."""
-        self._settle()
-        if self._worker:
-            self._worker.shutdown()
+        """Close the files."""
         for level in self._levels:
             level.close()
         self._generic.close()

@@ -3,11 +3,12 @@
 Invariants
 - Same spec and seed give the same new blocks; a new block changes nothing.
 - A source never sees the anchor's parameters, only what its sites are given.
+- One row serves all items of a batch only by `source_for_all`; `source` takes a row for each.
 
     blocks_NX = new_blocks(spec, level=1, count=spec.blocks(1), generator=generator)
     with memory.using(source(spec, fetched_BX)): ...
 
-Shapes: N blocks, B batch (1: one for all), X values of a block or a fetch.
+Shapes: N blocks, B batch, X values of a block or a fetch.
 """
 
 import torch
@@ -35,10 +36,34 @@ def new_fetch(spec: MemorySpec, generator: Generator) -> Tensor:
 
 
 def source(spec: MemorySpec, fetched_BX: Tensor) -> Source:
-    """A fetch as a memory source: one per batch item, or one for all.
+    """Return fetches as a memory source, one for each item of a batch.
 
-    Raises ValueError where the fetch is not of the spec's size.
+    Args:
+        spec: the shape of the fetches.
+        fetched_BX: `[batch, fetch_size]`; not copied.
+
+    Raises:
+        ValueError: the fetches are not of the spec's size.
     """
     if fetched_BX.dim() != 2 or fetched_BX.shape[1] != spec.fetch_size:
         raise ValueError(f"a fetch must be [batch, {spec.fetch_size}], got {tuple(fetched_BX.shape)}")
-    return kind_named(spec.kind).source(spec.shape, torch.split(fetched_BX, spec.layer_sizes(), dim=1))
+    return _source(spec, fetched_BX, len(fetched_BX))
+
+
+def source_for_all(spec: MemorySpec, fetched_X: Tensor) -> Source:
+    """Return one fetch as a memory source for every item of any batch.
+
+    Args:
+        spec: the shape of the fetch.
+        fetched_X: `[fetch_size]`; not copied.
+
+    Raises:
+        ValueError: the fetch is not of the spec's size.
+    """
+    if fetched_X.shape != (spec.fetch_size,):
+        raise ValueError(f"a fetch for all must be [{spec.fetch_size}], got {tuple(fetched_X.shape)}")
+    return _source(spec, fetched_X[None], None)
+
+
+def _source(spec: MemorySpec, fetched_BX: Tensor, items: int | None) -> Source:
+    return kind_named(spec.kind).source(spec.shape, torch.split(fetched_BX, spec.layer_sizes(), dim=1), items)

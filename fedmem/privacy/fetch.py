@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from safetensors.torch import load
 
-from fedmem.memory.block import source
+from fedmem.memory.block import source, source_for_all
 from fedmem.memory.kinds import Source
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.release import Release
@@ -32,7 +32,7 @@ def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo])
     found = []
     for block in blocks:
         spec = MemorySpec.single(release.spec.shape, block.layers, block.width)
-        found.append(source(spec, load(vault.block_rows(block.id))["rows"].float()[None]))
+        found.append(source_for_all(spec, load(vault.block_rows(block.id))["rows"].float()))
     return found
 
 

@@ -26,6 +26,7 @@ class LinearBlock(nn.Module):
     """
 
     sites = frozenset({"mlp"})
+    items: int | None = None
 
     def __init__(self, spec: MemorySpec) -> None:
         super().__init__()

@@ -6,6 +6,8 @@ Invariants
 - A simulated vault is refused: its noise follows from a seed and protects nobody.
 - The keystore is chosen, never downgraded: `auto` is the operating system's keyring or a refusal.
 - Only `learn`, `train`, `blocks.migrate` and `generate` load torch.
+- Threads may call `generate` at once; each gets the answer to its own prompt. A stream that is read after `close`, or
+  after an erasure, raises.
 - A client that is opened with `write=False` changes nothing, and goes on while another program trains or adds.
 
     with Client.open("ana", keystore="passphrase", ask=getpass.getpass) as client:
@@ -14,9 +16,11 @@ Invariants
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -44,7 +48,6 @@ if TYPE_CHECKING:
 
 Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
 Ask = Callable[[], str]
-CREATION_TIMEOUT = 30.0  # seconds
 RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
 
 
@@ -75,6 +78,7 @@ class Client:
         self._vault, self._policy, self._release = vault, policy, release
         self._embedder: Embedder = StaticEmbedder()
         self._answerer: Answerer | None = None
+        self._binding = Lock()
         self._owned: Release | None = None
         self.blocks = Blocks(vault, policy)
         self.erase = Erase(vault, Relearn(release, policy) if release is not None else None)
@@ -91,18 +95,21 @@ class Client:
         ask: Ask | None = None,
         policy: str | Path = "default",
         write: bool = True,
+        timeout: float = 30.0,
     ) -> "Client":
         """Open the vault of `subject`, made where there is none; `ask` gives the passphrase where one is needed.
 
         `release` (a folder, or one already loaded) is what texts are routed by; `generate` and `learn` need it.
-        One program writes at a time; any number open with `write=False`, to search and to generate.
+        One program writes at a time; any number open with `write=False`, to search and to generate. A program that
+        wants to write waits for another one up to `timeout` seconds, then raises Busy.
         Raises KeystoreError, Busy, Refused (simulated vault), VersionMismatch, StorageError.
         """
         rules = Policy.load(policy)
         opened = open_release(release)
         # What is given as an object belongs to the caller.
         owned = opened if isinstance(release, str | Path) else None
-        vault = open_vault(subject, Path(path) if path is not None else vault_root(subject), keystore, ask, write)
+        root = Path(path) if path is not None else vault_root(subject)
+        vault = open_vault(subject, root, keystore, ask, write, timeout)
         try:
             client = cls(vault, rules, opened)
         except BaseException:
@@ -182,15 +189,26 @@ class Client:
     def generate(self, prompt: str, max_new_tokens: int = 64, stream: bool = False) -> str | Iterator[str]:
         """Continue `prompt` with the shared blocks of its path and the private block of its topic, in this process.
 
-        Raises VersionMismatch where the topic's block belongs to another release than the one given to `open`.
+        Args:
+            prompt: text to continue.
+            max_new_tokens: the most tokens of the answer, at least 1.
+            stream: return the pieces as they are generated. The blocks are read at once; a piece raises UsageError
+                after `close` and Busy after an erasure.
+
+        Raises:
+            VersionMismatch: the topic's block belongs to another release than the one given to `open`.
         """
+        with self._binding:
+            pieces = self._pieces(prompt, max_new_tokens)
+        return pieces if stream else "".join(pieces)
+
+    def _pieces(self, prompt: str, limit: int) -> Iterator[str]:
         from fedmem.sdk.answer import Answerer
 
-        self._answerer = self._answerer or Answerer(self._need_release())
         vector_D = self._embedder.embed([prompt])[0]
         blocks = self._matching(self._policy.place(prompt, vector=vector_D).topic)
-        pieces = self._answerer.answer(prompt, self._path(vector_D), self._vault, blocks, max_new_tokens)
-        return pieces if stream else "".join(pieces)
+        self._answerer = self._answerer or Answerer(self._need_release())
+        return self._answerer.answer(prompt, self._path(vector_D), self._vault, blocks, limit)
 
     def _matching(self, topic: str | None) -> list[BlockInfo]:
         """The newest block of `topic` on the client's release, if there is one."""
@@ -221,11 +239,12 @@ class Client:
 
     def close(self) -> None:
         """Close the vault, and the bank of a release that was opened here; locks, keys and files are let go."""
-        self._answerer = None
-        if self._owned is not None and "bank" in vars(self._owned):  # a bank that nobody read was never opened
-            self._owned.bank.close()
-            self._owned = None
-        self._vault.close()
+        with self._binding:
+            self._answerer = None
+            if self._owned is not None and "bank" in vars(self._owned):  # a bank that nobody read was never opened
+                self._owned.bank.close()
+                self._owned = None
+            self._vault.close()
 
     def __enter__(self) -> "Client":
         return self
@@ -252,18 +271,18 @@ def default_plan(epsilon: float) -> "PrivacyPlan":
     return PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(epsilon)
 
 
-def open_vault(subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True) -> Vault:
+def open_vault(
+    subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = 0.0
+) -> Vault:
     """Open the vault at `root`, or make it with the keystore that was chosen.
 
-    Where another program makes it at the same time, wait for that program up to `CREATION_TIMEOUT`, then open.
+    Of two programs that find no vault one makes it; the other waits for that up to `timeout` seconds and opens it.
     """
-    if (root / NAME).is_file() or not write:
-        return Vault.open(root, subject=subject, ask=ask, write=write)
-    try:
-        chosen = chosen_keystore(keystore)
-        return Vault.create(root, subject=subject, keystore=chosen, ask=ask, timeout=CREATION_TIMEOUT)
-    except VaultExists:
-        return Vault.open(root, subject=subject, ask=ask, timeout=CREATION_TIMEOUT)
+    if not (root / NAME).is_file() and write:
+        with suppress(VaultExists):
+            chosen = chosen_keystore(keystore)
+            return Vault.create(root, subject=subject, keystore=chosen, ask=ask, timeout=timeout)
+    return Vault.open(root, subject=subject, ask=ask, write=write, timeout=timeout)
 
 
 def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:

@@ -165,7 +165,8 @@ class Erased:
         receipt: the signed receipt file; `device.pub` beside it in the vault checks it.
         items: store -> number of items that it let go.
         not_covered: what the erasure cannot reach.
-        opening: hex; opens the receipt's commitment to the scope. Kept nowhere else.
+        opening: hex; opens the receipt's commitment to the scope. The vault keeps it sealed until
+            `Erase.confirm_delivery`.
         retrained: ids of the blocks that were trained anew.
     """
 
@@ -265,6 +266,20 @@ class Erase:
     def verify(self, erasure_id: str, *, deep: bool = False) -> erasure.Verification:
         """Rescan for an erasure; `deep` reads every byte under the root. Raises NothingMatched."""
         return erasure.verify(self._vault, erasure_id, deep=deep)
+
+    def opening(self, erasure_id: str) -> str:
+        """Return the opening of an erasure's receipt, 64 hexadecimal digits, as long as its delivery is not confirmed.
+
+        Raises NothingMatched for an unknown id, and if the vault does not hold the opening.
+        """
+        return erasure.openings.read(self._vault, erasure_id)
+
+    def confirm_delivery(self, erasure_id: str) -> None:
+        """Remove the sealed opening of an erasure from the vault; call it when the person has the opening.
+
+        Raises NothingMatched for an unknown id; StorageError or Busy, and the opening then stays.
+        """
+        erasure.openings.confirm_delivery(self._vault, erasure_id)
 
     def cancel(self, erasure_id: str) -> erasure.Status:
         """Cancel an erasure that has not begun, or give up a retraining that has not. Raises Refused."""

@@ -66,11 +66,14 @@ def _affordable(scenario: "Scenario") -> None:
     """The terms are ones that a coordinator takes, and all rounds are within their ε."""
     # Not at the top: a scenario's names are listed by commands that need no numpy.
     from fedmem.federation import device_dp
+    from fedmem.federation.coordinator import TRIM_TOO_LARGE
     from fedmem.sim.terms import device_plan, round_settings
 
     try:
         plan = device_plan(scenario)
-        round_settings(scenario, 0)
+        settings, largest = round_settings(scenario, 0), plan.cohort_size or plan.population
+        if settings.trim and largest > settings.trim_cohort:
+            raise UsageError(TRIM_TOO_LARGE.format(settings.trim_cohort))
         device_dp.check_budget(plan, plan.rounds)
     except BudgetExceeded:
         raise UsageError(

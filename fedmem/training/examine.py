@@ -8,10 +8,10 @@ Invariants
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from fedmem.errors import FedmemError, NothingMatched, VerificationFailed
+from fedmem.anchor.load import load_skeleton
+from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
 from fedmem.memory.bank import Bank
 from fedmem.memory.sites import shape_of, sites_of
 from fedmem.memory.spec import MemorySpec
@@ -21,12 +21,13 @@ from fedmem.training.release import Release
 def verify(folder: Path) -> Release:
     """A release whose files are those of its manifest, and whose anchor, tree, tokenizer and bank fit each other.
 
-    Raises NothingMatched where there is none, VerificationFailed for everything that is wrong with one.
+    Raises NothingMatched where there is none, Refused where its anchor names code to run, VerificationFailed for
+    everything else that is wrong with one.
     """
     try:
         release = Release.load(folder.resolve())
         _check(release, skeleton(release))
-    except (NothingMatched, VerificationFailed):
+    except (NothingMatched, Refused, VerificationFailed):
         raise
     except (FedmemError, KeyError, TypeError, ValueError, OSError) as error:
         raise VerificationFailed(f"The release in {folder} cannot be read whole; fetch or make it again.") from error
@@ -35,9 +36,7 @@ def verify(folder: Path) -> Release:
 
 def skeleton(release: Release) -> PreTrainedModel:
     """The anchor without its weights."""
-    config = AutoConfig.from_pretrained(release.root / "anchor", local_files_only=True)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    return load_skeleton(release.root / "anchor")
 
 
 def _check(release: Release, anchor: PreTrainedModel) -> None:

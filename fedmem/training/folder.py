@@ -1,7 +1,7 @@
 """An anchor's folder: a Hugging Face model with its tokenizer.json, from `fedmem anchor train` or from elsewhere.
 
 Invariants
-- Only safetensors weights are read, in float32, and nothing outside the folder.
+- No code of the folder runs; only safetensors weights are read, in float32, and nothing outside the folder.
 - Model and tokenizer fit: no id of the tokenizer lies outside the model's embedding, and ids 0 and 1 are its padding
   and its end of document, which `fedmem.training.sequences` relies on.
 - Written whole or not at all.
@@ -11,10 +11,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from fedmem.anchor.load import load_model
 from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import shape_of
@@ -37,8 +37,9 @@ def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> N
 def load_anchor(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
     """The model in `folder`, or in its `anchor`, and the tokenizer beside it.
 
-    Raises NothingMatched where there is none, VerificationFailed for damaged weights, UsageError for an architecture
-    that memory cannot be attached to, VersionMismatch for a tokenizer that is not the model's.
+    Raises NothingMatched where there is none, Refused for a configuration that names code to run, VerificationFailed
+    for damaged weights, UsageError for an architecture that memory cannot be attached to, VersionMismatch for a
+    tokenizer that is not the model's.
     """
     root = folder / "anchor" if (folder / "anchor" / "config.json").exists() else folder
     if not (root / "config.json").exists() or not (folder / "tokenizer.json").exists():
@@ -46,21 +47,9 @@ def load_anchor(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
             f"{folder} holds no anchor: it needs config.json, safetensors weights and tokenizer.json, as `fedmem "
             "anchor train` writes them."
         )
-    model = _model(root)
+    model = load_model(root, dtype=torch.float32)
     shape_of(model)
     return model, fitting_tokenizer(folder / "tokenizer.json", model.config.vocab_size)
-
-
-def _model(root: Path) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            root, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise VerificationFailed(
-            f"The model in {root} cannot be read; it needs a config.json that transformers knows and whole "
-            "safetensors weights."
-        ) from error
 
 
 def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:

@@ -24,9 +24,10 @@ from typing import Any
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from fedmem.anchor.load import load_model
 from fedmem.canonical import canonical_json, digest
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
@@ -157,9 +158,11 @@ class Release:
         return Tree.load(self.root / "tree.safetensors")
 
     def anchor(self) -> PreTrainedModel:
-        """A new, frozen copy of the anchor in evaluation mode."""
-        model = AutoModelForCausalLM.from_pretrained(self.root / "anchor", local_files_only=True)
-        return model.eval().requires_grad_(False)
+        """Return a new, frozen copy of the anchor in evaluation mode.
+
+        Raises Refused where its configuration names code to run, VerificationFailed where it cannot be read.
+        """
+        return load_model(self.root / "anchor").eval().requires_grad_(False)
 
     @cached_property
     def bank(self) -> Bank:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from fedmem.errors import NothingMatched
+from fedmem.errors import NothingMatched, VerificationFailed
 from fedmem.vault import container
 from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow
@@ -75,7 +75,13 @@ class Blocks:
     def rows(self, block_id: str) -> bytes:
         """The serialised rows. Raises NothingMatched, or VerificationFailed where the container is damaged."""
         info = self.get(block_id)
-        data = self._core.files.read(self._core.block_file(info.id))
+        try:
+            data = self._core.files.read(self._core.block_file(info.id))
+        except NothingMatched:
+            self._core.reading()  # an erasure may just have removed it
+            raise VerificationFailed(
+                f"The file of block {info.id} is missing. Put it back, or restore the vault from a backup."
+            ) from None
         header, rows = container.unseal(
             self._core.table.keys[info.id], data, identity=self._core.identity("block", info.id)
         )

@@ -174,12 +174,13 @@ class Database:
         lock: taken by every method; one of its own where none is given.
 
     Raises:
-        VerificationFailed: there is no such file.
+        VerificationFailed: there is no such file, or a reader's is empty.
     """
 
     def __init__(self, path: Path, *, write: bool, lock: ProcessLock | None = None) -> None:
-        if not path.is_file():
-            raise VerificationFailed(f"The vault's database {path.name} is missing. {SEE_CHECK}")
+        # Beside an empty file SQLite removes the log, which may hold everything.
+        if not path.is_file() or (not write and not path.stat().st_size):
+            raise VerificationFailed(f"The vault's database {path.name} is missing or empty. {SEE_CHECK}")
         self.lock = lock or ProcessLock()
         self._write, self._path = write, path
         self._connection: sqlite3.Connection | None = None

@@ -15,8 +15,9 @@ import contextlib
 import hmac
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedmem import paths
 from fedmem.canonical import digest
 from fedmem.errors import Refused, VerificationFailed
-from fedmem.vault import acknowledgement, heads, inventory, rekey
+from fedmem.vault import acknowledgement, container, heads, inventory, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.container import new_key
 from fedmem.vault.core import Core
@@ -32,7 +33,7 @@ from fedmem.vault.database import SCHEMA, SEE_CHECK, Database
 from fedmem.vault.facts import Facts
 from fedmem.vault.fs import Files
 from fedmem.vault.ids import new_id
-from fedmem.vault.keys import Ask, Keystore
+from fedmem.vault.keys import Ask
 from fedmem.vault.keytable import KeyTable
 from fedmem.vault.lock import WriterLock
 from fedmem.vault.topics import FACTS
@@ -43,7 +44,7 @@ CREATING = "creating.tmp"
 """Marks a creation that has not ended. A writer removes it with other temporary files."""
 _FOLDERS = ("blocks", "receipts")
 _CONTENT = {TABLE, DATABASE, "vault.db-wal", "device.pub", "egress.log"}
-_OURS = {*_CONTENT, *_FOLDERS, LOCK, "vault.db-shm", "leases", "training"}
+_OURS = {*_CONTENT, *_FOLDERS, LOCK, "vault.db-shm", "vault.db-journal", "leases", "training"}
 
 
 class VaultExists(Refused):
@@ -135,9 +136,10 @@ def unlock(
     header, data = read_header(files, root)
     writer = WriterLock(root / LOCK, timeout=timeout) if write else None
     with _released_on_error(writer):
+        check_same_vault(files, root, header)
         keystore = public.open_keystore(header, files, paths.slots_dir() / header.id, ask)
         note = acknowledgement.noted(keystore)
-        table = open_table(files, root, keystore, header.id)
+        table = KeyTable.open(files, root / TABLE, keystore, header.id)
         check_sealed(table, data, subject)
         # Not even the log of a database that does not fit is written into it: it is first opened for reading only.
         database = Database(root / DATABASE, write=False)
@@ -200,11 +202,18 @@ def read_header(files: Files, root: Path) -> tuple[Facts, bytes]:
     return public.read_facts(files, root)
 
 
-def open_table(files: Files, root: Path, keystore: Keystore, vault_id: str) -> KeyTable:
-    """Read the key table of the vault at `root`. Raises VerificationFailed where it is missing or damaged."""
+def table_header(files: Files, root: Path) -> Mapping[str, Any]:
+    """Return the public header of the key table at `root`. Raises VerificationFailed where it is missing or damaged."""
     if not (root / TABLE).is_file():
         raise VerificationFailed(f"The vault's key table {TABLE} is missing. {SEE_CHECK}")
-    return KeyTable.open(files, root / TABLE, keystore, vault_id)
+    head = files.read(root / TABLE, limit=container.PREFIX.size + container.MAX_HEADER)
+    return container.read_header(head, whole=False)[0]
+
+
+def check_same_vault(files: Files, root: Path, header: Facts) -> None:
+    """Check that header and key table are of one vault. Raises VerificationFailed."""
+    if table_header(files, root).get("vault") != header.id:
+        raise VerificationFailed(f"{public.NAME} and {TABLE} belong to two different vaults. {SEE_CHECK}")
 
 
 def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:

@@ -8,12 +8,13 @@ Invariants
 - Restoring puts the keys into a new set of slots of the backend that was chosen; a crash leaves old or new state.
 - An older version of the vault is not restored where the notes of the keystore are left: RolledBack.
 
-    kit_id, code = create(vault, Path("/media/stick/kit"))     # show the code once
+    kit_id, code = create(vault, Path("/media/stick/kit"), show=print)     # the code, once
     restore(root, file, code, subject="ana", keystore="keyring")
 """
 
 import hmac
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -35,8 +36,11 @@ from fedmem.vault.vault import Vault
 MOST = 8  # kits that hold at once; the header of the table has room for no more than a few
 
 
-def create(vault: Vault, place: Path) -> tuple[str, str]:
-    """Write a kit to the new file `place`; (its id, the code, to be shown once).
+def create(vault: Vault, place: Path, show: Callable[[str], None] = lambda code: None) -> tuple[str, str]:
+    """Write a kit to the new file `place`; (its id, its code).
+
+    Args:
+        show: gives the code to the person, before there is a kit: if it raises, nothing was made.
 
     Raises Refused where the file exists, lies in the vault or beside its keys, or too many kits hold.
     """
@@ -46,6 +50,7 @@ def create(vault: Vault, place: Path) -> tuple[str, str]:
     if len(kits) >= MOST:
         raise Refused(f"{MOST} recovery kits hold already. `fedmem keys rotate` retires them all; then make a new one.")
     kit, code, key = new_id(), secrets.token_bytes(CODE_BYTES), X25519PrivateKey.generate()
+    show(spell(code))
     with core.writing():
         copies.register(core, kit, copies.KIT, place)
         core.files.replace(place, encode(vault.id, kit, code, key, core.keystore.load(DEVICE_KEY)))

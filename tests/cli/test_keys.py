@@ -105,6 +105,30 @@ def test_no_code_is_made_that_nobody_could_see(fedmem: Call, block: BlockInfo, t
     assert fedmem("keys", "status", *ANA)[1]["data"]["copies"] == []
 
 
+def test_a_code_that_cannot_be_written_leaves_no_kit(fedmem: Call, block: BlockInfo, tmp_path: Path, pipe: Any) -> None:
+    create = ("keys", "recovery", "create", *ANA, "--kit", f"{tmp_path}/kit", "--code-fd")
+    reading, cut = os.pipe()
+    os.close(reading)
+    result, envelope = fedmem(*create, str(cut))
+    os.close(cut)
+    assert (result.exit_code, envelope["data"]["error"]) == (11, "StorageError")
+    assert not (tmp_path / "kit").exists()
+    assert fedmem("keys", "status", *ANA)[1]["data"]["copies"] == []
+    assert fedmem(*create, pipe.fd)[0].exit_code == 0
+    assert pipe()
+
+
+def test_a_code_is_written_in_full_before_there_is_a_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedmem.cli import options
+
+    written: list[bytes] = []
+    with (tmp_path / "code").open("wb") as file:
+        show = options.shower(file.fileno())
+        monkeypatch.setattr(options.os, "write", lambda _, data: written.append(data[:5]) or len(data[:5]))
+        show("AAAA-BBBB-CCCC")
+    assert b"".join(written) == b"AAAA-BBBB-CCCC\n"
+
+
 def test_kits_are_never_written_over_or_beside_the_vault(fedmem: Call, kit: tuple[str, ...], pipe: Any) -> None:
     for place in (kit[1], f"{vault_root('ana')}/kit", f"{slots_dir()}/kit"):
         words = ("keys", "recovery", "create", *ANA, "--kit", place, "--code-fd", pipe.fd)

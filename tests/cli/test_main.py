@@ -66,7 +66,7 @@ def test_every_command_has_json_an_example_and_help() -> None:
         *("sim run", "sim list", "sim show", "sim compare", "route explain"),
         *("block list", "block show", "block delete"),
         *("privacy report", "privacy ledger verify", "privacy audit"),
-        *("privacy budget", "receipt show", "receipt verify", "receipt export", "doctor", "path"),
+        *("privacy budget", "receipt show", "receipt verify", "receipt export", "receipt opening", "doctor", "path"),
         *("erase plan", "erase run", "erase verify", "erase status", "erase resume", "erase cancel"),
         *("erase due", "erase keep"),
         *("client train", "client status", "client pause", "client cancel", "client egress", "block migrate"),

@@ -222,6 +222,12 @@ def test_continuations_are_those_of_each_context_alone(batch):
     assert continuations(MODEL, CONTEXTS, lengths, VOCABULARY - 1, MEMORY, sources, batch) == expected
 
 
+def test_continuations_without_sources_are_those_of_the_bare_anchor():
+    bare = continuations(MODEL, CONTEXTS, [4] * 9, VOCABULARY - 1, MEMORY)
+    assert bare == continuations(new_anchor("nano", VOCABULARY, 0), CONTEXTS, [4] * 9, VOCABULARY - 1)
+    assert bare != continuations(MODEL, CONTEXTS, [4] * 9, VOCABULARY - 1, MEMORY, sources)
+
+
 def test_a_continuation_ends_with_the_document():
     spoken = greedy(0, CONTEXTS[0], 4)
     end = spoken[2]

@@ -10,6 +10,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,7 @@ from fedmem.federation.aside import Noted
 from fedmem.federation.device import Device
 from fedmem.federation.flower import Array, ArrayRecord, ClientApp, ConfigRecord, Context, Message, RecordDict
 from fedmem.federation.grid import NODE_BASE, InProcessGrid
-from fedmem.federation.pipe import Pipe
 from fedmem.federation.port import InprocPort
-from fedmem.federation.worker_process import CONTENT, JOB
 from fedmem.federation.workers import AHEAD, WorkerLost
 from tests.federation.conftest import Toy, toy_params, toy_train
 from tests.federation.nemesis import FAULTS, Nemesis
@@ -43,7 +42,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def pids(grid: InProcessGrid) -> list[int]:
     assert grid._workers is not None
-    return [worker.pid for worker in grid._workers._all]
+    return [worker.process.pid for worker in grid._workers._all]
 
 
 def gone(pid: int) -> bool:
@@ -164,9 +163,13 @@ def leave() -> None:
     raise SystemExit(10)  # what a device does whose vault is gone
 
 
-@pytest.mark.parametrize("how", [kill_myself, leave])
+def burst() -> None:
+    raise KeyboardInterrupt("what a patient said")
+
+
+@pytest.mark.parametrize("how", [kill_myself, leave, burst])
 def test_a_worker_that_dies_leaves_the_round_open_and_a_resumed_run_has_the_same_bytes(
-    toy: Make, tmp_path: Path, how: Callable[[], None]
+    toy: Make, tmp_path: Path, how: Callable[[], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     want = result(ran(toy(texts=SEVEN, **NOISY), 0))
     made = toy(texts=SEVEN, before=killer(tmp_path / "flag", how), **NOISY)
@@ -175,6 +178,7 @@ def test_a_worker_that_dies_leaves_the_round_open_and_a_resumed_run_has_the_same
             made.run(until=3, grid=grid)
         assert pids(grid) == []
     assert caught.value.exit_code == RemoteError.exit_code
+    assert "what a patient said" not in "".join(capfd.readouterr())
     assert result(ran(made, 2)) == want
 
 
@@ -196,6 +200,35 @@ def test_a_device_that_hangs_ends_the_round_within_the_patience(toy: Make, tmp_p
         made.run(until=3, grid=grid)
     assert time.monotonic() - start < 10
     assert result(ran(made, 2)) == result(ran(toy(texts=SEVEN, **NOISY), 0))
+
+
+def test_a_stopped_worker_that_reads_nothing_ends_the_round_within_the_patience(toy: Make) -> None:
+    content = RecordDict({"big": ArrayRecord({"w": Array(np.zeros(1 << 20, np.float32))})})
+    start, silent = time.monotonic(), echo(lambda message, context: RecordDict({}))
+    with InProcessGrid(dict.fromkeys(range(2), silent), workers=2, patience=0.5) as grid:
+        grid.send_and_receive([Message(RecordDict({}), NODE_BASE, wire.TRAIN_ANCHOR)])
+        os.kill(pids(grid)[1], signal.SIGSTOP)
+        with pytest.raises(WorkerLost):
+            grid.send_and_receive([Message(content, NODE_BASE + index, wire.TRAIN_ANCHOR) for index in range(2)])
+    assert time.monotonic() - start < 10
+
+
+def test_a_reply_above_the_limit_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    big = echo(lambda message, context: RecordDict({"big": ArrayRecord({"w": Array(np.zeros(250, np.float32))})}))
+    request = Message(RecordDict({}), NODE_BASE, wire.TRAIN_ANCHOR)
+    for limit, expectation in ((2000, contextlib.nullcontext()), (1000, pytest.raises(WorkerLost))):
+        monkeypatch.setattr(workers, "LONGEST", limit)
+        with InProcessGrid({0: big}, workers=1) as grid, expectation:
+            assert len(list(grid.send_and_receive([request]))) == 1
+
+
+def test_a_pull_that_goes_on_after_close_is_refused(toy: Make) -> None:
+    made = toy(texts=SEVEN, **NOISY)
+    with InProcessGrid(clients(made), workers=2) as grid:
+        pulled = grid.pull_messages(grid.push_messages(requests(made, range(7))))
+        next(iter(pulled))
+    with pytest.raises(Refused, match="new grid"):
+        list(pulled)
 
 
 def echo(act: Callable[[Message, Context], RecordDict]) -> ClientApp:
@@ -236,17 +269,18 @@ def test_errors_contexts_and_copies_are_as_in_one_process(toy: Make, act: Any) -
 
 
 def test_a_content_goes_to_each_worker_once(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, send = list[int](), Pipe.send
+    sent, send = list[bytes](), Connection.send_bytes
 
-    def counted(self: Pipe, kind: int, *parts: bytes) -> None:
-        sent.append(kind)
-        send(self, kind, *parts)
+    def counted(self: Connection, data: bytes) -> None:
+        sent.append(data)
+        send(self, data)
 
-    monkeypatch.setattr(Pipe, "send", counted)
+    monkeypatch.setattr(Connection, "send_bytes", counted)
     made = toy(texts=SEVEN, **ALL)
     with InProcessGrid(clients(made), workers=2) as grid:
         made.run(until=3, grid=grid)
-    assert (sent.count(CONTENT), sent.count(JOB)) == (3 * 2, 3 * 7)
+    assert (sent.count(b"\1"), sent.count(b"\0")) == (3 * 2, 3 * (7 - 2))
+    assert len(sent) == 3 * (2 + 2 * 7)
 
 
 def test_replies_before_their_turn_are_few(toy: Make) -> None:
@@ -256,7 +290,7 @@ def test_replies_before_their_turn_are_few(toy: Make) -> None:
         pulled = grid.pull_messages(grid.push_messages(requests(made, range(24))))
         next(iter(pulled))
         assert grid._workers is not None
-        assert [len(worker.early) for worker in grid._workers._all] == [0, AHEAD]
+        assert len(grid._workers._answers) == 2 * AHEAD - 1
         assert len(list(pulled)) == 23
 
 
@@ -309,16 +343,17 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
     assert [[line.number for line in port] for port in lines] == [[1, 1, 2, 3]] + [[1, 2, 3]] * 3
 
 
-class Look:
-    """An `Aside` that looks at the process it is in."""
+class Look(Noted):
+    """Notes about the process that a device runs in."""
 
     def __init__(self) -> None:
+        super().__init__({})
         self.seen: list[tuple[int, Any]] = []
 
     def take(self, index: int) -> bytes:
         kept = [(name, os.readlink(f"/dev/fd/{name}")) for name in os.listdir("/dev/fd") if self._own(name)]
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        return json.dumps([sys.modules["torch"].threads, ignored, os.getpid(), sorted(kept)]).encode()
+        blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return json.dumps([sys.modules["torch"].threads, blocked, os.getpid(), sorted(kept)]).encode()
 
     @staticmethod
     def _own(name: str) -> bool:
@@ -327,8 +362,8 @@ class Look:
         except FileNotFoundError:
             return False
 
-    def put(self, index: int, said: bytes) -> None:
-        self.seen.append((index, json.loads(said)))
+    def put(self, index: int, notes: bytes) -> None:
+        self.seen.append((index, json.loads(notes)))
 
 
 def test_a_worker_holds_its_own_pipe_and_stderr_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,10 +376,10 @@ def test_a_worker_holds_its_own_pipe_and_stderr_and_one_thread(tmp_path: Path, m
             grid.send_and_receive([Message(RecordDict({}), NODE_BASE + i, wire.TRAIN_ANCHOR) for i in range(4)])
         # A device is of one worker for good, by the order of the nodes.
         assert [(index, said[2]) for index, said in look.seen] == list(zip(range(4), pids(grid) * 2, strict=True)) * 2
-    for _, (threads, ignored, _, kept) in look.seen:
-        assert (threads, ignored) == (1, True)
+    for _, (threads, blocked, _, kept) in look.seen:
+        assert (threads, blocked) == (1, True)
         own = [place for name, place in kept if name not in ("1", "2")]
-        assert len(own) == 2
+        assert len(own) == 3  # requests, replies, and the sign that the parent lives
         assert all(place.startswith("pipe:") for place in own)
 
 
@@ -409,14 +444,15 @@ def test_what_cannot_be_is_said_before_anything_runs(toy: Make, monkeypatch: pyt
 
 def test_a_system_that_starts_no_further_process_is_a_typed_error(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made, fork, before = toy(), os.fork, len(os.listdir("/dev/fd"))
-    answers = iter([None, OSError(11, "Resource temporarily unavailable")])
+    answers = iter([False, True])
 
     def full() -> int:
-        if (error := next(answers)) is not None:
-            raise error
+        if next(answers):
+            raise OSError(11, "Resource temporarily unavailable")
         return fork()
 
-    monkeypatch.setattr(workers.os, "fork", full)
+    monkeypatch.setattr(os, "fork", full)
     with InProcessGrid(clients(made), workers=2) as grid, pytest.raises(RemoteError, match="fewer workers"):
         grid.send_and_receive(requests(made, [0, 1]))
-    assert len(os.listdir("/dev/fd")) == before
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) == before + 4  # multiprocessing's own two pipes of the process that did not start

@@ -6,7 +6,7 @@ from torch import nn
 
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import new_blocks, new_fetch, source
+from fedmem.memory.block import new_blocks, new_fetch, source, source_for_all
 from tests.memory.models import FAMILIES, KINDS, model_of, some_fetch, some_tokens, spec_of
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -19,7 +19,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def test_new_memory_leaves_logits_bit_identical(family, kind):
     model, tokens = model_of(family), some_tokens()
     bare, memory, spec = model(tokens).logits, attach(model), spec_of(model, kind)
-    with memory.using(source(spec, new_fetch(spec, torch.Generator().manual_seed(3))[None])):
+    with memory.using(source_for_all(spec, new_fetch(spec, torch.Generator().manual_seed(3)))):
         assert torch.equal(model(tokens).logits, bare)
 
 
@@ -56,12 +56,12 @@ def test_generate_with_cache_equals_without(family, kind):
 def test_save_and_load_keep_the_bare_model(family, tmp_path):
     model, tokens = model_of(family), some_tokens()
     memory, spec, bare = attach(model), spec_of(model), model(tokens).logits
-    with memory.using(source(spec, some_fetch(spec))):
+    with memory.using(source_for_all(spec, some_fetch(spec)[0])):
         model.save_pretrained(tmp_path)
         with_memory = model(tokens).logits
     again = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(again(tokens).logits, bare)
-    with attach(again).using(source(spec, some_fetch(spec))):
+    with attach(again).using(source_for_all(spec, some_fetch(spec)[0])):
         assert torch.equal(again(tokens).logits, with_memory)
 
 
@@ -72,7 +72,7 @@ def test_detaching_gives_back_the_bare_anchor(family, kind):
     model, tokens = model_of(family), some_tokens()
     bare, keys, spec = model(tokens).logits, list(model.state_dict()), spec_of(model, kind)
     memory = attach(model)
-    with memory.using(source(spec, some_fetch(spec))):
+    with memory.using(source_for_all(spec, some_fetch(spec)[0])):
         assert list(model.state_dict()) == keys
         assert not torch.equal(model(tokens).logits, bare)
     assert torch.equal(model(tokens).logits, bare)
@@ -102,7 +102,7 @@ def test_gradients_reach_the_fetch_and_agree_with_finite_differences(kind):
 def test_levels_add_up():
     model, tokens = model_of("llama"), some_tokens()
     both, first, second = spec_of(model), spec_of(model, widths=(4,)), spec_of(model, widths=(2,))
-    one, two = some_fetch(first, seed=1), some_fetch(second, seed=2)
+    one, two = some_fetch(first, 3, seed=1), some_fetch(second, 3, seed=2)
     memory = attach(model)
     with memory.using(source(both, both.join([one, two]))):
         joined = model(tokens).logits

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import threading
 from dataclasses import replace
 
 import pytest
@@ -73,13 +72,9 @@ def test_a_fetch_is_the_join_of_its_blocks_whatever_was_fetched_before(tmp_path,
     spec = SPECS[name]
     levels, generic = blocks_of(spec)
     write_bank(tmp_path, spec, levels, generic)
-    draw = random.Random(1)
     with Bank.open(tmp_path, spec, cache_bytes=held * 2 * spec.fetch_size) as bank:
         for path in some_paths(spec, 60):
             fetched = bank.fetch(path)
-            for ahead in some_paths(spec, draw.choice([0, 0, 1, 2]), seed=draw.random()):
-                bank.prefetch(ahead)
-            bank.prefetch(path) if draw.random() < 0.2 else None
             assert fetched.dtype is torch.bfloat16
             assert torch.equal(fetched.float(), joined(spec, levels, path))
         assert torch.equal(bank.generic(), bf16(generic))
@@ -122,44 +117,6 @@ def test_no_more_memory_is_held_than_was_allowed(written):
         with Bank.open(written[0], SPEC, cache_bytes=allowed) as bank:
             places = {bank.fetch(path).data_ptr() for path in some_paths(SPEC, 30)}
         assert len(places) == slots
-
-
-def test_prefetching_reads_in_a_thread_and_the_fetch_reads_nothing(written, monkeypatch):
-    threads, preadv = [], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *args: (threads.append(threading.current_thread()), preadv(*args))[1])
-    with Bank.open(written[0], SPEC) as bank:
-        bank.prefetch((2, 7))
-        fetched = bank.fetch((2, 7))
-    assert torch.equal(fetched.float(), joined(SPEC, written[1], (2, 7)))
-    assert len(threads) == SPEC.levels
-    assert threading.current_thread() not in threads
-
-
-def test_what_is_in_use_stays_while_others_are_fetched_ahead(written):
-    with Bank.open(written[0], SPEC, cache_bytes=0) as bank:
-        fetched = bank.fetch((0, 1))
-        for path in [(1, 3), (2, 7), (1, 4)]:
-            bank.prefetch(path)
-        bank.close()  # waits for the thread
-        assert torch.equal(fetched.float(), joined(SPEC, written[1], (0, 1)))
-
-
-def test_closing_ends_the_thread(written):
-    before = threading.active_count()
-    bank = Bank.open(written[0], SPEC)
-    bank.prefetch((0, 1))
-    assert threading.active_count() == before + 1
-    bank.close()
-    assert threading.active_count() == before
-
-
-def test_an_error_ahead_is_raised_by_the_fetch_of_that_path_only(written):
-    with Bank.open(written[0], SPEC) as bank:
-        bank.prefetch((0, 9))
-        with pytest.raises(NothingMatched):
-            bank.fetch((0, 9))
-        bank.prefetch((0, 9))
-        assert torch.equal(bank.fetch((0, 8)).float(), joined(SPEC, written[1], (0, 8)))
 
 
 @pytest.mark.parametrize("path", [(0, 9), (3, 0), (-1, 0), (0, -1)])

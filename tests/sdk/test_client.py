@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,7 +110,15 @@ def test_passphrase_right_wrong_and_missing() -> None:
 
 def test_one_writer() -> None:
     with opened(), pytest.raises(Busy):
-        opened()
+        opened(timeout=0.1)
+
+
+def test_a_writer_waits_for_another_one() -> None:
+    first = opened()
+    release = threading.Timer(0.3, first.close)
+    release.start()
+    opened(timeout=20).close()
+    release.join()
 
 
 def test_answers_need_a_release() -> None:

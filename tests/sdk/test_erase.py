@@ -44,6 +44,20 @@ def test_plan_then_execute(client: Client) -> None:
         assert statement["predicate"]["scope"]["commitment"] == commitment
 
 
+def test_an_opening_waits_until_its_delivery_is_confirmed(client: Client) -> None:
+    with client:
+        erased = client.erase.plan(topic="health").execute()
+        assert client.erase.status()[0].opening == "waiting"
+        assert client.erase.resume() == []
+    with Client.open("ana", keystore="keyfile") as client:
+        assert client.erase.opening(erased.id) == erased.opening
+        client.erase.confirm_delivery(erased.id)
+        assert client.erase.status()[0].opening == "delivered"
+        for unknown in (erased.id, "0" * 32):
+            with pytest.raises(NothingMatched):
+                client.erase.opening(unknown)
+
+
 def test_epsilon_outlives_the_block(client: Client) -> None:
     with client:
         before = client.privacy.budget().epsilon

@@ -1,6 +1,8 @@
 """Answers: what is in them, what is left after them, and what ends them."""
 
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from fedmem.errors import Busy, UsageError, VersionMismatch
 from fedmem.memory.block import source
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.plan import PrivacyPlan
+from fedmem.sdk.answer import Answerer
 from fedmem.sdk.client import Client
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo
@@ -106,6 +109,79 @@ def test_an_erasure_ends_the_answer(release: Release, finish_block: Callable[...
         client.erase.plan(topic="health").execute()
         with pytest.raises(Busy):
             list(pieces)
+
+
+def test_a_stream_ends_when_its_client_is_closed(release: Release, finish_block: Callable[..., BlockInfo]) -> None:
+    with opened(release) as client:
+        client.add(HEALTH, topic="health")
+        finish_block(client._vault, "health", release.digest, scale=1.0)
+        fresh, begun = (client.generate(PROMPT, max_new_tokens=12, stream=True) for _ in range(2))
+        next(begun)
+    for pieces in (fresh, begun):
+        with pytest.raises(UsageError, match="closed"):
+            next(pieces)
+        assert list(pieces) == []
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_stream_that_outlived_its_client_ends_after_an_erasure(
+    release: Release, finish_block: Callable[..., BlockInfo], write: bool
+) -> None:
+    with opened(release) as client:
+        client.add(HEALTH, topic="health")
+        finish_block(client._vault, "health", release.digest, scale=1.0)
+    reader = Client.open("ana", keystore="keyfile", release=release, write=write)
+    pieces = reader.generate(PROMPT, max_new_tokens=12, stream=True)
+    next(pieces)
+    if write:
+        reader.close()
+    with opened(release) as client:
+        client.erase.plan(topic="health").execute()
+    with pytest.raises(UsageError if write else Busy):
+        next(pieces)
+    reader.close()
+
+
+def test_a_stream_goes_on_in_another_thread(release: Release, finish_block: Callable[..., BlockInfo]) -> None:
+    with opened(release) as client, ThreadPoolExecutor(1) as pool:
+        client.add(HEALTH, topic="health")
+        finish_block(client._vault, "health", release.digest, scale=1.0)
+        whole = client.generate(PROMPT, max_new_tokens=12)
+        pieces = client.generate(PROMPT, max_new_tokens=12, stream=True)
+        begun = next(pieces) + pool.submit(next, pieces).result()
+        assert begun + "".join(pieces) == whole
+        pieces = client.generate(PROMPT, max_new_tokens=12, stream=True)
+        next(pieces)
+        pool.submit(client.erase.plan(topic="health").execute).result()
+        with pytest.raises(Busy):
+            pool.submit(next, pieces).result()
+
+
+@pytest.mark.parametrize("given", ["folder", "object"])
+def test_threads_get_the_answers_to_their_own_prompts(
+    release: Release, finish_block: Callable[..., BlockInfo], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    prompts = {"health": PROMPT, "finance": "The rent of the flat and the salary on my bank account are"}
+    made: list[Answerer] = []
+    init = Answerer.__init__
+    monkeypatch.setattr(Answerer, "__init__", lambda self, *given: (init(self, *given), made.append(self))[0])
+    before = sys.getswitchinterval()
+    with Client.open("ana", keystore="keyfile", release=release) as client:
+        for topic, scale in (("health", 1.0), ("finance", -0.7)):
+            client.add(prompts[topic], topic=topic)
+            finish_block(client._vault, topic, release.digest, scale=scale)
+        expected = [client.generate(prompt, max_new_tokens=8) for prompt in prompts.values()]
+    assert expected[0] != expected[1]
+    made.clear()
+    shared = release.root if given == "folder" else release
+    with Client.open("ana", keystore="keyfile", release=shared) as client, ThreadPoolExecutor(4) as pool:
+        sys.setswitchinterval(1e-6)
+        try:
+            every = list(pool.map(lambda prompt: client.generate(prompt, max_new_tokens=8), [*prompts.values()] * 6))
+        finally:
+            sys.setswitchinterval(before)
+    assert every == expected * 6
+    assert len(made) == 1
 
 
 def test_learn_then_answer(release: Release) -> None:

@@ -1,5 +1,7 @@
 """Scenarios: what is known, what is refused, and with which sentence."""
 
+import contextlib
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -138,6 +140,16 @@ def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         scenario.load(str(path))
+
+
+@pytest.mark.parametrize("cohort", ["", "cohort_size = 64\n"])
+def test_a_trimmed_mean_over_too_many_devices_is_refused_before_any_training(tmp_path, cohort):
+    text = (scenario.folder() / "quickstart.toml").read_text(encoding="utf-8")
+    path = tmp_path / "changed.toml"
+    many = re.sub(r"(?m)^devices = \d+$", "devices = 65", text, count=1)
+    path.write_text(many.replace("unsafe_no_dp", f"trim = 0.1\n{cohort}unsafe_no_dp", 1), encoding="utf-8")
+    with contextlib.nullcontext() if cohort else pytest.raises(UsageError, match="at most 64 devices"):
+        assert scenario.load(str(path)).federation.trim == 0.1
 
 
 def test_steps_of_nothing_need_no_other_settings(tmp_path):

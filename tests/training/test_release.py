@@ -8,10 +8,11 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
+from fedmem.errors import NothingMatched, Refused, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.routing.tree import Tree
 from fedmem.training.bank_state import BankStream
+from fedmem.training.examine import verify
 from fedmem.training.release import Release
 
 SPEC = spec_for(new_anchor("nano", 300, 1), "ffn", 2, (4,))
@@ -73,3 +74,13 @@ def test_a_bank_beside_another_anchor_is_refused(written, tmp_path):
     with pytest.raises(VersionMismatch, match="another anchor"):
         _ = other.bank
     assert written[0].bank.fetch((1,)).dtype == torch.bfloat16
+
+
+def test_an_anchor_that_names_code_to_run_is_refused(written, tmp_path):
+    model, release = written[1], written[0]
+    model.config.auto_map = {"AutoModelForCausalLM": "strange.StrangeModel"}
+    named = Release.write(tmp_path, model, release.tokenizer, release.tree, "e" * 64, BankStream.new(SPEC, 3))
+    with pytest.raises(Refused, match="runs no code"):
+        named.anchor()
+    with pytest.raises(Refused, match="runs no code"):
+        verify(named.root)

@@ -15,6 +15,7 @@ from fedmem.errors import (
     Busy,
     NothingMatched,
     QualityGateFailed,
+    Refused,
     StorageError,
     UsageError,
     VerificationFailed,
@@ -167,6 +168,15 @@ def test_folders_that_hold_no_fitting_anchor(anchor, tmp_path):
     config = folder / "anchor" / "config.json"
     config.write_text(config.read_text().replace('"llama"', '"no-such-model"'))
     with pytest.raises(VerificationFailed, match="transformers knows"):
+        load_anchor(folder)
+
+
+def test_a_folder_that_names_code_to_run_is_refused(anchor, tmp_path):
+    folder = copy(anchor[0], tmp_path)
+    config = folder / "anchor" / "config.json"
+    entry = {"auto_map": {"AutoConfig": "strange.StrangeConfig"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | entry))
+    with pytest.raises(Refused, match="runs no code"):
         load_anchor(folder)
 
 

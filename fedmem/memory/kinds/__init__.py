@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Memory in use: changes the output of the sites that it names (`fedmem.memory.sites`)."""
+    """Memory in use: changes the output of the sites that it names (`fedmem.memory.sites`).
+
+    `items` is the size of the batch that it has rows for; None where one row is for all.
+    """
 
     sites: frozenset[str]
+    items: int | None
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
         """The site's output with this memory added; `hidden_BTD` is what the site's module was given."""
@@ -34,8 +38,8 @@ class Kind(Protocol):
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
         """Fill one segment of new blocks in place; a new block changes nothing."""
 
-    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> Source:
-        """A memory source over one fetch, cut by layer."""
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> Source:
+        """A memory source over fetches, cut by layer, for so many items; B is 1 where `items` is None."""
 
 
 def kind_named(name: str) -> Kind:

@@ -38,9 +38,9 @@ class FFN:
         else:
             nn.init.trunc_normal_(rows_NRX, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD, generator=generator)
 
-    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> "FFNSource":
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> "FFNSource":
         """Rows added to the output of each layer's MLP."""
-        return FFNSource(shape, layers_BX)
+        return FFNSource(shape, layers_BX, items)
 
 
 class FFNSource:
@@ -48,7 +48,8 @@ class FFNSource:
 
     sites = frozenset({"mlp"})
 
-    def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> None:
+    def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> None:
+        self.items = items
         self.gated = shape.gated
         self.activation = F.silu if shape.activation == "silu" else ACT2FN[shape.activation]
         self.layers = [self._cut(values_BX, shape.d_model) for values_BX in layers_BX]

@@ -9,6 +9,7 @@ Invariants
 - With grouped queries a group shares its learned keys and values, as it shares the anchor's.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,16 @@ class KV:
         """Keys standard normal, so that they differ enough to part the queries; V = 0 [docs/method.md, §2]."""
         rows_NRX.normal_(generator=generator) if segment == "key" else rows_NRX.zero_()
 
-    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> "KVSource":
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> "KVSource":
         """Keys and values for each layer's attention."""
-        return KVSource(shape, layers_BX)
+        return KVSource(shape, layers_BX, items)
+
+
+class _Lookups(threading.local):
+    """What the queries of a layer look up, until its `heads` are reached; threads have their own."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, Tensor] = {}
 
 
 class KVSource:
@@ -40,10 +48,10 @@ class KVSource:
 
     sites = frozenset({"q", "heads"})
 
-    def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> None:
-        self.shape = shape
+    def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> None:
+        self.shape, self.items = shape, items
         self.layers = [self._cut(values_BX) for values_BX in layers_BX]
-        self._found: dict[int, Tensor] = {}
+        self._lookups = _Lookups()
 
     def _cut(self, values_BX: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values as `[B, heads, R, head_dim]`."""
@@ -54,13 +62,16 @@ class KVSource:
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
         """At `q` look the queries up and keep what they find; at `heads` add it to what attention found."""
+        lookups = self._lookups.layers
         if site == "heads":
-            return output_BTD + self._found.pop(layer) if layer in self._found else output_BTD
+            return output_BTD + lookups.pop(layer) if layer in lookups else output_BTD
         key_BHRd, value_BHRd = self.layers[layer]
         if key_BHRd.shape[2]:
             batch, tokens = output_BTD.shape[:2]
             query_BHTd = output_BTD.view(batch, tokens, self.shape.heads, -1).transpose(1, 2)
             everyone = (batch, -1, -1, -1)
-            found = F.scaled_dot_product_attention(query_BHTd, key_BHRd.expand(everyone), value_BHRd.expand(everyone))
-            self._found[layer] = found.transpose(1, 2).reshape(batch, tokens, -1)
+            values_BHTd = F.scaled_dot_product_attention(
+                query_BHTd, key_BHRd.expand(everyone), value_BHRd.expand(everyone)
+            )
+            lookups[layer] = values_BHTd.transpose(1, 2).reshape(batch, tokens, -1)
         return output_BTD

@@ -47,15 +47,16 @@ class LoRA:
         bound = 1 / math.sqrt(rows_NRX.shape[-1]) if segment.endswith(".a") else 0.0
         rows_NRX.uniform_(-bound, bound, generator=generator)
 
-    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor]) -> "LoRASource":
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> "LoRASource":
         """Rows added to the output of each site's linear map."""
-        return LoRASource(self.segments(shape), layers_BX)
+        return LoRASource(self.segments(shape), layers_BX, items)
 
 
 class LoRASource:
     """LoRA rows in use: one block per batch item, or one for all."""
 
-    def __init__(self, segments: dict[str, int], layers_BX: Sequence[Tensor]) -> None:
+    def __init__(self, segments: dict[str, int], layers_BX: Sequence[Tensor], items: int | None) -> None:
+        self.items = items
         self.sites = frozenset(name.split(".")[0] for name in segments)
         self.layers = [self._cut(segments, values_BX) for values_BX in layers_BX]
 

@@ -2,9 +2,10 @@
 
 Invariants
 - The result is `x_BTI @ w_BIO`, whichever way it is computed.
-- A block that all items share is multiplied once for all tokens; where it is expanded to one copy per item and wants a
-  gradient, each item's own gradient comes out of one plain backward pass, which is what DP-SGD clips
-  (docs/design.md, §7).
+- A block that all items share is multiplied once for all tokens, and any other has a matrix for each item; another
+  number of matrices is an error, never the first one for all.
+- Where a block is expanded to one copy per item and wants a gradient, each item's own gradient comes out of one plain
+  backward pass, which is what DP-SGD clips (docs/design.md, §7).
 - Inside `booked`, that pass enters what those gradients are made of in a book and forms none of them; a pass that
   began outside is not touched, and nothing is left behind where an exception ends it.
 
@@ -40,22 +41,23 @@ def booked(enter: Enter) -> Iterator[None]:
 
 def product(x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
     """`x_BTI @ w_BIO`, where `w_BIO` has a matrix for each item, one for all, or one expanded over all."""
-    if w_BIO.stride(0) == 0 and len(w_BIO) > 1:
+    if w_BIO.stride(0) == 0 and len(w_BIO) == len(x_BTI) > 1:
         found: Tensor = _Expanded.apply(x_BTI, w_BIO)  # type: ignore[no-untyped-call]
         return found
-    if len(w_BIO) == len(x_BTI):
-        return torch.bmm(x_BTI, w_BIO)
-    return _flat(x_BTI, w_BIO[0])
+    if len(w_BIO) == 1 != len(x_BTI):
+        return _flat(x_BTI, w_BIO[0])
+    return torch.bmm(x_BTI, w_BIO)
 
 
 def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) -> Tensor:
     """`output_BTO + scale * (x_BTI @ w_BIO)`, in one pass over the output where that can be."""
-    if w_BIO.stride(0) == 0 and len(w_BIO) > 1:
+    if w_BIO.stride(0) == 0 and len(w_BIO) == len(x_BTI) > 1:
         return torch.add(output_BTO, product(x_BTI, w_BIO), alpha=scale)
-    if len(w_BIO) == len(x_BTI):  # so in decoding: of one row, a batched product starts faster than a plain one
-        return torch.baddbmm(output_BTO, x_BTI, w_BIO, alpha=scale)
-    flat_NO = torch.addmm(output_BTO.flatten(0, 1), x_BTI.flatten(0, 1), w_BIO[0], alpha=scale)
-    return flat_NO.view(output_BTO.shape)
+    if len(w_BIO) == 1 != len(x_BTI):
+        flat_NO = torch.addmm(output_BTO.flatten(0, 1), x_BTI.flatten(0, 1), w_BIO[0], alpha=scale)
+        return flat_NO.view(output_BTO.shape)
+    # So in decoding: of one row, a batched product starts faster than a plain one.
+    return torch.baddbmm(output_BTO, x_BTI, w_BIO, alpha=scale)
 
 
 class _Expanded(torch.autograd.Function):

@@ -13,7 +13,7 @@ import numpy as np
 from fedmem.eval.buckets import Losses, by_frequency, leaf_frequency
 from fedmem.eval.controls import wrong_paths
 from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.memory.block import source
+from fedmem.memory.block import source_for_all
 from fedmem.routing.router import prefix, route
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts, subject
@@ -53,7 +53,7 @@ def _public(sim: Simulation) -> Facts:
     def fetched(part: Federated, chosen_NP: np.ndarray) -> Losses:
         return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(chosen_NP[n]))
 
-    generic = [source(release.spec, release.bank.generic()[None])]
+    generic = [source_for_all(release.spec, release.bank.generic())]
     control = sim.scenario.anchor.control
     arms = {"anchor": sequence_losses(arm_at(sim, "control", rounds).model, tokens_NT)} if control else {}
     arms |= {

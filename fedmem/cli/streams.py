@@ -1,0 +1,81 @@
+"""The standard streams of a command: closed, full or cut ones break nothing.
+
+Invariants
+- A text that a stream's encoding lacks is written with backslashes, never an error.
+- After a write that failed the stream goes to the null device, so that the interpreter's last flush changes no exit
+  code and prints nothing.
+
+    prepare()
+    write(sys.stdout, "text")
+"""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from typing import TextIO
+
+
+def prepare() -> None:
+    """Make the standard streams safe before anything else opens a file."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # As glibc does for setuid programs: a vault's file must not get number 1, which libraries print to. The modes are
+    # the wrong ones, so that a closed descriptor stays one that refuses.
+    for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return True if the stream is open and is a terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def write(stream: TextIO | None, text: str) -> None:
+    """Write and flush a text. Raises OSError, also for a closed stream."""
+    if stream is None or stream.closed:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    try:
+        _write_all(stream, text)
+        stream.flush()
+    except OSError:
+        silence(stream)
+        raise
+
+
+def _write_all(stream: TextIO, text: str) -> None:
+    if not isinstance(stream, io.TextIOWrapper):
+        stream.write(text)
+        return
+    stream.flush()
+    data = text.encode(stream.encoding, "backslashreplace")
+    while data:  # unbuffered Python drops what a full disk leaves of a write
+        written = stream.buffer.write(data)
+        if not written:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        data = data[written:]
+
+
+def flush(stream: TextIO | None) -> OSError | None:
+    """Flush what others wrote to the stream; why it failed, or None."""
+    if stream is None or stream.closed:
+        return None
+    try:
+        stream.flush()
+    except OSError as error:
+        silence(stream)
+        return error
+    return None
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is left in the stream's buffer to the null device, and all that follows."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)

@@ -1,0 +1,86 @@
+"""The opening of a receipt's commitment, sealed in the vault until it reached the person.
+
+Invariants
+- It is durable with the journal entry, before anything is destroyed, and goes only when its delivery is confirmed or
+  the erasure ends without a receipt.
+
+Guarantees
+    One cell of `fedmem.vault.container` under the ledger's key, which no erasure destroys, bound to the erasure's id.
+    While it is there, who opens the vault can check a guess of what was erased. Afterwards only who got it can.
+
+    | input | result |
+    |---|---|
+    | an unknown erasure, or one whose opening is not in the vault | NothingMatched |
+    | a changed cell, or one of another erasure | VerificationFailed |
+    | delivery confirmed twice | no change |
+
+    opening = read(vault, erasure_id)
+    confirm_delivery(vault, erasure_id)
+"""
+
+from fedmem.erasure import journal
+from fedmem.errors import NothingMatched
+from fedmem.vault import container
+from fedmem.vault.core import Core
+from fedmem.vault.vault import Vault
+
+WAITING, DELIVERED, NOT_KEPT = "waiting", "delivered", "not kept"
+KIND = "opening"
+
+
+def seal(core: Core, erasure_id: str, opening: bytes) -> str:
+    """Return the sealed opening (32 bytes) of an erasure, in hex."""
+    return core.seal(KIND, erasure_id, _key(core), opening).hex()
+
+
+def unseal(core: Core, entry: journal.Entry) -> str:
+    """Return the opening of an entry in hex, or "" if the vault does not hold it. Raises VerificationFailed."""
+    if not entry.opening:
+        return ""
+    sealed, identity = bytes.fromhex(entry.opening), core.identity(KIND, entry.id)
+    return container.open_cell(_key(core), sealed, identity=identity).hex()
+
+
+def state(entry: journal.Entry) -> str:
+    """Return `waiting`, `delivered`, `not kept` (by an earlier fedmem or a restore), or "" if there is no receipt."""
+    if entry.opening:
+        return WAITING
+    if entry.state in journal.WITHOUT_RECEIPT:
+        return ""
+    return DELIVERED if entry.delivered else NOT_KEPT
+
+
+def read(vault: Vault, erasure_id: str) -> str:
+    """Return the opening of an erasure in hex (32 bytes). Raises NothingMatched if the vault does not hold it."""
+    vault.core.reading()
+    entry = journal.read(vault, erasure_id)
+    if not entry.opening:
+        raise NothingMatched(_reason(state(entry)))
+    return unseal(vault.core, entry)
+
+
+def confirm_delivery(vault: Vault, erasure_id: str) -> None:
+    """Remove the sealed opening of an erasure after it reached the person.
+
+    Raises:
+        NothingMatched: there is no erasure with this id.
+        Refused: the vault is open for reading only. StorageError, Busy: the opening is still sealed in the vault.
+    """
+    with vault.core.writing():
+        entry = journal.read(vault, erasure_id)
+        if entry.opening:
+            journal.drop_opening(vault, entry)
+            vault.core.database.checkpoint()  # else the cell stays in the log
+
+
+def _key(core: Core) -> bytes:
+    key: bytes = core.table.keys[core.table.facts["ledger"]]
+    return key
+
+
+def _reason(state: str) -> str:
+    if state == DELIVERED:
+        return "The opening of this erasure was delivered and is no longer in the vault."
+    if state == NOT_KEPT:
+        return "The vault never kept this opening: an earlier fedmem ran the erasure, or a backup was restored since."
+    return "This erasure was cancelled or failed, so it has no receipt and no opening."
