@@ -11,6 +11,8 @@ Invariants
     learn_topic(vault, release, policy.topics["health"], plan)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedmem.canonical import canonical_json, digest
-from fedmem.errors import BudgetExceeded, NothingMatched, Refused
+from fedmem.errors import BudgetExceeded, Busy, NothingMatched, Refused
 from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks, source
 from fedmem.memory.spec import MemorySpec
@@ -90,10 +92,25 @@ def learn_topic(
     adding or removing one record; composed with every earlier run, no record passes the topic's epsilon.
 
     Raises NothingMatched (no record of the topic), Refused (more records than the declared cap, or a delta above the
-    topic's), BudgetExceeded (nothing is charged then), and what the vault raises.
+    topic's), BudgetExceeded (nothing is charged then), Busy (another thread trains the topic), and what the vault
+    raises.
     """
-    charged = charge(vault, release, topic, plan, settings=settings, run_key=run_key)
-    return finish(vault, charged, train(charged, runtime, progress))
+    with _only_training(vault, topic.name):
+        charged = charge(vault, release, topic, plan, settings=settings, run_key=run_key)
+        return finish(vault, charged, train(charged, runtime, progress))
+
+
+@contextmanager
+def _only_training(vault: Vault, topic: str) -> Iterator[None]:
+    """Keep other threads from training the topic meanwhile: they would go on with the same run, twice."""
+    with vault.core.lock:
+        if topic in vault.core.trained_topics:
+            raise Busy("Another thread of this program trains the topic. Wait until it is done.")
+        vault.core.trained_topics.add(topic)
+    try:
+        yield
+    finally:
+        vault.core.trained_topics.discard(topic)
 
 
 @serialised

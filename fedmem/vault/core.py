@@ -40,6 +40,7 @@ class Core:
         writer: the lock of a vault that is open for writing, else None.
         recover: finishes or undoes what a failed change left.
         acknowledge: notes a change in the keystore once it is durable.
+        trained_topics: topics whose training runs in this process.
         is_settled: False while a change is made, and after one that failed.
     """
 
@@ -57,6 +58,7 @@ class Core:
     is_closed: bool = False
     is_settled: bool = field(default=True)
     lease: Lease | None = None
+    trained_topics: set[str] = field(default_factory=set)
     _is_changing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:

@@ -22,9 +22,10 @@ ANA = ("--subject", "ana")
 
 
 def bytes_under(root: Path) -> dict[str, bytes]:
-    """Every file of a vault but the lock and SQLite's shared memory, which readers touch."""
+    """Every file of a vault but the lock, SQLite's shared memory and an empty log, which readers leave."""
     files = [path for path in root.rglob("*") if path.is_file() and path.suffix not in (".db-shm", "")]
-    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "vault.db-shm"}
+    found = {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "vault.db-shm"}
+    return {name: data for name, data in found.items() if data or name != "vault.db-wal"}
 
 
 def test_list_and_show(fedmem: Call, block: BlockInfo) -> None:
