@@ -2,8 +2,8 @@
 
 Invariants
 - The table is one container, replaced whole: old rows or new rows, never a mixture (I7).
-- Rotation order (DESIGN §8): new epoch key pending -> table renamed -> old epoch key destroyed. The rename is the
-  point of no return; `settle` finishes or undoes what a crash left, from the table's own epoch number.
+- Rotation order (docs/design.md, §8): new epoch key pending -> table renamed -> old epoch key destroyed. The rename is
+  the point of no return; `settle` finishes or undoes what a crash left, from the table's own epoch number.
 - After a rotation no key of the keystore opens an older copy of the table (I4); after an erasure no backup either.
 - The keystore notes the newest serial, after the table is durable and before the next write: the note is never ahead of
   the disk and at most one behind it, so that a crash locks nobody out and an older table put back is noticed.
