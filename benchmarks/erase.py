@@ -30,7 +30,6 @@ from safetensors.torch import save
 from benchmarks import harness, residues
 from fedmem import erasure
 from fedmem.anchor.presets import Shape, new_anchor
-from fedmem.canonical import canonical_json
 from fedmem.erasure import Scope
 from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks
@@ -41,12 +40,13 @@ from fedmem.privacy.gradients import PrivateSequences
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.ids import new_id
 from fedmem.training.loop import Trainer
 from fedmem.training.packing import Packed
 from fedmem.training.settings import Settings
 from fedmem.vault import container, topics
 from fedmem.vault.database import BlockRow
-from fedmem.vault.ids import new_id
 from fedmem.vault.vault import NewRecord, Vault
 
 ANCHOR, VOCABULARY, WIDTH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 64

@@ -38,7 +38,12 @@ def test_others_are_not(platform: str) -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["from fedmem import Client", "import fedmem.vault.lock", "import fedmem.erasure", "import fedmem.erasure.residue"],
+    [
+        "from fedmem import Client",
+        "import fedmem.storage.locks",
+        "import fedmem.erasure",
+        "import fedmem.erasure.residue",
+    ],
 )
 def test_an_import_that_needs_a_vault_says_so(statement: str) -> None:
     done = on_windows(f"try:\n    {statement}\nexcept Exception as error:\n    print(type(error).__name__, error)")

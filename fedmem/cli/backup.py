@@ -121,7 +121,7 @@ def kit_of(file: Path | None, code: Secret) -> "Kit | None":
     """The opened kit, where one is given."""
     if file is None:
         return None
-    from fedmem.vault.fs import Files
+    from fedmem.storage.files import Files
     from fedmem.vault.kits import opened as open_kit
 
     return open_kit(Files().read(file), code())

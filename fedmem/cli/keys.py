@@ -105,7 +105,7 @@ def create(subject: str, vault: str | None, secret: Secret, kit: Path, code_fd: 
 @json_option
 def test(subject: str, vault: str | None, secret: Secret, kit: Path, code: Secret) -> None:
     """Do kit and code open the vault as it is now? One retired by an erasure ends with 6, a wrong code with 8."""
-    from fedmem.vault.fs import Files
+    from fedmem.storage.files import Files
     from fedmem.vault.recovery import check
 
     found = check(find_vault(subject, vault), Files().read(kit), code())
@@ -126,7 +126,7 @@ def test(subject: str, vault: str | None, secret: Secret, kit: Path, code: Secre
 @json_option
 def restore(subject: str, vault: str | None, secret: Secret, kit: Path, code: Secret, keystore: str) -> None:
     """Put the keys of a vault back, out of a kit and its code, into a keystore of your choice."""
-    from fedmem.vault.fs import Files
+    from fedmem.storage.files import Files
     from fedmem.vault.recovery import restore as run
 
     root = find_vault(subject, vault)

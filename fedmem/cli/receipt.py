@@ -133,7 +133,7 @@ def rows(statement: Mapping[str, Any], signature: str) -> list[tuple[str, Any]]:
 
 def link(file: bytes, statement: Mapping[str, Any]) -> dict[str, Any]:
     """The place of one receipt in its chain."""
-    from fedmem.canonical import digest
+    from fedmem.storage.canonical import digest
 
     said = statement["predicate"]
     return {"digest": digest(file), "previous": said.get("previous"), "erasure": said.get("erasure")}

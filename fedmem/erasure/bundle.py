@@ -26,11 +26,11 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedmem.canonical import digest
 from fedmem.erasure import receipt
 from fedmem.erasure.planning import Scope
 from fedmem.errors import VerificationFailed
 from fedmem.pages import Cell, printable, rendered
+from fedmem.storage.canonical import digest
 
 UNSTATED: dict[str, Any] = {
     "wording": "", "erasure": "", "vault": "", "plan": "", "executed": "", "generation": 0,

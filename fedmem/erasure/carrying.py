@@ -15,10 +15,10 @@ Invariants
 import contextlib
 from pathlib import Path
 
-from fedmem.canonical import digest
 from fedmem.erasure import journal, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
+from fedmem.storage.canonical import digest
 from fedmem.vault.copies import out_of_reach
 from fedmem.vault.core import serialised
 from fedmem.vault.keytable import epoch_name

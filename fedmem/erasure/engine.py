@@ -22,8 +22,8 @@ from fedmem.erasure.carrying import carry_out, receipt_path
 from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
+from fedmem.storage.ids import new_id
 from fedmem.vault.core import serialised
-from fedmem.vault.ids import new_id
 from fedmem.vault.runs import WANTED
 from fedmem.vault.vault import Learned, Vault
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fedmem.errors import UsageError
-from fedmem.vault.ids import new_id
+from fedmem.storage.ids import new_id
 from fedmem.vault.runs import WANTED
 from fedmem.vault.vault import BlockInfo, Learned, Vault
 

@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedmem.canonical import canonical_json
 from fedmem.erasure import states
 from fedmem.errors import NothingMatched
+from fedmem.storage.canonical import canonical_json
 from fedmem.vault.core import serialised
 from fedmem.vault.database import ErasureRow
 from fedmem.vault.stores import Item

@@ -18,9 +18,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from fedmem.canonical import canonical_json, digest
 from fedmem.erasure.forgetting import CHOICES, Choice, Forgetting, Retraining, forgetting
 from fedmem.errors import NothingMatched, UsageError
+from fedmem.storage.canonical import canonical_json, digest
 from fedmem.vault.core import serialised
 from fedmem.vault.stores import Item
 from fedmem.vault.vault import ALL, Vault

@@ -38,11 +38,11 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as SigningError
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]  # it has no __all__
 
-from fedmem.canonical import canonical_json, digest
 from fedmem.erasure.journal import Entry
 from fedmem.erasure.planning import Scope
 from fedmem.erasure.verification import DEEP, Verification
 from fedmem.errors import VerificationFailed
+from fedmem.storage.canonical import canonical_json, digest
 from fedmem.vault.stores import ContentStore
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmem.errors import UsageError
-from fedmem.vault.fs import storage_errors
+from fedmem.storage.files import storage_errors
 
 READ = 4 << 20
 WINDOW = 8  # bytes: two float32 values

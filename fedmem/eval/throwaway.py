@@ -29,8 +29,8 @@ from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import DELTA, PrivacyPlan
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.router import route
+from fedmem.storage.files import Files
 from fedmem.training.release import Release
-from fedmem.vault.fs import Files
 from fedmem.vault.vault import NewRecord, Vault
 
 SUBJECT = "invented"

@@ -17,8 +17,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from fedmem.canonical import canonical_json
 from fedmem.federation.port import EgressEntry, InprocPort
+from fedmem.storage.canonical import canonical_json
 
 
 class Noted:

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.canonical import digest
 from fedmem.errors import BudgetExceeded, Refused, UsageError
 from fedmem.federation import cohorts, fixedpoint
 from fedmem.federation.cohorts import FixedSpend, Noise
 from fedmem.privacy import accounting
 from fedmem.privacy.spend import SpendEvent
+from fedmem.storage.canonical import digest
 
 
 @dataclass(frozen=True)

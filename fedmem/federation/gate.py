@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from fedmem.canonical import digest
 from fedmem.errors import BoundaryViolation
 from fedmem.federation import device_dp, fixedpoint, wire
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.wire import Fields, Schema, Shapes
+from fedmem.storage.canonical import digest
 from fedmem.vault.leaving import EgressEntry
 
 MAX_ROUND = 10**6

@@ -18,117 +18,56 @@ Invariants
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load, save
 
-from fedmem.canonical import canonical_json, digest
-from fedmem.errors import NothingMatched, Refused, StorageError, VerificationFailed
+from fedmem.errors import NothingMatched, Refused, VerificationFailed
 from fedmem.federation.coordinator import Durable
 from fedmem.federation.wire import Params
+from fedmem.storage.canonical import canonical_json, digest
+from fedmem.storage.files import Files
+from fedmem.storage.hash_chained_log import JSON, HashChainedLog
 
-_FIRST = "0" * 64
 # Beside the parameters in a checkpoint; no parameter has such a name.
 _STATE = "server-state/"
 
 
 class AppendLog:
-    """An append-only file of chained entries. Raises VerificationFailed when opened over a changed one."""
+    """The entries of a hash-chained log of JSON objects, kept in memory by the one process that appends.
+
+    Raises VerificationFailed where an entry was changed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries: list[dict[str, Any]] = []
-        self._known: set[str] = set()
-        self._head, self._size = _FIRST, 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                self._load(line)
-
-    def _load(self, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-            sound = row["previous"] == self._head and row["digest"] == digest([row["previous"], row["body"]])
-        except (ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
-            raise VerificationFailed(
-                f"Entry {len(self._entries) + 1} of {self.path.name} was changed. Restore the file from a backup."
-            )
-        self._enter(row["body"], row["digest"], len(line))
-
-    def _enter(self, body: dict[str, Any], head: str, size: int) -> None:
-        self._entries.append(body)
-        self._known.add(digest(body))
-        self._head, self._size = head, self._size + size
+        self._log = HashChainedLog(Files(), path, JSON)
+        self._entries: list[dict[str, Any]] = [json.loads(entry.content) for entry in self._log.read()]
+        self._digests = {digest(body) for body in self._entries}
 
     @property
     def head(self) -> str:
-        """Digest of the last entry: it commits to every entry before it."""
-        return self._head
+        """Digest of the last entry: it commits to every entry before it; "" where there is none."""
+        return self._log.head
 
     def entries(self) -> list[dict[str, Any]]:
-        """The bodies, oldest first."""
+        """Return the bodies, oldest first."""
         return list(self._entries)
 
     def holds(self, body: dict[str, Any]) -> bool:
-        """Whether an entry with exactly this body is there."""
-        return digest(body) in self._known
+        """Return True if an entry with exactly this body is there."""
+        return digest(body) in self._digests
 
     def append(self, body: dict[str, Any], *, durable: bool = True) -> None:
         """Add one entry; on disk when this returns, or with the next one. After a StorageError nothing was added."""
-        head = digest([self._head, body])
-        line = canonical_json({"previous": self._head, "body": body, "digest": head}) + b"\n"
-        try:
-            _write_at(self.path, self._size, line, durable)
-        except OSError as error:
-            raise StorageError(f"Could not write {self.path.name}: {error.strerror}. Free space and resume.") from error
+        content = canonical_json(body)
+        self._log.append(content, durable=durable)
         # Through JSON, so that a body reads alike before and after a restart.
-        self._enter(json.loads(line)["body"], head, len(line))
-
-
-def _write_at(path: Path, offset: int, data: bytes, durable: bool) -> None:
-    """Cut the file at `offset` (a torn line may follow) and append `data`; fsync it, and the folder of a new file."""
-    new = not path.exists()
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.ftruncate(handle, offset)
-        os.lseek(handle, offset, os.SEEK_SET)
-        if os.write(handle, data) != len(data):
-            raise OSError(28, "no space for the whole entry")
-        if durable:
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-    # An empty file may be one whose folder was never synced.
-    if new or offset == 0:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"Could not write {path.name}: {error.strerror}. Free space and resume.") from error
+        self._entries.append(json.loads(content))
+        self._digests.add(digest(body))
 
 
 @dataclass(frozen=True)
@@ -200,7 +139,7 @@ class Journal:
     def closed(self, params: Params, traffic: Traffic, state: Params | None = None) -> None:
         """Checkpoint of parameters and server state, then the entry that makes the round count."""
         data = save(params | {f"{_STATE}{name}": value for name, value in (state or {}).items()})
-        _write_whole(self._checkpoint(traffic.round), data)
+        Files().replace(self._checkpoint(traffic.round), data)
         self._append({"kind": "close", "params": digest(data), **asdict(traffic)})
 
     def aborted(self, traffic: Traffic) -> None:

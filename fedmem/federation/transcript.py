@@ -13,8 +13,8 @@ Invariants
 import hashlib
 from typing import NamedTuple
 
-from fedmem.canonical import digest
 from fedmem.federation.flower import Message, RecordDict, error_to_proto, recorddict_to_proto
+from fedmem.storage.canonical import digest
 
 
 class Entry(NamedTuple):

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import BoundaryViolation, VersionMismatch
 from fedmem.federation import bf16, fixedpoint
+from fedmem.storage.canonical import canonical_json
 
 Scalar = int | float | str
 Shapes = Mapping[str, tuple[int, ...]]

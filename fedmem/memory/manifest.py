@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bankfile import disk_errors
 from fedmem.memory.spec import MemorySpec
+from fedmem.storage.canonical import canonical_json
 
 MANIFEST = "bank.json"
 TEMPORARY = "bank.tmp"

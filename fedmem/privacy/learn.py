@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedmem.canonical import canonical_json, digest
 from fedmem.errors import BudgetExceeded, Busy, NothingMatched, Refused
 from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks, source
@@ -35,6 +34,7 @@ from fedmem.privacy.ledger import Meter, check_budget, is_open
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.routing.router import route
+from fedmem.storage.canonical import canonical_json, digest
 from fedmem.training.release import Release
 from fedmem.training.sequences import encode
 from fedmem.vault.core import serialised

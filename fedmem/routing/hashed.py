@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError
 from fedmem.routing.embedder import unit
+from fedmem.storage.canonical import canonical_json
 
 _WORD = re.compile(r"\w+")
 _SLOTS = 2**16  # of the table of document frequencies

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError
 from fedmem.installed import package
 from fedmem.routing.windows import joined
+from fedmem.storage.canonical import canonical_json
 
 _INSTALL = "pip install sentence-transformers"
 _WINDOW = 512  # tokens read at once where the model names no limit

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed
 from fedmem.routing.stream import Stream, Vectors, samples
+from fedmem.storage.canonical import canonical_json
 
 HELD = 2**18  # vectors that training keeps: 134 MB at 128 dimensions
 _CHUNK = 256  # vectors whose distances are held at once

@@ -23,9 +23,9 @@ from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-from fedmem.canonical import canonical_json
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.spend import MECHANISM, SpendEvent
+from fedmem.storage.canonical import canonical_json
 from fedmem.vault.egress import Egress as Ledger
 from fedmem.vault.egress import Entered
 from fedmem.vault.vault import Vault

@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmem.canonical import digest
 from fedmem.erasure import receipt
 from fedmem.erasure.journal import Entry
 from fedmem.erasure.states import COMPLETED
 from fedmem.errors import NothingMatched, VerificationFailed
+from fedmem.storage.canonical import digest
+from fedmem.storage.files import Files, storage_errors
 from fedmem.vault import backup, copies
 from fedmem.vault import facts as public
-from fedmem.vault.fs import Files, storage_errors
 from fedmem.vault.keytable import noted
 from fedmem.vault.restoring import Newest
 from fedmem.vault.stores import Item

@@ -23,11 +23,11 @@ from types import TracebackType
 from typing import Literal, Self
 
 from fedmem import errors
-from fedmem.canonical import canonical_json
 from fedmem.errors import Busy, FedmemError
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import Files, storage_errors
+from fedmem.storage.locks import FileLock, is_locked
 from fedmem.vault.checkpoints import FOLDER
-from fedmem.vault.fs import Files, storage_errors
-from fedmem.vault.lock import FileLock, is_locked
 
 Request = Literal["pause", "cancel"]
 SIZE = 2048  # bytes of the mark, written in one piece

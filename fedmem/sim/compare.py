@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError
 from fedmem.federation.coordinator import local_steps
 from fedmem.sim.compare_runs import NUMBER, finished, flat, is_a
 from fedmem.sim.folder import Facts
 from fedmem.sim.report_parts import at
 from fedmem.sim.seeds import differences
+from fedmem.storage.canonical import canonical_json
 
 MOST = 16
 """Settings that one picture can tell apart."""

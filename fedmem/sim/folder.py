@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmem.errors import VerificationFailed
-from fedmem.vault.fs import Files, storage_errors
+from fedmem.storage.files import Files, storage_errors
 
 Facts = dict[str, Any]
 

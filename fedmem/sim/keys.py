@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 
 from fedmem import paths
-from fedmem.canonical import canonical_json
 from fedmem.errors import Refused
 from fedmem.sim.context import Simulation
-from fedmem.vault.fs import Files
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import Files
 
 
 def run_key(sim: Simulation, *labels: object) -> bytes:

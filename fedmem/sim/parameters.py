@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.spec import MemorySpec
+from fedmem.storage.files import Files
 from fedmem.training.bank_state import BankState
-from fedmem.vault.fs import Files
 
 
 def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> None:

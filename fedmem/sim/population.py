@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmem.canonical import digest
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Decision, Policy
 from fedmem.routing.embedder import Embedder
 from fedmem.sim.scenario import Scenario
 from fedmem.sim.sources import chats, patients, persons, userfile, wikipedia
 from fedmem.sim.sources.record import SourceRecord
+from fedmem.storage.canonical import digest
 
 
 @dataclass(frozen=True)

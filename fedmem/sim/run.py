@@ -25,7 +25,7 @@ from fedmem.sim.phases import central, erase, evaluate, federated, private
 from fedmem.sim.report import write_report
 from fedmem.sim.scenario import Scenario
 from fedmem.sim.summary import summarise
-from fedmem.vault.lock import WriterLock
+from fedmem.storage.locks import WriterLock
 
 Phase = Callable[[Simulation], Facts]
 

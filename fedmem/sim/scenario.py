@@ -15,9 +15,9 @@ from typing import Annotated, Any
 from msgspec import Meta, field, to_builtins
 
 from fedmem import toml
-from fedmem.canonical import digest
 from fedmem.errors import UsageError
 from fedmem.sim import contradictions
+from fedmem.storage.canonical import digest
 
 Whole = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]

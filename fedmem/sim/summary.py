@@ -11,13 +11,13 @@ import math
 import resource
 from typing import Any
 
-from fedmem.canonical import digest
 from fedmem.federation.coordinator import local_steps
 from fedmem.privacy.ledger import charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.phases.federated import epsilon, federated, journal
 from fedmem.sim.phases.private import open_vault, private_devices
+from fedmem.storage.canonical import digest
 
 STATE_FILES = ("pretrained", "control", "cotrained")
 PER_STEP = 4

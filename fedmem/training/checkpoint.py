@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fedmem.errors import VerificationFailed, VersionMismatch
+from fedmem.storage.files import Files
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import Trainer
 from fedmem.training.working_set import DiskLevel
-from fedmem.vault.fs import Files
 
 _ADAM = ("exp_avg", "exp_avg_sq", "step")
 

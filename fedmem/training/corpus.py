@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError
+from fedmem.storage.canonical import canonical_json
 
 HELDOUT_SHARE = 0.05
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from fedmem.errors import QualityGateFailed, VerificationFailed
+from fedmem.storage.files import Files
+from fedmem.storage.locks import WriterLock
 from fedmem.training.bank_state import BankStream
 from fedmem.training.checkpoint import load_checkpoint, save_checkpoint, step_of
 from fedmem.training.heldout import heldout_loss
@@ -29,8 +31,6 @@ from fedmem.training.loop import Trainer
 from fedmem.training.rows import Rows
 from fedmem.training.state import Trace, Watch, read_json, write_json
 from fedmem.training.working_set import DiskLevel
-from fedmem.vault.fs import Files
-from fedmem.vault.lock import WriterLock
 
 STOPS, MOST_STEPS = 20, 200
 """A run stops to measure and to save so many times, and at least every so many steps."""

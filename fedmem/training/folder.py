@@ -18,7 +18,7 @@ from fedmem.anchor.load import load_model
 from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import shape_of
-from fedmem.vault.fs import Files, storage_errors
+from fedmem.storage.files import Files, storage_errors
 
 
 def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> None:

@@ -28,13 +28,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fedmem.anchor.load import load_model
-from fedmem.canonical import canonical_json, digest
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
+from fedmem.storage.canonical import canonical_json, digest
+from fedmem.storage.files import storage_errors
 from fedmem.training.bank_state import BankState, BankStream, spans
-from fedmem.vault.fs import storage_errors
 
 # Their bars for milliseconds of work would stand between ours.
 transformers_logging.disable_progress_bar()

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmem.canonical import digest
 from fedmem.errors import VerificationFailed, VersionMismatch
-from fedmem.vault.fs import Files
+from fedmem.storage.canonical import digest
+from fedmem.storage.files import Files
 
 Inputs = dict[str, Any]
 """What a run is a function of: public settings and digests."""

@@ -30,10 +30,11 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed, VersionMismatch
 from fedmem.memory.attach import Memory, attach
 from fedmem.memory.spec import MemorySpec
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import Files
 from fedmem.training.bank_state import BankStream
 from fedmem.training.drive import Run
 from fedmem.training.lazy_adamw import LazyAdamW
@@ -42,7 +43,6 @@ from fedmem.training.release import Release
 from fedmem.training.rows import Rows
 from fedmem.training.settings import Settings, Trained
 from fedmem.training.state import Trace, Watch, derived, read_json, write_json
-from fedmem.vault.fs import Files
 
 GENERIC = "generic"
 

@@ -23,6 +23,7 @@ from fedmem.memory.placement import widths
 from fedmem.memory.sites import sites_of, spec_for
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.tree import train_tree
+from fedmem.storage.files import Files
 from fedmem.training.bank_state import BankStream
 from fedmem.training.corpus import Corpus
 from fedmem.training.drive import Run
@@ -32,7 +33,6 @@ from fedmem.training.plans import AnchorPlan, BankPlan, flat
 from fedmem.training.release import Release
 from fedmem.training.rows import plain_rows
 from fedmem.training.state import Trace, Watch, claim, derived, read_json, write_json
-from fedmem.vault.fs import Files
 
 RESULT = "training.json"
 

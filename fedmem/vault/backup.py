@@ -23,15 +23,15 @@ from typing import Any
 
 from sqlalchemy import select
 
-from fedmem.canonical import canonical_json, digest
 from fedmem.errors import FedmemError, KeystoreError, NothingMatched, Refused, VerificationFailed, VersionMismatch
+from fedmem.storage.canonical import canonical_json, digest
+from fedmem.storage.files import TEMPORARY, Files
+from fedmem.storage.ids import new_id
 from fedmem.vault import copies, egress, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.core import Core
 from fedmem.vault.database import RunRow
 from fedmem.vault.facts import Facts
-from fedmem.vault.fs import TEMPORARY, Files
-from fedmem.vault.ids import new_id
 from fedmem.vault.keys import Ask, Keystore
 from fedmem.vault.keytable import Numbers, backup_name, noted, seal, unseal
 from fedmem.vault.kits import Kit

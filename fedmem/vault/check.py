@@ -13,8 +13,8 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from fedmem.canonical import digest
 from fedmem.errors import FedmemError, VerificationFailed
+from fedmem.storage.canonical import digest
 from fedmem.vault import acknowledgement, heads, inventory, opening
 from fedmem.vault.blocks import Blocks
 from fedmem.vault.core import Core

@@ -32,8 +32,8 @@ from typing import Any
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import UsageError, VerificationFailed, VersionMismatch
+from fedmem.storage.canonical import canonical_json
 
 MAGIC = b"FMB\x00"
 VERSION = 1

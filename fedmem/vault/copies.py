@@ -19,8 +19,8 @@ from pathlib import Path
 
 from sqlalchemy import delete, select
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import FedmemError
+from fedmem.storage.canonical import canonical_json
 from fedmem.vault import container, kits
 from fedmem.vault.core import Core
 from fedmem.vault.database import CopyRow

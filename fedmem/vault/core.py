@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from fedmem.errors import Refused, UsageError, VersionMismatch
-from fedmem.vault import container, forks
+from fedmem.storage import forks
+from fedmem.storage.files import Files
+from fedmem.storage.locks import WriterLock
+from fedmem.vault import container
 from fedmem.vault.database import Database
-from fedmem.vault.fs import Files
 from fedmem.vault.keys import Keystore
 from fedmem.vault.keytable import KeyTable
 from fedmem.vault.leases import Lease
-from fedmem.vault.lock import WriterLock
 
 
 class StaleReader(VersionMismatch):

@@ -29,8 +29,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 from fedmem.errors import Busy, StorageError, VerificationFailed, VersionMismatch
-from fedmem.vault.forks import ProcessLock, watch
-from fedmem.vault.fs import storage_errors
+from fedmem.storage.files import storage_errors
+from fedmem.storage.forks import ProcessLock, watch
 
 # Expected answers; FULL is 2, ON is 1, MEMORY is 2.
 PRAGMAS: dict[str, tuple[str, object]] = {

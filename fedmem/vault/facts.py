@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmem import paths
-from fedmem.canonical import canonical_json
 from fedmem.errors import KeystoreError, NothingMatched, UsageError, VerificationFailed, VersionMismatch
-from fedmem.vault.fs import Files
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import Files
 from fedmem.vault.keys import Ask, KeyfileKeys, Keystore
 from fedmem.vault.oskeys import KeyringKeys
 from fedmem.vault.passphrase import ARGON2ID, PassphraseKeys

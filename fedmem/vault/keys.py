@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Protocol
 
 from fedmem.errors import KeystoreError
-from fedmem.vault import notes
-from fedmem.vault.fs import Files
+from fedmem.storage import two_slot_register as notes
+from fedmem.storage.files import Files
 
 SECRET_BYTES = 32
 SLOT_LIMIT = 512

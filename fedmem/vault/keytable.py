@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import FedmemError, VerificationFailed
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import Files
 from fedmem.vault import container, recipients
-from fedmem.vault.fs import Files
 from fedmem.vault.keys import Keystore
 
 ID_BYTES, KEY_BYTES = 16, 32

@@ -34,8 +34,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedmem.canonical import canonical_json, digest
 from fedmem.errors import KeystoreError, Refused, VerificationFailed, VersionMismatch
+from fedmem.storage.canonical import canonical_json, digest
 from fedmem.vault import container, recipients
 from fedmem.vault.keys import Keystore
 from fedmem.vault.keytable import numbers_of

@@ -19,11 +19,11 @@ import time
 import weakref
 from pathlib import Path
 
-from fedmem.canonical import canonical_json
-from fedmem.vault.forks import FORK_LOCK
-from fedmem.vault.fs import storage_errors
-from fedmem.vault.ids import new_id
-from fedmem.vault.lock import FileLock
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import storage_errors
+from fedmem.storage.forks import FORK_LOCK
+from fedmem.storage.ids import new_id
+from fedmem.storage.locks import FileLock
 
 _leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 

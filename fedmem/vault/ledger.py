@@ -8,12 +8,10 @@ Invariants
 - The ledger outlives blocks and records, so its payloads name them by random ids only: no topic, no text,
   no digest of private data.
 
->>> chain("", 0, b"sealed") == chain("", 0, b"sealed"), chain("", 0, b"sealed") == chain("", 1, b"sealed")
-(True, False)
+    vault.ledger.append("spend", {"run": run.id, "spend": spend})
 """
 
 import contextlib
-import hashlib
 import hmac
 import json
 from collections.abc import Iterator, Mapping
@@ -23,8 +21,9 @@ from typing import Any
 from sqlalchemy import LargeBinary, cast, select
 from sqlalchemy.orm import Session
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import FedmemError, UsageError, VerificationFailed
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.hash_chained_log import chain
 from fedmem.vault import container, heads
 from fedmem.vault.core import Core, serialised_methods
 from fedmem.vault.database import EventRow, RunRow
@@ -47,11 +46,6 @@ class Event:
     kind: str
     payload: dict[str, Any]
     digest: str
-
-
-def chain(previous: str, seq: int, sealed: bytes) -> str:
-    """The digest of event `seq` after the event with digest `previous` ("" for the first)."""
-    return hashlib.sha256(canonical_json([previous, seq, hashlib.sha256(sealed).hexdigest()])).hexdigest()
 
 
 @serialised_methods

@@ -23,19 +23,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedmem import paths
-from fedmem.canonical import digest
 from fedmem.errors import Refused, VerificationFailed
+from fedmem.storage.canonical import digest
+from fedmem.storage.files import Files
+from fedmem.storage.ids import new_id
+from fedmem.storage.locks import WriterLock
 from fedmem.vault import acknowledgement, container, heads, inventory, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.container import new_key
 from fedmem.vault.core import Core
 from fedmem.vault.database import SCHEMA, SEE_CHECK, Database
 from fedmem.vault.facts import Facts
-from fedmem.vault.fs import Files
-from fedmem.vault.ids import new_id
 from fedmem.vault.keys import Ask
 from fedmem.vault.keytable import KeyTable
-from fedmem.vault.lock import WriterLock
 from fedmem.vault.topics import FACTS
 
 DEVICE_KEY = "device"

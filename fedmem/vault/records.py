@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import insert, select, text
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import NothingMatched, UsageError
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.ids import new_id
 from fedmem.vault import container
 from fedmem.vault.core import Core, batches
 from fedmem.vault.database import RecordRow
-from fedmem.vault.ids import new_id
 from fedmem.vault.topics import ALL, Everything, ids_of, rewrite
 
 Vector = npt.NDArray[np.float32]

@@ -21,15 +21,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedmem import paths
 from fedmem.errors import KeystoreError, Refused, UsageError, VerificationFailed
+from fedmem.storage.files import Files
+from fedmem.storage.ids import new_id
+from fedmem.storage.locks import WriterLock
 from fedmem.vault import container, copies, recipients, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.facts import Facts
-from fedmem.vault.fs import Files
-from fedmem.vault.ids import new_id
 from fedmem.vault.keys import Ask, Keystore
 from fedmem.vault.keytable import KeyTable, epoch_name, numbers_of
 from fedmem.vault.kits import CODE_BYTES, GivenKeys, Kit, encode, opened, spell
-from fedmem.vault.lock import WriterLock
 from fedmem.vault.opening import DEVICE_KEY, check_sealed, public_pem
 from fedmem.vault.vault import Vault
 

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedmem import paths
-from fedmem.canonical import digest
 from fedmem.errors import KeystoreError, Refused
+from fedmem.storage.canonical import digest
+from fedmem.storage.files import Files
 from fedmem.vault import copies
 from fedmem.vault import facts as public
 from fedmem.vault.core import Core
 from fedmem.vault.facts import Facts
-from fedmem.vault.fs import Files
 from fedmem.vault.keys import NOTES, Ask, Keystore
 from fedmem.vault.keytable import KeyTable, backup_name, epoch_name
 

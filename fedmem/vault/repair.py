@@ -22,8 +22,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import FedmemError, NothingMatched, VerificationFailed
+from fedmem.storage.canonical import canonical_json
 from fedmem.vault import container, egress, heads, opening
 from fedmem.vault.blocks import BlockInfo, Blocks
 from fedmem.vault.core import Core

@@ -24,9 +24,11 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from fedmem.canonical import digest
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
 from fedmem.privacy.spend import SpendEvent
+from fedmem.storage.canonical import digest
+from fedmem.storage.files import Files
+from fedmem.storage.ids import new_id
 from fedmem.vault import acknowledgement, egress, heads, rekey
 from fedmem.vault import facts as public
 from fedmem.vault.backup import (
@@ -45,8 +47,6 @@ from fedmem.vault.backup import (
 from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow, Database, ErasureRow, RecordRow, RunRow
 from fedmem.vault.facts import Facts
-from fedmem.vault.fs import Files
-from fedmem.vault.ids import new_id
 from fedmem.vault.keys import Ask, Keystore
 from fedmem.vault.keytable import KeyTable, Numbers, backup_name, epoch_name, noted, seal
 from fedmem.vault.kits import Kit
@@ -264,7 +264,7 @@ def append_unbounded(ledger: Ledger, session: Session) -> None:
 def _mark_gap(files: Files, stage: Path, facts: dict[str, Any], old: Keystore | None) -> None:
     """Say in the sealed facts that messages left after the backup, where the keystore knows of one."""
     known, log = old and heads.noted(old, egress.NOTE), stage / egress.NAME
-    if known and not egress.holds(egress.read(files.read(log) if log.exists() else b"")[0], known):
+    if known and not egress.holds(egress.read(files.read(log) if log.exists() else b""), known):
         facts[egress.GAP] = list(known)
 
 

@@ -23,14 +23,14 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from fedmem.canonical import canonical_json
 from fedmem.errors import NothingMatched, Refused, UsageError
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.ids import new_id
 from fedmem.vault import container
 from fedmem.vault.blocks import BlockInfo, Blocks
 from fedmem.vault.checkpoints import Checkpoints
 from fedmem.vault.core import Core, batches
 from fedmem.vault.database import BlockRow, RunRow
-from fedmem.vault.ids import new_id
 from fedmem.vault.ledger import Ledger
 from fedmem.vault.topics import ids_of, rewrite
 

@@ -18,13 +18,13 @@ from typing import TypeVar
 
 from fedmem import paths
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
+from fedmem.storage.files import Files
 from fedmem.vault import acknowledgement, opening
 from fedmem.vault import facts as public
 from fedmem.vault.acknowledgement import Acknowledged
 from fedmem.vault.core import Core
 from fedmem.vault.database import Database
 from fedmem.vault.facts import Facts
-from fedmem.vault.fs import Files
 from fedmem.vault.keys import Ask
 from fedmem.vault.keytable import KeyTable
 

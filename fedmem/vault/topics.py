@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedmem.errors import UsageError
-from fedmem.vault.ids import new_id
+from fedmem.storage.ids import new_id
 from fedmem.vault.keytable import KeyTable
 
 

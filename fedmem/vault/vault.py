@@ -28,12 +28,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from fedmem.errors import Refused, VersionMismatch
+from fedmem.storage.files import Files
 from fedmem.vault import acknowledgement, heads, opening
 from fedmem.vault.blocks import BlockInfo, Blocks
 from fedmem.vault.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.copies import CopyStore
 from fedmem.vault.core import Core, StaleReader, serialised_methods
-from fedmem.vault.fs import Files
 from fedmem.vault.inventory import Inventory
 from fedmem.vault.keys import Ask
 from fedmem.vault.leases import Lease

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedmem.canonical import digest
 from fedmem.cli.main import main
 from fedmem.erasure import Scope, receipt
+from fedmem.storage.canonical import digest
 
 SEED, OPENING = bytes(range(32)), bytes([5]) * 32
 Call = Callable[..., tuple[Result, dict[str, Any]]]

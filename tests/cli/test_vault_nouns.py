@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from fedmem.cli.main import main
 from fedmem.sdk.places import vault_root
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from fedmem.vault.vault import ALL, BlockInfo, Vault
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]

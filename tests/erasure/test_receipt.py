@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from fedmem import erasure
-from fedmem.canonical import canonical_json
 from fedmem.erasure import Scope, receipt
 from fedmem.errors import VerificationFailed
+from fedmem.storage.canonical import canonical_json
 
 SEED = bytes(range(32))
 

@@ -123,7 +123,7 @@ def test_verification_changes_nothing(held, vaults) -> None:
 
 
 def test_an_ordinary_erasure_reads_no_file_of_another_block(vaults, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedmem.vault.fs import Files
+    from fedmem.storage.files import Files
 
     vault = vaults.create()
     for number in range(5):

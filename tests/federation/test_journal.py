@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmem.canonical import digest
 from fedmem.errors import Refused, StorageError, VerificationFailed
 from fedmem.federation import journal as journal_module
 from fedmem.federation.coordinator import Durable
 from fedmem.federation.journal import AppendLog, Journal, Traffic
+from fedmem.storage.canonical import digest
+from fedmem.storage.files import Files
 
 NOISY = {"noise_multiplier": 1.0, "sampling_rate": 0.7}
 
@@ -29,15 +30,16 @@ class Power:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, when: str) -> None:
         self.writes, self.at, self.when = 0, at, when
-        self._append, self._whole = journal_module._write_at, journal_module._write_whole
-        monkeypatch.setattr(journal_module, "_write_at", self.append)
-        monkeypatch.setattr(journal_module, "_write_whole", self.whole)
+        append, replace = Files.append, Files.replace
 
-    def append(self, path: Path, offset: int, data: bytes, durable: bool) -> None:
-        self._do(data, lambda part: self._append(path, offset, part, durable))
+        def appended(files: Files, path: Path, offset: int, data: bytes, *, durable: bool = True) -> None:
+            self._do(data, lambda part: append(files, path, offset, part, durable=durable))
 
-    def whole(self, path: Path, data: bytes) -> None:
-        self._do(data, lambda part: self._whole(path if part is data else path.with_suffix(".tmp"), part))
+        def replaced(files: Files, path: Path, data: bytes) -> None:
+            self._do(data, lambda part: replace(files, path if part is data else path.with_suffix(".tmp"), part))
+
+        monkeypatch.setattr(Files, "append", appended)
+        monkeypatch.setattr(Files, "replace", replaced)
 
     def _do(self, data: bytes, write: Callable[[bytes], None]) -> None:
         self.writes += 1
@@ -92,21 +94,22 @@ SCRIPT = """
     from fedmem.federation.grid import InProcessGrid
     from fedmem.federation.port import InprocPort
     from fedmem.privacy.stream import PrivacyStream
+    from fedmem.storage.files import Files
 
     root, at = Path(sys.argv[1]), int(sys.argv[2])
     plan, shapes = DevicePlan(population=2, rounds=2, noise_multiplier=1.0), {"w": (5,)}
     train = lambda params, config: {"w": params["w"] + np.float32(config.seed % 7)}
     device = lambda context: Device(context.node_id, InprocPort([], plan, shapes), plan, shapes, train)
-    writes, write = 0, journal._write_at
+    writes, write = 0, Files.append
 
-    def counted(*args):
+    def counted(*args, **how):
         global writes
-        write(*args)
+        write(*args, **how)
         writes += 1
         if writes == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    journal._write_at = counted
+    Files.append = counted
     log = journal.Journal(root)
     make = lambda params, done: Coordinator(
         params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), done=done
@@ -192,12 +195,13 @@ def test_what_has_a_promise_is_synced_and_what_has_none_is_not(tmp_path: Path, m
     for call, files in (
         (lambda: journal.opened(2), set()),
         (lambda: journal.spent({"round": 1, "plan": {}}), {"ledger.jsonl"}),
-        (lambda: journal.closed({}, Traffic(1, 0, 0, "", 0)), {"journal.jsonl", "round-000001.tmp", "checkpoints"}),
+        (lambda: journal.closed({}, Traffic(1, 0, 0, "", 0)), {"journal.jsonl", ".tmp", "checkpoints"}),
         (lambda: journal.aborted(Traffic(2, 0, 0, "", 0)), {"journal.jsonl"}),
     ):
         synced.clear()
         call()
-        assert {Path(path).name for path in synced} - {tmp_path.name} == files
+        names = {".tmp" if path.endswith(".tmp") else Path(path).name for path in synced}
+        assert names - {tmp_path.name} == files
 
 
 def test_a_finished_run_is_not_run_again(toy: Callable[..., Any]) -> None:
@@ -241,11 +245,11 @@ def test_a_full_disk_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     log = AppendLog(tmp_path / "log.jsonl")
     log.append({"number": 1})
 
-    def full(handle: int, data: bytes) -> int:
+    def full(handle: int, data: bytes, offset: int) -> int:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+        patch.setattr(os, "pwrite", full)
         with pytest.raises(StorageError):
             log.append({"number": 2})
     assert log.entries() == AppendLog(log.path).entries() == [{"number": 1}]

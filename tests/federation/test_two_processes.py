@@ -25,9 +25,9 @@ from fedmem.federation.pipe_port import ENDS
 from fedmem.federation.switches import SWITCHES
 from fedmem.federation.vault_process import KEPT, host
 from fedmem.policy.policy import Policy
+from fedmem.storage.files import Files
 from fedmem.vault import egress
 from fedmem.vault.egress import Egress
-from fedmem.vault.fs import Files
 from fedmem.vault.vault import NewRecord, Vault
 
 CHILD = Path(__file__).with_name("flower_process.py")

@@ -9,8 +9,8 @@ import torch
 from fedmem import erasure
 from fedmem.errors import NothingMatched, PartialErasure, Refused, StorageError, UsageError, VerificationFailed
 from fedmem.sdk.client import Client
+from fedmem.storage.files import Files
 from fedmem.training.release import Release
-from fedmem.vault.fs import Files
 from fedmem.vault.vault import BlockInfo
 
 HEALTH = "My doctor prescribed new tablets for my blood pressure after the visit on Monday."

@@ -19,9 +19,9 @@ from fedmem.privacy.plan import PrivacyPlan
 from fedmem.sdk import trainer, training
 from fedmem.sdk.client import Client
 from fedmem.sdk.training import Limits, Own, Shared, Trained, cancel, pause, train, trainings
+from fedmem.storage.files import Files
 from fedmem.training.release import Release
 from fedmem.vault import container
-from fedmem.vault.fs import Files
 from fedmem.vault.vault import NewRecord, Vault
 
 NOTES = ["My doctor prescribed new tablets for my blood pressure.", "The nurse measured my fever.", "A third visit."]

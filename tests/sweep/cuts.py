@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from tests.sweep.disk import Cut, recorded, states, tree, write_state
 from tests.sweep.operations import OPERATIONS, Operation, Place, Point, Run, opened
 

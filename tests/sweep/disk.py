@@ -1,4 +1,4 @@
-"""A disk that forgets: what a power cut may leave of what went through `fedmem.vault.fs`.
+"""A disk that forgets: what a power cut may leave of what went through `fedmem.storage.files`.
 
 Invariants
 - Only what was synced is sure: the bytes of a file by its own fsync, its name by that of its folder.
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 
 SQLITE = ("vault.db", "vault.db-wal", "vault.db-shm")
 IGNORED = frozenset({*SQLITE, "lock", "leases"})

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedmem.errors import FedmemError, PartialErasure, StorageError
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from tests.sweep.operations import OPERATIONS, Operation, Place, Point, Run, opened
 
 NEED_ROOM = frozenset({"write", "fsync", "mkdir"})

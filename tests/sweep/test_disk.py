@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from tests.sweep.disk import DROPPED, KEPT, TORN, Cut, recorded, states, tree, write_state
 from tests.sweep.tracer import works
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from tests.sweep import cuts
 from tests.sweep.operations import FRESH, OPERATIONS, OTHER, Place, opened, some_records
 from tests.sweep.tracer import works

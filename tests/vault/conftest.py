@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from fedmem.vault.vault import NewRecord, Vault
 
 CANARY = "canary-text-7f3a of a person"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from fedmem.errors import Busy
+from fedmem.storage.forks import InheritedVault, ProcessLock
+from fedmem.storage.locks import FileLock
 from fedmem.vault.egress import Egress
-from fedmem.vault.forks import InheritedVault, ProcessLock
 from fedmem.vault.leases import older
 from fedmem.vault.leaving import EgressEntry
-from fedmem.vault.lock import FileLock
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
 

@@ -8,7 +8,7 @@ import keyring.errors
 import pytest
 
 from fedmem.errors import KeystoreError
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 from fedmem.vault.keys import KeyfileKeys, Keystore
 from fedmem.vault.oskeys import KeyringKeys
 from fedmem.vault.passphrase import PassphraseKeys

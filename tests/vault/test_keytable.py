@@ -7,9 +7,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedmem.errors import KeystoreError, StorageError, VerificationFailed
-from fedmem.vault import notes, recipients
+from fedmem.storage import two_slot_register as notes
+from fedmem.storage.ids import new_id
+from fedmem.vault import recipients
 from fedmem.vault.container import ContainerCorrupt
-from fedmem.vault.ids import new_id
 from fedmem.vault.keys import KeyfileKeys
 from fedmem.vault.keytable import KeyTable, RolledBack, backup_name, decode, encode, epoch_name, noted
 

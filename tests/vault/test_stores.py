@@ -3,9 +3,9 @@
 import pytest
 
 from fedmem.errors import Refused
+from fedmem.storage.files import Files
 from fedmem.vault import stores
 from fedmem.vault.core import Core
-from fedmem.vault.fs import Files
 from fedmem.vault.stores import BUILT_IN, NO_CONTENT, ContentStore, unclaimed
 
 AT_REST = ["key-table", "block-files", "database", "checkpoints"]

@@ -20,7 +20,7 @@ from tools import (
     sealed,
 )  # fmt: skip
 
-from fedmem.canonical import canonical_json
+from fedmem.storage.canonical import canonical_json
 
 HEADER = {"kind": "block", "id": "b1", "release": "r1", "version": 1, "spec": {"layers": 2, "width": 4, "d_model": 8}}
 

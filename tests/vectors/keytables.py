@@ -6,7 +6,7 @@ from typing import Any
 from containers import GOOD as BLOCK
 from tools import BAD, CORRUPT, CUT, KEY, MAGIC, OK, OTHER_KEY, OTHER_VAULT, PREFIX, VAULT, WRONG, Vectors, flip, sealed
 
-from fedmem.canonical import canonical_json
+from fedmem.storage.canonical import canonical_json
 from fedmem.vault import keytable
 
 

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tools import BAD, KEY, OK, OTHER_KEY, VAULT, Vectors, flip, plain
 
-from fedmem.canonical import canonical_json, digest
 from fedmem.erasure import Scope, receipt
+from fedmem.storage.canonical import canonical_json, digest
 
 SUBJECT = {"name": "11" * 16, "digest": {"sha256": "0" * 64}}
 PREDICATE = {"wording": "crypto-erased", "erasure": "33" * 16, "erased": [{"id": "11" * 16, "kind": "record"}]}

@@ -13,8 +13,8 @@ import pytest
 
 from fedmem import errors
 from fedmem.erasure import receipt
+from fedmem.storage.files import Files
 from fedmem.vault import container, keytable
-from fedmem.vault.fs import Files
 from fedmem.vault.keys import KeyfileKeys
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from fedmem.canonical import digest
+from fedmem.storage.canonical import digest
 
 PREFIX = struct.Struct(">4sHIQ")
 MAGIC, CHUNK = b"FMB\x00", 16384

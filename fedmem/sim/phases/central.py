@@ -19,12 +19,12 @@ from fedmem.sim import parameters
 from fedmem.sim.context import HELDOUT_SAMPLE, Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.scenario import Phase
+from fedmem.storage.files import Files, storage_errors
 from fedmem.training.bank_state import BankState
 from fedmem.training.loop import OnStep, cotrain, pretrain
 from fedmem.training.packing import Packed, pack
 from fedmem.training.sequences import Sequences
 from fedmem.training.settings import Settings
-from fedmem.vault.fs import Files, storage_errors
 
 CURVE_POINTS = 6
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedmem.errors import NothingMatched, StorageError
-from fedmem.vault.fs import Files
+from fedmem.storage.files import Files
 
 
 @pytest.mark.parametrize("at", range(5))

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from fedmem.errors import Busy
-from fedmem.vault.forks import FORK_LOCK, watch
-from fedmem.vault.fs import storage_errors
+from fedmem.storage.files import storage_errors
+from fedmem.storage.forks import FORK_LOCK, watch
 
 TICK = 0.02  # seconds between two attempts
 

@@ -1,4 +1,4 @@
-"""The only door between a vault and the file system.
+"""Durable file operations: replace, append, copy and remove files so that a crash leaves the old or the new state.
 
 Invariants
 - A file is either its old bytes or its new bytes: write a temporary, fsync, rename, fsync the folder (I7).
@@ -108,8 +108,8 @@ class Files:
                 self._hook("fsync", path)
                 os.fsync(file.fileno())
 
-    def append(self, path: Path, at: int, data: bytes) -> None:
-        """Make `data` the end of a file from offset `at` on, durable; a file that is missing is made with it.
+    def append(self, path: Path, at: int, data: bytes, *, durable: bool = True) -> None:
+        """Make `data` the end of a file from offset `at` on; a file that is missing is made with it.
 
         A crash may leave any part of `data`: the caller must know a whole piece from a torn one.
         """
@@ -120,8 +120,9 @@ class Files:
                 os.ftruncate(handle, at)
                 if os.pwrite(handle, data, at) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._hook("fsync", path)
-                os.fsync(handle)
+                if durable:
+                    self._hook("fsync", path)
+                    os.fsync(handle)
             finally:
                 os.close(handle)
         if at == 0:
