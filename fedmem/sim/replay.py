@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fedmem.device.inproc import InprocPort
 from fedmem.errors import Refused, UsageError
 from fedmem.federation import wire
 from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.port import InprocPort
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import population, run, runs, terms
 from fedmem.sim.context import Simulation
@@ -85,7 +85,7 @@ class Replay:
         shapes = wire.shapes_of(self.part.params())
         port = InprocPort(placed.shareable(), self.plan, shapes)
         packed, paths_MP = packed_with_paths(self.sim, list(port.shareable()))
-        train = federated.local_train(self.part, self.sim.scenario.federation, packed, paths_MP)
+        train = federated.local_train(self.part, self.sim.scenario, packed, paths_MP)
         return Device(index, port, self.plan, shapes, train)
 
     def coordinator(self) -> Coordinator:

@@ -33,7 +33,6 @@ from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
 from fedmem.training.bank_state import BankState, BankStream, spans
-from fedmem.vault.fs import storage_errors
 
 # Their bars for milliseconds of work would stand between ours.
 transformers_logging.disable_progress_bar()
@@ -60,6 +59,9 @@ def _anchor_digest(files: Mapping[str, str]) -> str:
 @contextmanager
 def _storage_errors() -> Iterator[None]:
     """A full disk as StorageError, whichever writer met it: safetensors and tokenizers have errors of their own."""
+    # Here, since a device's network-facing process reads releases and loads no module of the vault.
+    from fedmem.vault.fs import storage_errors
+
     with storage_errors("write the release"):
         try:
             yield

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedmem.federation.gate import Terms
+from fedmem.federation.keeper import Keeper
+from fedmem.federation.pipe_port import ENDS
+from fedmem.federation.vault_process import KEPT, host
 
 from fedmem import erasure
 from fedmem.errors import NothingMatched, Refused, RemoteError, StorageError, VerificationFailed
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.gate import Terms
-from fedmem.federation.keeper import Keeper
 from fedmem.federation.pipe import BadFrame
-from fedmem.federation.pipe_port import ENDS
 from fedmem.federation.switches import SWITCHES
-from fedmem.federation.vault_process import KEPT, host
 from fedmem.policy.policy import Policy
 from fedmem.vault import egress
 from fedmem.vault.egress import Egress

@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from fedmem.canonical import canonical_json
-from fedmem.federation.port import EgressEntry, InprocPort
+from fedmem.device.inproc import InprocPort
+from fedmem.vault.leaving import EgressEntry
 
 
 class Noted:

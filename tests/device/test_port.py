@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedmem.federation.gate import MAX_ROUND, Gate, Terms
+from fedmem.federation.pipe_port import PipePort, VaultLost
+from fedmem.federation.vault_process import serve
 
 from fedmem.errors import BoundaryViolation, FedmemError, Refused, StorageError, VersionMismatch
 from fedmem.federation import apps, dialogue, fixedpoint, pipe_port, wire
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import Context, RecordDict
-from fedmem.federation.gate import MAX_ROUND, Gate, Terms
 from fedmem.federation.pipe import BadFrame, PeerGone, Pipe
-from fedmem.federation.pipe_port import PipePort, VaultLost
 from fedmem.federation.port import InprocPort
-from fedmem.federation.vault_process import serve
 from fedmem.federation.wire import Fields
 from fedmem.vault.leaving import EgressEntry
 

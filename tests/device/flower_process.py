@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fedmem.federation.gate import Terms
 
 from fedmem.federation import fixedpoint, pipe_port, wire
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.gate import Terms
 
 SHAPES = {"b": (3,), "w": (4, 3)}
 
