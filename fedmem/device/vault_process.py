@@ -80,7 +80,7 @@ class Server:
         patience: float = PATIENCE,
     ) -> None:
         self._listener, self._vault = listener, vault
-        self._hello, self._digest = token, bytes.fromhex(terms.digest())
+        self._token, self._digest = token, bytes.fromhex(terms.digest())
         self._gate = Gate(terms, vault.enter)
         self._greeting, self._training, self._patience = greeting, training, patience
         self._sessions: list[Session] = []
@@ -148,7 +148,7 @@ class Server:
         if frame is None:
             return False
         token, digest = bytes(frame[1][: protocol.TOKEN_BYTES]), bytes(frame[1][protocol.TOKEN_BYTES :])
-        if not hmac.compare_digest(token, self._hello):
+        if not hmac.compare_digest(token, self._token):
             raise Refused("A connection did not show the run's token; it was refused.")
         session.has_token = True
         if digest != self._digest:

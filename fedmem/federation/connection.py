@@ -113,9 +113,8 @@ def connect(folder: Path, patience: float = PATIENCE) -> Connection:
     """
     end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        end.settimeout(patience)
         with _opened(folder) as handle:
-            end.connect(_address(handle))
+            _connect(end, _address(handle), time.monotonic() + patience)
     except OSError:
         end.close()
         raise NothingMatched("No vault process listens for this device. Start `fedmem client run`.") from None
@@ -129,6 +128,17 @@ def connect(folder: Path, patience: float = PATIENCE) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def _connect(end: socket.socket, address: str, limit: float) -> None:
+    end.setblocking(False)
+    while True:
+        try:
+            return end.connect(address)
+        except BlockingIOError:  # the vault process has not yet accepted those who came before
+            if time.monotonic() > limit:
+                raise
+            time.sleep(0.01)
 
 
 def listen(folder: Path, backlog: int) -> socket.socket:

@@ -14,7 +14,6 @@ import contextlib
 import hmac
 import signal
 import threading
-from _thread import interrupt_main
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -96,6 +95,7 @@ class SocketPort:
     def _ask(self, kind: int, limits: dict[int, int], *parts: bytes) -> tuple[int, bytearray]:
         # The vault process closes a connection whose texts were erased; zeros then go over a new one.
         if self._connection.is_closed():
+            self._connection.close()
             self._connection = self._connected()
         self._connection.send(kind, *parts)
         answer, payload = _next(self._connection, {**limits, protocol.REFUSED: 1})
@@ -154,8 +154,10 @@ def _stopped_with(made: Connection) -> Iterator[None]:
 
 
 def _watch(made: Connection, over: threading.Event) -> None:
-    while not over.is_set():
+    main = threading.main_thread().ident
+    while main is not None and not over.is_set():
         if made.closed_by_peer(TICK):
             if not over.is_set():
-                interrupt_main(signal.SIGUSR1)
+                # A real signal, which also ends a wait inside the kernel.
+                signal.pthread_kill(main, signal.SIGUSR1)
             return

@@ -1,102 +1,51 @@
-"""One contract for both ports, in process and over the pipe; and the vault's end against a Flower process that lies."""
+"""One contract for both ports, in process and over the socket; and the vault process against a peer that lies."""
 
 import contextlib
 import os
-import struct
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fedmem.federation.gate import MAX_ROUND, Gate, Terms
-from fedmem.federation.pipe_port import PipePort, VaultLost
-from fedmem.federation.vault_process import serve
 
-from fedmem.errors import BoundaryViolation, FedmemError, Refused, StorageError, VersionMismatch
-from fedmem.federation import apps, dialogue, fixedpoint, pipe_port, wire
+from fedmem.device.gate import MAX_ROUND, Gate
+from fedmem.device.inproc import InprocPort
+from fedmem.errors import BoundaryViolation, Busy, NothingMatched, Refused, StorageError, VersionMismatch
+from fedmem.federation import apps, connection, fixedpoint, wire
+from fedmem.federation import socket_protocol as protocol
+from fedmem.federation.connection import Connection
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import Context, RecordDict
-from fedmem.federation.pipe import BadFrame, PeerGone, Pipe
-from fedmem.federation.port import InprocPort
+from fedmem.federation.pipe import BadFrame, PeerGone
+from fedmem.federation.port import NoApproval
+from fedmem.federation.socket_port import SocketPort
+from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
 from fedmem.vault.leaving import EgressEntry
+from tests.device.served import PLAN, SHAPES, TERMS, TEXTS, TOKEN, Running, raw_update, serving, update
 
-PLAN = DevicePlan(population=4, rounds=3, sampling_rate=0.5, noise_multiplier=1.0)
-SHAPES = {"w": (2, 3), "b": (3,), "none": (0,), "one": ()}
-TERMS = Terms(PLAN, SHAPES)
 SCHEMA = wire.anchor_reply(SHAPES, PLAN.clip)
-TEXTS = ["one", "", "zwölf Wörter 漢字 🌲", "x" * 200_000, "line\nline\0line"]
 BOUND = fixedpoint.cells(PLAN.clip)
-
-
-@dataclass
-class Held:
-    """The vault's side without a vault."""
-
-    egress: list[EgressEntry] = field(default_factory=list)
-    refuses: FedmemError | None = None
-    settled: int = 0
-
-    def texts(self) -> list[str]:
-        return TEXTS
-
-    def enter(self, entry: EgressEntry) -> None:
-        if self.refuses:
-            raise self.refuses
-        self.egress.append(entry)
-
-    def settle(self) -> None:
-        self.settled += 1
-
-    def look(self) -> None:
-        return None
-
-
-class Vault:
-    """`serve` in a thread, and the Flower process's end of the pipe."""
-
-    def __init__(self) -> None:
-        theirs, ours = os.pipe(), os.pipe()
-        self.held, self.ended = Held(), list[Any]()
-        self.ours, self.theirs = Pipe(ours[0], theirs[1], 2.0), Pipe(theirs[0], ours[1], 2.0)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        try:
-            self.ended.append(serve(self.ours, TERMS, self.held))
-        except FedmemError as error:
-            self.ended.append(error)
-        finally:
-            self.ours.close()
-
-    def over(self) -> Any:
-        """How serving ended: how many answers were released, or the error."""
-        self.theirs.close()
-        self._thread.join(5)
-        assert not self._thread.is_alive()
-        return self.ended[0]
+CONFIG = TrainConfig(1, 5, 1, 1, 0.1)
 
 
 @pytest.fixture
-def vault() -> Iterator[Vault]:
-    made = Vault()
-    yield made
-    made.over()
+def running(tmp_path: Path) -> Iterator[Running]:
+    with serving(tmp_path / "device") as made:
+        yield made
 
 
-def update(**arrays: Any) -> Fields:
-    return Fields({**fixedpoint.zeros(SHAPES), **arrays})
-
-
-@pytest.fixture(params=["inproc", "pipe"])
-def port(request: pytest.FixtureRequest, vault: Vault) -> Any:
+@pytest.fixture(params=["inproc", "socket"])
+def port(request: pytest.FixtureRequest, running: Running) -> Any:
     """(port, its egress lines)"""
-    if request.param == "pipe":
-        return PipePort(vault.theirs, TERMS), vault.held.egress
+    if request.param == "socket":
+        return running.port(), running.vault.egress
     inproc = InprocPort(TEXTS, PLAN, SHAPES)
     return inproc, inproc.egress
 
@@ -149,55 +98,58 @@ class TestContract:
         assert len(port[1]) == 1
 
 
-def raw(number: int = 1, **arrays: Any) -> bytes:
-    cells = {**fixedpoint.zeros(SHAPES), **arrays}
-    return struct.pack("<I", number) + b"".join(np.ascontiguousarray(cells[name]).tobytes() for name in sorted(cells))
-
-
 LIES = {
-    "a cell out of range": raw(b=np.array([BOUND + 1, 0, 0], np.int32)),
-    "a norm over the clip": raw(b=np.array([BOUND, BOUND, 0], np.int32)),
-    "no such round": raw(MAX_ROUND + 1),
+    "a cell out of range": raw_update(b=np.array([BOUND + 1, 0, 0], np.int32)),
+    "a norm over the clip": raw_update(b=np.array([BOUND, BOUND, 0], np.int32)),
+    "no such round": raw_update(MAX_ROUND + 1),
 }
 
 
 @pytest.mark.parametrize("payload", LIES.values(), ids=LIES.keys())
-def test_the_vault_process_refuses_what_a_lying_flower_process_says(vault: Vault, payload: bytes) -> None:
-    PipePort(vault.theirs, TERMS)
-    vault.theirs.send(dialogue.UPDATE, payload)
-    answer = vault.theirs.receive({dialogue.REFUSED: 1, dialogue.RELEASED: 32})
-    assert answer == (dialogue.REFUSED, dialogue.BOUNDARY)
-    assert vault.held.egress == []
-    assert vault.over() == 0
+def test_the_vault_process_refuses_what_a_lying_flower_process_says(running: Running, payload: bytes) -> None:
+    made = running.raw()
+    assert made.receive({protocol.WELCOME: 0}) == (protocol.WELCOME, b"")
+    made.send(protocol.UPDATE, payload)
+    assert made.receive({protocol.REFUSED: 1, protocol.RELEASED: 32}) == (protocol.REFUSED, protocol.BOUNDARY)
+    assert (running.vault.egress, running.server.released) == ([], 0)
 
 
 BREAKS: dict[str, tuple[int, bytes]] = {
-    "an update that is too short": (dialogue.UPDATE, raw()[:-1]),
-    "an update that is too long": (dialogue.UPDATE, raw() + b"\0"),
-    "an empty update": (dialogue.UPDATE, b""),
+    "an update that is too short": (protocol.UPDATE, raw_update()[:-1]),
+    "an update that is too long": (protocol.UPDATE, raw_update() + b"\0"),
+    "an empty update": (protocol.UPDATE, b""),
     "an unknown kind": (77, b""),
-    "an answer's kind": (dialogue.RELEASED, bytes(32)),
-    "a second greeting": (dialogue.HELLO, bytes(32)),
-    "a question with content": (dialogue.RECORDS, b"x"),
+    "an answer's kind": (protocol.RELEASED, bytes(32)),
+    "a second greeting": (protocol.HELLO, bytes(64)),
+    "a question with content": (protocol.RECORDS, b"x"),
 }
 
 
+def closed(made: Connection) -> bool:
+    """Whether the peer closes without another frame."""
+    try:
+        return made.receive({}) is None
+    except PeerGone:  # it closed before it had read all
+        return True
+
+
 @pytest.mark.parametrize(("kind", "payload"), BREAKS.values(), ids=BREAKS.keys())
-def test_a_broken_protocol_ends_the_conversation(vault: Vault, kind: int, payload: bytes) -> None:
-    PipePort(vault.theirs, TERMS)
-    with contextlib.suppress(PeerGone):  # the vault's end may be closed before all is written
-        vault.theirs.send(kind, payload)
-        assert vault.theirs.receive({}) is None
-    assert type(vault.over()) is BadFrame
-    assert vault.held.egress == []
+def test_a_broken_protocol_costs_its_own_connection_only(running: Running, kind: int, payload: bytes) -> None:
+    good, bad = running.port(), running.raw()
+    assert bad.receive({protocol.WELCOME: 0}) == (protocol.WELCOME, b"")
+    with contextlib.suppress(PeerGone):  # it may close before all is written
+        bad.send(kind, payload)
+    assert closed(bad)
+    assert running.vault.egress == []
+    assert good.approve(update(), 1).nbytes == SCHEMA.nbytes
 
 
-@pytest.mark.parametrize("kind", [dialogue.RECORDS, dialogue.UPDATE])
-def test_nothing_is_said_before_the_greeting(vault: Vault, kind: int) -> None:
+@pytest.mark.parametrize("kind", [protocol.RECORDS, protocol.UPDATE])
+def test_nothing_is_answered_before_the_greeting(running: Running, kind: int) -> None:
+    made = running.raw(None)
     with contextlib.suppress(PeerGone):
-        vault.theirs.send(kind, b"")
-        assert vault.theirs.receive({}) is None
-    assert type(vault.over()) is BadFrame
+        made.send(kind, b"")
+    assert closed(made)
 
 
 OTHERS = [
@@ -208,77 +160,195 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_other_terms_are_a_version_mismatch_on_both_sides(vault: Vault, other: Terms) -> None:
+def test_other_terms_are_a_version_mismatch(running: Running, other: Terms) -> None:
     with pytest.raises(VersionMismatch):
-        PipePort(vault.theirs, other)
-    assert type(vault.over()) is VersionMismatch
+        running.port(other)
 
 
-def test_what_cannot_be_entered_is_not_released(vault: Vault) -> None:
-    port = PipePort(vault.theirs, TERMS)
-    vault.held.refuses = StorageError("The disk is full.")
-    with pytest.raises(VaultLost) as caught:
+def test_what_cannot_be_entered_is_not_released(running: Running) -> None:
+    port = running.port()
+    running.vault.refuses = StorageError("The disk is full.")
+    with pytest.raises(Busy):
         port.approve(update(), 1)
+    assert running.server.released == 0
+    # The vault process goes on, and so does the connection.
+    running.vault.refuses = None
+    assert port.approve(update(), 1).nbytes == SCHEMA.nbytes
+
+
+def context() -> Context:
+    return Context(1, 1, {}, RecordDict(), {})
+
+
+def test_a_device_without_approval_answers_nothing(running: Running) -> None:
+    """Not even the zeros with which an app answers whatever goes wrong: they would have no line."""
+    device = Device(0, running.port(), PLAN, SHAPES, lambda params, config: params)
+    running.vault.refuses = StorageError("The disk is full.")
+    with pytest.raises(NoApproval) as caught:
+        apps.answer(lambda context: device, RecordDict(), context())
     assert caught.value.code == 10
     assert not isinstance(caught.value, Exception)  # so no handler answers zeros in its place
-    assert type(vault.over()) is StorageError
 
 
-def test_a_device_whose_vault_is_gone_answers_nothing(vault: Vault) -> None:
-    """Not even the zeros with which an app answers whatever goes wrong: they would have no line."""
-    device = Device(0, PipePort(vault.theirs, TERMS), PLAN, SHAPES, lambda params, config: params)
-    vault.held.refuses = StorageError("The disk is full.")
-    with pytest.raises(VaultLost):
-        apps.answer(lambda context: device, RecordDict(), Context(1, 1, {}, RecordDict(), {}))
+def request() -> Fields:
+    scalars: dict[str, wire.Scalar] = {
+        "protocol": wire.PROTOCOL, "round": 2, "seed": 1, "steps": 1, "batch": 1, "learning_rate": 0.1,
+        "memory_learning_rate": 0.1, "plan": PLAN.digest(),
+    }  # fmt: skip
+    return Fields({name: np.zeros(shape, np.uint16) for name, shape in SHAPES.items()}, scalars)
 
 
-def test_the_head_is_noted_after_each_answer(vault: Vault) -> None:
-    port = PipePort(vault.theirs, TERMS)
+def test_a_vault_that_gives_no_records_now_is_answered_for_with_zeros_that_are_entered(running: Running) -> None:
+    port = running.port()
+
+    def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+        running.vault.refuses = Busy("The vault is being erased.")
+        try:
+            port.shareable()
+        finally:
+            running.vault.refuses = None
+        return params
+
+    answer = Device(0, port, PLAN, SHAPES, train).answer(request())
+    assert not any(array.any() for array in answer.arrays.values())
+    assert [(entry.number, entry.digest) for entry in running.vault.egress] == [(2, answer.digest())]
+
+
+def test_the_head_is_noted_after_each_answer(running: Running) -> None:
+    port = running.port()
     for number in (1, 2):
         port.approve(update(), number)
-    assert vault.over() == 2
-    assert vault.held.settled == 2
+    port.shareable()  # a later request is answered after what the earlier one left to do
+    assert (running.server.released, running.vault.settled) == (2, 2)
 
 
-def impostor(*frames: tuple[int, bytes]) -> Callable[[], PipePort]:
-    """A port whose vault process says these frames, whatever it is asked."""
-    theirs, ours = os.pipe(), os.pipe()
-    pipe = Pipe(ours[0], theirs[1], 1.0)
-    pipe.send(dialogue.WELCOME)
-    for kind, payload in frames:
-        pipe.send(kind, payload)
-    port = PipePort(Pipe(theirs[0], ours[1], 0.3), TERMS)
-    port.__dict__["kept"] = pipe
-    return lambda: port
+def test_a_training_stops_when_a_record_it_got_is_erased_and_zeros_are_entered(running: Running) -> None:
+    port, seconds = running.port(), []
+
+    def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+        port.shareable()
+        running.vault.erased, running.vault.openings = True, 2
+        start = time.monotonic()
+        try:
+            while time.monotonic() < start + 20:
+                time.sleep(0.01)
+        finally:
+            seconds.append(time.monotonic() - start)
+        return {name: value + 1 for name, value in params.items()}
+
+    before = signal.getsignal(signal.SIGUSR1)
+    answer = Device(0, port, PLAN, SHAPES, port.watched(train)).answer(request())
+    assert seconds[0] < 5
+    assert not any(array.any() for array in answer.arrays.values())
+    assert [entry.digest for entry in running.vault.egress] == [answer.digest()]
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_an_update_that_was_trained_on_an_erased_record_is_not_released(running: Running) -> None:
+    port = running.port()
+    port.shareable()
+    running.vault.erased = True
+    with pytest.raises(PeerGone):
+        port.approve(update(), 1)
+    assert running.vault.egress == []
+
+
+def test_a_training_stops_with_the_vault_process_and_nothing_is_answered(tmp_path: Path) -> None:
+    with serving(tmp_path / "device") as running:
+        port = running.port()
+
+        def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+            running.end()
+            time.sleep(20)
+            return params
+
+        start = time.monotonic()
+        with pytest.raises(NoApproval):
+            Device(0, port, PLAN, SHAPES, port.watched(train)).answer(request())
+        assert time.monotonic() - start < 10
+
+
+def test_in_another_thread_a_training_runs_on_and_its_end_is_not_released(tmp_path: Path) -> None:
+    with serving(tmp_path / "device") as running:
+        port, ended = running.port(), list[object]()
+
+        def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+            running.end()
+            return params
+
+        def work() -> None:
+            try:
+                Device(0, port, PLAN, SHAPES, port.watched(train)).answer(request())
+            except NoApproval as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(10)
+        assert len(ended) == 1
+
+
+@contextmanager
+def impostor(folder: Path, *frames: tuple[int, bytes]) -> Iterator[SocketPort]:
+    """A port whose vault process says these frames once, whatever it is asked."""
+    folder.mkdir(mode=0o700)
+    listener = connection.listen(folder, 1)
+
+    def say() -> None:
+        end, _ = listener.accept()
+        listener.close()
+        made = Connection(end, 2.0)
+        for kind, payload in [(protocol.WELCOME, b""), *frames]:
+            made.send(kind, payload)
+        with contextlib.suppress(PeerGone, BadFrame):
+            made.receive({protocol.HELLO: 64})
+            made.receive({protocol.UPDATE: 1000, protocol.RECORDS: 0})
+            made.receive({})
+        made.close()
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    port = SocketPort(folder, TERMS, TOKEN, 0.3)
+    yield port
+    port.close()
+    thread.join(5)
 
 
 WRONG = {
-    "another digest": [(dialogue.RELEASED, bytes(32))],
-    "half a digest": [(dialogue.RELEASED, bytes(16))],
-    "a text": [(dialogue.TEXT, b"x")],
-    "a long refusal": [(dialogue.REFUSED, b"because of the diagnosis")],
+    "another digest": [(protocol.RELEASED, bytes(32))],
+    "half a digest": [(protocol.RELEASED, bytes(16))],
+    "a text": [(protocol.TEXT, b"x")],
+    "a long refusal": [(protocol.REFUSED, b"because of the diagnosis")],
     "silence": [],
 }
 
 
 @pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
-def test_only_the_digest_of_what_was_asked_releases_it(frames: list[tuple[int, bytes]]) -> None:
-    with pytest.raises(VaultLost) as caught:
-        impostor(*frames)().approve(update(), 1)
-    assert isinstance(caught.value.why, BadFrame | PeerGone)
+def test_only_the_digest_of_what_was_asked_releases_it(tmp_path: Path, frames: list[tuple[int, bytes]]) -> None:
+    with impostor(tmp_path / "device", *frames) as port:
+        with pytest.raises(BadFrame if frames else PeerGone):
+            port.approve(update(), 1)
+        with pytest.raises(NoApproval):  # and nothing is asked of the impostor again
+            Device(0, port, PLAN, SHAPES, lambda params, config: params).silence()
 
 
-def test_texts_that_are_no_text_are_not_used() -> None:
-    with pytest.raises(VaultLost):
-        impostor((dialogue.TEXT, b"\xff"), (dialogue.END, b""))().shareable()
+def test_texts_that_are_no_text_are_not_used(tmp_path: Path) -> None:
+    frames = [(protocol.TEXT, b"\xff"), (protocol.END, b"")]
+    with impostor(tmp_path / "device", *frames) as port, pytest.raises(BadFrame):
+        port.shareable()
 
 
-@pytest.mark.parametrize("value", ["", "1", "a,b", "1,2,3", "900,901"])
-def test_a_process_that_no_vault_process_started_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(pipe_port.ENDS, value)
+def test_where_no_vault_process_listens_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "device").mkdir(mode=0o700)
+    for folder in (tmp_path / "device", tmp_path / "nothing"):
+        with pytest.raises(NothingMatched):
+            SocketPort(folder, TERMS, TOKEN)
+
+
+def test_a_folder_that_others_may_enter_is_refused(running: Running) -> None:
+    os.chmod(running.folder, 0o750)
     with pytest.raises(Refused):
-        pipe_port.connect(TERMS)
-    assert pipe_port.ENDS not in os.environ
+        running.port()
 
 
 def test_the_gate_enters_before_it_returns_and_returns_nothing_else() -> None:
