@@ -140,6 +140,7 @@ def _stopped_with(made: Connection) -> Iterator[None]:
 
     def stop(*_: object) -> None:
         if not over.is_set():
+            over.set()
             raise PeerGone("The vault process closed the connection; training was stopped.")
 
     before = signal.signal(signal.SIGUSR1, stop)
@@ -156,8 +157,6 @@ def _stopped_with(made: Connection) -> Iterator[None]:
 def _watch(made: Connection, over: threading.Event) -> None:
     main = threading.main_thread().ident
     while main is not None and not over.is_set():
-        if made.closed_by_peer(TICK):
-            if not over.is_set():
-                # A real signal, which also ends a wait inside the kernel.
-                signal.pthread_kill(main, signal.SIGUSR1)
-            return
+        if made.closed_by_peer(TICK) and not over.wait(TICK):
+            # A real signal, which also ends a wait inside the kernel; again, should one come just before the wait.
+            signal.pthread_kill(main, signal.SIGUSR1)
