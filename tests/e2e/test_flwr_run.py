@@ -22,9 +22,8 @@ from fedmem.sim import scenario
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import RunFolder
 from fedmem.sim.phases import central, federated
-from fedmem.sim.replay import Replay
-from tests.e2e import ray_fleet
 from tests.e2e.flower import BIN, ROOT, environment
+from tests.e2e.replay import Replay
 
 MINI = Path(__file__).with_name("mini.toml")
 
@@ -87,12 +86,12 @@ def on_this_machine(replay: Replay, root: Path, workers: int) -> dict[str, bytes
     devices = {index: replay.device(index) for index in range(replay.devices)}
     clients = {index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()}  # type: ignore[misc]
     with InProcessGrid(clients, workers=workers) as grid:
-        made = ray_fleet.coordinator(replay)
+        made = replay.coordinator()
         apps.run_rounds(grid, made, Journal(root), until=replay.rounds, patience=Patience(nodes=replay.devices))
     return files(root)
 
 
-def on_ray(release: Path, devices: int, rounds: int, out: Path, environment: dict[str, str]) -> dict[str, bytes]:
+def on_ray(release: Path, devices: int, rounds: int, out: Path, known: dict[str, str]) -> dict[str, bytes]:
     out.mkdir()
     code = "from tests.e2e.ray_fleet import main; main()"
     command = [sys.executable, "-c", code, str(release), str(devices), str(rounds), str(out)]
