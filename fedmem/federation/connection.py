@@ -6,10 +6,12 @@ Invariants
 - The peer runs under this process's user id, by the kernel's word (SO_PEERCRED), or the connection is refused.
 - A socket lies in a folder of mode 0700 and is reached through a descriptor of it: its path may be of any length.
 
->>> one, other = socket.socketpair()
->>> Connection(one).send(1, b"ab", b"c")
->>> Connection(other).receive({1: 3})
+>>> one, other = map(Connection, socket.socketpair())
+>>> one.send(1, b"ab", b"c")
+>>> other.receive({1: 3})
 (1, bytearray(b'abc'))
+>>> one.close(), other.is_closed(), other.close()
+(None, True, None)
 """
 
 import contextlib
