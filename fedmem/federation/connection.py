@@ -21,7 +21,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedmem.errors import NothingMatched, Refused
@@ -52,9 +52,7 @@ class Connection(Pipe):
         with self._timed():
             super().send(kind, *parts)
 
-    def receive(
-        self, limits: Mapping[int, int], idle: Callable[[], None] | None = None
-    ) -> tuple[int, bytearray] | None:
+    def receive(self, limits: Mapping[int, int]) -> tuple[int, bytearray] | None:
         """Return (kind, payload) of the next frame, or None where the peer closed. Raises as `Pipe.receive`."""
         with self._timed():
             return super().receive(limits)
