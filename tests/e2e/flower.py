@@ -56,7 +56,7 @@ socket.socket, socket.getaddrinfo = Socket, getaddrinfo
 
 def modules():
     program = os.path.basename((sys.orig_argv + ["", ""])[1])
-    loaded = [name for name in list(sys.modules) if name.split(".")[0] in ("fedmem", "client", "server")]
+    loaded = [name for name in list(sys.modules) if name.split(".")[0] in ("fedmem", "client", "server", "flwr", "torch")]
     with open(CALLS + f".{program}.{os.getpid()}", "w") as file:
         file.write("\\n".join(loaded))
 
