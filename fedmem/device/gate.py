@@ -56,11 +56,14 @@ class Gate:
         | fields | result |
         |---|---|
         | zeros | entered and returned, as any other |
+        | anything but zeros, in a round after the plan's last | BoundaryViolation |
         | norm a hair above the clip norm | BoundaryViolation; decided in integers |
         """
         if not 0 <= number <= MAX_ROUND:
             raise BoundaryViolation("An answer names a round that no request has; it was not sent.")
         wire.check(fields, self.schema)
+        if number > self.terms.plan.rounds and any(array.any() for array in fields.arrays.values()):
+            raise BoundaryViolation("The plan allows no such round, so only zeros may answer it; it was not sent.")
         update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
         clipped = fixedpoint.clip_grid(update, self.terms.plan.clip)
         # A part that fits comes back as the very same array, and need not be compared.

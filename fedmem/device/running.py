@@ -59,7 +59,7 @@ class Running:
         with contextlib.ExitStack() as stack:
             vault = stack.enter_context(ServedVault(self.open_vault, self.policy))
             runtime = stack.enter_context(runtime_folder(self.root, self.agreement, shapes, self.release))
-            server = stack.enter_context(listening(runtime, vault))
+            server = stack.enter_context(listening(runtime, vault, training=self.agreement.rounds.deadline))
             ready(runtime)
             node = stack.enter_context(supernode.supernode(runtime, options)) if options else None
             server.serve(lambda: until() or (node is not None and node.poll() is not None))

@@ -49,8 +49,8 @@ def runtime_folder(root: Path, agreement: Agreement, shapes: Shapes, release: Pa
     """
     folder = place(root)
     with storage_errors("make the device's runtime folder"):
-        for made in (folder.parent, folder):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (folder.parent, folder):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise Refused(f"Others may enter {folder}, or it is not yours. Remove it and start again.")

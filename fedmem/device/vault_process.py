@@ -26,9 +26,8 @@ from typing import Protocol
 
 from fedmem.device.gate import Gate
 from fedmem.errors import BoundaryViolation, Busy, FedmemError, Refused, VersionMismatch
-from fedmem.federation import connection
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.connection import Connection
+from fedmem.federation.connection import Connection, listen, require_same_user
 from fedmem.federation.pipe import PATIENCE, TICK
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.terms import Terms
@@ -39,7 +38,7 @@ _log = logging.getLogger("fedmem.device")
 
 MOST_CONNECTIONS = 32
 GREETING = 5.0  # seconds in which a peer has to show the token
-TRAINING = 3600.0  # seconds that a peer may train between two requests
+TRAINING = 3600.0  # seconds that a peer may train between two requests; a deployed device takes the round's deadline
 
 
 class Served(Protocol):
@@ -53,10 +52,10 @@ class Served(Protocol):
 
 
 class Session:
-    """One connection, the ids of records that were given out over it, and whether it has shown the token."""
+    """One connection, the ids of the records that went out over it, and whether it has shown the token."""
 
-    def __init__(self, made: Connection) -> None:
-        self.connection, self.given, self.has_token = made, frozenset[str](), False
+    def __init__(self, connection: Connection) -> None:
+        self.connection, self.record_ids, self.has_token = connection, frozenset[str](), False
 
 
 class Server:
@@ -132,7 +131,7 @@ class Server:
 
     def _answer(self, session: Session) -> None:
         try:
-            connection.require_same_user(session.connection)
+            require_same_user(session.connection)
             if self._greeted(session):
                 session.connection.allow(self._patience)
                 self._converse(session)
@@ -167,7 +166,7 @@ class Server:
 
     def _give(self, session: Session) -> None:
         try:
-            texts, session.given = self._vault.shareable()
+            texts, session.record_ids = self._vault.shareable()
         except FedmemError as error:
             self._refuse(session, error)
             return
@@ -178,7 +177,7 @@ class Server:
     def _judge(self, session: Session, payload: bytearray) -> None:
         fields, number = protocol.decode(payload, self._gate.schema)
         try:
-            if session.given and not self._vault.holds(session.given):
+            if session.record_ids and not self._vault.holds(session.record_ids):
                 session.connection.shut()  # zeros may come over another connection
                 return
             self._gate.release(fields, number)
@@ -201,10 +200,10 @@ class Server:
         if opening == self._opening:
             return
         with self._lock:
-            sessions = [session for session in self._sessions if session.given]
+            sessions = [session for session in self._sessions if session.record_ids]
         try:
             for session in sessions:
-                if not self._vault.holds(session.given):
+                if not self._vault.holds(session.record_ids):
                     session.connection.shut()
             self._opening = opening
         except Busy:  # another erasure has begun; the next look comes after it
@@ -215,7 +214,7 @@ class Server:
 def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Server]:
     """Listen in the runtime folder for as long as the block lasts. Raises StorageError, Refused."""
     with storage_errors("listen on the device's socket"):
-        listener = connection.listen(runtime.folder, MOST_CONNECTIONS)
+        listener = listen(runtime.folder, MOST_CONNECTIONS)
     server = Server(listener, runtime.terms(), runtime.token(), vault, **seconds)
     try:
         yield server

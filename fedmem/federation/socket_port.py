@@ -17,9 +17,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedmem.federation import connection, wire
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.connection import Connection
+from fedmem.federation import wire
+from fedmem.federation.connection import Connection, connect
 from fedmem.federation.device import LocalTrain, TrainConfig
 from fedmem.federation.pipe import PATIENCE, TICK, BadFrame, PeerGone
 from fedmem.federation.terms import Terms
@@ -81,16 +81,16 @@ class SocketPort:
         self._connection.close()
 
     def _connected(self) -> Connection:
-        made = connection.connect(self._folder, self._patience)
+        connection = connect(self._folder, self._patience)
         try:
-            made.send(protocol.HELLO, self._token, bytes.fromhex(self._terms.digest()))
-            kind, payload = _next(made, {protocol.WELCOME: 0, protocol.REFUSED: 1})
+            connection.send(protocol.HELLO, self._token, bytes.fromhex(self._terms.digest()))
+            kind, payload = _next(connection, {protocol.WELCOME: 0, protocol.REFUSED: 1})
             if kind == protocol.REFUSED:
                 raise protocol.refusal(payload)
         except BaseException:
-            made.close()
+            connection.close()
             raise
-        return made
+        return connection
 
     def _ask(self, kind: int, limits: dict[int, int], *parts: bytes) -> tuple[int, bytearray]:
         # The vault process closes a connection whose texts were erased; zeros then go over a new one.
@@ -113,8 +113,8 @@ class SocketPort:
             raise
 
 
-def _next(made: Connection, limits: dict[int, int]) -> tuple[int, bytearray]:
-    frame = made.receive(limits)
+def _next(connection: Connection, limits: dict[int, int]) -> tuple[int, bytearray]:
+    frame = connection.receive(limits)
     if frame is None:
         raise PeerGone("The vault process closed the connection; nothing was sent.")
     return frame
@@ -128,7 +128,7 @@ def _text(payload: bytearray) -> str:
 
 
 @contextlib.contextmanager
-def _stopped_with(made: Connection) -> Iterator[None]:
+def _stopped_with(connection: Connection) -> Iterator[None]:
     """Raise PeerGone in the block, which runs in the main thread, as soon as the peer closes the connection.
 
     In another thread the block runs to its end; approval then fails all the same.
@@ -144,7 +144,7 @@ def _stopped_with(made: Connection) -> Iterator[None]:
             raise PeerGone("The vault process closed the connection; training was stopped.")
 
     before = signal.signal(signal.SIGUSR1, stop)
-    watcher = threading.Thread(target=_watch, args=(made, over), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(connection, over), daemon=True)
     watcher.start()
     try:
         yield
@@ -154,9 +154,9 @@ def _stopped_with(made: Connection) -> Iterator[None]:
         signal.signal(signal.SIGUSR1, before)
 
 
-def _watch(made: Connection, over: threading.Event) -> None:
+def _watch(connection: Connection, over: threading.Event) -> None:
     main = threading.main_thread().ident
     while main is not None and not over.is_set():
-        if made.closed_by_peer(TICK) and not over.wait(TICK):
+        if connection.closed_by_peer(TICK) and not over.wait(TICK):
             # A real signal, which also ends a wait inside the kernel; again, should one come just before the wait.
             signal.pthread_kill(main, signal.SIGUSR1)

@@ -126,17 +126,17 @@ class Agreement:
 
 
 def _section(kind: type[Section], values: Any, name: str) -> Section:
-    known = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    section_fields = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise UsageError(f"Terms need a section [{name}].")
     for key, value in values.items():
-        if key not in known:
+        if key not in section_fields:
             raise UsageError(f"[{name}] of the terms has no key {key!r}.")
-        wanted = getattr(known[key].type, "__name__", str(known[key].type))
+        wanted = getattr(section_fields[key].type, "__name__", str(section_fields[key].type))
         is_bool_for_number = isinstance(value, bool) and wanted != "bool"
         if not (value is None and "None" in wanted) and (is_bool_for_number or not isinstance(value, _NUMBERS[wanted])):
             raise UsageError(f"{key} in [{name}] of the terms needs to be {wanted}.")
-    missing = [key for key, one in known.items() if one.default is MISSING and key not in values]
+    missing = [key for key, one in section_fields.items() if one.default is MISSING and key not in values]
     if missing:
         raise UsageError(f"[{name}] of the terms lacks {missing[0]}.")
     return kind(**values)

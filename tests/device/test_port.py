@@ -60,6 +60,7 @@ BAD = {
     "an extra array": (update(loss=np.zeros(1, np.int32)), 1),
     "a missing array": (Fields({"w": np.zeros((2, 3), np.int32)}), 1),
     "a scalar": (Fields(update().arrays, {"examples": 3}), 1),
+    "a round after the plan's last": (update(b=np.array([1, 0, 0], np.int32)), PLAN.rounds + 1),
     "a negative round": (update(), -1),
     "no such round": (update(), MAX_ROUND + 1),
     "a round out of every range": (update(), 2**40),
@@ -85,9 +86,10 @@ class TestContract:
         with pytest.raises(BoundaryViolation):
             port[0].approve(fields, number)
         assert port[1] == []
-        # The port goes on: the device answers zeros in its place.
+        # The port goes on: the device answers zeros in its place, in a round after the last one too.
         assert port[0].approve(update(), 0).nbytes == SCHEMA.nbytes
-        assert [entry.number for entry in port[1]] == [0]
+        assert port[0].approve(update(), PLAN.rounds + 1).nbytes == SCHEMA.nbytes
+        assert [entry.number for entry in port[1]] == [0, PLAN.rounds + 1]
 
     def test_a_device_behind_it_answers_and_is_silent_alike(self, port) -> None:
         def train(params: wire.Params, config: TrainConfig) -> wire.Params:

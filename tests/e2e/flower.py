@@ -56,7 +56,8 @@ socket.socket, socket.getaddrinfo = Socket, getaddrinfo
 
 def modules():
     program = os.path.basename((sys.orig_argv + ["", ""])[1])
-    loaded = [name for name in list(sys.modules) if name.split(".")[0] in ("fedmem", "client", "server", "flwr", "torch")]
+    rooms = ("fedmem", "client", "server", "flwr", "torch")
+    loaded = [name for name in list(sys.modules) if name.split(".")[0] in rooms]
     with open(CALLS + f".{program}.{os.getpid()}", "w") as file:
         file.write("\\n".join(loaded))
 
