@@ -4,7 +4,8 @@ Invariants
 - It holds a token, public terms and shareable texts; no key, no private record, and no module of the vault.
 - `approve` returns fields only after the vault process has confirmed, by their digest, that they are entered.
 - Nothing is sent again that was not confirmed: a connection that breaks is closed, and the next request opens another.
-- Training stops as soon as the vault process closes the connection.
+- Training stops as soon as the vault process closes the connection: a record was erased, or the process ended. Only zeros
+  may then go over a new connection.
 
     port = SocketPort(runtime.folder, runtime.terms, runtime.token())
     device = Device(0, port, plan, shapes, port.watched(train))
@@ -61,6 +62,8 @@ class SocketPort:
         NothingMatched.
         """
         parts = protocol.encode(fields, number, self._schema)
+        if any(array.any() for array in fields.arrays.values()) and self._connection.is_closed():
+            raise PeerGone("The vault process closed the connection after it gave the records; zeros may be sent.")
         with self._closed_on_failure():
             _, digest = self._ask(protocol.UPDATE, {protocol.RELEASED: protocol.DIGEST_BYTES}, *parts)
             if not hmac.compare_digest(bytes(digest), bytes.fromhex(fields.digest())):

@@ -255,6 +255,20 @@ def test_an_update_that_was_trained_on_an_erased_record_is_not_released(running:
     assert running.vault.egress == []
 
 
+def test_after_the_connection_was_closed_for_an_erasure_only_zeros_are_released(running: Running) -> None:
+    port = running.port()
+    port.shareable()
+    running.vault.erased, running.vault.openings = True, 2
+    limit = time.monotonic() + 5
+    while not port._connection.is_closed():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    with pytest.raises(PeerGone):
+        port.approve(update(b=np.array([1, 0, 0], np.int32)), 1)
+    assert running.vault.egress == []
+    assert port.approve(update(), 1).nbytes == SCHEMA.nbytes
+
+
 def test_a_training_stops_with_the_vault_process_and_nothing_is_answered(tmp_path: Path) -> None:
     with serving(tmp_path / "device") as running:
         port = running.port()
