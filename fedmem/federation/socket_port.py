@@ -4,8 +4,8 @@ Invariants
 - It holds a token, public terms and shareable texts; no key, no private record, and no module of the vault.
 - `approve` returns fields only after the vault process has confirmed, by their digest, that they are entered.
 - Nothing is sent again that was not confirmed: a connection that breaks is closed, and the next request opens another.
-- Training stops as soon as the vault process closes the connection: a record was erased, or the process ended. Only zeros
-  may then go over a new connection.
+- Training stops as soon as the vault process closes the connection: a record was erased, or the process ended. Then
+  only zeros may go over a new connection.
 
     port = SocketPort(runtime.folder, runtime.terms, runtime.token())
     device = Device(0, port, plan, shapes, port.watched(train))
@@ -48,6 +48,7 @@ class SocketPort:
     def shareable(self) -> Sequence[str]:
         """Return the texts of shareable records. Raises Busy, PeerGone, BadFrame, NothingMatched."""
         texts, limits = [], {protocol.TEXT: protocol.MAX_TEXT, protocol.END: 0}
+        self._renew()
         with self._closed_on_failure():
             kind, payload = self._ask(protocol.RECORDS, limits)
             while kind == protocol.TEXT:
@@ -62,8 +63,8 @@ class SocketPort:
         NothingMatched.
         """
         parts = protocol.encode(fields, number, self._schema)
-        if any(array.any() for array in fields.arrays.values()) and self._connection.is_closed():
-            raise PeerGone("The vault process closed the connection after it gave the records; zeros may be sent.")
+        if not any(array.any() for array in fields.arrays.values()):
+            self._renew()  # an update has to go over the connection that got its records
         with self._closed_on_failure():
             _, digest = self._ask(protocol.UPDATE, {protocol.RELEASED: protocol.DIGEST_BYTES}, *parts)
             if not hmac.compare_digest(bytes(digest), bytes.fromhex(fields.digest())):
@@ -95,11 +96,12 @@ class SocketPort:
             raise
         return connection
 
-    def _ask(self, kind: int, limits: dict[int, int], *parts: bytes) -> tuple[int, bytearray]:
-        # The vault process closes a connection whose texts were erased; zeros then go over a new one.
+    def _renew(self) -> None:
         if self._connection.is_closed():
             self._connection.close()
             self._connection = self._connected()
+
+    def _ask(self, kind: int, limits: dict[int, int], *parts: bytes) -> tuple[int, bytearray]:
         self._connection.send(kind, *parts)
         answer, payload = _next(self._connection, {**limits, protocol.REFUSED: 1})
         if answer == protocol.REFUSED:
