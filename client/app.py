@@ -1,33 +1,46 @@
-"""The Flower ClientApp: partition i trains on the shareable records of device i of a run.
+"""The Flower ClientApp of a device: train on shareable records, and send what the vault process has approved.
 
 Invariants
 - `fedmem` comes from this device's own installation, never from the bundle that the server supplied.
-- The private part of the scenario is not built in this process.
+- This process loads no module of the vault. It gets records and approvals over the socket of `fedmem client run`.
+- Without a vault process nothing is sent, not even zeros.
 
-    flwr run . --federation-config "num-supernodes=2"
+    fedmem client run --subject ana --release releases/… --terms terms.toml --superlink 127.0.0.1:9092
 """
 
-from functools import cache
-
 from fedmem.federation import apps
-from fedmem.federation.device import Device
+from fedmem.federation.device import Device, LocalTrain, TrainConfig
 from fedmem.federation.flower import Context, require_offline
-from fedmem.sim.replay import Replay
+from fedmem.federation.port import NoApproval
+from fedmem.federation.runtime import Runtime
+from fedmem.federation.socket_port import SocketPort
+from fedmem.federation.wire import Params
 
 require_offline()
 apps.require_own_installation(__file__)
 
 
-@cache
-def _device(release: str, devices: int, rounds: int, index: int) -> Device:
-    return Replay.of({"release": release, "devices": devices, "rounds": rounds}).device(index)
-
-
 def device_for(context: Context) -> Device:
-    """The device of this partition; kept between rounds by the process, not by Flower's context."""
-    config = context.run_config
-    terms = str(config["release"]), int(config["devices"]), int(config["rounds"])
-    return _device(*terms, int(context.node_config["partition-id"]))
+    """Return this device, connected to its vault process; a message has a process of its own."""
+    try:
+        runtime = Runtime.from_environment()
+        terms = runtime.terms()
+        port = SocketPort(runtime.folder, terms, runtime.token())
+    except Exception as error:  # noqa: BLE001  (without a vault process nothing is sent)
+        raise NoApproval(error) from None
+    index = int(context.node_config.get("partition-id", context.node_id))
+    return Device(index, port, terms.plan, terms.shapes, port.watched(training(runtime, port)))
+
+
+def training(runtime: Runtime, port: SocketPort) -> LocalTrain:
+    """Return local training on the release and on what the port gives; torch is loaded when it begins."""
+
+    def train(params: Params, config: TrainConfig) -> Params:
+        from fedmem.federation.local_training import from_release
+
+        return from_release(runtime.release(), runtime.agreement(), port.shareable)(params, config)
+
+    return train
 
 
 app = apps.make_client_app(device_for)

@@ -1,36 +1,47 @@
 """The Flower ServerApp: rounds over a release, journalled in a folder of its own.
 
 Invariants
-- The loop is `fedmem.federation.apps.run_rounds`, the same as in a simulation without Ray.
-- Journal, ledger and checkpoints lie in `out`, by default in the run folder under `flower/<Flower's run id>`.
+- The loop is `fedmem.federation.apps.run_rounds`, the same as in a simulation.
+- Plan, rounds and local settings come from one public terms file; a device with another plan answers zeros.
+- The key of the noise is fresh and lives in this process only.
 
-    flwr run . --federation-config "num-supernodes=2"
+    flwr run . --run-config "release='releases/…' terms='terms.toml' out='out'"
 """
 
+import secrets
 from pathlib import Path
 
-from fedmem.errors import Refused
+from fedmem.errors import Refused, UsageError
 from fedmem.federation import apps
 from fedmem.federation.apps import Patience
 from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.flower import Context, require_offline
 from fedmem.federation.journal import Journal
-from fedmem.sim.replay import Replay
+from fedmem.federation.local_training import federated_part
+from fedmem.federation.terms import Agreement
+from fedmem.privacy.stream import PrivacyStream
 
 require_offline()
 apps.require_own_installation(__file__)
 
 
 def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
-    """Coordinator, journal, number of rounds and patience, from Flower's run config."""
-    replay = Replay.of(context.run_config)
-    named = str(context.run_config["out"])
-    journal = Journal(Path(named) if named else replay.sim.folder.root / "flower" / str(context.run_id))
+    """Return coordinator, journal, number of rounds and patience, from Flower's run config."""
+    named = {key: str(context.run_config[key]) for key in ("release", "terms", "out")}
+    for key, value in named.items():
+        if not value:
+            raise UsageError(f"The run config needs {key}; see server/README.md.")
+    agreement = Agreement.load(Path(named["terms"]))
+    journal = Journal(Path(named["out"]))
     if journal.log.entries():
         raise Refused(
             f"{journal.root} holds an earlier federation whose noise key is gone; name another folder as out."
         )
-    return replay.coordinator(), journal, replay.rounds, Patience(nodes=replay.devices)
+    params = federated_part(Path(named["release"]), agreement).params()
+    noise = PrivacyStream(secrets.token_bytes(32), agreement.plan.digest().encode())
+    coordinator = Coordinator(params, agreement.plan, noise, agreement.rounds)
+    rounds = int(context.run_config["rounds"]) or agreement.plan.rounds
+    return coordinator, journal, rounds, Patience(nodes=int(context.run_config["devices"]))
 
 
 app = apps.make_server_app(start)

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.federation import work
 from benchmarks.federation.work import Timed
+from fedmem.device.inproc import InprocPort
 from fedmem.federation import apps
 from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device
@@ -30,7 +31,6 @@ from fedmem.federation.flower import (
 )
 from fedmem.federation.grid import NODE_BASE, InProcessGrid
 from fedmem.federation.journal import Journal
-from fedmem.federation.port import InprocPort
 from fedmem.federation.wire import Params, shapes_of
 
 CLIP = 100.0  # far above any update here, so that all arms take the same mean

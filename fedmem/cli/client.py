@@ -1,6 +1,6 @@
 """`fedmem client`: train private blocks on this device, in sessions, in the foreground or in the background.
 
-What left the device is `fedmem.cli.egress`.
+What left the device is `fedmem.cli.egress`; taking part in a federation is `fedmem.cli.client_run`.
 
 Invariants
 - What is shown are states and step numbers, which are public; never a loss.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedmem.cli.client_run import run
 from fedmem.cli.egress import egress
 from fedmem.cli.options import Secret, confirm, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
@@ -34,10 +35,11 @@ SIZES = {"MB": 10**6, "GB": 10**9}
 
 @click.group()
 def client() -> None:
-    """Train private blocks on this device, and see what left it."""
+    """Train private blocks on this device, take part in a federation, and see what left this device."""
 
 
 client.add_command(egress)
+client.add_command(run)
 
 
 @client.command(epilog="Example: fedmem client train health --release releases/r1 --subject ana --deadline 10m")

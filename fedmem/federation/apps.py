@@ -51,8 +51,9 @@ def make_client_app(device_for: DeviceFor) -> ClientApp:
 def answer(device_for: DeviceFor, content: RecordDict, context: Context) -> RecordDict:
     """The reply to a `train.anchor` request.
 
-    Guarantees: of one shape whatever happens, and never an exception. If even the device cannot be built, or the vault
-    side does not approve, the reply is zeros in the shapes that the request itself named.
+    Guarantees: of one shape whatever happens, and never an exception. If the device cannot be built, the reply is zeros
+    in the shapes that the request itself named. A device without approval ends the process by `NoApproval` instead; a
+    deployed `device_for` does so too, where it has no vault process.
     """
     try:
         return records.to_reply(_reply(device_for(context), content))

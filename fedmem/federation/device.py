@@ -4,13 +4,14 @@ Invariants
 - The answer depends on the request, the shareable records and (seed, device, round) alone. Nothing private is in reach.
 - Every answer has one shape and size. An empty device, a wrong request, another plan, an exception in training, a NaN:
   each gives zeros, and no error text leaves.
-- Nothing is sent that the port has not approved.
+- Nothing is sent that the port has not approved. Without approval, even of zeros, the process ends: `NoApproval`.
 
 >>> import numpy as np
->>> from fedmem.federation.port import InprocPort
+>>> class Port:
+...     def approve(self, fields, number):
+...         return fields
 >>> plan = DevicePlan(population=1, unsafe_no_dp=True, unsafe_reason="an example")
->>> port = InprocPort([], plan, {"w": (1,)})
->>> device = Device(0, port, plan, {"w": (1,)}, train=lambda params, config: {"w": params["w"] / 0})
+>>> device = Device(0, Port(), plan, {"w": (1,)}, train=lambda params, config: {"w": params["w"] / 0})
 >>> device.answer(wire.Fields({})).arrays["w"].tolist()
 [0]
 """
@@ -25,7 +26,7 @@ import numpy as np
 from fedmem.errors import Refused
 from fedmem.federation import fixedpoint, wire
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.port import VaultPort
+from fedmem.federation.port import NoApproval, VaultPort
 from fedmem.federation.wire import Fields, Params, Shapes
 
 _log = logging.getLogger("fedmem.device")
@@ -106,8 +107,12 @@ class Device:
             return self.silence(number)
 
     def silence(self, number: int = 0) -> Fields:
-        """An approved update of zeros."""
-        return self._port.approve(Fields(dict(fixedpoint.zeros(self._shapes))), number)
+        """Return an approved update of zeros. Raises NoApproval where the port does not approve them."""
+        try:
+            return self._port.approve(Fields(dict(fixedpoint.zeros(self._shapes))), number)
+        except Exception as error:  # noqa: BLE001  (whatever fails, nothing unapproved leaves)
+            _log.error("Nothing is sent: %s", type(error).__name__)
+            raise NoApproval(error) from None
 
     def _config(self, request: Fields) -> TrainConfig:
         wire.check(request, self._schema)

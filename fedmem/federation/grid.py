@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from fedmem.device.aside import Noted
 from fedmem.errors import UsageError
-from fedmem.federation.aside import Noted
 from fedmem.federation.clock import VirtualClock
 from fedmem.federation.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse
 from fedmem.federation.flower import (

@@ -1,4 +1,4 @@
-"""Frames over a pair of pipe ends: how the two processes of a device talk (docs/design.md, §10).
+"""Frames over a pair of descriptors: pipe ends of a worker process, or the socket of `fedmem.federation.connection`.
 
 Invariants
 - A frame is a head (magic, protocol version, kind, length) and that many bytes; nothing is unpickled or parsed.
@@ -22,13 +22,13 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from fedmem.errors import BoundaryViolation, RemoteError, VersionMismatch
 
 MAGIC, VERSION = b"fmvp", 1
 PATIENCE = 60.0
-TICK = 0.2  # seconds between two looks at other things while nobody speaks
+TICK = 0.2  # seconds between two looks at other things while no frame comes
 HEAD = struct.Struct("<4sHHQ")
 _PIECE = 1 << 20
 
@@ -58,29 +58,23 @@ class Pipe:
         for part in (HEAD.pack(MAGIC, VERSION, kind, length), *parts):
             self._write(memoryview(part).cast("B"))
 
-    def receive(
-        self, limits: Mapping[int, int], idle: Callable[[], None] | None = None
-    ) -> tuple[int, bytearray] | None:
+    def receive(self, limits: Mapping[int, int]) -> tuple[int, bytearray] | None:
         """(kind, payload) of the next frame; None where the peer left.
 
         Args:
             limits: greatest length of each kind that may come now, in bytes.
-            idle: called again and again until the frame begins, for as long as it takes; without it `patience` holds.
 
-        Raises PeerGone, BadFrame, VersionMismatch, and what `idle` raises.
+        Raises PeerGone, BadFrame, VersionMismatch.
         """
-        if idle is not None:
-            while not _ready(self._reading, select.POLLIN, TICK):
-                idle()
         head = self._read(HEAD.size, at_start=True)
         if head is None:
             return None
         magic, version, kind, length = HEAD.unpack(head)
         if magic != MAGIC:
-            raise BadFrame("The other process of this device does not speak the vault's protocol. Start both anew.")
+            raise BadFrame("The other process does not speak fedmem's protocol. Start both anew.")
         if version != VERSION:
             raise VersionMismatch(
-                f"The other process of this device speaks version {version} of the vault's protocol, this one "
+                f"The other process speaks version {version} of fedmem's protocol, this one "
                 f"{VERSION}. Start both from one installation."
             )
         if kind not in limits or length > limits[kind]:

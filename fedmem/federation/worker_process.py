@@ -23,7 +23,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from fedmem.federation.aside import Noted
+from fedmem.device.aside import Noted
 from fedmem.federation.fleet import NODE_BASE, Content, Fleet, Request
 from fedmem.federation.flower import Message, ProtoMetadata, RecordDict, metadata_from_proto, metadata_to_proto
 

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe, get_context
 
+from fedmem.device.aside import Noted
 from fedmem.errors import Refused, RemoteError, UsageError
-from fedmem.federation.aside import Noted
 from fedmem.federation.fleet import NODE_BASE, Answer, Content, Fleet, Request
 from fedmem.federation.flower import (
     Message,

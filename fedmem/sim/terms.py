@@ -9,9 +9,9 @@ Invariants
 8.0
 """
 
-import math
 from typing import TYPE_CHECKING
 
+from fedmem.federation import terms
 from fedmem.federation.coordinator import RoundSettings, local_steps
 from fedmem.federation.device_dp import DevicePlan
 
@@ -64,6 +64,10 @@ def rate_left(federation: "Federation", number: int) -> float:
 
     A device works it out from public terms and the number in the request.
     """
-    steps = steps_by_round(federation)
-    gone = sum(steps[: number - 1]) / max(1, sum(steps[:-1]))
-    return federation.final + (1 - federation.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))
+    return terms.rate_left(steps_by_round(federation), federation.final, number)
+
+
+def local_settings(scenario: "Scenario") -> terms.LocalSettings:
+    """Return the settings of a device's local training that no request carries."""
+    f = scenario.federation
+    return terms.LocalSettings(scenario.anchor.length, f.warmup, f.eps, f.final)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedmem.memory.block import new_blocks, new_fetch, source
 from fedmem.memory.kinds import Source
 from fedmem.memory.spec import MemorySpec
-from fedmem.training.state import derived
+from fedmem.training.seeds import derived
 
 PIECE = 2**23
 

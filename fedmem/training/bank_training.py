@@ -32,8 +32,9 @@ from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.plans import APART, TOGETHER, TrainPlan, flat
 from fedmem.training.release import Release
 from fedmem.training.rows import Rows, routed_rows
+from fedmem.training.seeds import derived
 from fedmem.training.settings import Trained
-from fedmem.training.state import Trace, Watch, claim, derived, write_json
+from fedmem.training.state import Trace, Watch, claim, write_json
 from fedmem.training.subtrees import Training, job_names, merged, run_job, subtree_name, traces
 from fedmem.training.workshop import RESULT, Facts, check_length, read_facts, told
 

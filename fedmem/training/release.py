@@ -61,6 +61,8 @@ def _anchor_digest(files: Mapping[str, str]) -> str:
 @contextmanager
 def _storage_errors() -> Iterator[None]:
     """A full disk as StorageError, whichever writer met it: safetensors and tokenizers have errors of their own."""
+    # Here, since a device's network-facing process reads releases and loads no module of the vault.
+
     with storage_errors("write the release"):
         try:
             yield

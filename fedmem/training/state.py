@@ -46,11 +46,6 @@ class Trace:
         return Trace([point for point in self.curve if point["step"] <= step], self.seconds)
 
 
-def derived(seed: int, *labels: object) -> int:
-    """A seed for one use."""
-    return int(digest([seed, *map(str, labels)])[:8], 16)
-
-
 def claim(folder: Path, inputs: Inputs) -> str:
     """Make `folder` that of a training with these inputs; gives their digest. Raises VersionMismatch for another's."""
     path = folder / "state" / "inputs.json"

@@ -41,8 +41,9 @@ from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.release import Release
 from fedmem.training.rows import Rows
+from fedmem.training.seeds import derived
 from fedmem.training.settings import Settings, Trained
-from fedmem.training.state import Trace, Watch, derived, read_json, write_json
+from fedmem.training.state import Trace, Watch, read_json, write_json
 
 GENERIC = "generic"
 

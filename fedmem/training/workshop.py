@@ -32,7 +32,8 @@ from fedmem.training.loop import Trainer
 from fedmem.training.plans import AnchorPlan, BankPlan, flat
 from fedmem.training.release import Release
 from fedmem.training.rows import plain_rows
-from fedmem.training.state import Trace, Watch, claim, derived, read_json, write_json
+from fedmem.training.seeds import derived
+from fedmem.training.state import Trace, Watch, claim, read_json, write_json
 
 RESULT = "training.json"
 

@@ -69,10 +69,10 @@ def test_every_command_has_json_an_example_and_help() -> None:
         *("privacy budget", "receipt show", "receipt verify", "receipt export", "receipt opening", "doctor", "path"),
         *("erase plan", "erase run", "erase verify", "erase status", "erase resume", "erase cancel"),
         *("erase due", "erase keep"),
-        *("client train", "client status", "client pause", "client cancel", "client egress", "block migrate"),
+        *("client train", "client status", "client pause", "client cancel", "client egress", "client run"),
         *("keys status", "keys rotate", "keys change-passphrase", "backup create", "backup list", "backup verify"),
         *("keys recovery create", "keys recovery test", "keys recovery restore", "backup restore"),
-        *("anchor train", "bank build", "bank train", "bank show", "bank verify", "eval unlearn"),
+        *("block migrate", "anchor train", "bank build", "bank train", "bank show", "bank verify", "eval unlearn"),
     }
     for words, command in commands:
         assert "--json" in [name for param in command.params for name in param.opts], words

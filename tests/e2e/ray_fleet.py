@@ -23,21 +23,12 @@ from typing import Any
 
 from fedmem.federation import apps
 from fedmem.federation.apps import Patience
-from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device
 from fedmem.federation.flower import ClientApp, Context, Grid, Message, Run, ServerApp, telemetry
 from fedmem.federation.grid import NODE_BASE
 from fedmem.federation.journal import Journal
 from fedmem.federation.switches import RAY_SWITCHES, SWITCHES
-from fedmem.privacy.stream import PrivacyStream
-from fedmem.sim.replay import Replay
-
-
-def coordinator(replay: Replay) -> Coordinator:
-    """The replay's coordinator, with noise from a known key."""
-    made = replay.coordinator()
-    made._noise = PrivacyStream(bytes(32), b"test")
-    return made
+from tests.e2e.replay import Replay
 
 
 @cache
@@ -118,7 +109,7 @@ def main() -> None:
     app = ServerApp()
 
     def serve(grid: Grid, context: Context) -> None:
-        made, journal = coordinator(Replay(Path(release), devices, rounds)), Journal(Path(out, "journal"))
+        made, journal = Replay(Path(release), devices, rounds).coordinator(), Journal(Path(out, "journal"))
         patience = Patience(nodes=devices)
         apps.run_rounds(Numbered(grid, names), made, journal, until=rounds, patience=patience, progress=_wait)
         ended.append(made.done)

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 from fedmem import paths
-from fedmem.errors import Refused
-from fedmem.sim.replay import Replay
 from fedmem.sim.report import page
 from fedmem.sim.run import run
 from fedmem.sim.sources import chats
@@ -73,8 +71,3 @@ def test_no_word_of_theirs_and_no_noise_key_stays_on_disk(done):
     assert not any((paths.slots_dir() / "runs").iterdir())
     assert done["residue"] == {"before": 0, "after": None}
     assert done["placement"]["private"] is None
-
-
-def test_people_are_not_replayed_by_flower(done):
-    with pytest.raises(Refused, match="people's own text"):
-        _ = Replay(paths.runs_dir() / "people" / "releases" / "r", devices=2, rounds=1).sim

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.device.inproc import InprocPort
 from fedmem.federation import apps, wire
 from fedmem.federation.coordinator import Coordinator, RoundSettings
 from fedmem.federation.device import Device, TrainConfig
@@ -18,7 +19,6 @@ from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import ClientApp, Context
 from fedmem.federation.grid import InProcessGrid
 from fedmem.federation.journal import Journal, Traffic
-from fedmem.federation.port import InprocPort
 from fedmem.privacy.stream import PrivacyStream
 
 UNSAFE = {"unsafe_no_dp": True, "unsafe_reason": "a toy"}

@@ -92,7 +92,7 @@ SCRIPT = """
     from fedmem.federation.device import Device
     from fedmem.federation.device_dp import DevicePlan
     from fedmem.federation.grid import InProcessGrid
-    from fedmem.federation.port import InprocPort
+    from fedmem.device.inproc import InprocPort
     from fedmem.privacy.stream import PrivacyStream
     from fedmem.storage.files import Files
 

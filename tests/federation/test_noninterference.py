@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.device.inproc import InprocPort
 from fedmem.federation import apps, fixedpoint, records, wire
 from fedmem.federation.device import Device
 from fedmem.federation.flower import (
@@ -21,10 +22,10 @@ from fedmem.federation.flower import (
     MetricRecord,
     RecordDict,
 )
-from fedmem.federation.port import EgressEntry, InprocPort
 from fedmem.vault.core import Core
 from fedmem.vault.egress import Egress
 from fedmem.vault.keys import KeyfileKeys
+from fedmem.vault.leaving import EgressEntry
 from fedmem.vault.vault import NewRecord, Vault
 
 Make = Callable[..., Any]

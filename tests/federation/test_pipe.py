@@ -2,7 +2,6 @@
 
 import os
 import resource
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -120,22 +119,3 @@ def test_a_peer_that_closed_is_gone(ends) -> None:
     os.close(read)
     with pytest.raises(PeerGone):
         pipe.send(1, b"abc")
-
-
-def test_idle_is_called_while_nobody_speaks_and_may_end_the_wait(ends) -> None:
-    pipe, write, _ = ends
-    looks: list[int] = []
-
-    def look() -> None:
-        looks.append(1)
-        if len(looks) == 3:
-            os.write(write, frame())
-
-    assert pipe.receive(LIMITS, idle=look) == (1, b"abc")
-    assert len(looks) == 3
-
-    def stop() -> None:
-        raise struct.error
-
-    with pytest.raises(struct.error):
-        pipe.receive(LIMITS, idle=stop)

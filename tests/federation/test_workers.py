@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.device.aside import Noted
+from fedmem.device.inproc import InprocPort
 from fedmem.errors import Refused, RemoteError, UsageError
 from fedmem.federation import apps, wire, workers
-from fedmem.federation.aside import Noted
 from fedmem.federation.device import Device
 from fedmem.federation.flower import Array, ArrayRecord, ClientApp, ConfigRecord, Context, Message, RecordDict
 from fedmem.federation.grid import NODE_BASE, InProcessGrid
-from fedmem.federation.port import InprocPort
 from fedmem.federation.workers import AHEAD, WorkerLost
 from tests.federation.conftest import Toy, toy_params, toy_train
 from tests.federation.nemesis import FAULTS, Nemesis

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedmem.device.inproc import InprocPort
 from fedmem.federation import fixedpoint, wire
 from fedmem.federation.apps import make_client_app, run_rounds
 from fedmem.federation.coordinator import Coordinator, RoundSettings
@@ -9,7 +10,6 @@ from fedmem.federation.device import Device, TrainConfig, encode_update
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.grid import InProcessGrid
 from fedmem.federation.journal import Journal
-from fedmem.federation.port import InprocPort
 from fedmem.sim.faults import Faults, LossyGrid, against
 
 PLAN = DevicePlan(population=10, rounds=3, clip=1.0, unsafe_no_dp=True, unsafe_reason="a test")

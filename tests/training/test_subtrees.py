@@ -19,8 +19,9 @@ from fedmem.training.examine import verify
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.rows import Rows, routed_rows
+from fedmem.training.seeds import derived
 from fedmem.training.settings import Trained
-from fedmem.training.state import Watch, derived
+from fedmem.training.state import Watch
 from fedmem.training.subtrees import Training, job_names, run_job, subtree_name
 from fedmem.training.workshop import build_bank, train_anchor
 from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan

@@ -13,27 +13,26 @@ from dataclasses import replace
 import numpy as np
 
 from fedmem.anchor.presets import new_anchor
+from fedmem.device.aside import Noted
+from fedmem.device.inproc import InprocPort
 from fedmem.errors import FedmemError
 from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.federation import apps, device_dp, wire
-from fedmem.federation.aside import Noted
+from fedmem.federation import apps, device_dp, local_training, wire
 from fedmem.federation.coordinator import Coordinator
-from fedmem.federation.device import Device, LocalTrain, TrainConfig
+from fedmem.federation.device import Device, LocalTrain
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.grid import InProcessGrid
 from fedmem.federation.journal import AppendLog, Journal
-from fedmem.federation.port import InprocPort
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import keys, parameters, terms
 from fedmem.sim.context import Simulation
 from fedmem.sim.faults import Faults, LossyGrid
 from fedmem.sim.folder import Facts
 from fedmem.sim.phases.central import CURVE_POINTS, Curve, packed_with_paths
-from fedmem.sim.scenario import Federation
+from fedmem.sim.scenario import Scenario
 from fedmem.training.local import Federated
 from fedmem.training.packing import Packed
 from fedmem.training.release import Release
-from fedmem.training.settings import Settings
 
 ARMS = ("memory", "control")
 DEADLINE = 60.0
@@ -80,23 +79,10 @@ def shareable(sim: Simulation) -> list[tuple[Packed, np.ndarray]]:
     return [packed_with_paths(sim, placed.shareable()) for placed in sim.placed]
 
 
-def local_train(part: Federated, f: Federation, packed: Packed, paths_MP: np.ndarray) -> LocalTrain:
-    """One device's local steps; one without shareable records changes nothing."""
-
-    def train(params: wire.Params, config: TrainConfig) -> wire.Params:
-        left = terms.rate_left(f, config.round)
-        settings = Settings(
-            steps=config.steps if len(packed) else 0,
-            batch=config.batch,
-            lr=config.learning_rate * left,
-            final=1.0,
-            warmup=f.warmup,
-            memory_lr=config.memory_learning_rate * left,
-            eps=f.eps,
-        )
-        return part.train(params, packed, paths_MP, settings, config.seed)
-
-    return train
+def local_train(part: Federated, scenario: Scenario, packed: Packed, paths_MP: np.ndarray) -> LocalTrain:
+    """Return one device's local steps, as `fedmem.federation.local_training` takes them."""
+    local, steps = terms.local_settings(scenario), terms.steps_by_round(scenario.federation)
+    return local_training.local_train(part, local, steps, packed, paths_MP)
 
 
 def rounds_phase(number: int) -> Callable[[Simulation], Facts]:
@@ -145,7 +131,7 @@ def _run_arm(
             ports[index],
             plan,
             shapes,
-            faults.training(index, local_train(part, f, packed, paths_MP)),
+            faults.training(index, local_train(part, sim.scenario, packed, paths_MP)),
             failed=noted.failed,
         )
     settings = replace(terms.round_settings(sim.scenario, sim.derive("rounds") >> 1), deadline=DEADLINE)

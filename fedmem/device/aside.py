@@ -17,8 +17,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from fedmem.federation.port import EgressEntry, InprocPort
+from fedmem.device.inproc import InprocPort
 from fedmem.storage.canonical import canonical_json
+from fedmem.vault.leaving import EgressEntry
 
 
 class Noted:

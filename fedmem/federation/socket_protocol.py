@@ -1,15 +1,16 @@
-"""What the two processes of a device may say to each other: the kinds of frames, their sizes, and arrays as raw bytes.
+"""The protocol of the two processes of a device: kinds of frames, their sizes, and arrays as raw bytes.
 
 Invariants
-- Terms are compared by digest before anything else; shapes, names and dtypes never travel, so none can be forged.
+- A connection begins with the run's token and the digest of the terms; nothing else is answered before.
+- Shapes, names and dtypes never travel, so none can be forged.
 - An update is a round number and the arrays of the reply schema, names sorted, as little-endian bytes: one exact size.
-- A refusal is a number; no text of an error crosses the pipe.
+- A refusal is a number; no text of an error crosses the socket.
 
-| from the Flower process | answer |
+| from the network-facing process | answer |
 |---|---|
-| HELLO: digest of the terms | WELCOME, or REFUSED(TERMS) |
-| RECORDS | TEXT for each shareable record, then END |
-| UPDATE: round, arrays | RELEASED: digest of what was entered, or REFUSED(BOUNDARY) |
+| HELLO: token, terms digest | WELCOME, or REFUSED(TERMS) |
+| RECORDS | TEXT for each shareable record, then END; or REFUSED(NOT_NOW) |
+| UPDATE: round, arrays | RELEASED: digest of what was entered, or REFUSED(BOUNDARY), or REFUSED(NOT_NOW) |
 
 >>> import numpy as np
 >>> schema = wire.anchor_reply({"w": (2,)}, clip=1.0)
@@ -25,27 +26,27 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.errors import BoundaryViolation, FedmemError, VersionMismatch
+from fedmem.errors import BoundaryViolation, Busy, FedmemError, VersionMismatch
 from fedmem.federation import wire
 from fedmem.federation.pipe import BadFrame
 from fedmem.federation.wire import Fields, Schema
 
 HELLO, RECORDS, UPDATE = 1, 2, 3
 WELCOME, TEXT, END, RELEASED, REFUSED = 11, 12, 13, 14, 15
-TERMS, BOUNDARY = b"\1", b"\2"
+TERMS, BOUNDARY, NOT_NOW = b"\1", b"\2", b"\3"
 
-DIGEST_BYTES = 32
+TOKEN_BYTES, DIGEST_BYTES = 32, 32
 MAX_TEXT = 64 << 20  # bytes of one record's text
 _ROUND = struct.Struct("<I")
 
 
 def update_bytes(schema: Schema) -> int:
-    """The one length of an UPDATE frame."""
+    """Return the one length of an UPDATE frame."""
     return _ROUND.size + schema.nbytes
 
 
 def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
-    """An UPDATE's payload, in parts. Raises BoundaryViolation for what the schema does not name, or no such round."""
+    """Return an UPDATE's payload, in parts. Raises BoundaryViolation for another schema or an impossible round."""
     wire.check(fields, schema)
     if not 0 <= number < 2**32:
         raise BoundaryViolation("An answer names a round that no request has; it was not sent.")
@@ -55,7 +56,7 @@ def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
 
 
 def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
-    """Fields and round of an UPDATE. Raises BadFrame for another length; ranges are the gate's to judge."""
+    """Return fields and round of an UPDATE. Raises BadFrame for another length; the gate judges ranges."""
     if len(payload) != update_bytes(schema):
         raise BadFrame("An update has another length than its schema says; it was not read.")
     arrays, at = dict[str, NDArray[np.generic]](), _ROUND.size
@@ -68,7 +69,9 @@ def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
 
 
 def refusal(code: bytes | bytearray) -> FedmemError:
-    """The error that a REFUSED frame means."""
+    """Return the error that a REFUSED frame means."""
     if code == TERMS:
-        return VersionMismatch("The two processes of this device hold different terms. Start both from one plan.")
+        return VersionMismatch("The two processes of this device hold different terms. Start both from one file.")
+    if code == NOT_NOW:
+        return Busy("The vault is busy: it gave no records or could enter no line. Nothing was sent; try again.")
     return BoundaryViolation("The vault did not release an update: it is not what the schema and the plan allow.")

@@ -1,4 +1,4 @@
-"""What decides, on the vault's side, whether an answer may leave: schema, clip norm, egress line, in this order.
+"""The check, on the vault's side, that an answer may leave: schema, clip norm, egress line, in this order.
 
 Invariants
 - What passes is exactly the reply schema, and its decoded norm is at most the plan's clip norm; nothing is mended here.
@@ -6,6 +6,7 @@ Invariants
 - Terms are public, equal for every device of a run, and never a function of what the vault holds.
 
 >>> import numpy as np
+>>> from fedmem.federation.device_dp import DevicePlan
 >>> plan, entered = DevicePlan(population=1, unsafe_no_dp=True, unsafe_reason="an example"), []
 >>> gate = Gate(Terms(plan, {"w": (1,)}), entered.append)
 >>> gate.release(wire.Fields({"w": np.zeros(1, np.int32)}), number=1).nbytes
@@ -22,30 +23,16 @@ import numpy as np
 
 from fedmem.errors import BoundaryViolation
 from fedmem.federation import device_dp, fixedpoint, wire
-from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.wire import Fields, Schema, Shapes
-from fedmem.storage.canonical import digest
+from fedmem.federation.terms import Terms
+from fedmem.federation.wire import Fields, Schema
 from fedmem.vault.leaving import EgressEntry
 
 MAX_ROUND = 10**6
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What a device agreed to: the plan, which names the run, and names and shapes of the federated parameters."""
-
-    plan: DevicePlan
-    shapes: Shapes
-
-    def digest(self) -> str:
-        """SHA-256 over all of it, hex: both processes of a device compare it before anything else is said."""
-        shapes = {name: list(shape) for name, shape in self.shapes.items()}
-        return digest({"plan": self.plan.to_dict(), "shapes": shapes})
-
-
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The door out of one device for one run; `enter` makes an egress line durable or raises."""
+    """Releases the answers of one device in one run; `enter` makes an egress line durable or raises."""
 
     terms: Terms
     enter: Callable[[EgressEntry], object]
@@ -69,11 +56,14 @@ class Gate:
         | fields | result |
         |---|---|
         | zeros | entered and returned, as any other |
+        | anything but zeros, in a round after the plan's last | BoundaryViolation |
         | norm a hair above the clip norm | BoundaryViolation; decided in integers |
         """
         if not 0 <= number <= MAX_ROUND:
             raise BoundaryViolation("An answer names a round that no request has; it was not sent.")
         wire.check(fields, self.schema)
+        if number > self.terms.plan.rounds and any(array.any() for array in fields.arrays.values()):
+            raise BoundaryViolation("The plan allows no such round, so only zeros may answer it; it was not sent.")
         update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
         clipped = fixedpoint.clip_grid(update, self.terms.plan.clip)
         # A part that fits comes back as the very same array, and need not be compared.

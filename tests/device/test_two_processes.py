@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 
 from fedmem import erasure
-from fedmem.errors import NothingMatched, Refused, RemoteError, StorageError, VerificationFailed
+from fedmem.device.runtime_folder import place, runtime_folder
+from fedmem.device.served_vault import ServedVault
+from fedmem.device.supernode import PASSED, environment
+from fedmem.device.vault_process import Server, listening
+from fedmem.errors import Refused, StorageError, VerificationFailed
+from fedmem.federation.coordinator import RoundSettings
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.gate import Terms
-from fedmem.federation.keeper import Keeper
-from fedmem.federation.pipe import BadFrame
-from fedmem.federation.pipe_port import ENDS
+from fedmem.federation.port import NoApproval
+from fedmem.federation.runtime import DEVICE, Runtime
 from fedmem.federation.switches import SWITCHES
-from fedmem.federation.vault_process import KEPT, host
+from fedmem.federation.terms import Agreement, LocalSettings
 from fedmem.policy.policy import Policy
 from fedmem.storage.files import Files
 from fedmem.vault import egress
@@ -33,7 +36,7 @@ from fedmem.vault.vault import NewRecord, Vault
 CHILD = Path(__file__).with_name("flower_process.py")
 PLAN = DevicePlan(population=1, rounds=9, unsafe_no_dp=True, unsafe_reason="a toy", run="run-7")
 SHAPES = {"b": (3,), "w": (4, 3)}
-TERMS = Terms(PLAN, SHAPES)
+AGREEMENT = Agreement("ab" * 32, ("anchor",), PLAN, RoundSettings(), LocalSettings(48))
 PUBLIC = ["Bern lies on the Aare.", "The plum tree flowers in April."]
 CANARY = "zebrafinch-4711 of the patient"
 SPEND = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.1, "noise_multiplier": 2.0, "steps": 10}
@@ -71,8 +74,30 @@ def script(*words: object) -> list[str]:
     return [sys.executable, "-c", BOOT, *map(str, words)]
 
 
-def command(way: str, out: Path) -> list[str]:
-    return script(CHILD, json.dumps(PLAN.to_dict()), way, out)
+@contextlib.contextmanager
+def device(root: Path, opened: Opened, policy: Policy) -> Iterator[tuple[Runtime, Server, ServedVault]]:
+    """The vault process of a device, in a thread of this one."""
+    over = threading.Event()
+    with (
+        ServedVault(opened, policy) as vault,
+        runtime_folder(root, AGREEMENT, SHAPES, root) as runtime,
+        listening(runtime, vault) as server,
+    ):
+        thread = threading.Thread(target=server.serve, args=(over.is_set,))
+        thread.start()
+        try:
+            yield runtime, server, vault
+        finally:
+            over.set()
+            thread.join()
+
+
+def started(runtime: Runtime, way: str, out: Path) -> "subprocess.Popen[bytes]":
+    """A network-facing process of the device, with the environment that a SuperNode gets."""
+    return subprocess.Popen(
+        script(CHILD, way, out), env=environment(os.environ, runtime), stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 def until(there: Callable[[], Any], seconds: float = 20.0) -> Any:
@@ -140,7 +165,11 @@ def test_the_bytes_that_leave_are_equal_whatever_is_private(tmp_path: Path, poli
 
     def life(name: str) -> Any:
         out = tmp_path / f"{name}.json"
-        released = host(opened[name], TERMS, policy, command("run", out))
+        with device(tmp_path / name, opened[name], policy) as (runtime, server, _):
+            child = started(runtime, "run", out)
+            _, said = child.communicate(timeout=60)
+            assert child.returncode == 0, said
+            released = server.released
         with opened[name]() as vault:
             lines = [line.entry for line in Egress(vault.core).entries()]
         return {**told(out), "released": released, "lines": lines}
@@ -177,16 +206,16 @@ def in_memory(pid: int, needles: list[bytes]) -> list[bool]:
     return found
 
 
-def test_the_flower_process_holds_two_pipe_ends_and_nothing_private(
+def test_the_network_facing_process_holds_a_socket_and_nothing_private(
     tmp_path: Path, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_OF_THE_PARENT", "x")
     opened, out = few(tmp_path / "vault"), tmp_path / "look.json"
     with opened() as vault:
         keys = [*vault.core.table.keys.values()]
-    with (tmp_path / "open file").open("w") as held, ThreadPoolExecutor(1) as pool:
+    with (tmp_path / "open file").open("w") as held, device(tmp_path / "vault", opened, policy) as (runtime, *_):
         os.set_inheritable(held.fileno(), True)
-        hosting = pool.submit(host, opened, TERMS, policy, command("look", out))
+        child = started(runtime, "look", out)
         try:
             seen = told(out)
             own = bytes.fromhex(b"".join(bytes([byte]) for byte in CANARY.encode()).hex())
@@ -194,31 +223,35 @@ def test_the_flower_process_holds_two_pipe_ends_and_nothing_private(
             here, there = in_memory(os.getpid(), [own, PUBLIC[0].encode()]), in_memory(seen["pid"], needles)
             public = in_memory(seen["pid"], [PUBLIC[0].encode(), PUBLIC[1].encode()])
             given = Path(f"/proc/{seen['pid']}/environ").read_bytes()
+            words, token = Path(f"/proc/{seen['pid']}/cmdline").read_bytes(), runtime.token()
         finally:
             out.with_suffix(".go").touch()
-        hosting.result(20)
+            child.communicate(timeout=20)
     assert (here, public) == ([True, True], [True, True])  # the negative control: it is found where it is
     assert there == [False] * len(needles)
     kinds = sorted(link.split(":")[0] for link in seen["held"].values() if not link.startswith("/proc/"))
-    assert kinds == ["/dev/null", "/dev/null", "/dev/null", "pipe", "pipe"]
+    assert kinds == ["/dev/null", "/dev/null", "pipe", "socket"]  # the pipe is its stderr
     assert seen["texts"] == PUBLIC
-    assert not seen["ends"]  # a process that it starts is not told of the pipe
-    assert {name.split(".")[0] for name in seen["modules"]} <= {"fedmem"}
-    assert {"fedmem.vault", "fedmem.vault.leaving"} >= set(seen["modules"])
-    assert {word.split(b"=")[0].decode() for word in given.split(b"\0")[:-1]} <= {*KEPT, *SWITCHES, ENDS}
+    assert seen["modules"] == []
+    assert runtime.folder.name.encode() in given  # the negative control
+    assert not any(secret in data for secret in (token, token.hex().encode()) for data in (given, words))
+    assert {word.split(b"=")[0].decode() for word in given.split(b"\0")[:-1]} <= {*PASSED, *SWITCHES, DEVICE}
 
 
 def test_records_that_a_stricter_policy_takes_back_are_not_handed_out(tmp_path: Path, policy: Policy) -> None:
     opened = make(tmp_path / "vault")
     with Vault.open(tmp_path / "vault", subject="ada") as vault:
         vault.add_records([record("My diagnosis is diabetes; the doctor prescribed insulin.", None)])
-    with Keeper(opened, policy) as keeper:
-        assert keeper.texts() == PUBLIC
+    with ServedVault(opened, policy) as served:
+        assert served.shareable()[0] == PUBLIC
 
 
-def hosted(root: Path, out: Path, way: str = "rounds") -> "subprocess.Popen[bytes]":
-    """A vault process of its own around a Flower process without end."""
-    return subprocess.Popen(script(__file__, root, out, way), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def hosted(root: Path) -> "subprocess.Popen[bytes]":
+    """A vault process of its own; it listens when this returns."""
+    process = subprocess.Popen(script(__file__, root), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"listens\n"
+    return process
 
 
 def answers(out: Path) -> list[tuple[int, int]]:
@@ -233,17 +266,15 @@ def gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.parametrize("killed", ["vault", "flower"])
-def test_killed_at_any_moment_the_other_ends_and_no_answer_is_without_its_line(tmp_path: Path, killed: str) -> None:
+def test_a_killed_vault_process_ends_the_answers_and_none_is_without_its_line(tmp_path: Path) -> None:
     opened, out = few(tmp_path / "vault"), tmp_path / "answers"
-    process = hosted(tmp_path / "vault", out)
+    process = hosted(tmp_path / "vault")
+    child = started(Runtime(place(tmp_path / "vault")), "rounds", out)
     until(lambda: len(answers(out)) > 5)
-    child = answers(out)[0][1]
-    os.kill(process.pid if killed == "vault" else child, signal.SIGKILL)
-    _, said = process.communicate(timeout=10)
-    until(lambda: gone(child), 5)
-    assert process.returncode == (-signal.SIGKILL if killed == "vault" else RemoteError.exit_code)
-    assert killed == "vault" or b"process" in said
+    process.kill()
+    process.communicate()
+    child.communicate(timeout=10)
+    assert child.returncode != 0
     with opened() as vault:
         entered = [line.entry.number for line in Egress(vault.core).entries()]
     left = [number for number, _ in answers(out)]
@@ -251,14 +282,28 @@ def test_killed_at_any_moment_the_other_ends_and_no_answer_is_without_its_line(t
     assert len(entered) - len(left) in (0, 1)  # over-reports by one at most, and never under-reports
 
 
-def test_a_training_that_never_asks_again_ends_with_the_vault_process(tmp_path: Path) -> None:
+def test_a_killed_network_facing_process_costs_its_own_connection(tmp_path: Path, policy: Policy) -> None:
+    opened, out = few(tmp_path / "vault"), tmp_path / "answers"
+    with device(tmp_path / "vault", opened, policy) as (runtime, *_):
+        child = started(runtime, "rounds", out)
+        until(lambda: len(answers(out)) > 5)
+        child.kill()
+        child.communicate()
+        again = started(runtime, "run", tmp_path / "again")
+        again.communicate(timeout=60)
+        assert again.returncode == 0
+
+
+def test_a_training_ends_with_the_vault_process(tmp_path: Path) -> None:
     few(tmp_path / "vault")
     out = tmp_path / "answers"
-    process = hosted(tmp_path / "vault", out, "train")
-    child = until(lambda: answers(out))[0][1]
+    process = hosted(tmp_path / "vault")
+    child = started(Runtime(place(tmp_path / "vault")), "train", out)
+    until(lambda: answers(out))
     process.kill()
     process.communicate()
-    until(lambda: gone(child), 5)
+    child.communicate(timeout=10)
+    assert out.read_text().endswith("stopped\n")
 
 
 def failing(root: Path, how: Any) -> Opened:
@@ -271,50 +316,26 @@ def failing(root: Path, how: Any) -> Opened:
     return lambda: Vault.open(root, subject="ada", write=False, files=Full())
 
 
-def test_what_cannot_be_entered_does_not_leave_and_both_end(tmp_path: Path, policy: Policy) -> None:
+def test_what_cannot_be_entered_does_not_leave(tmp_path: Path, policy: Policy) -> None:
     few(tmp_path / "vault")
-    out = tmp_path / "answers"
+    out = tmp_path / "sent"
     opened = failing(tmp_path / "vault", StorageError("The disk is full."))
-    with pytest.raises(StorageError):
-        host(opened, TERMS, policy, command("rounds", out))
+    with device(tmp_path / "vault", opened, policy) as (runtime, server, _):
+        child = started(runtime, "run", out)
+        child.communicate(timeout=60)
+        assert (child.returncode, server.released) == (NoApproval().code, 0)
     assert not out.exists()
     with opened() as vault:
         assert Egress(vault.core).entries() == []
 
 
-def test_a_vault_that_does_not_open_or_has_a_changed_ledger_starts_no_flower_process(
-    tmp_path: Path, policy: Policy
-) -> None:
-    opened, out = few(tmp_path / "vault"), tmp_path / "answers"
+def test_a_vault_that_does_not_open_or_has_a_changed_ledger_is_not_served(tmp_path: Path, policy: Policy) -> None:
+    opened = few(tmp_path / "vault")
     with pytest.raises(Refused):
-        host(lambda: Vault.open(tmp_path / "vault", subject="eve", write=False), TERMS, policy, command("rounds", out))
+        ServedVault(lambda: Vault.open(tmp_path / "vault", subject="eve", write=False), policy)
     (tmp_path / "vault" / egress.NAME).write_bytes(b"{}\n")
     with pytest.raises(VerificationFailed):
-        host(opened, TERMS, policy, command("rounds", out))
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        (["-c", "pass"], None),
-        (["-c", "import sys; sys.exit(3)"], RemoteError),
-        (
-            ["-c", "import os; os.write(int(os.environ['FEDMEM_VAULT_PIPE'].split(',')[1]), b'GET / HTTP/1.1' * 9)"],
-            BadFrame,
-        ),
-    ],
-)
-def test_a_flower_process_that_is_something_else(tmp_path: Path, policy: Policy, words: list[str], error: Any) -> None:
-    opened = few(tmp_path / "vault")
-    expected = pytest.raises(error) if error else contextlib.nullcontext()
-    with expected:
-        assert host(opened, TERMS, policy, [sys.executable, *words]) == 0
-
-
-def test_a_command_that_does_not_exist(tmp_path: Path, policy: Policy) -> None:
-    with pytest.raises(NothingMatched):
-        host(few(tmp_path / "vault"), TERMS, policy, [str(tmp_path / "nothing")])
+        ServedVault(opened, policy)
 
 
 def erased(root: Path, scope: erasure.Scope) -> erasure.Outcome:
@@ -323,47 +344,55 @@ def erased(root: Path, scope: erasure.Scope) -> erasure.Outcome:
         return erasure.execute(vault, planned, planned.digest)
 
 
-def test_an_erasure_of_private_records_is_given_way_to_and_the_rounds_go_on(tmp_path: Path) -> None:
+def test_an_erasure_of_private_records_is_given_way_to_and_the_rounds_go_on(tmp_path: Path, policy: Policy) -> None:
     opened, out = few(tmp_path / "vault"), tmp_path / "answers"
-    process = hosted(tmp_path / "vault", out)
-    try:
-        until(lambda: len(answers(out)) > 3)
-        assert erased(tmp_path / "vault", erasure.Scope.topic("health")).state == "completed"
-        before = len(answers(out))
-        until(lambda: len(answers(out)) > before + 5)
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.communicate()
+    with device(tmp_path / "vault", opened, policy) as (runtime, *_):
+        child = started(runtime, "rounds", out)
+        try:
+            until(lambda: len(answers(out)) > 3)
+            assert erased(tmp_path / "vault", erasure.Scope.topic("health")).state == "completed"
+            before = len(answers(out))
+            until(lambda: len(answers(out)) > before + 5)
+            assert child.poll() is None
+        finally:
+            child.kill()
+            child.communicate()
     with opened() as vault:
         numbers = [line.entry.number for line in Egress(vault.core).entries()]
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_an_erasure_of_a_shared_record_ends_the_process_that_holds_it(tmp_path: Path) -> None:
+def test_an_erasure_of_a_shared_record_stops_the_training_that_got_it(tmp_path: Path, policy: Policy) -> None:
     opened, out = few(tmp_path / "vault"), tmp_path / "answers"
     with opened() as vault:
         shared = vault.records(None)[0].id
-    process = hosted(tmp_path / "vault", out)
-    until(lambda: len(answers(out)) > 3)
-    assert erased(tmp_path / "vault", erasure.Scope.record(shared)).state == "completed"
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == Refused.exit_code, said
-    assert gone(answers(out)[0][1])
+    with device(tmp_path / "vault", opened, policy) as (runtime, *_):
+        child = started(runtime, "train", out)
+        until(lambda: answers(out))
+        assert erased(tmp_path / "vault", erasure.Scope.topic("health")).state == "completed"
+        time.sleep(1)
+        assert child.poll() is None
+        assert erased(tmp_path / "vault", erasure.Scope.record(shared)).state == "completed"
+        child.communicate(timeout=10)
+        assert out.read_text().endswith("stopped\n")
+        look = started(runtime, "look", tmp_path / "look.json")
+        (tmp_path / "look.go").touch()
+        look.communicate(timeout=20)
+        assert told(tmp_path / "look.json")["texts"] == PUBLIC[1:]
 
 
-def vault_process(root: str, out: str, way: str) -> None:
+def vault_process(root: Path) -> None:
     """What `hosted` runs."""
-    from fedmem.errors import FedmemError
-
-    try:
-        opened = lambda: Vault.open(Path(root), subject="ada", write=False)  # noqa: E731
-        host(opened, TERMS, Policy.load(), command(way, Path(out)), patience=5.0)
-    except FedmemError as error:
-        sys.stderr.write(str(error))
-        sys.exit(error.exit_code)
+    opened = lambda: Vault.open(root, subject="ada", write=False)  # noqa: E731
+    with (
+        ServedVault(opened, Policy.load()) as vault,
+        runtime_folder(root, AGREEMENT, SHAPES, root) as runtime,
+        listening(runtime, vault) as server,
+    ):
+        print("listens", flush=True)
+        server.serve(lambda: False)
 
 
 if __name__ == "__main__":
-    assert not {"flwr", "torch", "ray"} & sys.modules.keys()  # docs/design.md, §10: no Flower in the vault process
-    vault_process(*sys.argv[1:])
+    assert not {"flwr", "torch", "ray"} & sys.modules.keys()  # docs/design.md, §2: no Flower in the vault process
+    vault_process(Path(sys.argv[1]))

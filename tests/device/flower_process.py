@@ -1,11 +1,11 @@
-"""A Flower process for tests: a whole toy federation around one real device whose port is the pipe.
+"""A network-facing process for tests: a whole toy federation around one real device behind the socket.
 
-    python flower_process.py PLAN run OUT          two rounds; OUT gets what was handed to Flower, and what was approved
-    python flower_process.py PLAN look OUT         OUT gets descriptors and texts; then it waits for OUT.go
-    python flower_process.py PLAN rounds OUT       rounds without end; OUT gets a line for each answer that leaves
-    python flower_process.py PLAN train OUT        a training without end, that never asks the vault again
+    python flower_process.py run OUT          two rounds; OUT gets what was handed to Flower, and what was approved
+    python flower_process.py look OUT         OUT gets descriptors and texts; then it waits for OUT.go
+    python flower_process.py rounds OUT       rounds without end; OUT gets a line for each answer that leaves
+    python flower_process.py train OUT        a training without end on what the vault gave; OUT gets how it ended
 
-PLAN is the device plan in JSON. OUT appears whole.
+FEDMEM_DEVICE names the runtime folder. OUT appears whole.
 """
 
 import json
@@ -19,9 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmem.federation import fixedpoint, pipe_port, wire
+from fedmem.federation import fixedpoint, wire
+from fedmem.federation.device import TrainConfig
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.gate import Terms
+from fedmem.federation.pipe import PeerGone
+from fedmem.federation.runtime import Runtime
+from fedmem.federation.socket_port import SocketPort
 
 SHAPES = {"b": (3,), "w": (4, 3)}
 
@@ -29,7 +32,7 @@ SHAPES = {"b": (3,), "w": (4, 3)}
 class Noting:
     """The port, and the digests of what it approved."""
 
-    def __init__(self, port: pipe_port.PipePort) -> None:
+    def __init__(self, port: SocketPort) -> None:
         self.port, self.approved = port, list[str]()
 
     def approve(self, fields: wire.Fields, number: int) -> wire.Fields:
@@ -54,7 +57,7 @@ def learns(texts: Any) -> Any:
     return train
 
 
-def run(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+def run(plan: DevicePlan, port: SocketPort, out: Path) -> None:
     # Here, since loading Flower takes a second that the other ways do not need.
     from fedmem.federation import apps
     from fedmem.federation.coordinator import Coordinator, RoundSettings
@@ -72,19 +75,17 @@ def run(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
     tell(out, {"sent": [list(entry) for entry in grid.transcript.entries], "approved": noting.approved})
 
 
-def look(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+def look(plan: DevicePlan, port: SocketPort, out: Path) -> None:
     texts, own = port.shareable(), "/proc/self/fd"
     held = {name: os.readlink(f"{own}/{name}") for name in os.listdir(own) if os.path.lexists(f"{own}/{name}")}
-    modules = [name for name in sys.modules if name.startswith(("sqlalchemy", "cryptography", "fedmem.vault"))]
-    tell(
-        out,
-        {"pid": os.getpid(), "held": held, "texts": texts, "modules": modules, "ends": pipe_port.ENDS in os.environ},
-    )
+    private = ("sqlalchemy", "cryptography", "fedmem.vault", "fedmem.policy", "fedmem.device")
+    modules = [name for name in sys.modules if name.startswith(private)]
+    tell(out, {"pid": os.getpid(), "held": held, "texts": texts, "modules": modules})
     while not out.with_suffix(".go").exists():
         time.sleep(0.02)
 
 
-def rounds(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
+def rounds(plan: DevicePlan, port: SocketPort, out: Path) -> None:
     port.shareable()
     number, zeros = 0, wire.Fields(dict(fixedpoint.zeros(SHAPES)))
     while True:
@@ -94,15 +95,23 @@ def rounds(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
             file.write(f"{number} {os.getpid()}\n")
 
 
-def train(plan: DevicePlan, port: pipe_port.PipePort, out: Path) -> None:
-    with out.open("a") as file:
-        file.write(f"0 {os.getpid()}\n")
-    while True:
-        time.sleep(1)
+def train(plan: DevicePlan, port: SocketPort, out: Path) -> None:
+    def endless(params: wire.Params, config: TrainConfig) -> wire.Params:
+        port.shareable()
+        out.write_text(f"0 {os.getpid()}\n")
+        while True:
+            time.sleep(0.1)
+
+    try:
+        port.watched(endless)({}, TrainConfig(1, 1, 1, 1, 0.1))
+    except PeerGone:
+        with out.open("a") as file:
+            file.write("stopped\n")
 
 
 if __name__ == "__main__":
-    words, way, place = sys.argv[1:]
-    agreed = DevicePlan.from_dict(json.loads(words))
-    port = pipe_port.connect(Terms(agreed, SHAPES), 20.0)
-    {"run": run, "look": look, "rounds": rounds, "train": train}[way](agreed, port, Path(place))
+    way, place = sys.argv[1:]
+    runtime = Runtime.from_environment()
+    device_port = SocketPort(runtime.folder, runtime.terms(), runtime.token(), 20.0)
+    ways = {"run": run, "look": look, "rounds": rounds, "train": train}
+    ways[way](runtime.agreement().plan, device_port, Path(place))

@@ -1,0 +1,6 @@
+"""The device's side of the boundary: the gate, the vault process and its socket.
+
+Invariants
+- The network-facing process imports nothing of this room, of `fedmem.vault` or of `fedmem.policy`.
+- This room opens a Unix domain socket and no other.
+"""

@@ -1,0 +1,68 @@
+"""Run a device: the vault process of one vault, with or without a SuperNode of its own.
+
+Invariants
+- Release and terms are checked before the vault's socket exists.
+- The vault process ends where its SuperNode does, and the SuperNode with the vault process.
+
+    running = Running(open_vault, policy, agreement, release)
+    running.run(until=stopped, ready=lambda runtime: print(runtime.folder), options=Options("127.0.0.1:9092"))
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmem.device import supernode
+from fedmem.device.runtime_folder import runtime_folder
+from fedmem.device.served_vault import ServedVault
+from fedmem.device.supernode import Options
+from fedmem.device.vault_process import listening
+from fedmem.errors import RemoteError
+from fedmem.federation.release_shapes import shapes_of
+from fedmem.federation.runtime import Runtime
+from fedmem.federation.terms import Agreement
+from fedmem.policy.policy import Policy
+from fedmem.vault.vault import Vault
+
+
+@dataclass(frozen=True)
+class Running:
+    """One device.
+
+    Attributes:
+        root: the vault's folder.
+        open_vault: opens it for reading; called again after an erasure.
+        release: folder of the release that the terms name.
+    """
+
+    root: Path
+    open_vault: Callable[[], Vault]
+    policy: Policy
+    agreement: Agreement
+    release: Path
+
+    def run(self, until: Callable[[], bool], ready: Callable[[Runtime], None], options: Options | None) -> int:
+        """Serve until `until()` is true; return how many answers were released.
+
+        Args:
+            ready: called once the socket listens, before the SuperNode starts.
+            options: of the SuperNode; without them the operator starts one.
+
+        Raises:
+            Busy: another vault process runs for this vault, or the vault is being erased.
+            NothingMatched, VerificationFailed, VersionMismatch: release and terms do not fit.
+            RemoteError: the SuperNode ended.
+            StorageError, and what `Vault.open` raises.
+        """
+        shapes = shapes_of(self.release, self.agreement)
+        with contextlib.ExitStack() as stack:
+            vault = stack.enter_context(ServedVault(self.open_vault, self.policy))
+            runtime = stack.enter_context(runtime_folder(self.root, self.agreement, shapes, self.release))
+            server = stack.enter_context(listening(runtime, vault, training=self.agreement.rounds.deadline))
+            ready(runtime)
+            node = stack.enter_context(supernode.supernode(runtime, options)) if options else None
+            server.serve(lambda: until() or (node is not None and node.poll() is not None))
+            if node is not None and node.poll() is not None and not until():
+                raise RemoteError(f"The SuperNode ended with code {node.returncode}. Its output says why.")
+        return server.released

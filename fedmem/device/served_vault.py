@@ -1,0 +1,128 @@
+"""The vault as the vault process serves it: open for reading, and opened again after an erasure.
+
+Invariants
+- It gives out records that were stored as shareable and that policy and floor policy place as shared now (I3).
+- It closes the vault for an erasure at the next look, so an erasure never waits for a federation.
+- Nothing here depends on private records: they are neither read nor counted (I1).
+- One thread uses the vault at a time.
+
+    with ServedVault(lambda: Vault.open(root, subject="ana", write=False), Policy.load()) as vault:
+        texts, ids = vault.shareable()
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeVar
+
+from fedmem.errors import Busy, KeystoreError
+from fedmem.federation.pipe import TICK
+from fedmem.policy.policy import Policy
+from fedmem.vault.core import StaleReader
+from fedmem.vault.egress import Egress
+from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.vault import Vault
+
+Result = TypeVar("Result")
+PATIENCE = 20.0  # seconds that a request waits for an erasure; the other process waits longer
+# An erasure destroys the key of the table that a reader has just begun to read.
+_ERASED = (StaleReader, KeystoreError)
+
+
+class ServedVault:
+    """A vault that is open for reading while its device runs.
+
+    Args:
+        open_vault: opens it for reading; called again after an erasure.
+        policy: places records anew each time they are asked for.
+        patience: seconds that a request waits for an erasure to end.
+
+    Raises what `open_vault` raises, and VerificationFailed for a changed egress ledger.
+    """
+
+    def __init__(self, open_vault: Callable[[], Vault], policy: Policy, patience: float = PATIENCE) -> None:
+        self._open_vault, self._policy, self._patience = open_vault, policy, patience
+        self._lock = threading.Lock()
+        self._is_open, self._openings = False, 0
+        self._open()
+
+    def shareable(self) -> tuple[list[str], frozenset[str]]:
+        """Return the texts of the shareable records in the order they were added, and the records' ids.
+
+        Raises Busy where an erasure takes too long, and what reading a damaged vault raises.
+        """
+        records = self._with_vault(lambda: self._vault.records(None))
+        decisions = self._policy.place_many([record.text for record in records])
+        chosen = [r for r, decision in zip(records, decisions, strict=True) if decision.placement == "shared"]
+        return [record.text for record in chosen], frozenset(record.id for record in chosen)
+
+    def enter(self, entry: EgressEntry) -> None:
+        """Make an egress line durable. Raises StorageError, Busy, VerificationFailed."""
+        self._with_vault(lambda: self._egress.enter(entry))
+
+    def settle(self) -> None:
+        """Note the egress ledger's head in the keystore, after the answer is out."""
+        with self._lock:
+            if self._is_open:
+                self._egress.settle()
+
+    def renew(self) -> int:
+        """Open the vault anew where something was erased; return how often it was opened.
+
+        While the erasure goes on the vault stays closed, and the next call tries again.
+        """
+        with self._lock:
+            if not self._is_open or self._vault.generation != self._vault.core.table.generation:
+                self._close()
+                with contextlib.suppress(Busy, *_ERASED):
+                    self._open()
+            return self._openings
+
+    def holds(self, ids: frozenset[str]) -> bool:
+        """Return True if every one of these shareable records is still there. Raises Busy as `shareable` does."""
+        return self._with_vault(lambda: ids <= self._vault.ids_of(None))
+
+    def close(self) -> None:
+        """Close the vault."""
+        with self._lock:
+            self._close()
+
+    def _with_vault(self, work: Callable[[], Result]) -> Result:
+        """Return the result of `work` on the vault as it is now: an erasure may have come since the last look."""
+        limit = time.monotonic() + self._patience
+        while True:
+            try:
+                with self._lock:
+                    if not self._is_open:
+                        raise Busy("The vault is closed for an erasure. Try again when it has ended.")
+                    return work()
+            except (Busy, *_ERASED):
+                if time.monotonic() > limit:
+                    raise Busy("The vault was busy for too long; nothing was released. Try again.") from None
+                time.sleep(TICK)
+                self.renew()
+
+    def _open(self) -> None:
+        self._vault = self._open_vault()
+        self._egress = Egress(self._vault.core)
+        try:
+            self._egress.entries()  # checked before anything is trained: a line that cannot be entered saves the work
+        except BaseException:
+            self._vault.close()
+            raise
+        self._is_open, self._openings = True, self._openings + 1
+
+    def _close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._vault.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,85 @@
+"""A device's training on shareable texts, in the network-facing process or in a simulation.
+
+Invariants
+- It depends on (parameters, release, terms, texts, seed) alone. No module of a vault is loaded.
+- A device without shareable texts changes nothing.
+
+    device = Device(index, port, plan, shapes, from_release(folder, agreement, port.shareable))
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedmem.errors import VersionMismatch
+from fedmem.federation import terms, wire
+from fedmem.federation.device import LocalTrain, TrainConfig
+from fedmem.federation.terms import Agreement, LocalSettings
+from fedmem.routing.embedder import StaticEmbedder
+from fedmem.routing.router import route
+from fedmem.training.local import Federated
+from fedmem.training.packing import Packed, pack
+from fedmem.training.release import Release
+from fedmem.training.sequences import encode
+from fedmem.training.settings import Settings
+
+
+def local_train(
+    part: Federated, local: LocalSettings, steps_by_round: Sequence[int], packed: Packed, paths_MP: np.ndarray
+) -> LocalTrain:
+    """Return the local steps of one device on its packed sequences; without any it changes nothing."""
+
+    def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+        rate = terms.rate_left(steps_by_round, local.final, config.round)
+        settings = Settings(
+            steps=config.steps if len(packed) else 0,
+            batch=config.batch,
+            lr=config.learning_rate * rate,
+            final=1.0,
+            warmup=local.warmup,
+            memory_lr=config.memory_learning_rate * rate,
+            eps=local.eps,
+        )
+        return part.train(params, packed, paths_MP, settings, config.seed)
+
+    return train
+
+
+def federated_part(folder: Path, agreement: Agreement) -> Federated:
+    """Return anchor and bank of the release in `folder`, with the federated parts marked.
+
+    Raises NothingMatched, VerificationFailed (a changed file), VersionMismatch (another release or embedder).
+    """
+    return _part(_checked(folder, agreement), agreement)
+
+
+def from_release(folder: Path, agreement: Agreement, texts: Callable[[], Sequence[str]]) -> LocalTrain:
+    """Return local training that loads the release and asks for its texts when a round begins."""
+
+    def train(params: wire.Params, config: TrainConfig) -> wire.Params:
+        release = _checked(folder, agreement)
+        part = _part(release, agreement)
+        packed, paths_MP = _packed(release, list(texts()), agreement.local.length)
+        return local_train(part, agreement.local, agreement.steps_by_round, packed, paths_MP)(params, config)
+
+    return train
+
+
+def _checked(folder: Path, agreement: Agreement) -> Release:
+    release = Release.load(folder)
+    if release.digest != agreement.release:
+        raise VersionMismatch(f"The terms name another release than the one in {folder}. Fetch the one they name.")
+    return release.routed_by(StaticEmbedder().digest)
+
+
+def _part(release: Release, agreement: Agreement) -> Federated:
+    return Federated(release.anchor(), release.bank_state(), agreement.parts)
+
+
+def _packed(release: Release, texts: list[str], length: int) -> tuple[Packed, np.ndarray]:
+    """Return texts packed by leaf cluster, and the path of each row."""
+    sequences = encode(release.tokenizer, texts, length)
+    paths_NP = route(release.tree, StaticEmbedder().embed(texts))[sequences.document_N]
+    packed = pack(sequences, paths_NP[:, -1])
+    return packed, paths_NP[packed.first_M]

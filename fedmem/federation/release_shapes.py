@@ -1,0 +1,53 @@
+"""Names and shapes of the federated parameters of a release, computed in a process of its own.
+
+Invariants
+- The process that asks loads no torch: a vault process runs for days and trains nothing.
+- The release is checked whole: every file's digest, the digest that the terms name, and the embedder.
+
+    shapes = shapes_of(release_folder, agreement)
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from fedmem import errors
+from fedmem.federation.switches import SWITCHES  # noqa: F401  (set before torch and transformers are imported)
+from fedmem.federation.terms import Agreement
+from fedmem.federation.wire import Shapes
+
+
+def shapes_of(folder: Path, agreement: Agreement) -> Shapes:
+    """Return names and shapes of the parts of the release in `folder` that the terms name.
+
+    Raises NothingMatched, VerificationFailed, VersionMismatch as loading the release does; FedmemError where the
+    process fails otherwise.
+    """
+    command = [sys.executable, "-m", "fedmem.federation.release_shapes", str(folder)]
+    words = json.dumps(agreement.to_dict())
+    done = subprocess.run(command, input=words, capture_output=True, text=True, check=False)  # noqa: S603 (a list)
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        raise errors.FedmemError("The release could not be read: its process failed. Run `fedmem doctor`.") from None
+    if "error" in answer:
+        raise getattr(errors, answer["error"], errors.FedmemError)(answer["message"])
+    return {name: tuple(shape) for name, shape in answer["shapes"].items()}
+
+
+def main() -> None:
+    """Read terms from stdin and a folder from the arguments; write the shapes to stdout."""
+    from fedmem.federation import wire
+    from fedmem.federation.local_training import federated_part
+
+    try:
+        part = federated_part(Path(sys.argv[1]), Agreement.from_dict(json.load(sys.stdin)))
+        answer: dict[str, object] = {"shapes": wire.shapes_of(part.params())}
+    except errors.FedmemError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    sys.stdout.write(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
