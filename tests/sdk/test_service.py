@@ -1,4 +1,4 @@
-"""A web service on one client, as a process of its own: what it acknowledged is there after it ended, however it ended."""
+"""A web service on one client, in a process of its own: what it acknowledged is there, however it ended."""
 
 import ast
 import contextlib
@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fedmem.errors import Busy
 from fedmem.sdk.client import Client
 from fedmem.training.release import Release
 
@@ -163,6 +164,18 @@ def test_errors_are_a_sentence_and_a_status() -> None:
         for status, answer in answers:
             assert answer.status_code == status
             assert answer.json()["error"].endswith(".")
+        service.end(signal.SIGTERM)
+    assert "Traceback" not in service.errors
+
+
+def test_other_processes_read_beside_it_and_do_not_write() -> None:
+    with serving() as service, service.connect() as http:
+        note = http.post("/notes", content="The bridge is closed.").raise_for_status().json()["id"]
+        with Client.open("me", keystore="keyfile", write=False) as reader:
+            assert [hit.id for hit in reader.search("Which bridge?")] == [note]
+        with pytest.raises(Busy):
+            Client.open("me", keystore="keyfile", timeout=0)
+        http.delete(f"/notes/{note}").raise_for_status()
         service.end(signal.SIGTERM)
     assert "Traceback" not in service.errors
 
