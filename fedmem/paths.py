@@ -22,7 +22,7 @@ def runs_dir() -> Path:
 
 
 def slots_dir() -> Path:
-    """Key slot files, one folder per vault id; outside every run and vault root (DESIGN §8)."""
+    """Key slot files, one folder per vault id; outside every run and vault root (docs/design.md, §8)."""
     return home() / "slots"
 
 

@@ -2,7 +2,7 @@
 
 Every arm sees equal tokens in all. `none` and `plain` train once over all of them, their rate falling along a cosine;
 the memory arms go on from an anchor that was pretrained on the first part at a constant rate, and train memory on the
-rest while the rate falls [HM, §Training]. All start from one tokenizer and one split.
+rest while the rate falls [docs/method.md, §4]. All start from one tokenizer and one split.
 
 Shapes: N sequences, M packed rows, P levels.
 """

@@ -1,9 +1,9 @@
-"""Anchors built from scratch as Llama-shaped `transformers` models (DESIGN §5).
+"""Anchors built from scratch as Llama-shaped `transformers` models (docs/design.md, §5).
 
 Invariants
 - Same preset, vocabulary and seed give the same bytes, whatever the state of torch's global generator.
-- No biases, RoPE base 100,000 [HM, §4]. `160m`, `410m` and `1.4b` have the paper's shape, QK-norm included, as Qwen 3
-  models; the small ones are Llama models without QK-norm, which costs time and gains nothing at their size.
+- No biases, RoPE base 100,000 [docs/method.md, §1]. `160m`, `410m` and `1.4b` have the paper's shape, QK-norm included,
+  as Qwen 3 models; the small ones are Llama models without QK-norm, which costs time and gains nothing at their size.
 
 >>> config("tiny", vocab_size=4096).num_hidden_layers
 4

@@ -3,7 +3,7 @@
 glibc gives every large buffer back to the kernel when it is freed and pays a fault for each page of the next one
 (33,000 faults in a step of the tiny anchor, none with this). Raising both thresholds stops that, at the price that
 freed memory is reused, not returned, until the process ends. What that is worth in time depends on how dear a first
-touch is on the machine (DESIGN §5); where it is cheap, nothing is gained.
+touch is on the machine (docs/design.md, §5); where it is cheap, nothing is gained.
 
 Invariants
 - Results do not depend on it; where the C library has no `mallopt` nothing happens.

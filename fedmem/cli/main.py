@@ -8,7 +8,7 @@ Invariants
   that only shows ends with 11, or with 0 if the reader of a pipe left.
 
 >>> " ".join(sorted(NOUNS))
-'anchor backup bank block client doctor erase eval keys path privacy receipt route sim'
+'anchor backup bank block client doctor erase eval keys path privacy receipt route sim vault'
 """
 
 import errno
@@ -25,6 +25,7 @@ from fedmem.cli.lazy import LazyGroup, Nouns
 from fedmem.cli.output import Session, say, write_error
 from fedmem.cli.streams import flush, prepare
 from fedmem.errors import FedmemError, Refused, StorageError, UsageError
+from fedmem.platforms import require_supported
 
 NOUNS: Nouns = {
     "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that every bank goes with."),
@@ -41,6 +42,7 @@ NOUNS: Nouns = {
     "receipt": ("fedmem.cli.receipt:receipt", "Signed receipts of erasures: show, verify, export."),
     "route": ("fedmem.cli.route:route", "Where a text would be placed, and by which rule."),
     "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show."),
+    "vault": ("fedmem.cli.vault:vault", "Check a vault; save what opens of a damaged one."),
 }
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "dp_accounting", "scipy"), "model"),
@@ -64,7 +66,7 @@ class Root(LazyGroup):
     """The root group: runs a command and turns how it ended into an exit code."""
 
     def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
-        """Run the command line and exit with the code of DESIGN §11."""
+        """Run the command line and exit with the code of docs/design.md, §11."""
         prepare()
         words = list(sys.argv[1:] if args is None else args)
         # A usage error can come before any option is read, so the flag is looked for in the words too.
@@ -178,6 +180,7 @@ def translated(error: Exception) -> FedmemError | None:
 def main(state: Session, debug: bool) -> None:
     """Memories for language models: shared knowledge in a bank, private knowledge in sealed blocks."""
     state.debug = debug
+    require_supported()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Carry an erasure out that its journal entry names: destroy, look again, sign.
 
 Invariants
-- Order (DESIGN §8): journal -> new epoch -> table renamed -> old epoch destroyed -> files unlinked -> rows deleted
-  -> readers let go -> checkpoint -> rescan -> receipt. The rename is the point of no return: before it a failure
-  leaves the old state, after it the erasure is `partial` and rolls forward.
+- Order (docs/design.md, §8): journal -> new epoch -> table renamed -> old epoch destroyed -> files unlinked
+  -> rows deleted -> readers let go -> checkpoint -> rescan -> receipt. The rename is the point of no return: before
+  it a failure leaves the old state, after it the erasure is `partial` and rolls forward.
 - `completed` is written only after a clean rescan; anything less raises PartialErasure (I5). A resumed erasure is
   verified deep.
 - Carrying out again after a crash is harmless: every step is idempotent.

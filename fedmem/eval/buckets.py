@@ -1,6 +1,6 @@
 """Loss by frequency: what memory gains on rare documents, and what on common ones.
 
-Frequency of a document is the number of training documents in its leaf cluster [HM, §Results].
+Frequency of a document is the number of training documents in its leaf cluster [docs/method.md, §5].
 
 Invariants
 - Pure: measured losses in, rows of a table out.

@@ -48,9 +48,9 @@ def blocked_paths(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Paths around the `blocked` nodes of a level (counted from 1), and which documents have no sibling left `[N]`.
 
-    A document whose node is blocked goes on below the nearest sibling that is not [HM, §Results]. One whose siblings
-    are all blocked keeps its path, which must not be fetched: give it the generic block. A node that only repeats a
-    blocked centroid, as spare ones do, holds nothing of its own and is blocked with it.
+    A document whose node is blocked goes on below the nearest sibling that is not [docs/method.md, §5]. One whose
+    siblings are all blocked keeps its path, which must not be fetched: give it the generic block. A node that only
+    repeats a blocked centroid, as spare ones do, holds nothing of its own and is blocked with it.
 
     Raises UsageError on a level or a node that the tree does not have.
     """
@@ -66,7 +66,7 @@ def second_best_paths(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """As `blocked_paths`, with the best node of a level blocked for each document by itself.
 
-    At level 1 of the paper's tree that is the best 1/16 of the bank [HM, §Results].
+    At level 1 of the paper's tree that is the best 1/16 of the bank [docs/method.md, §5].
     """
     _check(tree, level, ())
     paths_NP, generic_N = route(tree, vectors_ND), np.zeros(len(vectors_ND), dtype=bool)

@@ -1,7 +1,7 @@
 """What a model answers to long-tail facts: exact match, and the answer's place among others of its relation.
 
 Invariants
-- Exact match is greedy decoding of as many tokens as the answer has [HM, §Results].
+- Exact match is greedy decoding of as many tokens as the answer has [docs/method.md, §5].
 - Candidates compete with the full stop after them, else ` 1` would always beat ` 12`; a tie counts as lost.
 - Memory is fetched by the prompt alone: `sources` gets the numbers of the probes, never an answer.
 

@@ -1,4 +1,4 @@
-"""Retrieval of one document in context: the baseline that memory is held against, alone and with it [HM, §Results].
+"""Retrieval of one document in context: the baseline of memory, alone and with it [docs/method.md, §5].
 
 Invariants
 - The search is exact: the greatest inner product, and never the text's own document.
@@ -10,7 +10,7 @@ Invariants
     retrieved = retrieval(model, targets)
     both = retrieval(model, targets, memory, lambda numbers: [state.source(paths_NP[numbers])])
 
-A query of the whole text knows the text's future; one of its first words does not: report both [HM, §Routing].
+A query of the whole text knows the text's future; one of its first words does not: report both [docs/method.md, §3].
 An anchor of ours never looked past the end of a document in training, nor past its training length: where retrieval
 is to be judged fairly, cut texts so that `length` stays within it, and say on what context the anchor was trained.
 

@@ -1,4 +1,4 @@
-"""bf16 without a bf16 dtype: the upper half of a float32, carried as uint16 (DESIGN §10).
+"""bf16 without a bf16 dtype: the upper half of a float32, carried as uint16 (docs/design.md, §10).
 
 Invariants
 - Encoding rounds to nearest, ties to even, as torch does; decoding is exact.

@@ -1,4 +1,4 @@
-"""The coordinator of a federation as a pure state machine: no clock, file, socket or Flower (STYLE, habit 3).
+"""The coordinator of a federation as a pure state machine: no clock, file, socket or Flower.
 
 Invariants
 - idle → open → spent → idle. A round is closed or aborted once, and only with the proof that its spend is durable (I6).

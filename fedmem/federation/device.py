@@ -53,7 +53,7 @@ def device_seed(seed: int, device: int, number: int) -> int:
 
 
 def encode_update(before: Params, after: Params, clip: float) -> dict[str, np.ndarray]:
-    """The update as clipped grid cells: quantise, decode, clip (DESIGN §7).
+    """The update as clipped grid cells: quantise, decode, clip (docs/design.md, §7).
 
     Raises ValueError for a non-finite or missing parameter.
     """

@@ -1,4 +1,4 @@
-"""Device-level differential privacy of the federated part (DESIGN §7).
+"""Device-level differential privacy of the federated part (docs/design.md, §7).
 
 Invariants
 - Everything that changes privacy stands in one frozen `DevicePlan`; it is public and never a function of data.

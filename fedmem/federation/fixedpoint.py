@@ -1,4 +1,4 @@
-"""Updates as integers on a public grid: quantise, clip, sum, decode (DESIGN §7, §10).
+"""Updates as integers on a public grid: quantise, clip, sum, decode (docs/design.md, §7 and §10).
 
 Invariants
 - The grid step is a power of two that depends on the public clip norm alone, so encoding needs no negotiation.

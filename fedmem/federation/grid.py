@@ -1,4 +1,4 @@
-"""Flower's `Grid` in one process: real ClientApps and Messages, no Ray, no socket (DESIGN §10).
+"""Flower's `Grid` in one process: real ClientApps and Messages, no Ray, no socket (docs/design.md, §10).
 
 Invariants
 - Devices run in the order of the requests and answer at once in the grid's virtual time, so a run is deterministic

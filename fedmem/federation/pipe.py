@@ -1,4 +1,4 @@
-"""Frames over a pair of pipe ends: how the two processes of a device talk (DESIGN §10).
+"""Frames over a pair of pipe ends: how the two processes of a device talk (docs/design.md, §10).
 
 Invariants
 - A frame is a head (magic, protocol version, kind, length) and that many bytes; nothing is unpickled or parsed.

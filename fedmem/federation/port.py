@@ -1,4 +1,4 @@
-"""The one opening between the Flower process and the vault process (DESIGN §10).
+"""The one opening between the Flower process and the vault process (docs/design.md, §10).
 
 Invariants
 - Through it come records that are already placed as shareable, and nothing else; out of it go approved fields only.

@@ -1,4 +1,4 @@
-"""A bank on disk, open for fetching: blocks by level, a block contiguous, bf16 (DESIGN §5).
+"""A bank on disk, open for fetching: blocks by level, a block contiguous, bf16 (docs/design.md, §5).
 
 Invariants
 - A fetch reads one block per level, with one `preadv` each that puts its parts where the fetch has them; the bank is

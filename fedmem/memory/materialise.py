@@ -1,9 +1,10 @@
-"""A fetch built into the model: the same family with a wider FFN, for any runtime that loads it [HM, §3].
+"""A fetch built into the model: the same family with a wider FFN, for any runtime that loads it [docs/method.md, §2].
 
 Invariants
 - Logits equal those of the anchor with the fetch in use, to float rounding.
 - The anchor is left as it was; the result shares no storage with it.
-- Private blocks must not be materialised to a path outside the vault (DESIGN §5): the result is theirs in the clear.
+- Private blocks must not be materialised to a path outside the vault (docs/design.md, §5): the result is theirs in
+  the clear.
 
     plain = materialise(model, spec, bank.fetch(path).float())
     plain.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Where a block's rows lie: widths by layer for one mean width, so that placements are compared at equal size [HM, §4].
+"""Widths by layer for one mean width, so that placements are compared at equal size [docs/method.md, §2].
 
 Invariants
 - Every placement of one width has the same number of rows in all, so the same number of parameters.

@@ -2,7 +2,7 @@
 
 A block is a flat vector: layer by layer, segment by segment (a kind's parts), row by row. A fetch joins one block per
 level so that the rows of all levels of one segment of one layer are contiguous: concatenation on the inner dimension
-[HM, §3].
+[docs/method.md, §2].
 
 Invariants
 - `split` undoes `join`; both are views and copies only, so they carry gradients.

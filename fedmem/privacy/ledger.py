@@ -8,7 +8,7 @@ Invariants
 - Nothing here reads a clock: the order of events is their order in the ledger.
 
 A spend's lineage is the list of the random ids of its records, sealed in the event; ids of erased records stay.
-`delta` is 1e-5 where none is given (DESIGN §7).
+`delta` is 1e-5 where none is given (docs/design.md, §7).
 
     subject_epsilon(vault.ledger.events())
 """

@@ -42,7 +42,8 @@ class PrivacyStream:
 
     Guarantees: under the assumption that ChaCha20 (RFC 8439) is a pseudo-random function, the outputs of all
     labels and substreams are computationally indistinguishable from independent uniform bits; whoever holds the
-    key can remove the noise, so it is sealed, never logged, and destroyed before the block is used (DESIGN §7).
+    key can remove the noise, so it is sealed, never logged, and destroyed before the block is used
+    (docs/design.md, §7).
     A stream with the same key and label repeats itself: never open one twice for different data.
     """
 

@@ -4,7 +4,7 @@ Invariants
 - The result is a function of (points, k, generator): faiss threads do not change it, because distances are computed
   pair by pair and never through a BLAS, whose sums depend on the thread count. One thread: these searches are tiny.
 - After balancing no cluster holds more than 1.5/k of the points, unless there are too few points to share out.
-- Balance is for training only: at use the plain nearest centroid wins [HM, §Hierarchy].
+- Balance is for training only: at use the plain nearest centroid wins [docs/method.md, §3].
 """
 
 import threading

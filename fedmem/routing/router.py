@@ -1,9 +1,9 @@
 """The path of a text: greedy descent through the cluster tree, with numpy alone.
 
 Invariants
-- At use the plain nearest centroid wins; nothing is balanced, sampled or learned here [HM, §Hierarchy].
+- At use the plain nearest centroid wins; nothing is balanced, sampled or learned here [docs/method.md, §3].
 - A batch gives each vector the path that it gets alone.
-- A prefix is what a reader has seen of a text: routing by it leaks nothing of what follows [HM, §Routing].
+- A prefix is what a reader has seen of a text: routing by it leaks nothing of what follows [docs/method.md, §3].
 - Nothing leaves: a path is computed on the device and stays there.
 
 >>> from fedmem.routing.tree import Tree

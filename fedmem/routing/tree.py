@@ -33,7 +33,10 @@ _CHUNK = 256  # vectors whose distances are held at once
 
 @dataclass(frozen=True, eq=False)
 class Tree:
-    """Centroids of a balanced tree: `branching` children a node, `levels` levels below the root [HM, §Hierarchy]."""
+    """Centroids of a balanced tree: `branching` children a node, `levels` levels below the root.
+
+    Source: [docs/method.md, §3].
+    """
 
     branching: int
     levels: int
@@ -87,7 +90,7 @@ class Tree:
 
 
 def train_tree(vectors: Vectors, *, branching: int, levels: int, seed: int) -> Tree:
-    """Train a tree, root to leaves, by balanced k-means [HM, §Hierarchy].
+    """Train a tree, root to leaves, by balanced k-means [docs/method.md, §3].
 
     `vectors` is an array [N, dim] or a function that starts the same chunks [n, dim] anew at each call. Each node
     learns from its own vectors, evenly drawn where it has more than one k-means can use (NODE_POINTS). A level reads

@@ -1,4 +1,4 @@
-"""Checks of this machine: can it keep what DESIGN §8 promises of keys, files and deletion?
+"""Checks of this machine: can it keep what docs/design.md, §8 promises of keys, files and deletion?
 
 Invariants
 - A check reads and measures; what it writes is one empty database in a folder that it removes.
@@ -70,6 +70,7 @@ def examine(root: Path) -> list[Check]:
     folders = [check_folder("vaults", root, "failed"), check_folder("key slots", paths.slots_dir(), "failed")]
     return [
         *check_versions(),
+        check_platform(),
         check_keystore(),
         *folders,
         check_sqlite(here),
@@ -92,6 +93,14 @@ def check_versions() -> Iterator[Check]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     yield Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def check_platform() -> Check:
+    """Check that fedmem is tested on this operating system."""
+    system = platform.system()
+    if system == "Linux":
+        return Check("platform", "ok", "Linux, where fedmem is tested")
+    return Check("platform", "warning", f"{system} is not tested, and fsync may promise less than on Linux")
 
 
 def check_keystore() -> Check:

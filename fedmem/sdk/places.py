@@ -1,7 +1,7 @@
 """Where the vault of a subject lies when no folder is named.
 
 Invariants
-- The folder's name does not spell the subject (DESIGN I8), and any subject gives a valid name.
+- The folder's name does not spell the subject (docs/design.md, §4 I8), and any subject gives a valid name.
 
 >>> len(vault_root("ana@example.org").name), vault_root("ana") == vault_root("ana")
 (32, True)

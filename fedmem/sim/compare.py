@@ -2,7 +2,7 @@
 
 Invariants
 - A pure function of what `run.json` of each run holds; it writes nothing.
-- Of a run on the user's own text no figure of private text is shown, whatever the file holds (DESIGN §7).
+- Of a run on the user's own text no figure of private text is shown, whatever the file holds (docs/design.md, §7).
 - Runs that differ in their seed only are one setting. A difference is given between settings, with a 95 % interval over
   the seeds that both have, and only for losses of the same text in the same tokens; else none is claimed, and why.
 - A run that is unfinished, unknown, named twice or of another format is refused: nothing is compared in part.

@@ -3,8 +3,8 @@
 Invariants
 - A population is a function of scenario, seed and, if given, the user's file: equal in every process.
 - Private text lives in memory only; nothing here writes.
-- `generated` is true only where every private record was generated here (DESIGN §7: only then is noise seeded); with
-  people's chats it is not.
+- `generated` is true only where every private record was generated here (docs/design.md, §7: only then is noise
+  seeded); with people's chats it is not.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 Invariants
 - Every key is known and has its type; a missing or unknown one is a UsageError that names it.
 - A scenario is public and frozen: nothing in it is a function of anyone's data.
-- Federated rounds without noise must say `unsafe_no_dp = true` and why (DESIGN §7).
+- Federated rounds without noise must say `unsafe_no_dp = true` and why (docs/design.md, §7).
 - What contradicts itself is a UsageError with a sentence, before anything is trained (`contradictions`).
 """
 

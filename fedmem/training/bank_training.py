@@ -1,4 +1,4 @@
-"""Train the bank of a release into a new release [HM, §4].
+"""Train the bank of a release into a new release [docs/method.md, §4].
 
 Modes
 - `cotrain`: anchor and bank move together; `joint`: the same, both from scratch.

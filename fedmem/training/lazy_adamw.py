@@ -1,4 +1,4 @@
-"""Lazy AdamW: moments, weight decay and step count of a block move only when it is fetched [HM, §4, inferred].
+"""Lazy AdamW: moments, weight decay and step count of a block move only when it is fetched [docs/method.md, §4].
 
 Invariants
 - A block that is not in a step keeps its parameters, moments and step count to the bit.
@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 @dataclass(frozen=True)
 class AdamWSettings:
-    """AdamW constants [HM, §4: betas (0.9, 0.95), memory decay 1e-3]."""
+    """AdamW constants [docs/method.md, §4: betas (0.9, 0.95), memory decay 1e-3]."""
 
     lr: float
     weight_decay: float = 1e-3

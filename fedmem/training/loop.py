@@ -1,4 +1,4 @@
-"""The training step of anchor and bank [HM, §4], and the two loops over it.
+"""The training step of anchor and bank [docs/method.md, §4], and the two loops over it.
 
 Invariants
 - A run is a pure function of its inputs and seed; step n draws from (seed, n) alone, so a run resumes at any step.

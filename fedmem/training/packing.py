@@ -1,4 +1,4 @@
-"""Cluster packing: several documents of one leaf cluster in one training sequence [HM, §Hierarchy and routing].
+"""Cluster packing: several documents of one leaf cluster in one training sequence [docs/method.md, §3].
 
 Attention stays inside a document: positions start again at 0 with each one, which is how `transformers` recognises
 packed sequences and masks them.

@@ -13,7 +13,7 @@ from fedmem.training.settings import Settings
 
 TOGETHER, APART = ("cotrain", "joint"), ("frozen", "posthoc")
 MODES = (*TOGETHER, *APART)
-"""How a bank is trained [HM, §4]: with its anchor, or alone under an anchor that stays as it is."""
+"""How a bank is trained [docs/method.md, §4]: with its anchor, or alone under an anchor that stays as it is."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Invariants
 - A row holds documents of one leaf cluster, and all of them have its path.
-- A document's path is that of its whole text [HM, Routing].
+- A document's path is that of its whole text [docs/method.md, §3].
 
     train = routed_rows(release.tokenizer, corpus.train, 256, lambda texts: route(tree, embedder.embed(texts)))
 

@@ -1,4 +1,4 @@
-"""A bank under a frozen anchor, trained as independent jobs that merge to the same bytes [HM, §4].
+"""A bank under a frozen anchor, trained as independent jobs that merge to the same bytes [docs/method.md, §4].
 
 One job per level-1 subtree trains its blocks on its rows; one more trains the generic block on all rows. A job's
 steps are its share of the rows, the generic block's a k-th of all: with a moving anchor it stands in as often.

@@ -1,4 +1,4 @@
-"""A level that is trained on disk: a working set in memory, written back, for banks larger than memory (DESIGN §5).
+"""A level that is trained on disk: a working set in memory, written back, for large banks (docs/design.md, §5).
 
 One file per level holds a record per block: values, two moments, step count, float32. Blocks are changed in place, so
 before a block is written for the first time since the last commit its old record goes to an undo log.

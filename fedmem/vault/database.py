@@ -265,6 +265,13 @@ class Database:
             rows = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
             return {str(name) for (name,) in rows}
 
+    def check_integrity(self) -> None:
+        """Read every page of the file. Raises VerificationFailed where one is damaged."""
+        with self.lock, database_errors(), self._engine.connect() as connection:
+            answer = connection.execute(text("PRAGMA integrity_check")).scalar_one()
+        if answer != "ok":
+            raise VerificationFailed(f"The vault's database has damaged pages. {SEE_CHECK}")
+
     def close(self) -> None:
         """Close the connection."""
         with self.lock:

@@ -7,6 +7,8 @@ Invariants
 - Clearing up is idempotent: a crash in it is cleared up the same way (I7).
 """
 
+import json
+
 from sqlalchemy import select
 
 from fedmem.errors import VerificationFailed
@@ -70,6 +72,13 @@ def unfinished_erasures(database: Database) -> list[str]:
     with database.session() as session:
         query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
         return list(session.execute(query).scalars())
+
+
+def receipts(database: Database) -> list[tuple[str, str]]:
+    """Return (id, SHA-256 of the receipt in hex) of every completed erasure."""
+    with database.session() as session:
+        rows = session.execute(select(ErasureRow.id, ErasureRow.journal).where(ErasureRow.state == "completed")).all()
+    return [(erasure, str(json.loads(journal)["receipt"])) for erasure, journal in rows]
 
 
 def check_tables(database: Database) -> None:

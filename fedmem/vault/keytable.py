@@ -2,8 +2,8 @@
 
 Invariants
 - The table is one container, replaced whole: old rows or new rows, never a mixture (I7).
-- Rotation order (DESIGN §8): new epoch key pending -> table renamed -> old epoch key destroyed. The rename is the
-  point of no return; `settle` finishes or undoes what a crash left, from the table's own epoch number.
+- Rotation order (docs/design.md, §8): new epoch key pending -> table renamed -> old epoch key destroyed. The rename is
+  the point of no return; `settle` finishes or undoes what a crash left, from the table's own epoch number.
 - After a rotation no key of the keystore opens an older copy of the table (I4); after an erasure no backup either.
 - The keystore notes the newest serial, after the table is durable and before the next write: the note is never ahead of
   the disk and at most one behind it, so that a crash locks nobody out and an older table put back is noticed.
@@ -146,9 +146,7 @@ class KeyTable:
     def load(self) -> None:
         """Read the table from disk again. Raises RolledBack where the keystore knows of a newer one."""
         newest = noted(self._keystore)  # before the file: a writer may go on meanwhile
-        data = self._files.read(self._path)
-        epoch = numbers_of(container.read_header(data)[0])[0]
-        numbers, facts, keys = unseal(self._keystore.load(epoch_name(epoch)), self._vault_id, data)
+        numbers, facts, keys = self._read()
         if numbers[2] < newest[2]:
             raise RolledBack(
                 "An older version of the key table was put back. Put the newest back, or restore the whole vault with "
@@ -156,6 +154,15 @@ class KeyTable:
             )
         self.facts, self.keys = facts, keys
         self.epoch, self.generation, self.serial = numbers
+
+    def load_any_age(self) -> None:
+        """Read the table, also one that the keystore knows a newer one of: to look at it, never to go on from it."""
+        (self.epoch, self.generation, self.serial), self.facts, self.keys = self._read()
+
+    def _read(self) -> tuple[Numbers, dict[str, Any], dict[str, bytes]]:
+        data = self._files.read(self._path)
+        epoch = numbers_of(container.read_header(data)[0])[0]
+        return unseal(self._keystore.load(epoch_name(epoch)), self._vault_id, data)
 
     def settle(self) -> None:
         """Finish or undo a write that a crash cut: only the table's own keys stay, and its serial is noted."""

@@ -12,10 +12,11 @@ Invariants
 (True, False)
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from sqlalchemy import LargeBinary, cast, select
 from sqlalchemy.orm import Session
 
 from fedmem.canonical import canonical_json
-from fedmem.errors import UsageError, VerificationFailed
+from fedmem.errors import FedmemError, UsageError, VerificationFailed
 from fedmem.vault import container, heads
 from fedmem.vault.core import Core, serialised_methods
 from fedmem.vault.database import EventRow, RunRow
@@ -88,9 +89,7 @@ class Ledger:
         with self.core.database.session() as session:
             # Runs before events: one that begins meanwhile is charged before it is seen.
             begun = session.execute(select(RunRow.id).where(RunRow.state != WISH)).scalars().all()
-            digest, sealed = cast(EventRow.digest, LargeBinary), cast(EventRow.sealed, LargeBinary)
-            rows = session.execute(select(EventRow.seq, digest, sealed).order_by(EventRow.seq)).all()
-        events = self._verified([(seq, heads.as_text(said), cell or b"") for seq, said, cell in rows])
+        events = list(self._verified())
         if not {*begun} <= {event.payload.get("run") for event in events if event.kind == SPEND}:
             raise VerificationFailed(
                 "The privacy ledger lacks the charge of a training run that this vault holds: its end was cut off. "
@@ -103,17 +102,27 @@ class Ledger:
         events = self.events()
         return events[-1].digest if events else ""
 
-    def _verified(self, rows: list[tuple[int, str, bytes]]) -> list[Event]:
-        events, previous = [], ""
-        for expected, (seq, digest, sealed) in enumerate(rows):
+    def events_until_damage(self) -> list[Event]:
+        """Return the events before the first that does not verify, oldest first; for `fedmem vault repair`."""
+        events = list[Event]()
+        with contextlib.suppress(FedmemError):
+            events.extend(self._verified())  # what was yielded before an error stays
+        return events
+
+    def _verified(self) -> Iterator[Event]:
+        """Yield the events in order, each after its check. Raises VerificationFailed."""
+        with self.core.database.session() as session:
+            stored, cell = cast(EventRow.digest, LargeBinary), cast(EventRow.sealed, LargeBinary)
+            rows = session.execute(select(EventRow.seq, stored, cell).order_by(EventRow.seq)).all()
+        previous = ""
+        for expected, (seq, digest, sealed) in enumerate((s, heads.as_text(d), c or b"") for s, d, c in rows):
             if seq != expected or not hmac.compare_digest(digest, chain(previous, seq, sealed)):
                 raise VerificationFailed(
                     f"The privacy ledger does not verify at event {expected}. Restore the vault from a backup."
                 )
             plain = json.loads(self._open(seq, sealed))
-            events.append(Event(seq, plain["kind"], plain["payload"], digest))
+            yield Event(seq, plain["kind"], plain["payload"], digest)
             previous = digest
-        return events
 
     def _key(self) -> bytes:
         return self.core.table.keys[self.core.table.facts["ledger"]]

@@ -220,6 +220,11 @@ def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
     """Check that public facts and subject are those that the table names. Raises VerificationFailed, Refused."""
     if not rekey.are_facts(table, data):
         raise VerificationFailed("The vault's public facts were changed. Restore vault.json from a backup.")
+    check_subject(table, subject)
+
+
+def check_subject(table: KeyTable, subject: str) -> None:
+    """Check that the table is of a vault of this subject. Raises Refused."""
     if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
         raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
 

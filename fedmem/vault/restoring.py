@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
 from fedmem.canonical import digest
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
@@ -243,8 +244,7 @@ def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: New
                 session.merge(ErasureRow(**row))
                 ledger.append_in(session, "erased", {"erasure": row["id"], "ids": json.loads(row["journal"])["ids"]})
             if unbounded:
-                lost = {"run": new_id(), "block": new_id(), "release": "", "records": None}
-                ledger.append_in(session, "spend", {**lost, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
+                append_unbounded(ledger, session)
         note = acknowledgement.noted(old) if old is not None else None
         if note is not None:
             database.advance_revision(note.revision)
@@ -253,6 +253,12 @@ def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: New
     finally:
         database.close()
     return unbounded
+
+
+def append_unbounded(ledger: Ledger, session: Session) -> None:
+    """Add a spend without noise that may have touched every record: ε is infinite from now on."""
+    lost = {"run": new_id(), "block": new_id(), "release": "", "records": None}
+    ledger.append_in(session, "spend", {**lost, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
 
 
 def _mark_gap(files: Files, stage: Path, facts: dict[str, Any], old: Keystore | None) -> None:

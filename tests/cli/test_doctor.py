@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import sqlite3
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def test_a_sound_machine(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "failed" not in states.values()
     assert set(states) >= {
+        "platform",
         "keystore",
         "vaults",
         "key slots",
@@ -49,6 +51,12 @@ def test_open_slots_fail(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["data"]["passed"] is False
     slots.chmod(0o700)
     assert CliRunner().invoke(main, ["doctor"]).exit_code == 0
+
+
+def test_a_system_that_is_not_tested_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.check_platform().state == "ok"
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert doctor.check_platform().state == "warning"
 
 
 def test_a_folder_of_another_user_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

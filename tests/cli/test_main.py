@@ -63,7 +63,7 @@ def leaves(command: click.Command, words: tuple[str, ...] = ()) -> list[tuple[tu
 def test_every_command_has_json_an_example_and_help() -> None:
     commands = leaves(main)
     assert {" ".join(words) for words, _ in commands} == {
-        *("sim run", "sim list", "sim show", "sim compare", "route explain"),
+        *("sim run", "sim list", "sim show", "sim compare", "route explain", "vault check", "vault repair"),
         *("block list", "block show", "block delete"),
         *("privacy report", "privacy ledger verify", "privacy audit"),
         *("privacy budget", "receipt show", "receipt verify", "receipt export", "receipt opening", "doctor", "path"),

@@ -365,5 +365,5 @@ def vault_process(root: str, out: str, way: str) -> None:
 
 
 if __name__ == "__main__":
-    assert not {"flwr", "torch", "ray"} & sys.modules.keys()  # DESIGN §2: no Flower in the vault process
+    assert not {"flwr", "torch", "ray"} & sys.modules.keys()  # docs/design.md, §10: no Flower in the vault process
     vault_process(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Each kind of memory against its formula, written out one row and one token at a time [HM, §3]."""
+"""Each kind of memory against its formula, written out one row and one token at a time [docs/method.md, §2]."""
 
 import math
 

@@ -51,8 +51,7 @@ def test_threads_that_add_lose_nothing() -> None:
     with opened() as client:
 
         def add(name: int) -> None:
-            for number in range(25):
-                acknowledged.append(client.add(f"note {name} {number}").id)
+            acknowledged.extend(client.add(f"note {name} {number}").id for number in range(25))
 
         assert together(*(lambda name=name: add(name) for name in range(4))) == [None] * 4
     assert len(set(acknowledged)) == 100

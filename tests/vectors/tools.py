@@ -37,7 +37,10 @@ def flip(data: bytes, at: int, mask: int = 1) -> bytes:
 
 
 def sealed(salt: str, public: bytes, payload: bytes, *, key: bytes = KEY, identity: str = IDENTITY) -> bytes:
-    """A container, as C2SP's chunked encryption (Cobblestone-256) and DESIGN §8 describe it; `salt` names 24 bytes."""
+    """A container, as C2SP's chunked encryption (Cobblestone-256) and docs/design.md, §8 describe it.
+
+    `salt` names 24 bytes.
+    """
     length = 24 + 32 + len(payload) + 16 * (len(payload) // CHUNK + 1)
     prefix = PREFIX.pack(MAGIC, 1, len(public), length) + public
     drawn = bytes.fromhex(SALTS[salt]) if salt in SALTS else bytes.fromhex(digest(salt.encode()))[:24]

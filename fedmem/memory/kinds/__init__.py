@@ -1,4 +1,4 @@
-"""Kinds of memory: what a row of a block holds, how it starts, and what it adds to a layer [HM, §3].
+"""Kinds of memory: what a row of a block holds, how it starts, and what it adds to a layer [docs/method.md, §2].
 
 A new kind is one file with a class of this Protocol, and one line in `kind_named`.
 

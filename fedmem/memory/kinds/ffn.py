@@ -1,4 +1,4 @@
-"""FFN memory: a block widens the inner dimension of every layer's MLP [HM, §3].
+"""FFN memory: a block widens the inner dimension of every layer's MLP [docs/method.md, §2].
 
 For the input u of a layer's MLP a block adds `M3[silu(M1 u) * (M2 u)]`: no gate, no scale, no norm. With an anchor
 whose MLP has no gate it adds `M3[act(M1 u)]`, and the activation is always the anchor's own: so a fetch can be
@@ -32,7 +32,7 @@ class FFN:
         return dict.fromkeys(("gate", "up", "down") if shape.gated else ("up", "down"), shape.d_model)
 
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
-        """M1 and M2 truncated normal (std 0.02, cut at 2 std), M3 = 0 [HM, §3]."""
+        """M1 and M2 truncated normal (std 0.02, cut at 2 std), M3 = 0 [docs/method.md, §2]."""
         if segment == "down":
             rows_NRX.zero_()
         else:

@@ -1,4 +1,4 @@
-"""KV memory: learned keys and values beside each layer's attention [HM, §3].
+"""KV memory: learned keys and values beside each layer's attention [docs/method.md, §2].
 
 Every query attends to the r learned keys of its head, without causal mask and without positions, in a softmax of its
 own; the values are added to the heads' outputs before the output projection. Queries are those of the projection,
@@ -28,7 +28,7 @@ class KV:
         return dict.fromkeys(("key", "value"), shape.kv_heads * shape.head_dim)
 
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
-        """Keys standard normal, so that they differ enough to part the queries; V = 0 [HM, §3]."""
+        """Keys standard normal, so that they differ enough to part the queries; V = 0 [docs/method.md, §2]."""
         rows_NRX.normal_(generator=generator) if segment == "key" else rows_NRX.zero_()
 
     def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> "KVSource":

@@ -1,4 +1,4 @@
-"""LoRA memory: low-rank additions to linear maps of a layer, on QK, VO or FFN [HM, §3].
+"""LoRA memory: low-rank additions to linear maps of a layer, on QK, VO or FFN [docs/method.md, §2].
 
 For the input u of a linear map a block adds `2 B A u`, with A (rows of length `in`) and B (columns of length `out`).
 The paper's alpha of 2 is read as the factor itself, the same for every width, so that levels combine by concatenation

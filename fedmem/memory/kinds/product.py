@@ -5,7 +5,7 @@ Invariants
 - A block that all items share is multiplied once for all tokens, and any other has a matrix for each item; another
   number of matrices is an error, never the first one for all.
 - Where a block is expanded to one copy per item and wants a gradient, each item's own gradient comes out of one plain
-  backward pass, which is what DP-SGD clips (DESIGN §7).
+  backward pass, which is what DP-SGD clips (docs/design.md, §7).
 - Inside `booked`, that pass enters what those gradients are made of in a book and forms none of them; a pass that
   began outside is not touched, and nothing is left behind where an exception ends it.
 

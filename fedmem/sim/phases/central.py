@@ -1,4 +1,4 @@
-"""Phases `prepare`, `pretrain` and `cotrain`: what the coordinator does on public text (PAPER, Training).
+"""Phases `prepare`, `pretrain` and `cotrain`: what the coordinator does on public text (docs/method.md, §4).
 
 Invariants
 - Tokenizer and tree see the coordinator's public text only, and so does training unless the scenario pools it.
@@ -75,7 +75,7 @@ def settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
 
 
 def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndarray:
-    """Path of each sequence: that of its whole document [HM, Routing]."""
+    """Path of each sequence: that of its whole document [docs/method.md, §3]."""
     paths_NP: np.ndarray = route(sim.tree, sim.embedder.embed(texts))[sequences.document_N]
     return paths_NP
 

@@ -28,7 +28,7 @@ PREFIX = 24
 
 def evaluate_phase(sim: Simulation) -> Facts:
     """Every loss of the report but the one after erasure."""
-    # Exact losses on the user's private text would be written outside the boundary: not computed (DESIGN §7).
+    # Exact losses on the user's private text would be written outside the boundary: not computed (docs/design.md, §7).
     learned, facts = sim.population.learned if sim.population.generated else [], _public(sim)
     rows = list[Facts]()
     for number, (device, topic) in enumerate(learned):

@@ -1,4 +1,4 @@
-"""Phases `rounds_<n>`: federated rounds over Flower's messages, then a release (DESIGN §10).
+"""Phases `rounds_<n>`: federated rounds over Flower's messages, then a release (docs/design.md, §10).
 
 Invariants
 - Devices train on records that the policy placed as shared, through a port that cannot reach a vault.

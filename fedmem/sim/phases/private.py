@@ -1,4 +1,4 @@
-"""Phase `private`: each device learns its private blocks in its own vault (DESIGN §7, §8).
+"""Phase `private`: each device learns its private blocks in its own vault (docs/design.md, §7 and §8).
 
 Invariants
 - Records go into the vault sealed; a block is trained on the first release, with anchor and shared blocks frozen.

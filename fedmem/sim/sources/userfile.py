@@ -4,7 +4,7 @@ Invariants
 - A line is an object {"text": str} with, at most, "device": str, "topic": str and "split": "train" | "heldout".
 - A bad line is a UsageError with file and line number and no part of the line, in its causes too: text may be private.
 - Order is by file name, then line: equal in every process.
-- Real text: whoever trains on it takes a fresh noise key and keeps it out of the run's digest (DESIGN §7).
+- Real text: whoever trains on it takes a fresh noise key and keeps it out of the run's digest (docs/design.md, §7).
 """
 
 import json
