@@ -5,17 +5,19 @@ import os
 import sys
 
 from fedmem import Client
+from fedmem.errors import FedmemError
 
-verb, words = sys.argv[1], " ".join(sys.argv[2:])
+verb, words = "".join(sys.argv[1:2]), " ".join(sys.argv[2:])
 keystore, release = os.environ.get("NOTES_KEYSTORE", "auto"), os.environ.get("NOTES_RELEASE")
-with Client.open("me", keystore=keystore, release=release, ask=getpass.getpass) as memory:
-    if verb == "add":
-        print(memory.add(words).decision.placement)
-    elif verb == "find":
-        print(*[hit.text for hit in memory.search(words, k=3)], sep="\n")
-    elif verb == "learn":
-        print(memory.learn(topic=words).id)
-    elif verb == "ask":
-        print(memory.generate(words, max_new_tokens=32))
-    elif verb == "forget":
-        print(memory.erase.plan(topic=words).execute().receipt)
+verbs = {
+    "add": lambda memory: memory.add(words).decision.placement,
+    "find": lambda memory: "\n".join(hit.text for hit in memory.search(words, k=3)),
+    "learn": lambda memory: memory.learn(topic=words).id,
+    "ask": lambda memory: memory.generate(words, max_new_tokens=32),
+    "forget": lambda memory: memory.erase.plan(topic=words).execute().receipt,
+}
+try:
+    with Client.open("me", keystore=keystore, release=release, ask=getpass.getpass) as memory:
+        print(verbs.get(verb, lambda _: sys.exit(__doc__))(memory))
+except FedmemError as error:
+    sys.exit(str(error))
