@@ -30,12 +30,12 @@ from safetensors.torch import save
 from benchmarks import harness, residues
 from fedmem import erasure
 from fedmem.anchor.presets import Shape, new_anchor
+from fedmem.device.private_fetch import private_sources
 from fedmem.erasure import Scope
 from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks
 from fedmem.memory.sites import spec_for
 from fedmem.privacy.dpsgd import train_block
-from fedmem.privacy.fetch import private_sources
 from fedmem.privacy.gradients import PrivateSequences
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
@@ -45,8 +45,9 @@ from fedmem.storage.ids import new_id
 from fedmem.training.loop import Trainer
 from fedmem.training.packing import Packed
 from fedmem.training.settings import Settings
-from fedmem.vault import container, topics
-from fedmem.vault.database import BlockRow
+from fedmem.vault.crypto import container
+from fedmem.vault.store import topics
+from fedmem.vault.store.database import BlockRow
 from fedmem.vault.vault import NewRecord, Vault
 
 ANCHOR, VOCABULARY, WIDTH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 64

@@ -42,10 +42,10 @@ from fedmem.routing.tree import Tree, train_tree
 from fedmem.sim.sources import wikipedia
 from fedmem.training.bank_state import BankState, BankStream
 from fedmem.training.corpus import Corpus
-from fedmem.training.drive import Run
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
-from fedmem.training.rows import Rows, routed_rows
+from fedmem.training.packed_dataset import Rows, routed_rows
+from fedmem.training.resumable import Run
 from fedmem.training.settings import Settings, Trained
 from fedmem.training.state import Trace, Watch, claim
 

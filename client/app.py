@@ -8,16 +8,16 @@ Invariants
     fedmem client run --subject ana --release releases/… --terms terms.toml --superlink 127.0.0.1:9092
 """
 
-from fedmem.federation import apps
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device, LocalTrain, TrainConfig
-from fedmem.federation.flower import Context, require_offline
+from fedmem.federation.flower import Context, require_offline, require_own_installation
 from fedmem.federation.port import NoApproval
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.socket_port import SocketPort
 from fedmem.federation.wire import Params
 
 require_offline()
-apps.require_own_installation(__file__)
+require_own_installation(__file__)
 
 
 def device_for(context: Context) -> Device:
@@ -43,4 +43,4 @@ def training(runtime: Runtime, port: SocketPort) -> LocalTrain:
     return train
 
 
-app = apps.make_client_app(device_for)
+app = make_client_app(device_for)

@@ -1,7 +1,7 @@
 """The Flower ServerApp: rounds over a release, journalled in a folder of its own.
 
 Invariants
-- The loop is `fedmem.federation.apps.run_rounds`, the same as in a simulation.
+- The loop is `fedmem.federation.run_rounds`, the same as in a simulation.
 - Plan, rounds and local settings come from one public terms file; a device with another plan answers zeros.
 - The key of the noise is fresh and lives in this process only.
 
@@ -11,18 +11,17 @@ Invariants
 import secrets
 from pathlib import Path
 
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import Patience, make_server_app
 from fedmem.errors import Refused, UsageError
-from fedmem.federation import apps
-from fedmem.federation.apps import Patience
-from fedmem.federation.coordinator import Coordinator
-from fedmem.federation.flower import Context, require_offline
-from fedmem.federation.journal import Journal
+from fedmem.federation.flower import Context, require_offline, require_own_installation
 from fedmem.federation.local_training import federated_part
+from fedmem.federation.rounds import Coordinator
 from fedmem.federation.terms import Agreement
 from fedmem.privacy.stream import PrivacyStream
 
 require_offline()
-apps.require_own_installation(__file__)
+require_own_installation(__file__)
 
 
 def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
@@ -44,4 +43,4 @@ def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
     return coordinator, journal, rounds, Patience(nodes=int(context.run_config["devices"]))
 
 
-app = apps.make_server_app(start)
+app = make_server_app(start)

@@ -13,9 +13,10 @@ import numpy as np
 
 from benchmarks.federation import work
 from benchmarks.federation.work import Timed
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import run_rounds
 from fedmem.device.inproc import InprocPort
-from fedmem.federation import apps
-from fedmem.federation.coordinator import Coordinator
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import (
@@ -29,9 +30,9 @@ from fedmem.federation.flower import (
     RecordDict,
     Run,
 )
-from fedmem.federation.grid import NODE_BASE, InProcessGrid
-from fedmem.federation.journal import Journal
+from fedmem.federation.rounds import Coordinator
 from fedmem.federation.wire import Params, shapes_of
+from fedmem.sim.inproc_grid import NODE_BASE, InProcessGrid
 
 CLIP = 100.0  # far above any update here, so that all arms take the same mean
 
@@ -45,7 +46,7 @@ def fedmem(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder))
         timed.lap()
-        apps.run_rounds(grid, coordinator, journal, until=rounds, progress=lambda *_: timed.lap())
+        run_rounds(grid, coordinator, journal, until=rounds, progress=lambda *_: timed.lap())
     return coordinator.params
 
 
@@ -53,7 +54,7 @@ def _app(device: int, plan: DevicePlan, start: Params, steps: int) -> ClientApp:
     shapes = shapes_of(start)
     port = InprocPort([], plan, shapes)
     made = Device(device, port, plan, shapes, lambda params, config: work.train(params, device, config.round, steps))
-    return apps.make_client_app(lambda _: made)
+    return make_client_app(lambda _: made)
 
 
 def plain(devices: int, rounds: int, steps: int, timed: Timed) -> Params:

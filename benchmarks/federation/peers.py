@@ -15,7 +15,7 @@ from benchmarks.federation import work
 from benchmarks.federation.ours import average, echo
 from benchmarks.federation.work import Timed
 from fedmem.federation.flower import ClientApp, Context, Grid, Message, ServerApp
-from fedmem.federation.switches import RAY_SWITCHES
+from fedmem.federation.offline import RAY_SWITCHES
 from fedmem.federation.wire import Params
 
 CONNECT = 60.0

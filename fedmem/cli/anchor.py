@@ -42,8 +42,8 @@ def train(
     TEXT must be public: what it teaches is in every release. One document in twenty is held out; its loss is the
     curve in report.html. An interrupted training goes on from its last checkpoint, to the same bytes.
     """
+    from fedmem.coordinator.build import train_anchor
     from fedmem.training.plans import AnchorPlan
-    from fedmem.training.workshop import train_anchor
 
     corpus, attribution = corpus_of(text)
     with watching(tensorboard) as watch:

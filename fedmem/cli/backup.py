@@ -9,7 +9,7 @@ from fedmem.cli.options import Secret, confirm, opened, secret_options, vault_op
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
-    from fedmem.vault.kits import Kit
+    from fedmem.vault.backup.recovery_kit import Kit
 
 FOLDER = click.Path(path_type=Path)
 COLUMNS = ("id", "state", "created", "place", "reachable")
@@ -26,7 +26,7 @@ def backup() -> None:
 @json_option
 def create(subject: str, vault: str | None, secret: Secret, place: Path) -> None:
     """Write a backup to a folder. It holds ciphertext only: keep the keystore too, or a recovery kit."""
-    from fedmem.vault.backup import create as make
+    from fedmem.vault.backup.backup import create as make
 
     with opened(subject, vault, secret, write=True) as found:
         made = make(found, place)
@@ -59,7 +59,7 @@ def list_(subject: str, vault: str | None, secret: Secret) -> None:
 @json_option
 def verify(place: Path, secret: Secret, kit: Path | None, code: Secret) -> None:
     """Check every file of the backup in PLACE, and that the keystore, or a kit, opens it."""
-    from fedmem.vault.backup import verify as check
+    from fedmem.vault.backup.backup import verify as check
 
     found = check(place, ask=secret, kit=kit_of(kit, code))
     data = {"id": found.id, "vault": found.vault, "files": len(found.files) + 1, "opens": True}
@@ -89,9 +89,9 @@ def restore(
     from fedmem.errors import UsageError
     from fedmem.sdk.keys import newest as told
     from fedmem.sdk.places import vault_root
-    from fedmem.vault.backup import verify as check
-    from fedmem.vault.restoring import Newest
-    from fedmem.vault.restoring import restore as run
+    from fedmem.vault.backup.backup import verify as check
+    from fedmem.vault.backup.restoring import Newest
+    from fedmem.vault.backup.restoring import restore as run
 
     receipts, kit = given["receipts"], kit_of(given["kit"], given["code"])
     if (kit is None) != (given["keystore"] is None):
@@ -122,6 +122,6 @@ def kit_of(file: Path | None, code: Secret) -> "Kit | None":
     if file is None:
         return None
     from fedmem.storage.files import Files
-    from fedmem.vault.kits import opened as open_kit
+    from fedmem.vault.backup.recovery_kit import opened as open_kit
 
     return open_kit(Files().read(file), code())

@@ -57,10 +57,10 @@ def build(
     """
     from dataclasses import asdict
 
+    from fedmem.coordinator.build import build_bank
+    from fedmem.coordinator.examine import describe as facts
     from fedmem.routing.embedder import StaticEmbedder
-    from fedmem.training.examine import describe as facts
     from fedmem.training.plans import BankPlan
-    from fedmem.training.workshop import build_bank
 
     corpus, _ = corpus_of(text)
     plan = BankPlan(kind, branching, widths, placement, seed)
@@ -95,8 +95,8 @@ def train(
     each subtree of level 1 and one for the generic block. With --subtree only those jobs run and leave their parts in
     OUT/parts: put the parts of several machines into one OUT, and the same call without --subtree does the rest.
     """
+    from fedmem.coordinator.bank_training import train_bank
     from fedmem.routing.embedder import StaticEmbedder
-    from fedmem.training.bank_training import train_bank
     from fedmem.training.plans import TrainPlan
 
     corpus, attribution = corpus_of(text)
@@ -119,8 +119,8 @@ def show(release: Path | None) -> None:
     """Show the bank of RELEASE, a release's folder; without it, of the last release of the last run."""
     from dataclasses import asdict
 
+    from fedmem.coordinator.examine import describe as facts
     from fedmem.sim.runs import last_release
-    from fedmem.training.examine import describe as facts
 
     data = asdict(facts(release or last_release()))
     emit("bank.show", data, lambda console: described(console, data))
@@ -134,8 +134,8 @@ def verify(release: Path | None) -> None:
 
     Without RELEASE it is the last release of the last run.
     """
+    from fedmem.coordinator.examine import verify as check
     from fedmem.sim.runs import last_release
-    from fedmem.training.examine import verify as check
 
     found = check(release or last_release())
     data = {"verified": True, "release": found.digest, "folder": found.root, "files": len(found.manifest["files"])}

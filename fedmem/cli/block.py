@@ -67,9 +67,9 @@ def migrate(name: str, subject: str, vault: str | None, secret: Secret, release:
     from dataclasses import asdict
 
     from fedmem.cli.client import door, steps, stopping
+    from fedmem.device.training_sessions import migrate as move
     from fedmem.policy.policy import Policy
     from fedmem.sdk.client import open_release
-    from fedmem.sdk.training import migrate as move
 
     rules, new = Policy.load(policy), open_release(release)
     with door(subject, vault, secret) as shared, stopping() as stop, steps() as progress:

@@ -26,8 +26,8 @@ from fedmem.cli.options import Secret, confirm, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
-    from fedmem.sdk.trainer import Said
-    from fedmem.sdk.training import Shared, Stop, Trained, Training
+    from fedmem.device.session_lock import Said
+    from fedmem.device.training_sessions import Shared, Stop, Trained, Training
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SIZES = {"MB": 10**6, "GB": 10**9}
@@ -58,15 +58,16 @@ def train(topic: str, subject: str, vault: str | None, secret: Secret, backgroun
     The topic's budget is charged before the first step, once. Other programs may use the vault meanwhile. Ends with 4
     where records or plan changed since the pause: that run has failed and stays charged; the next one is a new one.
     """
-    from fedmem.sdk.training import Limits
-    from fedmem.sdk.training import train as session
+    from fedmem.device.training_sessions import Limits
+    from fedmem.device.training_sessions import train as session
 
     limits, known = Limits(moment(options["deadline"]), size(options["memory"])), budget_of(topic, options["policy"])
     if background:
         ended = in_background(topic, subject, vault, secret, options)
         emit("client.train", ended, lambda out: pairs(out, ended.items()), "`fedmem client status` shows it.")
         return
-    from fedmem.sdk.client import default_plan, open_release
+    from fedmem.device.learning import default_plan
+    from fedmem.sdk.client import open_release
 
     release = open_release(options["release"])
     plan = None if options["epsilon"] is None else default_plan(options["epsilon"])
@@ -80,7 +81,7 @@ def train(topic: str, subject: str, vault: str | None, secret: Secret, backgroun
 @json_option
 def status(subject: str, vault: str | None, secret: Secret) -> None:
     """Show how each training stands: waiting, running, paused, done or failed, and the step it is at."""
-    from fedmem.sdk.training import trainings
+    from fedmem.device.training_sessions import trainings
 
     with opened(subject, vault, secret, write=False) as found:
         known = [described(one) for one in trainings(found)]
@@ -96,7 +97,7 @@ def status(subject: str, vault: str | None, secret: Secret) -> None:
 @json_option
 def pause(subject: str, vault: str | None, secret: Secret) -> None:
     """Ask the training that runs to save itself and stop after its step. `client train` goes on with it."""
-    from fedmem.sdk.training import pause as ask
+    from fedmem.device.training_sessions import pause as ask
 
     with opened(subject, vault, secret, write=False) as found:
         one = described(ask(found))
@@ -111,8 +112,8 @@ def pause(subject: str, vault: str | None, secret: Secret) -> None:
 @json_option
 def cancel(name: str, subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
     """End the training NAME (a topic, or a run's id) for good. It stays charged: what was spent is spent."""
-    from fedmem.sdk.training import cancel as end
-    from fedmem.sdk.training import cancellable
+    from fedmem.device.training_sessions import cancel as end
+    from fedmem.device.training_sessions import cancellable
 
     with door(subject, vault, secret) as shared:
         one = cancellable(shared.vault, name)
@@ -127,7 +128,7 @@ def cancel(name: str, subject: str, vault: str | None, secret: Secret, dry_run: 
 
 def door(subject: str, vault: str | None, secret: Secret) -> "Shared":
     """The vault that the options mean, left to other programs but for moments."""
-    from fedmem.sdk.training import Shared
+    from fedmem.device.training_sessions import Shared
 
     return Shared(lambda write: opened(subject, vault, secret, write=write))
 
@@ -223,8 +224,8 @@ def in_background(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Start the training in a process without a terminal, and wait until it is charged. Raises what it fails with."""
+    from fedmem.device import session_lock as trainer
     from fedmem.errors import Busy
-    from fedmem.sdk import trainer
 
     asked: list[str] = []
 
@@ -269,7 +270,7 @@ def spawned(words: list[str], secret: str | None) -> int:
 def begun(child: int, root: Path) -> "Said":
     """What the training says once it is charged. Raises its error where it ended before."""
     from fedmem import errors
-    from fedmem.sdk import trainer
+    from fedmem.device import session_lock as trainer
 
     while True:
         ended, code = os.waitpid(child, os.WNOHANG)

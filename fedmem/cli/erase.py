@@ -19,7 +19,7 @@ from fedmem.cli.options import Secret, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
-    from fedmem.sdk.relearn import Relearn
+    from fedmem.device.retraining import Relearn
     from fedmem.sdk.views import Erase
 
 DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -205,9 +205,9 @@ def retrainer(options: Mapping[str, Any]) -> "Relearn | None":
     """What retrains, where a release is given."""
     if options["release"] is None:
         return None
+    from fedmem.device.retraining import Relearn
     from fedmem.policy.policy import Policy
     from fedmem.sdk.client import open_release
-    from fedmem.sdk.relearn import Relearn
 
     return Relearn(open_release(options["release"]), Policy.load(options["policy"]))
 

@@ -51,7 +51,7 @@ def status(subject: str, vault: str | None, secret: Secret) -> None:
 def rotate(subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
     """Make a new epoch key without an erasure. Recovery kits are retired; backups go on opening."""
     from fedmem.sdk.keys import copies_of
-    from fedmem.vault.rekey import rotate as run
+    from fedmem.vault.crypto.rekey import rotate as run
 
     with opened(subject, vault, secret, write=not dry_run) as found:
         kits = [copy.id for copy in copies_of(found, "kit") if copy.state == "valid"]
@@ -68,7 +68,7 @@ def rotate(subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: 
 @json_option
 def change_passphrase(subject: str, vault: str | None, secret: Secret, new: Secret) -> None:
     """Have the vault open with a new passphrase, and with that one only. Kits and backups go on opening."""
-    from fedmem.vault.rekey import change_passphrase as run
+    from fedmem.vault.crypto.rekey import change_passphrase as run
 
     with opened(subject, vault, secret, write=True) as found:
         run(found.core, new)
@@ -88,7 +88,7 @@ def recovery() -> None:
 @json_option
 def create(subject: str, vault: str | None, secret: Secret, kit: Path, code_fd: int | None) -> None:
     """Write a new kit to FILE and show its code once. Keep the two apart: together they open the vault."""
-    from fedmem.vault.recovery import create as make
+    from fedmem.vault.backup.recovery import create as make
 
     show = shower(code_fd)
     with opened(subject, vault, secret, write=True) as found:
@@ -106,7 +106,7 @@ def create(subject: str, vault: str | None, secret: Secret, kit: Path, code_fd: 
 def test(subject: str, vault: str | None, secret: Secret, kit: Path, code: Secret) -> None:
     """Do kit and code open the vault as it is now? One retired by an erasure ends with 6, a wrong code with 8."""
     from fedmem.storage.files import Files
-    from fedmem.vault.recovery import check
+    from fedmem.vault.backup.recovery import check
 
     found = check(find_vault(subject, vault), Files().read(kit), code())
     data = {"id": found.id, "created": found.created, "opens": True}
@@ -127,7 +127,7 @@ def test(subject: str, vault: str | None, secret: Secret, kit: Path, code: Secre
 def restore(subject: str, vault: str | None, secret: Secret, kit: Path, code: Secret, keystore: str) -> None:
     """Put the keys of a vault back, out of a kit and its code, into a keystore of your choice."""
     from fedmem.storage.files import Files
-    from fedmem.vault.recovery import restore as run
+    from fedmem.vault.backup.recovery import restore as run
 
     root = find_vault(subject, vault)
     found = run(root, Files().read(kit), code(), subject=subject, keystore=keystore, ask=secret)

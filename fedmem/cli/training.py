@@ -80,7 +80,7 @@ def watching(tensorboard: Path | None) -> "Iterator[Watch]":
     with contextlib.ExitStack() as stack:
         scalar = {}
         if tensorboard:
-            from fedmem.training.scalars import Scalars
+            from fedmem.training.tensorboard import Scalars
 
             scalars = stack.enter_context(contextlib.closing(Scalars(tensorboard)))
             scalar = {"scalar": scalars.add}

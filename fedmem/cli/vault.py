@@ -29,7 +29,7 @@ def check(subject: str, vault: str | None, secret: Secret) -> None:
     from dataclasses import asdict
 
     from fedmem.errors import VerificationFailed
-    from fedmem.vault.check import check as run
+    from fedmem.vault.backup.check import check as run
 
     faults = run(find_vault(subject, vault), subject=subject, ask=secret)
     data = {"fits": not faults, "faults": [asdict(fault) for fault in faults]}
@@ -52,7 +52,7 @@ def repair(subject: str, vault: str | None, secret: Secret, place: Path) -> None
     """
     from dataclasses import asdict
 
-    from fedmem.vault.repair import repair as run
+    from fedmem.vault.backup.repair import repair as run
 
     changing()
     result = run(find_vault(subject, vault), place.absolute(), subject=subject, ask=secret)

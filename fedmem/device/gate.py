@@ -25,7 +25,7 @@ from fedmem.errors import BoundaryViolation
 from fedmem.federation import device_dp, fixedpoint, wire
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields, Schema
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.egress_entry import EgressEntry
 
 MAX_ROUND = 10**6
 

@@ -19,7 +19,7 @@ from fedmem.device.gate import Gate
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields, Shapes
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.egress_entry import EgressEntry
 
 
 class InprocPort:

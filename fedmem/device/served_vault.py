@@ -20,9 +20,9 @@ from typing import Self, TypeVar
 from fedmem.errors import Busy, KeystoreError
 from fedmem.federation.pipe import TICK
 from fedmem.policy.policy import Policy
-from fedmem.vault.core import StaleReader
-from fedmem.vault.egress import Egress
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.core import StaleReader
+from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import Vault
 
 Result = TypeVar("Result")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmem.errors import NothingMatched, UsageError
+from fedmem.federation.offline import SWITCHES
 from fedmem.federation.runtime import DEVICE, Runtime
-from fedmem.federation.switches import SWITCHES
 
 PASSED = (
     "PATH", "HOME", "LANG", "FLWR_HOME", "PYTHONPATH", "OMP_NUM_THREADS", "SSL_CERT_FILE", "SSL_CERT_DIR",

@@ -32,7 +32,7 @@ from fedmem.federation.pipe import PATIENCE, TICK
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.terms import Terms
 from fedmem.storage.files import storage_errors
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.egress_entry import EgressEntry
 
 _log = logging.getLogger("fedmem.device")
 

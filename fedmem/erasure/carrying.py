@@ -19,11 +19,11 @@ from fedmem.erasure import journal, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
-from fedmem.vault.copies import out_of_reach
-from fedmem.vault.core import serialised
-from fedmem.vault.keytable import epoch_name
+from fedmem.vault.backup.backup_registry import out_of_reach
+from fedmem.vault.crypto.key_table import epoch_name
 from fedmem.vault.opening import DEVICE_KEY
-from fedmem.vault.unused import moved
+from fedmem.vault.store.core import serialised
+from fedmem.vault.store.wal_remnants import moved
 from fedmem.vault.vault import Vault
 
 

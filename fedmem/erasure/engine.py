@@ -23,8 +23,8 @@ from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
-from fedmem.vault.core import serialised
-from fedmem.vault.runs import WANTED
+from fedmem.vault.store.core import serialised
+from fedmem.vault.store.runs import WANTED
 from fedmem.vault.vault import Learned, Vault
 
 DELETED, TO_BE_RETRAINED = "deleted", "deleted, to be retrained"

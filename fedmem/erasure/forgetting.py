@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from fedmem.errors import UsageError
 from fedmem.storage.ids import new_id
-from fedmem.vault.runs import WANTED
+from fedmem.vault.store.runs import WANTED
 from fedmem.vault.vault import BlockInfo, Learned, Vault
 
 Choice = Literal["retrain", "delete"]

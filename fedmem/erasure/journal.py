@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 from fedmem.erasure import states
 from fedmem.errors import NothingMatched
 from fedmem.storage.canonical import canonical_json
-from fedmem.vault.core import serialised
-from fedmem.vault.database import ErasureRow
-from fedmem.vault.stores import Item
+from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.core import serialised
+from fedmem.vault.store.database import ErasureRow
 from fedmem.vault.vault import Vault
 
 WITHOUT_RECEIPT = (states.FAILED, states.CANCELLED)

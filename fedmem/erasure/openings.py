@@ -5,8 +5,9 @@ Invariants
   the erasure ends without a receipt.
 
 Guarantees
-    One cell of `fedmem.vault.container` under the ledger's key, which no erasure destroys, bound to the erasure's id.
-    While it is there, who opens the vault can check a guess of what was erased. Afterwards only who got it can.
+    One cell of `fedmem.vault.crypto.container` under the ledger's key, which no erasure destroys, bound to the
+    erasure's id. While it is there, who opens the vault can check a guess of what was erased. Afterwards only who
+    got it can.
 
     | input | result |
     |---|---|
@@ -20,8 +21,8 @@ Guarantees
 
 from fedmem.erasure import journal
 from fedmem.errors import NothingMatched
-from fedmem.vault import container
-from fedmem.vault.core import Core
+from fedmem.vault.crypto import container
+from fedmem.vault.store.core import Core
 from fedmem.vault.vault import Vault
 
 WAITING, DELIVERED, NOT_KEPT = "waiting", "delivered", "not kept"

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from fedmem.erasure.forgetting import CHOICES, Choice, Forgetting, Retraining, forgetting
 from fedmem.errors import NothingMatched, UsageError
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.vault.core import serialised
-from fedmem.vault.stores import Item
+from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.core import serialised
 from fedmem.vault.vault import ALL, Vault
 
 WHOLE = ("block", "topic", "subject")

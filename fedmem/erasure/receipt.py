@@ -43,7 +43,7 @@ from fedmem.erasure.planning import Scope
 from fedmem.erasure.verification import DEEP, Verification
 from fedmem.errors import VerificationFailed
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.vault.stores import ContentStore
+from fedmem.vault.store.content_stores import ContentStore
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

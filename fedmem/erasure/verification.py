@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmem.erasure import journal, residue
-from fedmem.vault.core import serialised
-from fedmem.vault.keytable import epoch_name
-from fedmem.vault.stores import ContentStore
+from fedmem.vault.crypto.key_table import epoch_name
+from fedmem.vault.store.content_stores import ContentStore
+from fedmem.vault.store.core import serialised
 from fedmem.vault.vault import Vault
 
 FILES = "files-under-root"

@@ -28,12 +28,12 @@ import numpy as np
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.device.learning import learn_topic
 from fedmem.eval.canaries import MOST, Canary, exposure, plant
 from fedmem.eval.reader import Private, Reader
 from fedmem.eval.throwaway import Learning, Throwaway, throwaway
 from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
-from fedmem.privacy.learn import learn_topic
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.tree import Tree

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fedmem.anchor.tokenizer import PAD, end_of_document
+from fedmem.device.private_fetch import shared_and_private
 from fedmem.eval.buckets import Losses
 from fedmem.eval.extraction import continuations, extraction_strength
 from fedmem.eval.perplexity import SourcesOf
@@ -25,7 +26,6 @@ from fedmem.eval.targets import Targets, join, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.block import source_for_all
 from fedmem.memory.kinds import Source
-from fedmem.privacy.fetch import shared_and_private
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.router import route
 from fedmem.training.release import Release

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmem import erasure, paths
+from fedmem.device.learning import LearnSettings, learn_topic
+from fedmem.device.private_fetch import block_for, private_sources
 from fedmem.memory.kinds import Source
 from fedmem.policy.files import Topic
 from fedmem.privacy.dpsgd import Optimiser
-from fedmem.privacy.fetch import block_for, private_sources
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import DELTA, PrivacyPlan
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.router import route

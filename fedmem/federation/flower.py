@@ -8,9 +8,11 @@ Invariants
 """
 
 import warnings
+from pathlib import Path
 
+import fedmem
 from fedmem.errors import Refused
-from fedmem.federation.switches import SWITCHES
+from fedmem.federation.offline import SWITCHES
 
 with warnings.catch_warnings():
     # flwr imports typer, which imports names that click has deprecated: not ours to mend.
@@ -63,3 +65,10 @@ def require_offline() -> None:
     """Raise Refused if this process loaded Flower with telemetry on: it read its switch before we could set it."""
     if SWITCHES["FLWR_TELEMETRY_ENABLED"] != telemetry.FLWR_TELEMETRY_ENABLED:
         raise Refused("Flower was loaded with telemetry on. Set FLWR_TELEMETRY_ENABLED=0 and start it again.")
+
+
+def require_own_installation(app_file: str) -> None:
+    """Raise Refused if `fedmem` comes from the Flower bundle that holds `app_file`: a bundle shadows installed code."""
+    bundle, loaded = Path(app_file).resolve().parents[1], Path(fedmem.__file__).resolve()
+    if bundle.is_relative_to(get_flwr_home().resolve()) and loaded.is_relative_to(bundle):
+        raise Refused("This bundle carries its own fedmem. Use one that holds server/ and client/ only.")

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from fedmem import errors
-from fedmem.federation.switches import SWITCHES  # noqa: F401  (set before torch and transformers are imported)
+from fedmem.federation.offline import SWITCHES  # noqa: F401  (set before torch and transformers are imported)
 from fedmem.federation.terms import Agreement
 from fedmem.federation.wire import Shapes
 

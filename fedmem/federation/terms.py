@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedmem.errors import NothingMatched, UsageError
-from fedmem.federation.coordinator import RoundSettings, local_steps
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.rounds import RoundSettings, local_steps
 from fedmem.federation.wire import Shapes
 from fedmem.storage.canonical import digest
 

@@ -17,8 +17,8 @@ TopicSpent(topic='health', budget=8.0, delta=1e-05, epsilon=2.0, left=6.0)
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from fedmem.policy.files import Topic
 from fedmem.privacy.ledger import Accountant, LedgerEvent, State, charges, greatest_epsilon, states
 from fedmem.privacy.plan import DELTA
 
@@ -61,6 +61,20 @@ class Spent:
     noise_multiplier: float
     steps: int
     state: State
+
+
+class TopicBudget(Protocol):
+    """The budget of a topic, as a policy gives it."""
+
+    @property
+    def epsilon(self) -> float:
+        """The most ε that a record of the topic may spend."""
+        ...
+
+    @property
+    def delta(self) -> float:
+        """The δ that this ε is for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ def runs_spent(events: Sequence[LedgerEvent], topics: Mapping[str, str], account
 
 def topics_spent(
     events: Sequence[LedgerEvent],
-    budgets: Mapping[str, Topic],
+    budgets: Mapping[str, TopicBudget],
     names: Collection[str],
     records: Callable[[str], Collection[str]],
     accountant: Accountant,
@@ -131,7 +145,7 @@ def topics_spent(
     return found
 
 
-def topic_spent(name: str, known: Topic | None, epsilon: float) -> TopicSpent:
+def topic_spent(name: str, known: TopicBudget | None, epsilon: float) -> TopicSpent:
     """One topic's line."""
     budget, delta = (known.epsilon, known.delta) if known else (None, DELTA)
     return TopicSpent(name, budget, delta, epsilon, max(0.0, (budget or 0.0) - epsilon))

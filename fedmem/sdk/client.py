@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmem.device.retraining import Relearn
 from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
 from fedmem.policy.policy import Decision, Policy, Topic
 from fedmem.routing.embedder import Embedder, StaticEmbedder
@@ -34,21 +35,19 @@ from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
 from fedmem.sdk.egress import Egress
 from fedmem.sdk.places import vault_root
-from fedmem.sdk.relearn import Relearn
 from fedmem.sdk.views import Blocks, Erase, Privacy
-from fedmem.vault.facts import NAME
+from fedmem.vault.crypto.header import NAME
 from fedmem.vault.opening import VaultExists
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 if TYPE_CHECKING:
+    from fedmem.device.answering import Answerer
+    from fedmem.device.training_sessions import Trained, Training
     from fedmem.privacy.plan import PrivacyPlan
-    from fedmem.sdk.answer import Answerer
-    from fedmem.sdk.training import Trained, Training
     from fedmem.training.release import Release
 
 Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
 Ask = Callable[[], str]
-RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Client:
 
         Without `plan`, the default plan at the topic's ε of the policy. Raises NothingMatched for an unknown topic.
         """
-        from fedmem.privacy.learn import learn_topic
+        from fedmem.device.learning import default_plan, learn_topic
 
         known = self._topic(topic)
         return learn_topic(self._vault, self._need_release(), known, plan or default_plan(known.epsilon))
@@ -161,22 +160,22 @@ class Client:
 
         `memory` bounds the process, in bytes. The next call goes on where this one paused, without `plan` on its plan;
         if records or plan changed since, it raises Refused: the run has then failed and stays charged. Raises as
-        `fedmem.sdk.training.train`.
+        `fedmem.device.training_sessions.train`.
         """
-        from fedmem.sdk.training import Limits, Own, train
+        from fedmem.device.training_sessions import Limits, Own, train
 
         limits = Limits(deadline, memory)
         return train(Own(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
 
     def trainings(self) -> "list[Training]":
         """How each training stands: waiting, running, paused, done or failed."""
-        from fedmem.sdk.training import trainings
+        from fedmem.device.training_sessions import trainings
 
         return trainings(self._vault)
 
     def cancel(self, name: str) -> "Training":
         """End a training (run id or topic) that runs or is paused: it has failed then, and stays charged."""
-        from fedmem.sdk.training import Own, cancel
+        from fedmem.device.training_sessions import Own, cancel
 
         return cancel(Own(self._vault), name)
 
@@ -203,7 +202,7 @@ class Client:
         return pieces if stream else "".join(pieces)
 
     def _pieces(self, prompt: str, limit: int) -> Iterator[str]:
-        from fedmem.sdk.answer import Answerer
+        from fedmem.device.answering import Answerer
 
         vector_D = self._embedder.embed([prompt])[0]
         blocks = self._matching(self._policy.place(prompt, vector=vector_D).topic)
@@ -212,7 +211,7 @@ class Client:
 
     def _matching(self, topic: str | None) -> list[BlockInfo]:
         """The newest block of `topic` on the client's release, if there is one."""
-        from fedmem.privacy.fetch import block_for
+        from fedmem.device.private_fetch import block_for
 
         block = block_for(self._vault, topic, self._need_release().digest)
         others = [found.release for found in self._vault.blocks() if found.topic == topic]
@@ -262,13 +261,6 @@ def open_release(release: "str | Path | Release | None") -> Any:
     from fedmem.training.release import Release
 
     return Release.load(Path(release)).routed_by(StaticEmbedder().digest)
-
-
-def default_plan(epsilon: float) -> "PrivacyPlan":
-    """The plan for small topics at ε `epsilon`. Raises UsageError, Refused."""
-    from fedmem.privacy.plan import PrivacyPlan
-
-    return PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(epsilon)
 
 
 def open_vault(

@@ -26,8 +26,8 @@ from typing import Any
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.spend import MECHANISM, SpendEvent
 from fedmem.storage.canonical import canonical_json
-from fedmem.vault.egress import Egress as Ledger
-from fedmem.vault.egress import Entered
+from fedmem.vault.store.egress_log import Egress as Ledger
+from fedmem.vault.store.egress_log import Entered
 from fedmem.vault.vault import Vault
 
 

@@ -21,11 +21,12 @@ from fedmem.erasure.states import COMPLETED
 from fedmem.errors import NothingMatched, VerificationFailed
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files, storage_errors
-from fedmem.vault import backup, copies
-from fedmem.vault import facts as public
-from fedmem.vault.keytable import noted
-from fedmem.vault.restoring import Newest
-from fedmem.vault.stores import Item
+from fedmem.vault.backup import backup
+from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup.restoring import Newest
+from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto.key_table import noted
+from fedmem.vault.store.content_stores import Item
 from fedmem.vault.vault import Vault
 
 

@@ -25,7 +25,7 @@ from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.ledger import Accountant, charges, states, subject_epsilon
 from fedmem.privacy.plan import DELTA
 from fedmem.privacy.statement import Spent, Statement, runs_spent, topics_spent
-from fedmem.vault import heads
+from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.vault import ALL, BlockInfo, Event, Vault
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ class Blocks:
         """Train the block's topic anew on another release, with its plan, charged to the topic's budget.
 
         The old block stays, and answers through its own release. Raises Refused, BudgetExceeded (nothing is charged),
-        NothingMatched; more in `fedmem.sdk.training.migrate`.
+        NothingMatched; more in `fedmem.device.training_sessions.migrate`.
         """
+        from fedmem.device.training_sessions import Own, migrate
         from fedmem.sdk.client import open_release
-        from fedmem.sdk.training import Own, migrate
 
         if self._policy is None:
             raise Refused("Moving a block needs the policy that holds its topic's budget: open it through a Client.")

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from fedmem.errors import UsageError
-from fedmem.federation.coordinator import local_steps
+from fedmem.federation.rounds import local_steps
 from fedmem.sim.compare_runs import NUMBER, finished, flat, is_a
 from fedmem.sim.folder import Facts
 from fedmem.sim.report_parts import at

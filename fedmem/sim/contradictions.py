@@ -66,7 +66,7 @@ def _affordable(scenario: "Scenario") -> None:
     """The terms are ones that a coordinator takes, and all rounds are within their ε."""
     # Not at the top: a scenario's names are listed by commands that need no numpy.
     from fedmem.federation import device_dp
-    from fedmem.federation.coordinator import TRIM_TOO_LARGE
+    from fedmem.federation.rounds import TRIM_TOO_LARGE
     from fedmem.sim.terms import device_plan, round_settings
 
     try:

@@ -19,8 +19,8 @@ import numpy as np
 
 from fedmem.federation.device import LocalTrain, TrainConfig
 from fedmem.federation.flower import Grid, Message, RecordDict, Run
-from fedmem.federation.grid import NODE_BASE
 from fedmem.federation.wire import Params
+from fedmem.sim.inproc_grid import NODE_BASE
 
 BEYOND = 1e6
 """Factor that makes any update longer than the clip norm; what is left of it after clipping is the direction."""

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
+from fedmem.coordinator.build import RESULT
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
 from fedmem.sim import population, scenario
 from fedmem.sim.folder import Facts, RunFolder, read_json
 from fedmem.sim.sources.texts import WIKIPEDIA, public_texts
 from fedmem.training.corpus import Corpus
-from fedmem.training.workshop import RESULT
 
 MOST = 64
 """Texts at most, evenly drawn: a mean needs no more."""

@@ -8,10 +8,10 @@ Invariants
 import json
 import sys
 
+from fedmem.device.private_fetch import block_for, private_sources, shared_and_private
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.kinds import Source
-from fedmem.privacy.fetch import block_for, private_sources, shared_and_private
 from fedmem.sim.context import Simulation
 from fedmem.sim.phases.central import paths_of
 from fedmem.sim.phases.private import first_release, open_vault

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fedmem.federation.switches  # noqa: F401
+import fedmem.federation.offline  # noqa: F401
 from fedmem import paths
 from fedmem.errors import UsageError, VerificationFailed
 from fedmem.sim import keys, runs, scenario

@@ -11,7 +11,7 @@ import math
 import resource
 from typing import Any
 
-from fedmem.federation.coordinator import local_steps
+from fedmem.federation.rounds import local_steps
 from fedmem.privacy.ledger import charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts

@@ -12,8 +12,8 @@ Invariants
 from typing import TYPE_CHECKING
 
 from fedmem.federation import terms
-from fedmem.federation.coordinator import RoundSettings, local_steps
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.rounds import RoundSettings, local_steps
 
 if TYPE_CHECKING:
     from fedmem.sim.scenario import Federation, Scenario

@@ -13,7 +13,7 @@ import torch
 
 from fedmem.memory.block import source
 from fedmem.training.loop import Trainer
-from fedmem.training.rows import Rows
+from fedmem.training.packed_dataset import Rows
 from fedmem.training.sequences import readable, token_losses
 
 HELDOUT_ROWS, HELDOUT_BATCH = 64, 16

@@ -28,15 +28,17 @@ from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.storage.locks import WriterLock
-from fedmem.vault import acknowledgement, container, heads, inventory, rekey
-from fedmem.vault import facts as public
-from fedmem.vault.container import new_key
-from fedmem.vault.core import Core
-from fedmem.vault.database import SCHEMA, SEE_CHECK, Database
-from fedmem.vault.facts import Facts
-from fedmem.vault.keys import Ask
-from fedmem.vault.keytable import KeyTable
-from fedmem.vault.topics import FACTS
+from fedmem.vault.crypto import container, rekey
+from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto.container import new_key
+from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.key_table import KeyTable
+from fedmem.vault.crypto.keystore import Ask
+from fedmem.vault.store import acknowledgement, inventory
+from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.core import Core
+from fedmem.vault.store.database import SCHEMA, SEE_CHECK, Database
+from fedmem.vault.store.topics import FACTS
 
 DEVICE_KEY = "device"
 TABLE, DATABASE, LOCK = "table.fmk", "vault.db", "lock"

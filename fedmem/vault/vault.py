@@ -29,19 +29,21 @@ from sqlalchemy.orm import Session
 
 from fedmem.errors import Refused, VersionMismatch
 from fedmem.storage.files import Files
-from fedmem.vault import acknowledgement, heads, opening
-from fedmem.vault.blocks import BlockInfo, Blocks
-from fedmem.vault.checkpoints import Checkpoints, CheckpointStore
-from fedmem.vault.copies import CopyStore
-from fedmem.vault.core import Core, StaleReader, serialised_methods
-from fedmem.vault.inventory import Inventory
-from fedmem.vault.keys import Ask
-from fedmem.vault.leases import Lease
-from fedmem.vault.ledger import Event, Ledger
-from fedmem.vault.records import NewRecord, Record, Records, Vector
-from fedmem.vault.runs import Learned, Run, Runs
-from fedmem.vault.stores import BUILT_IN, ContentStore, checked, unclaimed
-from fedmem.vault.topics import ALL, FACTS, Everything, ids_of, keep, retention
+from fedmem.vault import opening
+from fedmem.vault.backup.backup_registry import CopyStore
+from fedmem.vault.crypto.keystore import Ask
+from fedmem.vault.store import acknowledgement
+from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.blocks import BlockInfo, Blocks
+from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
+from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, checked, unclaimed
+from fedmem.vault.store.core import Core, StaleReader, serialised_methods
+from fedmem.vault.store.inventory import Inventory
+from fedmem.vault.store.leases import Lease
+from fedmem.vault.store.ledger import Event, Ledger
+from fedmem.vault.store.records import NewRecord, Record, Records, Vector
+from fedmem.vault.store.runs import Learned, Run, Runs
+from fedmem.vault.store.topics import ALL, FACTS, Everything, ids_of, keep, retention
 
 __all__ = ["ALL", "BlockInfo", "Event", "Learned", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
 

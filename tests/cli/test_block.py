@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.policy.policy import Policy
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.sdk.places import vault_root
 from fedmem.training.release import Release

@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from fedmem.cli import client as module
 from fedmem.cli.client import moment, size
 from fedmem.cli.main import main
+from fedmem.device import session_lock as trainer
+from fedmem.device.learning import LearnSettings
+from fedmem.device.training_sessions import Shared, train
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
-from fedmem.privacy.learn import LearnSettings
 from fedmem.privacy.plan import PrivacyPlan
-from fedmem.sdk import trainer
 from fedmem.sdk.places import vault_root
-from fedmem.sdk.training import Shared, train
 from fedmem.training.release import Release
 from fedmem.vault.vault import NewRecord, Vault
 
@@ -113,7 +113,7 @@ STOPPED = """
 import sys
 from pathlib import Path
 from fedmem.errors import BudgetExceeded
-from fedmem.sdk.trainer import Mark
+from fedmem.device.session_lock import Mark
 with Mark(Path(sys.argv[1])):
     raise BudgetExceeded("It would pass the budget.")
 """

@@ -18,9 +18,9 @@ from fedmem.federation import cohorts, device_dp
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.sdk.client import Client
 from fedmem.sdk.places import vault_root
-from fedmem.vault import egress
-from fedmem.vault.egress import Egress
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store import egress_log as egress
+from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import BlockInfo, Vault
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]

@@ -97,7 +97,7 @@ def test_before_a_date_and_the_whole_subject(fedmem: Call, block: BlockInfo) -> 
 def test_keep_and_due(fedmem: Call, block: BlockInfo) -> None:
     from sqlalchemy import update
 
-    from fedmem.vault.database import RecordRow
+    from fedmem.vault.store.database import RecordRow
 
     due = ("erase", "due", *ANA, "--blocks", "delete")
     assert fedmem("erase", "keep", *ANA)[1]["data"] == {"days": {}}

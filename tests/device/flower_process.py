@@ -59,19 +59,20 @@ def learns(texts: Any) -> Any:
 
 def run(plan: DevicePlan, port: SocketPort, out: Path) -> None:
     # Here, since loading Flower takes a second that the other ways do not need.
-    from fedmem.federation import apps
-    from fedmem.federation.coordinator import Coordinator, RoundSettings
+    from fedmem.coordinator.journal import Journal
+    from fedmem.coordinator.run_rounds import run_rounds
+    from fedmem.federation.client_app import make_client_app
     from fedmem.federation.device import Device
-    from fedmem.federation.grid import InProcessGrid
-    from fedmem.federation.journal import Journal
+    from fedmem.federation.rounds import Coordinator, RoundSettings
+    from fedmem.sim.inproc_grid import InProcessGrid
 
     noting = Noting(port)
     device = Device(0, noting, plan, SHAPES, learns(port.shareable()))
-    grid = InProcessGrid({0: apps.make_client_app(lambda context: device)})
+    grid = InProcessGrid({0: make_client_app(lambda context: device)})
     start = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
     coordinator = Coordinator(start, plan, None, RoundSettings(seed=5, learning_rate=0.1))
     with tempfile.TemporaryDirectory() as folder:
-        apps.run_rounds(grid, coordinator, Journal(Path(folder)), until=2)
+        run_rounds(grid, coordinator, Journal(Path(folder)), until=2)
     tell(out, {"sent": [list(entry) for entry in grid.transcript.entries], "approved": noting.approved})
 
 

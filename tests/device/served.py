@@ -18,7 +18,7 @@ from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.socket_port import SocketPort
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.egress_entry import EgressEntry
 
 PLAN = DevicePlan(population=4, rounds=3, sampling_rate=0.5, noise_multiplier=1.0)
 SHAPES = {"w": (2, 3), "b": (3,), "none": (0,), "one": ()}

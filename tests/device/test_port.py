@@ -16,8 +16,9 @@ import pytest
 from fedmem.device.gate import MAX_ROUND, Gate
 from fedmem.device.inproc import InprocPort
 from fedmem.errors import BoundaryViolation, Busy, NothingMatched, Refused, StorageError, VersionMismatch
-from fedmem.federation import apps, connection, fixedpoint, wire
+from fedmem.federation import connection, fixedpoint, wire
 from fedmem.federation import socket_protocol as protocol
+from fedmem.federation.client_app import answer
 from fedmem.federation.connection import Connection
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
@@ -27,7 +28,7 @@ from fedmem.federation.port import NoApproval
 from fedmem.federation.socket_port import SocketPort
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.egress_entry import EgressEntry
 from tests.device.served import PLAN, SHAPES, TERMS, TEXTS, TOKEN, Running, raw_update, serving, update
 
 SCHEMA = wire.anchor_reply(SHAPES, PLAN.clip)
@@ -187,7 +188,7 @@ def test_a_device_without_approval_answers_nothing(running: Running) -> None:
     device = Device(0, running.port(), PLAN, SHAPES, lambda params, config: params)
     running.vault.refuses = StorageError("The disk is full.")
     with pytest.raises(NoApproval) as caught:
-        apps.answer(lambda context: device, RecordDict(), context())
+        answer(lambda context: device, RecordDict(), context())
     assert caught.value.code == 10
     assert not isinstance(caught.value, Exception)  # so no handler answers zeros in its place
 

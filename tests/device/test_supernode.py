@@ -12,8 +12,8 @@ import pytest
 from fedmem.device import supernode
 from fedmem.device.supernode import PASSED, Options, environment
 from fedmem.errors import NothingMatched, UsageError
+from fedmem.federation.offline import SWITCHES
 from fedmem.federation.runtime import DEVICE, Runtime
-from fedmem.federation.switches import SWITCHES
 
 NODE = """#!{python}
 import os, sys, time

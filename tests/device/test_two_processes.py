@@ -21,16 +21,16 @@ from fedmem.device.served_vault import ServedVault
 from fedmem.device.supernode import PASSED, environment
 from fedmem.device.vault_process import Server, listening
 from fedmem.errors import Refused, StorageError, VerificationFailed
-from fedmem.federation.coordinator import RoundSettings
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.offline import SWITCHES
 from fedmem.federation.port import NoApproval
+from fedmem.federation.rounds import RoundSettings
 from fedmem.federation.runtime import DEVICE, Runtime
-from fedmem.federation.switches import SWITCHES
 from fedmem.federation.terms import Agreement, LocalSettings
 from fedmem.policy.policy import Policy
 from fedmem.storage.files import Files
-from fedmem.vault import egress
-from fedmem.vault.egress import Egress
+from fedmem.vault.store import egress_log as egress
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import NewRecord, Vault
 
 CHILD = Path(__file__).with_name("flower_process.py")

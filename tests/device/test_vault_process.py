@@ -22,8 +22,8 @@ from fedmem.errors import Busy, Refused
 from fedmem.federation import connection
 from fedmem.federation import socket_protocol as protocol
 from fedmem.federation.connection import Connection
-from fedmem.federation.coordinator import RoundSettings
 from fedmem.federation.pipe import HEAD, MAGIC, VERSION, BadFrame, PeerGone
+from fedmem.federation.rounds import RoundSettings
 from fedmem.federation.runtime import DEVICE, Runtime
 from fedmem.federation.terms import Agreement, LocalSettings
 from tests.device.served import HELLO, PLAN, SHAPES, TERMS, TOKEN, Running, serving, update

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmem.federation.switches import SWITCHES
+from fedmem.federation.offline import SWITCHES
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

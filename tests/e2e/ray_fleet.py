@@ -10,7 +10,7 @@ Invariants
     python -c "from tests.e2e.ray_fleet import main; main()" RELEASE DEVICES ROUNDS OUT
 """
 
-import fedmem.federation.switches  # noqa: F401, I001  (before Flower and Ray)
+import fedmem.federation.offline  # noqa: F401, I001  (before Flower and Ray)
 
 import json
 import os
@@ -21,13 +21,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedmem.federation import apps
-from fedmem.federation.apps import Patience
+from fedmem.coordinator.run_rounds import run_rounds
+from fedmem.federation.client_app import make_client_app
+from fedmem.coordinator.run_rounds import Patience
 from fedmem.federation.device import Device
 from fedmem.federation.flower import ClientApp, Context, Grid, Message, Run, ServerApp, telemetry
-from fedmem.federation.grid import NODE_BASE
-from fedmem.federation.journal import Journal
-from fedmem.federation.switches import RAY_SWITCHES, SWITCHES
+from fedmem.sim.inproc_grid import NODE_BASE
+from fedmem.coordinator.journal import Journal
+from fedmem.federation.offline import RAY_SWITCHES, SWITCHES
 from tests.e2e.replay import Replay
 
 
@@ -44,7 +45,7 @@ def client_app(release: str, devices: int, rounds: int, out: str) -> ClientApp:
         Path(out, f"process-{os.getpid()}.json").write_text(json.dumps(found))
         return _device(release, devices, rounds, int(context.node_config["partition-id"]))
 
-    return apps.make_client_app(device_for)
+    return make_client_app(device_for)
 
 
 class Numbered(Grid):  # type: ignore[misc]  # mypy does not follow flwr
@@ -111,7 +112,7 @@ def main() -> None:
     def serve(grid: Grid, context: Context) -> None:
         made, journal = Replay(Path(release), devices, rounds).coordinator(), Journal(Path(out, "journal"))
         patience = Patience(nodes=devices)
-        apps.run_rounds(Numbered(grid, names), made, journal, until=rounds, patience=patience, progress=_wait)
+        run_rounds(Numbered(grid, names), made, journal, until=rounds, patience=patience, progress=_wait)
         ended.append(made.done)
 
     app.main()(serve)

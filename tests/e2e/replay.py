@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fedmem.device.inproc import InprocPort
 from fedmem.federation import wire
-from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device
 from fedmem.federation.local_training import federated_part, from_release
+from fedmem.federation.rounds import Coordinator
 from fedmem.federation.terms import Agreement
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import population, run, terms

@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedmem import Client
-from fedmem.federation.journal import Journal
+from fedmem.coordinator.journal import Journal
 from fedmem.federation.local_training import federated_part
 from fedmem.federation.runtime import DEVICE
 from fedmem.federation.terms import Agreement

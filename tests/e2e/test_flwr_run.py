@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from fedmem.federation import apps
-from fedmem.federation.apps import Patience
-from fedmem.federation.grid import InProcessGrid
-from fedmem.federation.journal import Journal
-from fedmem.federation.switches import RAY_SWITCHES, SWITCHES
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import Patience, run_rounds
+from fedmem.federation.client_app import make_client_app
+from fedmem.federation.offline import RAY_SWITCHES, SWITCHES
 from fedmem.sim import scenario
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import RunFolder
+from fedmem.sim.inproc_grid import InProcessGrid
 from fedmem.sim.phases import central, federated
 from tests.e2e.flower import BIN, ROOT, environment
 from tests.e2e.replay import Replay
@@ -84,10 +84,10 @@ def files(root: Path) -> dict[str, bytes]:
 
 def on_this_machine(replay: Replay, root: Path, workers: int) -> dict[str, bytes]:
     devices = {index: replay.device(index) for index in range(replay.devices)}
-    clients = {index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()}  # type: ignore[misc]
+    clients = {index: make_client_app(lambda _, d=device: d) for index, device in devices.items()}  # type: ignore[misc]
     with InProcessGrid(clients, workers=workers) as grid:
         made = replay.coordinator()
-        apps.run_rounds(grid, made, Journal(root), until=replay.rounds, patience=Patience(nodes=replay.devices))
+        run_rounds(grid, made, Journal(root), until=replay.rounds, patience=Patience(nodes=replay.devices))
     return files(root)
 
 

@@ -169,7 +169,10 @@ def test_killed_in_the_rounds_and_resumed_offline_gives_the_same_digest(mini_run
 @pytest.mark.parametrize("phase", ["private", "erase"])
 def test_a_phase_that_breaks_off_goes_on_and_gives_the_same_digest(mini_run, monkeypatch, phase):
     """Private learning breaks off inside its second block, the erasure right before its point of no return."""
-    target = {"private": "fedmem.vault.runs.Runs.finish", "erase": "fedmem.vault.keytable.KeyTable.rewrite"}[phase]
+    target = {
+        "private": "fedmem.vault.store.runs.Runs.finish",
+        "erase": "fedmem.vault.crypto.key_table.KeyTable.rewrite",
+    }[phase]
     module, owner, method = target.rsplit(".", 2)
     cls = getattr(importlib.import_module(module), owner)
     whole, calls = getattr(cls, method), []

@@ -19,9 +19,9 @@ import pytest
 from msgspec import structs
 
 from fedmem import erasure
+from fedmem.coordinator.journal import Journal
+from fedmem.device.learning import learn_topic
 from fedmem.errors import BudgetExceeded, Refused
-from fedmem.federation.journal import Journal
-from fedmem.privacy.learn import learn_topic
 from fedmem.sim import scenario
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import RunFolder

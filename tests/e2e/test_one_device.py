@@ -12,10 +12,10 @@ from fedmem.device.runtime_folder import runtime_folder
 from fedmem.device.served_vault import ServedVault
 from fedmem.device.vault_process import listening
 from fedmem.federation import wire
-from fedmem.federation.coordinator import Coordinator
 from fedmem.federation.device import Device
 from fedmem.federation.local_training import federated_part, from_release
 from fedmem.federation.release_shapes import shapes_of
+from fedmem.federation.rounds import Coordinator
 from fedmem.federation.socket_port import SocketPort
 from fedmem.policy.policy import Policy
 from fedmem.sdk.places import vault_root

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedmem import paths
-from fedmem.federation.journal import Journal
+from fedmem.coordinator.journal import Journal
 from fedmem.sim.compare import compare
 from fedmem.sim.folder import RunFolder
 from fedmem.sim.report import page

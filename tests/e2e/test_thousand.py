@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedmem import paths
-from fedmem.federation.journal import Journal
+from fedmem.coordinator.journal import Journal
 from fedmem.sim.report import page
 from fedmem.sim.run import run
 

@@ -117,7 +117,7 @@ def test_nothing_of_it_is_left_but_random_ids(vaults) -> None:
 
 def test_many_records_leave_no_ciphertext_in_the_database(vaults, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(1)  # which cells move follows from the ids
-    monkeypatch.setattr("fedmem.vault.records.new_id", lambda: f"{chance.getrandbits(128):032x}")
+    monkeypatch.setattr("fedmem.vault.store.records.new_id", lambda: f"{chance.getrandbits(128):032x}")
     vault = vaults.create()
     for _ in range(8):
         vault.add_records(vaults.records(120))

@@ -190,7 +190,7 @@ def aged(vault: Vault, item: str, days: float) -> None:
     """Pretend that a record was added `days` ago."""
     from sqlalchemy import update
 
-    from fedmem.vault.database import RecordRow
+    from fedmem.vault.store.database import RecordRow
 
     with vault.core.database.session() as session:
         session.execute(update(RecordRow).where(RecordRow.id == item).values(created=time.time() - 86400 * days))

@@ -24,8 +24,8 @@ from fedmem import erasure
 from fedmem.erasure import Scope, residue
 from fedmem.erasure.residue import Hit, scan
 from fedmem.errors import FedmemError, StorageError, VerificationFailed
-from fedmem.vault import container
-from fedmem.vault.passphrase import stretch
+from fedmem.vault.crypto import container
+from fedmem.vault.crypto.passphrase import stretch
 from fedmem.vault.vault import Vault
 
 LIFE = """

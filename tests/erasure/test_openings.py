@@ -8,7 +8,7 @@ import pytest
 from fedmem import erasure
 from fedmem.erasure import Scope, openings, receipt
 from fedmem.errors import FedmemError, NothingMatched, Refused, StorageError, VerificationFailed
-from fedmem.vault import rekey
+from fedmem.vault.crypto import rekey
 
 OTHER = "topic-money"
 

@@ -10,7 +10,7 @@ import pytest
 from fedmem import erasure
 from fedmem.erasure import Scope
 from fedmem.errors import PartialErasure
-from fedmem.vault import stores
+from fedmem.vault.store import content_stores as stores
 
 REPOSITORY = Path(__file__).parents[2]
 READER = """

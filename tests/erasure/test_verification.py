@@ -9,8 +9,8 @@ from fedmem import erasure
 from fedmem.erasure import Scope
 from fedmem.erasure.verification import EPOCHS, FILES
 from fedmem.errors import PartialErasure
-from fedmem.vault import container
-from fedmem.vault.stores import Item
+from fedmem.vault.crypto import container
+from fedmem.vault.store.content_stores import Item
 
 
 class Copies:

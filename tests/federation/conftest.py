@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.coordinator.journal import Journal, Traffic
+from fedmem.coordinator.run_rounds import resumed, run_rounds
 from fedmem.device.inproc import InprocPort
-from fedmem.federation import apps, wire
-from fedmem.federation.coordinator import Coordinator, RoundSettings
+from fedmem.federation import wire
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import ClientApp, Context
-from fedmem.federation.grid import InProcessGrid
-from fedmem.federation.journal import Journal, Traffic
+from fedmem.federation.rounds import Coordinator, RoundSettings
 from fedmem.privacy.stream import PrivacyStream
+from fedmem.sim.inproc_grid import InProcessGrid
 
 UNSAFE = {"unsafe_no_dp": True, "unsafe_reason": "a toy"}
 KEY = bytes(range(32))
@@ -65,7 +67,7 @@ class Toy:
         return Device(index, port, self.plan, shapes, self.train(port.shareable()))
 
     def grid(self, app: ClientApp | None = None) -> InProcessGrid:
-        shared = app or apps.make_client_app(self.device)
+        shared = app or make_client_app(self.device)
         return InProcessGrid(dict.fromkeys(range(len(self.texts)), shared), workers=self.workers)
 
     def coordinator(self, params: wire.Params | None = None, done: int = 0) -> Coordinator:
@@ -75,8 +77,8 @@ class Toy:
     def run(self, until: int = 2, grid: Any = None) -> tuple[list[Traffic], Coordinator, Journal]:
         """Run, or go on from what lies in `root`."""
         journal = Journal(self.root)
-        coordinator = apps.resumed(journal, self.coordinator)
-        return apps.run_rounds(grid or self.grid(), coordinator, journal, until=until), coordinator, journal
+        coordinator = resumed(journal, self.coordinator)
+        return run_rounds(grid or self.grid(), coordinator, journal, until=until), coordinator, journal
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmem.federation import records
+from fedmem.federation import flower_codec as records
 from fedmem.federation.flower import (
     Array,
     ArrayRecord,
@@ -25,8 +25,8 @@ from fedmem.federation.flower import (
     RecordDict,
     Run,
 )
-from fedmem.federation.grid import InProcessGrid
 from fedmem.federation.wire import Fields
+from fedmem.sim.inproc_grid import InProcessGrid
 
 SECRET = "what a patient told her device"
 

@@ -7,8 +7,8 @@ import pytest
 
 from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused, UsageError
 from fedmem.federation import fixedpoint
-from fedmem.federation.coordinator import Coordinator, Durable, RoundAborted, RoundSettings
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.federation.rounds import Coordinator, Durable, RoundAborted, RoundSettings
 from fedmem.federation.wire import Fields
 from fedmem.privacy.stream import PrivacyStream
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.coordinator import journal as journal_module
+from fedmem.coordinator.journal import AppendLog, Journal, Traffic
 from fedmem.errors import Refused, StorageError, VerificationFailed
-from fedmem.federation import journal as journal_module
-from fedmem.federation.coordinator import Durable
-from fedmem.federation.journal import AppendLog, Journal, Traffic
+from fedmem.federation.rounds import Durable
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 
@@ -87,11 +87,14 @@ SCRIPT = """
     import os, signal, sys
     from pathlib import Path
     import numpy as np
-    from fedmem.federation import apps, journal, wire
-    from fedmem.federation.coordinator import Coordinator
+    from fedmem.federation import wire
+    from fedmem.coordinator import journal
+    from fedmem.coordinator.run_rounds import resumed, run_rounds
+    from fedmem.federation.client_app import make_client_app
+    from fedmem.federation.rounds import Coordinator
     from fedmem.federation.device import Device
     from fedmem.federation.device_dp import DevicePlan
-    from fedmem.federation.grid import InProcessGrid
+    from fedmem.sim.inproc_grid import InProcessGrid
     from fedmem.device.inproc import InprocPort
     from fedmem.privacy.stream import PrivacyStream
     from fedmem.storage.files import Files
@@ -114,8 +117,8 @@ SCRIPT = """
     make = lambda params, done: Coordinator(
         params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), done=done
     )
-    grid = InProcessGrid(dict.fromkeys(range(2), apps.make_client_app(device)))
-    apps.run_rounds(grid, apps.resumed(log, make), log, until=2)
+    grid = InProcessGrid(dict.fromkeys(range(2), make_client_app(device)))
+    run_rounds(grid, resumed(log, make), log, until=2)
 """
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.coordinator import journal as journal_module
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import ABORTS, resumed, run_rounds
 from fedmem.errors import RemoteError, StorageError
-from fedmem.federation import apps, fixedpoint
-from fedmem.federation import journal as journal_module
-from fedmem.federation.coordinator import Coordinator, RoundAborted, RoundSettings
+from fedmem.federation import fixedpoint
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.journal import Journal
+from fedmem.federation.rounds import Coordinator, RoundAborted, RoundSettings
 from fedmem.privacy.stream import PrivacyStream
 from tests.federation.conftest import KEY, UNSAFE, Toy, toy_params
 from tests.federation.nemesis import FAULTS, HONEST, SECRET, Nemesis, Script, only_honest
@@ -43,8 +44,8 @@ class Fleet:
     def run(self, until: int = ROUNDS) -> tuple[Coordinator, Journal]:
         """Run, or go on from what lies in the root."""
         journal = Journal(self.toy.root)
-        coordinator = apps.resumed(journal, self.coordinator)
-        apps.run_rounds(self.grid, coordinator, journal, until=until)
+        coordinator = resumed(journal, self.coordinator)
+        run_rounds(self.grid, coordinator, journal, until=until)
         return coordinator, journal
 
 
@@ -149,7 +150,7 @@ def test_a_federation_without_a_result_for_three_rounds_ends_with_a_typed_error(
     with pytest.raises(RoundAborted):
         made.run(until=9)
     journal = Journal(tmp_path)
-    assert [row.aborted for row in journal.traffic()] == [True] * apps.ABORTS
+    assert [row.aborted for row in journal.traffic()] == [True] * ABORTS
     assert ledger_rounds(journal) == [1, 2, 3]
     # Called again it goes on with the next number, and ends by the same rule.
     with pytest.raises(RoundAborted):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from fedmem.device.inproc import InprocPort
-from fedmem.federation import apps, fixedpoint, records, wire
+from fedmem.federation import fixedpoint, wire
+from fedmem.federation import flower_codec as records
+from fedmem.federation.client_app import answer, make_client_app
 from fedmem.federation.device import Device
 from fedmem.federation.flower import (
     ArrayRecord,
@@ -22,10 +24,10 @@ from fedmem.federation.flower import (
     MetricRecord,
     RecordDict,
 )
-from fedmem.vault.core import Core
-from fedmem.vault.egress import Egress
-from fedmem.vault.keys import KeyfileKeys
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.crypto.keystore import KeyfileKeys
+from fedmem.vault.store.core import Core
+from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import NewRecord, Vault
 
 Make = Callable[..., Any]
@@ -136,7 +138,7 @@ def leaky(made: Any, leak: Callable[[RecordDict, Context], Any]) -> ClientApp:
     app = ClientApp()
 
     def train(message: Message, context: Context) -> Message:
-        content = apps.answer(made.device, message.content, context)
+        content = answer(made.device, message.content, context)
         planted = leak(content, context)
         return Message(planted if isinstance(planted, Error) else content, reply_to=message)
 
@@ -220,7 +222,7 @@ def test_a_request_of_another_plan_or_another_shape_gets_zeros(toy: Make) -> Non
         RecordDict({"surprise": ConfigRecord({})}),
     ):
         context = Context(1, 1000, {"partition-id": 1}, RecordDict(), {})
-        fields = records.from_reply(apps.answer(made.device, content, context))
+        fields = records.from_reply(answer(made.device, content, context))
         assert wire.shapes_of(fields.arrays) == wire.shapes_of(fixedpoint.zeros({"b": (3,), "w": (4, 3)}))
         assert not any(array.any() for array in fields.arrays.values())
 
@@ -264,7 +266,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def app_on(port: InprocPort, toy: Make) -> ClientApp:
     made = toy()
     device = Device(0, port, made.plan, wire.shapes_of(made.coordinator().params), made.train(port.shareable()))
-    return apps.make_client_app(lambda context: device)
+    return make_client_app(lambda context: device)
 
 
 def reaches(things: list[object], vault: Any) -> bool:

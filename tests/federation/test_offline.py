@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import Patience, run_rounds
 from fedmem.errors import Refused, RemoteError
-from fedmem.federation import apps, flower
-from fedmem.federation.apps import Patience
-from fedmem.federation.grid import InProcessGrid
-from fedmem.federation.journal import Journal
-from fedmem.federation.switches import SWITCHES
+from fedmem.federation import flower
+from fedmem.federation.flower import require_own_installation
+from fedmem.federation.offline import SWITCHES
+from fedmem.sim.inproc_grid import InProcessGrid
 
 PROBE = """
 import sys
-import fedmem.federation.grid
+import fedmem.sim.inproc_grid
 from flwr.supercore import telemetry, update_check
 import os
 print(telemetry.FLWR_TELEMETRY_ENABLED, os.environ["FLWR_DISABLE_UPDATE_CHECK"], os.environ["HF_HUB_OFFLINE"],
@@ -74,7 +75,7 @@ def test_switches_are_strings_that_mean_off() -> None:
 def test_a_federation_without_devices_ends_with_a_sentence(toy: Callable[..., Any]) -> None:
     made = toy()
     with pytest.raises(RemoteError, match="Start the others"):
-        apps.run_rounds(
+        run_rounds(
             InProcessGrid({}), made.coordinator(), Journal(made.root), until=1, patience=Patience(connect=0, poll=0)
         )
 
@@ -83,7 +84,7 @@ def test_a_bundle_that_carries_its_own_fedmem_is_refused(tmp_path: Path, monkeyp
     bundle = tmp_path / "flwr" / "apps" / "some.app.1.0.0.abc"
     app = str(bundle / "client" / "app.py")
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
-    apps.require_own_installation(app)
-    monkeypatch.setattr(apps.fedmem, "__file__", str(bundle / "fedmem" / "__init__.py"))
+    require_own_installation(app)
+    monkeypatch.setattr(flower.fedmem, "__file__", str(bundle / "fedmem" / "__init__.py"))
     with pytest.raises(Refused, match="carries its own"):
-        apps.require_own_installation(app)
+        require_own_installation(app)

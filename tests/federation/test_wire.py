@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from fedmem.errors import BoundaryViolation, VersionMismatch
-from fedmem.federation import fixedpoint, records, wire
+from fedmem.federation import fixedpoint, wire
+from fedmem.federation import flower_codec as records
 from fedmem.federation.flower import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedmem.federation.wire import Fields
 

@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmem.device.aside import Noted
 from fedmem.device.inproc import InprocPort
+from fedmem.device.simulation_log import Noted
 from fedmem.errors import Refused, RemoteError, UsageError
-from fedmem.federation import apps, wire, workers
+from fedmem.federation import wire
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device
 from fedmem.federation.flower import Array, ArrayRecord, ClientApp, ConfigRecord, Context, Message, RecordDict
-from fedmem.federation.grid import NODE_BASE, InProcessGrid
-from fedmem.federation.workers import AHEAD, WorkerLost
+from fedmem.sim import workers
+from fedmem.sim.inproc_grid import NODE_BASE, InProcessGrid
+from fedmem.sim.workers import AHEAD, WorkerLost
 from tests.federation.conftest import Toy, toy_params, toy_train
 from tests.federation.nemesis import FAULTS, Nemesis
 from tests.federation.test_nemesis import NODES, Fleet
@@ -89,7 +91,7 @@ def result(run: tuple[dict[str, bytes], list[Any], str]) -> tuple[dict[str, byte
 
 
 def clients(made: Toy) -> dict[int, ClientApp]:
-    return dict.fromkeys(range(len(made.texts)), apps.make_client_app(made.device))
+    return dict.fromkeys(range(len(made.texts)), make_client_app(made.device))
 
 
 @pytest.mark.parametrize("plan", [ALL, NOISY], ids=["all", "sampled and noisy"])
@@ -125,7 +127,7 @@ def test_replies_come_in_the_order_of_the_requests_whoever_is_ready_first(toy: M
 
 
 def requests(made: Toy, order: Sequence[int]) -> list[Message]:
-    from fedmem.federation import records
+    from fedmem.federation import flower_codec as records
 
     content = records.to_request(made.coordinator().open([NODE_BASE]).request)
     return [Message(content, NODE_BASE + index, wire.TRAIN_ANCHOR, group_id="1") for index in order]
@@ -330,7 +332,7 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
         for index, texts in enumerate(made.texts):
             ports[index] = port = InprocPort(texts, made.plan, shapes)
             device = Device(index, port, made.plan, shapes, explode(texts), noted.failed)
-            devices[index] = apps.make_client_app(lambda _, d=device: d)  # type: ignore[misc]
+            devices[index] = make_client_app(lambda _, d=device: d)  # type: ignore[misc]
         # What was said before the workers were started is not said again.
         devices[0](requests(made, [0])[0], Context(1, NODE_BASE, {}, RecordDict(), {}))
         with InProcessGrid(devices, workers=workers, aside=noted) as grid:
@@ -408,7 +410,7 @@ def test_a_child_of_the_coordinators_process_that_drops_the_grid_ends_nobody(toy
 ORPHANS = """
 import os, sys, time
 from fedmem.federation.flower import ClientApp, Message, RecordDict
-from fedmem.federation.grid import NODE_BASE, InProcessGrid
+from fedmem.sim.inproc_grid import NODE_BASE, InProcessGrid
 app = ClientApp()
 @app.train("anchor")
 def hang(message, context):

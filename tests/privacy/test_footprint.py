@@ -69,7 +69,7 @@ from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
 from fedmem.privacy.footprint import fitting
 from fedmem.privacy.gradients import RuntimeOptions
-from fedmem.privacy.learn import LearnSettings, charge, private_spec, train
+from fedmem.device.learning import LearnSettings, charge, private_spec, train
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.tree import Tree
 from fedmem.training.bank_state import BankState

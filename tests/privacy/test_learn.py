@@ -7,11 +7,11 @@ from safetensors.torch import load
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.device import learning as learn
+from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused
 from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
-from fedmem.privacy import learn
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.ledger import block_epsilon, subject_epsilon
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.tree import Tree

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
+from fedmem.device import learning as learn
 from fedmem.errors import BudgetExceeded, VerificationFailed
 from fedmem.memory.attach import attach
 from fedmem.policy.files import Topic
-from fedmem.privacy import dpsgd, learn
+from fedmem.privacy import dpsgd
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp, rdp
 from fedmem.privacy.ledger import (
     Meter,
@@ -26,7 +27,7 @@ from fedmem.privacy.ledger import (
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.spend import SpendEvent
 from fedmem.privacy.stream import PrivacyStream
-from fedmem.vault.keytable import RolledBack
+from fedmem.vault.crypto.key_table import RolledBack
 from fedmem.vault.vault import NewRecord, Vault
 from tests.privacy.models import anchor, sequences, spec, warm_block
 

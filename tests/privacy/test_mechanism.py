@@ -16,6 +16,7 @@ from scipy.stats import kstest
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import PAD, train_tokenizer
+from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.eval.one_run import watched
 from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks
@@ -26,7 +27,6 @@ from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.book import Book
 from fedmem.privacy.dpsgd import clipped_sum, train_block
 from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.spend import SpendEvent
 from fedmem.privacy.stream import PrivacyStream

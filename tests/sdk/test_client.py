@@ -182,7 +182,7 @@ def test_adding_and_searching_load_no_torch(home: Path) -> None:
 
 
 def test_learning_uses_the_topic_of_the_policy(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fedmem.privacy.learn as learning
+    import fedmem.device.learning as learning
 
     calls: list[SimpleNamespace] = []
     monkeypatch.setattr(

@@ -108,7 +108,7 @@ def test_after_an_erasure_answers_are_those_of_a_vault_that_never_held_it(
     release: Release, finish_block: Callable[..., BlockInfo], tmp_path: Path
 ) -> None:
     def logits(client: Client) -> torch.Tensor:
-        from fedmem.sdk.answer import Answerer
+        from fedmem.device.answering import Answerer
 
         answerer = Answerer(release)
         sources = answerer.sources((0, 1), client._vault, client._matching("health"))

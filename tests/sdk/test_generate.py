@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from fedmem.device.answering import Answerer
 from fedmem.errors import Busy, UsageError, VersionMismatch
 from fedmem.memory.block import source
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.plan import PrivacyPlan
-from fedmem.sdk.answer import Answerer
 from fedmem.sdk.client import Client
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo

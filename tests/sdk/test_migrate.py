@@ -8,16 +8,16 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.device.learning import LearnSettings, learn_topic
+from fedmem.device.private_fetch import block_for
+from fedmem.device.training_sessions import Own, Shared, migrate, trainings
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.policy.policy import Policy
-from fedmem.privacy.fetch import block_for
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.tree import Tree
 from fedmem.sdk.client import Client
-from fedmem.sdk.training import Own, Shared, migrate, trainings
 from fedmem.training.bank_state import BankState
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault

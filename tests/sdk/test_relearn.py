@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 from safetensors.torch import load
 
+from fedmem.device import retraining as relearn
+from fedmem.device.learning import LearnSettings, learn_topic
+from fedmem.device.retraining import Relearn
 from fedmem.errors import BudgetExceeded, PartialErasure, Refused, VersionMismatch
 from fedmem.policy.policy import Policy
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.plan import PrivacyPlan
-from fedmem.sdk import relearn
 from fedmem.sdk.client import Client
-from fedmem.sdk.relearn import Relearn
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo
 
@@ -118,7 +118,7 @@ def _other(release: Release) -> Release:
 def test_a_training_that_is_cut_goes_on_with_its_charge_and_stream(
     client: Client, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fedmem.privacy.learn as learning
+    import fedmem.device.learning as learning
     from fedmem.errors import StorageError
 
     learn(client, release)

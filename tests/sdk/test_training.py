@@ -9,19 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from fedmem.device import session_lock as trainer
+from fedmem.device import training_sessions as training
+from fedmem.device.learning import LearnSettings
+from fedmem.device.training_sessions import Limits, Own, Shared, Trained, cancel, pause, train, trainings
 from fedmem.erasure import residue
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.memory.spec import MemorySpec
 from fedmem.policy.policy import Policy
 from fedmem.privacy import footprint
-from fedmem.privacy.learn import LearnSettings
 from fedmem.privacy.plan import PrivacyPlan
-from fedmem.sdk import trainer, training
 from fedmem.sdk.client import Client
-from fedmem.sdk.training import Limits, Own, Shared, Trained, cancel, pause, train, trainings
 from fedmem.storage.files import Files
 from fedmem.training.release import Release
-from fedmem.vault import container
+from fedmem.vault.crypto import container
 from fedmem.vault.vault import NewRecord, Vault
 
 NOTES = ["My doctor prescribed new tablets for my blood pressure.", "The nurse measured my fever.", "A third visit."]
@@ -74,7 +75,7 @@ def kinds(vault: Vault) -> list[str]:
 
 def fixed_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run gets the same key, so that runs in two vaults can be compared byte by byte."""
-    from fedmem.vault import runs
+    from fedmem.vault.store import runs
 
     start = runs.Runs._start
     monkeypatch.setattr(runs.Runs, "_start", lambda self, facts, spend, key, old: start(self, facts, spend, KEY, old))

@@ -2,15 +2,16 @@
 
 import numpy as np
 
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import run_rounds
 from fedmem.device.inproc import InprocPort
 from fedmem.federation import fixedpoint, wire
-from fedmem.federation.apps import make_client_app, run_rounds
-from fedmem.federation.coordinator import Coordinator, RoundSettings
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device, TrainConfig, encode_update
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.grid import InProcessGrid
-from fedmem.federation.journal import Journal
+from fedmem.federation.rounds import Coordinator, RoundSettings
 from fedmem.sim.faults import Faults, LossyGrid, against
+from fedmem.sim.inproc_grid import InProcessGrid
 
 PLAN = DevicePlan(population=10, rounds=3, clip=1.0, unsafe_no_dp=True, unsafe_reason="a test")
 SHAPES = {"w": (4,)}

@@ -24,7 +24,7 @@ from fedmem import erasure
 from fedmem.erasure import Scope
 from fedmem.errors import FedmemError
 from fedmem.storage.files import Files
-from fedmem.vault import backup, restoring
+from fedmem.vault.backup import backup, restoring
 from fedmem.vault.vault import ALL, NewRecord, Record, Vault
 from fedmem.vault.vault import Run as Training
 

@@ -8,11 +8,11 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.coordinator.examine import verify
 from fedmem.errors import NothingMatched, Refused, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.routing.tree import Tree
 from fedmem.training.bank_state import BankStream
-from fedmem.training.examine import verify
 from fedmem.training.release import Release
 
 SPEC = spec_for(new_anchor("nano", 300, 1), "ffn", 2, (4,))

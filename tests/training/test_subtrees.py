@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from fedmem.coordinator.bank_training import train_bank
+from fedmem.coordinator.build import build_bank, train_anchor
+from fedmem.coordinator.examine import verify
+from fedmem.coordinator.subtrees import Training, job_names, run_job, subtree_name
 from fedmem.errors import NothingMatched, UsageError, VerificationFailed, VersionMismatch
 from fedmem.memory.attach import attach
 from fedmem.routing.router import route
 from fedmem.training.bank_state import BankState
-from fedmem.training.bank_training import train_bank
-from fedmem.training.examine import verify
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
-from fedmem.training.rows import Rows, routed_rows
+from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.seeds import derived
 from fedmem.training.settings import Trained
 from fedmem.training.state import Watch
-from fedmem.training.subtrees import Training, job_names, run_job, subtree_name
-from fedmem.training.workshop import build_bank, train_anchor
 from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
 
 FROZEN = plan("frozen")
@@ -82,7 +82,7 @@ def test_jobs_in_other_places_and_another_order_merge_to_the_same_bytes(release,
 def test_another_process_makes_the_same_part(release, whole, tmp_path):
     code = (
         "from pathlib import Path; import sys\n"
-        "from fedmem.training.bank_training import train_bank\n"
+        "from fedmem.coordinator.bank_training import train_bank\n"
         "from fedmem.training.state import Watch\n"
         "from tests.training.workplace import CORPUS, EMBEDDER, plan\n"
         "train_bank(CORPUS, Path(sys.argv[1]), Path(sys.argv[2]), plan('frozen'), EMBEDDER, Watch(), [1])\n"
@@ -147,7 +147,7 @@ def test_a_subtree_without_rows_keeps_its_blocks(release, tmp_path):
     run_job(training, "subtree-1", Watch())
     about = json.loads((tmp_path / "parts" / "subtree-1.json").read_text())
     assert (about["steps"], about["curve"]) == (0, [])
-    from fedmem.training.subtrees import read_part
+    from fedmem.coordinator.subtrees import read_part
 
     before: BankState = release.bank_state()
     for level, blocks in enumerate(read_part(training, "subtree-1")):

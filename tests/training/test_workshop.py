@@ -11,6 +11,9 @@ import torch
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.cli import bank as cli_bank
+from fedmem.coordinator.bank_training import train_bank
+from fedmem.coordinator.build import build_bank, train_anchor
+from fedmem.coordinator.examine import describe, verify
 from fedmem.errors import (
     Busy,
     NothingMatched,
@@ -26,18 +29,15 @@ from fedmem.memory.block import source
 from fedmem.memory.sites import spec_for
 from fedmem.routing.router import route
 from fedmem.routing.tree import Tree
-from fedmem.training import drive
+from fedmem.training import resumable as drive
 from fedmem.training.bank_state import BankState
-from fedmem.training.bank_training import train_bank
 from fedmem.training.corpus import Corpus
-from fedmem.training.drive import Run
-from fedmem.training.examine import describe, verify
 from fedmem.training.folder import load_anchor
 from fedmem.training.plans import MODES
 from fedmem.training.release import Release
+from fedmem.training.resumable import Run
 from fedmem.training.settings import Settings
 from fedmem.training.state import Watch
-from fedmem.training.workshop import build_bank, train_anchor
 from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, TEXTS, Cut, contents, copy, cut_at, plan
 
 

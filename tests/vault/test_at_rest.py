@@ -96,7 +96,7 @@ def test_file_names_are_random(vaults) -> None:
 
 
 def test_header_of_a_block_names_no_topic(vaults) -> None:
-    from fedmem.vault import container
+    from fedmem.vault.crypto import container
 
     vault = vaults.create()
     block = vaults.block(vault)

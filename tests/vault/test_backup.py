@@ -24,9 +24,12 @@ from fedmem.errors import (
 )
 from fedmem.privacy.ledger import subject_epsilon
 from fedmem.sdk.keys import newest
-from fedmem.vault import backup, copies, kits, recovery, rekey, restoring
-from fedmem.vault.keytable import RolledBack
-from fedmem.vault.restoring import Newest
+from fedmem.vault.backup import backup, recovery, restoring
+from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup.restoring import Newest
+from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto.key_table import RolledBack
 from fedmem.vault.vault import ALL, Vault
 
 SPEND = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.1, "noise_multiplier": 2.0, "steps": 10}

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmem.errors import UsageError, VerificationFailed, VersionMismatch
-from fedmem.vault import container
-from fedmem.vault.container import ContainerCorrupt, TruncatedContainer, WrongKey
+from fedmem.vault.crypto import container
+from fedmem.vault.crypto.container import ContainerCorrupt, TruncatedContainer, WrongKey
 
 KEY = bytes(range(32))
 HEADER = {"id": "b1", "release": "r1"}

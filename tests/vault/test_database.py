@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import Connection, text
 
 from fedmem.errors import StorageError, VersionMismatch
-from fedmem.vault import database
-from fedmem.vault.database import SCHEMA, Database
-from fedmem.vault.keytable import RolledBack
+from fedmem.vault.crypto.key_table import RolledBack
+from fedmem.vault.store import database
+from fedmem.vault.store.database import SCHEMA, Database
 from fedmem.vault.vault import ALL, Vault
 
 

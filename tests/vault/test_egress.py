@@ -11,10 +11,14 @@ import pytest
 
 from fedmem import erasure
 from fedmem.errors import Busy, StorageError, VerificationFailed
-from fedmem.vault import backup, egress, facts, heads, rekey, restoring
-from fedmem.vault.egress import Egress
-from fedmem.vault.leaving import EgressEntry
-from fedmem.vault.ledger import chain
+from fedmem.vault.backup import backup, restoring
+from fedmem.vault.crypto import header as facts
+from fedmem.vault.crypto import rekey
+from fedmem.vault.store import egress_log as egress
+from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.ledger import chain
 from fedmem.vault.vault import Vault
 
 SPEND = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.3, "noise_multiplier": 1.0, "steps": 1}

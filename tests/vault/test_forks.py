@@ -15,9 +15,9 @@ import pytest
 from fedmem.errors import Busy
 from fedmem.storage.forks import InheritedVault, ProcessLock
 from fedmem.storage.locks import FileLock
-from fedmem.vault.egress import Egress
-from fedmem.vault.leases import older
-from fedmem.vault.leaving import EgressEntry
+from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.leases import older
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
 

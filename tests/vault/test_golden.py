@@ -10,9 +10,11 @@ from sqlalchemy import Connection
 
 from fedmem import erasure
 from fedmem.errors import StorageError, VersionMismatch
-from fedmem.vault import backup, database, kits, recovery, restoring
-from fedmem.vault.database import SCHEMA, Database
-from fedmem.vault.egress import Egress
+from fedmem.vault.backup import backup, recovery, restoring
+from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.store import database
+from fedmem.vault.store.database import SCHEMA, Database
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import Vault
 
 HERE = Path(__file__).parent
@@ -112,7 +114,7 @@ def test_a_newer_schema_is_refused(with_copies: tuple[Path, dict], monkeypatch: 
     root, _ = with_copies
     Vault.open(root, subject="alice").close()
     before = (root / "vault.db").read_bytes()
-    monkeypatch.setattr("fedmem.vault.database.SCHEMA", SCHEMA - 1)
+    monkeypatch.setattr("fedmem.vault.store.database.SCHEMA", SCHEMA - 1)
     for write in (False, True):
         with pytest.raises(VersionMismatch):
             Vault.open(root, subject="alice", write=write)

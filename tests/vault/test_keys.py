@@ -9,9 +9,9 @@ import pytest
 
 from fedmem.errors import KeystoreError
 from fedmem.storage.files import Files
-from fedmem.vault.keys import KeyfileKeys, Keystore
-from fedmem.vault.oskeys import KeyringKeys
-from fedmem.vault.passphrase import PassphraseKeys
+from fedmem.vault.crypto.keystore import KeyfileKeys, Keystore
+from fedmem.vault.crypto.os_keyring import KeyringKeys
+from fedmem.vault.crypto.passphrase import PassphraseKeys
 
 SALT = bytes(16)
 

@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedmem.errors import KeystoreError, StorageError, VerificationFailed
 from fedmem.storage import two_slot_register as notes
 from fedmem.storage.ids import new_id
-from fedmem.vault import recipients
-from fedmem.vault.container import ContainerCorrupt
-from fedmem.vault.keys import KeyfileKeys
-from fedmem.vault.keytable import KeyTable, RolledBack, backup_name, decode, encode, epoch_name, noted
+from fedmem.vault.crypto import hpke as recipients
+from fedmem.vault.crypto.container import ContainerCorrupt
+from fedmem.vault.crypto.key_table import KeyTable, RolledBack, backup_name, decode, encode, epoch_name, noted
+from fedmem.vault.crypto.keystore import KeyfileKeys
 
 STAYS, GOES = "ab" * 16, "cd" * 16
 

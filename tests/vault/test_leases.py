@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fedmem.vault.leases import Lease, older
+from fedmem.vault.store.leases import Lease, older
 
 HOLD = """
 import sys
 from pathlib import Path
-from fedmem.vault.leases import Lease
+from fedmem.vault.store.leases import Lease
 lease = Lease(Path(sys.argv[1]), int(sys.argv[2]))
 print("held", flush=True)
 sys.stdin.readline()

@@ -9,9 +9,9 @@ from sqlalchemy import text
 
 from fedmem import erasure
 from fedmem.errors import UsageError, VerificationFailed
-from fedmem.vault import heads
-from fedmem.vault.keytable import RolledBack
-from fedmem.vault.ledger import chain
+from fedmem.vault.crypto.key_table import RolledBack
+from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.ledger import chain
 
 
 def test_events_come_back_in_order(vaults) -> None:

@@ -17,9 +17,9 @@ import pytest
 from fedmem import erasure, paths
 from fedmem.erasure import Scope
 from fedmem.errors import FedmemError, Refused, VerificationFailed
-from fedmem.vault.egress import Egress
-from fedmem.vault.leaving import EgressEntry
 from fedmem.vault.opening import VaultExists
+from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
 FORK = multiprocessing.get_context("fork")
@@ -280,7 +280,7 @@ DUMPS = """
 import resource, sys
 hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
 resource.setrlimit(resource.RLIMIT_CORE, (hard if hard >= 0 else 2**20, hard))
-from fedmem.vault import keys
+from fedmem.vault.crypto import keystore as keys
 from fedmem.vault.vault import Vault
 seen = []
 for name in ("create", "load"):

@@ -18,8 +18,11 @@ from fedmem.errors import (
     VerificationFailed,
     VersionMismatch,
 )
-from fedmem.vault import copies, kits, passphrase, recovery, rekey
-from fedmem.vault.keytable import RolledBack
+from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup import recovery
+from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.crypto import passphrase, rekey
+from fedmem.vault.crypto.key_table import RolledBack
 from fedmem.vault.opening import public_pem
 from fedmem.vault.vault import ALL, Vault
 

@@ -16,9 +16,9 @@ from fedmem.erasure import openings, receipt
 from fedmem.errors import NothingMatched, Refused, VerificationFailed
 from fedmem.privacy.accounting import epsilon_rdp
 from fedmem.privacy.ledger import subject_epsilon
-from fedmem.vault.check import check
-from fedmem.vault.egress import Egress
-from fedmem.vault.repair import repair
+from fedmem.vault.backup.check import check
+from fedmem.vault.backup.repair import repair
+from fedmem.vault.store.egress_log import Egress
 from fedmem.vault.vault import ALL, Vault
 from tests.vault.test_opening import block_of, root, seen, states, states_copy
 
@@ -167,7 +167,7 @@ def test_through_the_command(root: Path, tmp_path: Path) -> None:
     of_ana = ("--subject", "ana", "--vault", str(root))
     assert run("vault", "check", *of_ana) == (
         0,
-        {"schema": "fedmem.vault.check/1", "data": {"fits": True, "faults": []}},
+        {"schema": "fedmem.vault.backup.check/1", "data": {"fits": True, "faults": []}},
     )
     (root / "vault.json").unlink()
     code, envelope = run("vault", "check", *of_ana)

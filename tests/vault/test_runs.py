@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedmem.errors import NothingMatched, Refused, UsageError
-from fedmem.vault.runs import Run, Runs
+from fedmem.vault.store.runs import Run, Runs
 
 PLAN = {"steps": 3, "noise_multiplier": 1.1}
 SPEND = {"sampling_rate": 0.1, "steps": 3, "noise_multiplier": 1.1}

@@ -4,9 +4,9 @@ import pytest
 
 from fedmem.errors import Refused
 from fedmem.storage.files import Files
-from fedmem.vault import stores
-from fedmem.vault.core import Core
-from fedmem.vault.stores import BUILT_IN, NO_CONTENT, ContentStore, unclaimed
+from fedmem.vault.store import content_stores as stores
+from fedmem.vault.store.content_stores import BUILT_IN, NO_CONTENT, ContentStore, unclaimed
+from fedmem.vault.store.core import Core
 
 AT_REST = ["key-table", "block-files", "database", "checkpoints"]
 NAMES = [*AT_REST, "readers", "copies"]

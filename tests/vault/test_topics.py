@@ -7,7 +7,7 @@ import pytest
 
 from fedmem import erasure
 from fedmem.errors import StorageError, UsageError
-from fedmem.vault import topics
+from fedmem.vault.store import topics
 from fedmem.vault.vault import ALL
 
 OTHER = "topic-money"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmem.vault.unused import moved
+from fedmem.vault.store.wal_remnants import moved
 
 PIECE = 12
 

@@ -17,7 +17,7 @@ from fedmem.errors import (
     VerificationFailed,
     VersionMismatch,
 )
-from fedmem.vault.container import TruncatedContainer
+from fedmem.vault.crypto.container import TruncatedContainer
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
 
@@ -276,7 +276,7 @@ def test_reader_reads_and_refuses_to_write(vaults) -> None:
 def test_every_connection_has_its_settings(vaults, monkeypatch: pytest.MonkeyPatch) -> None:
     from sqlalchemy import text
 
-    from fedmem.vault import database
+    from fedmem.vault.store import database
 
     vault = vaults.create()
     with vault.core.database.session() as session:

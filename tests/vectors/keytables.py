@@ -7,7 +7,7 @@ from containers import GOOD as BLOCK
 from tools import BAD, CORRUPT, CUT, KEY, MAGIC, OK, OTHER_KEY, OTHER_VAULT, PREFIX, VAULT, WRONG, Vectors, flip, sealed
 
 from fedmem.storage.canonical import canonical_json
-from fedmem.vault import keytable
+from fedmem.vault.crypto import key_table as keytable
 
 
 def made() -> Vectors:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedmem.erasure import receipt
 from fedmem.errors import VerificationFailed, VersionMismatch
-from fedmem.vault import container
+from fedmem.vault.crypto import container
 
 KEY = bytes(range(32))
 HEADER = {"kind": "block", "id": "00" * 16, "vault": "11" * 16, "release": "r" * 64, "version": 1,

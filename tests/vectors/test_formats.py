@@ -14,8 +14,9 @@ import pytest
 from fedmem import errors
 from fedmem.erasure import receipt
 from fedmem.storage.files import Files
-from fedmem.vault import container, keytable
-from fedmem.vault.keys import KeyfileKeys
+from fedmem.vault.crypto import container
+from fedmem.vault.crypto import key_table as keytable
+from fedmem.vault.crypto.keystore import KeyfileKeys
 
 HERE = Path(__file__).parent
 SEALED = {"ok", "ContainerCorrupt", "TruncatedContainer", "WrongKey", "VersionMismatch"}

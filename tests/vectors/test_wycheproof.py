@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmem.erasure import receipt
 from fedmem.errors import VerificationFailed
-from fedmem.vault import container
+from fedmem.vault.crypto import container
 
 Vector = dict[str, Any]
 Check = Callable[[Vector, dict[str, bytes]], bool]

@@ -13,21 +13,23 @@ from dataclasses import replace
 import numpy as np
 
 from fedmem.anchor.presets import new_anchor
-from fedmem.device.aside import Noted
+from fedmem.coordinator.journal import AppendLog, Journal
+from fedmem.coordinator.run_rounds import Progress, resumed, run_rounds
 from fedmem.device.inproc import InprocPort
+from fedmem.device.simulation_log import Noted
 from fedmem.errors import FedmemError
 from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.federation import apps, device_dp, local_training, wire
-from fedmem.federation.coordinator import Coordinator
+from fedmem.federation import device_dp, local_training, wire
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device, LocalTrain
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.grid import InProcessGrid
-from fedmem.federation.journal import AppendLog, Journal
+from fedmem.federation.rounds import Coordinator
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim import keys, parameters, terms
 from fedmem.sim.context import Simulation
 from fedmem.sim.faults import Faults, LossyGrid
 from fedmem.sim.folder import Facts
+from fedmem.sim.inproc_grid import InProcessGrid
 from fedmem.sim.phases.central import CURVE_POINTS, Curve, packed_with_paths
 from fedmem.sim.scenario import Scenario
 from fedmem.training.local import Federated
@@ -117,9 +119,7 @@ def measured(first: int, last: int) -> list[int]:
     return list(range(last, first, -every))[::-1]
 
 
-def _run_arm(
-    sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], until: int, progress: apps.Progress
-) -> None:
+def _run_arm(sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], until: int, progress: Progress) -> None:
     part, plan, log, f = federated(sim, arm), device_plan(sim), journal(sim, arm), sim.scenario.federation
     shapes, faults = wire.shapes_of(part.params()), population_faults(sim)
     devices, ports = dict[int, Device](), dict[int, InprocPort]()
@@ -138,11 +138,11 @@ def _run_arm(
     quiet = plan.noise_multiplier == 0 and not plan.sampled
     noise = None if quiet else PrivacyStream(keys.run_key(sim, "rounds"), arm.encode())
     start = part.params()
-    coordinator = apps.resumed(log, lambda params, done: Coordinator(params or start, plan, noise, settings, done))
-    clients = {index: apps.make_client_app(lambda _, d=device: d) for index, device in devices.items()}  # type: ignore[misc]
+    coordinator = resumed(log, lambda params, done: Coordinator(params or start, plan, noise, settings, done))
+    clients = {index: make_client_app(lambda _, d=device: d) for index, device in devices.items()}  # type: ignore[misc]
     with InProcessGrid(clients, workers=sim.workers, aside=noted) as fleet:
         grid = LossyGrid(fleet, faults) if f.silent else fleet
-        apps.run_rounds(grid, coordinator, log, until=until, progress=progress, closing=lambda: _check(noted.failures))
+        run_rounds(grid, coordinator, log, until=until, progress=progress, closing=lambda: _check(noted.failures))
 
 
 def population_faults(sim: Simulation) -> Faults:

@@ -10,10 +10,10 @@ import hashlib
 import shutil
 from functools import lru_cache
 
+from fedmem.device.learning import LearnSettings, learn_topic
+from fedmem.device.private_fetch import block_for
 from fedmem.policy.policy import Topic
 from fedmem.privacy.dpsgd import Optimiser
-from fedmem.privacy.fetch import block_for
-from fedmem.privacy.learn import LearnSettings, learn_topic
 from fedmem.privacy.ledger import block_epsilon
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.router import route

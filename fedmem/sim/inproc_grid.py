@@ -1,0 +1,149 @@
+"""Flower's `Grid` in one process: real ClientApps and Messages, no Ray, no socket (docs/design.md, §10).
+
+Invariants
+- Devices run in the order of the requests and answer at once in the grid's virtual time, so a run is deterministic
+  (I9). With worker processes they run side by side, and what comes back is the same: order, bytes and transcript.
+- A message crosses as bytes, by Flower's own serialisation: the two sides share nothing that can be changed.
+- Whatever crosses is in the transcript first; so is anything a device leaves in Flower's context state.
+- A device runs when its reply is pulled, in either way, and once.
+
+>>> with InProcessGrid({}) as grid:
+...     list(grid.get_node_ids())
+[]
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from fedmem.device.simulation_log import Noted
+from fedmem.errors import UsageError
+from fedmem.federation.clock import VirtualClock
+from fedmem.federation.flower import (
+    SUPERLINK_NODE_ID,
+    ClientApp,
+    Grid,
+    Message,
+    RecordDict,
+    Run,
+    TaskIdentity,
+)
+from fedmem.federation.transcript import Arrived, Transcript, encode, evidence
+from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse
+from fedmem.sim.workers import PATIENCE, Workers
+
+__all__ = ["NODE_BASE", "InProcessGrid"]
+
+
+def _identify(run_id: int) -> None:
+    """Flower refuses to build a Message outside a task until these are set."""
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+
+class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
+    """A federation on this machine whose devices are ClientApps, one app by device index.
+
+    Args:
+        workers: processes that the devices run in, forked with the first request; 0: all run in this one. A device
+            stays in its process, and sees of this one what was there at the fork.
+        aside: keeps the devices' notes for the runner of a simulation; notes made in a worker are brought here.
+        patience: seconds of the machine's time that a worker may be silent over one device.
+
+    Pulling raises `WorkerLost` where a worker died or fell silent: its devices' updates are not left out in silence,
+    the round stays open. `close`, or the end of the `with` block, ends the workers.
+    """
+
+    def __init__(
+        self,
+        apps: Mapping[int, ClientApp],
+        *,
+        run_id: int = 1,
+        config: dict[str, Any] | None = None,
+        workers: int = 0,
+        aside: Noted | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        if workers < 0:
+            raise UsageError("A federation has 0 or more worker processes.")
+        _identify(run_id)
+        self.transcript = Transcript()
+        self.clock = VirtualClock()
+        self._run = Run.create_empty(run_id)
+        self._fleet = Fleet(apps, run_id, config)
+        self._workers = Workers(self._fleet, workers, aside, patience) if workers else None
+        self._waiting: dict[str, Request] = {}
+        self._sent = 0
+
+    def set_run(self, run: Run) -> None:
+        """Set the run that messages belong to."""
+        self._run = run
+        _identify(run.run_id)
+
+    @property
+    def run(self) -> Run:
+        """Return the run that messages belong to."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a message from the coordinator."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all devices, ascending."""
+        return self._fleet.nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept requests; a device runs when its reply is pulled."""
+        ids, source, content = list[str](), None, Content(b"")
+        for message in messages:
+            self._sent += 1
+            message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
+            if message.content is not source:  # the same content object to the next device is the same bytes
+                source, content = message.content, Content(encode(message.content))
+            self._waiting[message.metadata.message_id] = Request(message, content)
+            ids.append(message.metadata.message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Run the devices asked for, and hand out their replies in the order in which they were pushed."""
+        wanted = set(message_ids)
+        chosen = [waiting for waiting in self._waiting if waiting in wanted]
+        if self._workers:
+            self._workers.ask([self._waiting[message_id] for message_id in chosen])
+        for message_id in chosen:
+            yield self._exchange(self._waiting.pop(message_id))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, then pull every reply. In one process nothing times out."""
+        return list(self.pull_messages(self.push_messages(messages)))
+
+    def _exchange(self, request: Request) -> Message:
+        self.transcript.add("down", request.message, request.content.evidence)
+        reply, payload, state = self._answer(request)
+        reply.metadata.__dict__["_message_id"] = f"reply-{request.message.metadata.message_id}"
+        received = evidence(payload)
+        self.transcript.add("up", reply, received)
+        # A SuperNode copies the context's state with each message, so what lies in it has left the device too.
+        if state:
+            self.transcript.add("state", reply, evidence(state))
+        return reply if reply.has_error() else Arrived(parse(payload), reply, received)
+
+    def _answer(self, request: Request) -> Answer:
+        return self._workers.reply(request) if self._workers else self._fleet.answer(request)
+
+    def close(self) -> None:
+        """End the workers; without any, or when closed already, nothing happens."""
+        if self._workers:
+            self._workers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

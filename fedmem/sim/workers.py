@@ -1,0 +1,146 @@
+"""Run the devices of an in-process federation in worker processes, seen from the coordinator's process.
+
+Invariants
+- A device belongs to one worker for the whole federation: its place in the order of nodes, modulo their number.
+- A thread for each worker sends a request and reads its reply before the next. A content goes to each worker once.
+- Replies are handed out in the order of the requests; at most `AHEAD` for each worker are read before their turn.
+- A worker that dies, or is silent for `patience` seconds over one device, raises `WorkerLost`, and all workers end.
+  Its devices do not count as silent: the result of a round would depend on this machine (I9).
+
+    workers = Workers(fleet, 2)
+    workers.ask(requests)
+    [workers.reply(request) for request in requests]
+    workers.close()
+"""
+
+import os
+import signal
+import warnings
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import Pipe, get_context
+
+from fedmem.device.simulation_log import Noted
+from fedmem.errors import Refused, RemoteError, UsageError
+from fedmem.federation.flower import (
+    Message,
+    ProtoError,
+    ProtoMetadata,
+    RecordDict,
+    error_from_proto,
+    metadata_from_proto,
+    metadata_to_proto,
+)
+from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request
+from fedmem.sim.worker_process import LONGEST, work
+
+PATIENCE = 3600.0
+AHEAD = 4
+
+
+class WorkerLost(RemoteError):
+    """A worker process died or fell silent; the round stays open, and running again goes on with it."""
+
+
+class _Worker:
+    """A process and the thread that talks to it. Raises OSError where the system starts no further process."""
+
+    def __init__(self, fleet: Fleet, aside: Noted | None) -> None:
+        (their_requests, self._requests), (self._replies, their_replies) = Pipe(False), Pipe(False)
+        arguments = (their_requests, their_replies, fleet, aside)
+        self.process = get_context("fork").Process(target=work, args=arguments, daemon=True)
+        self.thread = ThreadPoolExecutor(1, "fedmem-worker")
+        self._content: Content | None = None
+        with their_requests, their_replies, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of other threads: the child needs none of them
+            self.process.start()
+
+    def exchange(self, request: Request) -> tuple[Answer, bytes]:
+        """Send a request; wait for the answer and the notes. Raises OSError or EOFError where the worker ended."""
+        is_new, self._content = request.content is not self._content, request.content
+        self._requests.send_bytes(bytes([is_new]))
+        if is_new:
+            self._requests.send_bytes(request.content.data)
+        self._requests.send_bytes(metadata_to_proto(request.message.metadata).SerializeToString())
+        is_error, state, notes, metadata, payload = (self._replies.recv_bytes(LONGEST) for _ in range(5))
+        body = error_from_proto(ProtoError.FromString(payload)) if any(is_error) else RecordDict()
+        reply = Message(body, metadata=metadata_from_proto(ProtoMetadata.FromString(metadata)))
+        return Answer(reply, payload, state), notes
+
+
+class Workers:
+    """Answer requests in `count` processes, forked at the first request. See `InProcessGrid` for the arguments.
+
+    Raises UsageError on a system without fork.
+    """
+
+    def __init__(self, fleet: Fleet, count: int, aside: Noted | None = None, patience: float = PATIENCE) -> None:
+        if not hasattr(os, "fork"):
+            raise UsageError("This system cannot fork, so it runs no worker processes. Run with 0 workers.")
+        self._fleet, self._count, self._aside, self._patience = fleet, count, aside, patience
+        self._all: list[_Worker] = []
+        self._worker_of = {node: place % count for place, node in enumerate(fleet.nodes)}
+        self._queue: dict[str, Request] = {}
+        self._answers: dict[str, Future[tuple[Answer, bytes]]] = {}
+        self.close = weakref.finalize(self, _end, os.getpid(), self._all)
+
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Queue requests; one asked before runs once. Raises Refused, and RemoteError where no worker starts."""
+        self._require_open()
+        if requests and not self._all:
+            self._start()
+        for request in requests:
+            if (message_id := request.message.metadata.message_id) not in self._answers:
+                self._queue[message_id] = request
+
+    def _start(self) -> None:
+        # An interrupt waits until every process is in the list that `close` ends; workers inherit the block.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(self._count):
+                self._all.append(_Worker(self._fleet, self._aside))
+        except OSError as error:
+            self.close()
+            raise RemoteError(f"A worker process did not start: {error.strerror}. Run with fewer workers.") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def reply(self, request: Request) -> Answer:
+        """Wait for the answer to a request that was asked. Raises WorkerLost, and Refused after `close`."""
+        self._require_open()
+        metadata = request.message.metadata
+        while self._queue and (metadata.message_id in self._queue or len(self._answers) < AHEAD * self._count):
+            self._submit(self._queue.pop(next(iter(self._queue))))
+        try:
+            answer, notes = self._answers.pop(metadata.message_id).result(self._patience)
+        except Exception:  # noqa: BLE001  (whatever broke off an exchange, the next one would read its rest)
+            self.close()
+            raise WorkerLost(
+                "A worker process ended or fell silent over a device; the round stays open. Look after memory, and run "
+                "again to go on with it, with fewer workers if need be."
+            ) from None
+        if self._aside and notes:
+            self._aside.put(metadata.dst_node_id - NODE_BASE, notes)
+        return answer
+
+    def _submit(self, request: Request) -> None:
+        metadata = request.message.metadata
+        worker = self._all[self._worker_of[metadata.dst_node_id]]
+        self._answers[metadata.message_id] = worker.thread.submit(worker.exchange, request)
+
+    def _require_open(self) -> None:
+        if not self.close.alive:
+            raise Refused("The workers of this federation have been ended. Make a new grid.")
+
+
+def _end(owner: int, workers: list[_Worker]) -> None:
+    """End processes and threads; in a fork of their owner do nothing."""
+    if os.getpid() != owner:
+        return
+    for worker in workers:
+        worker.process.kill()
+        worker.thread.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.process.join()
+    workers.clear()

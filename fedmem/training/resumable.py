@@ -1,0 +1,140 @@
+"""Run a trainer to its end: checkpoints, the curve, and going on after a crash.
+
+Invariants
+- A run that was cut at any step and started again gives the bytes and the curve of one that was not.
+- One process at a time works on a run's state.
+- One thread: how a sum of floats is split among several was seen to change under load (I9).
+
+    with Run(folder, claim(out, inputs), "anchor") as run:
+        trace = run.drive(trainer, heldout, Watch())
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmem.errors import QualityGateFailed, VerificationFailed
+from fedmem.storage.files import Files
+from fedmem.storage.locks import WriterLock
+from fedmem.training.bank_state import BankStream
+from fedmem.training.checkpoint import load_checkpoint, save_checkpoint, step_of
+from fedmem.training.heldout import heldout_loss
+from fedmem.training.lazy_adamw import LazyAdamW, Level
+from fedmem.training.loop import Trainer
+from fedmem.training.packed_dataset import Rows
+from fedmem.training.state import Trace, Watch, read_json, write_json
+from fedmem.training.working_set import DiskLevel
+
+STOPS, MOST_STEPS = 20, 200
+"""A run stops to measure and to save so many times, and at least every so many steps."""
+ON_DISK = 2**30
+"""Bytes of a level with its optimiser's state above which it is trained on disk."""
+
+
+class Run:
+    """One resumable training, with its state in a folder of its own."""
+
+    def __init__(self, folder: Path, inputs: str, phase: str) -> None:
+        self.folder, self.inputs, self.phase = folder, inputs, phase
+        self.checkpoint, self._trace = folder / "checkpoint.safetensors", folder / "trace.json"
+        self._levels: list[Level] = []
+        Files().make_folder(folder)
+        self._lock = WriterLock(folder / "lock", "training")
+        Files().sweep(folder)
+        torch.set_num_threads(1)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for level in self._levels:
+            if isinstance(level, DiskLevel):
+                level.close()
+        self._lock.release()
+
+    def levels(self, start: BankStream) -> list[Level]:
+        """The levels of a bank to train, starting from its blocks: each in memory, or on disk where it is large."""
+        self._levels = [self._level(number, start) for number in range(1, start.spec.levels + 1)]
+        return self._levels
+
+    def trained(self, start: BankStream) -> BankStream:
+        """What became of the blocks that training started from."""
+
+        def pieces(level: int) -> Iterator[Tensor]:
+            for first, last in start.spans(level):
+                yield self._levels[level - 1].read(torch.arange(first, last))
+
+        return replace(start, pieces=pieces)
+
+    def _level(self, number: int, start: BankStream) -> Level:
+        count, size = start.blocks(number), start.spec.block_size(number)
+        if 4 * count * (3 * size + 1) <= ON_DISK:
+            return LazyAdamW(torch.cat(list(start.pieces(number))))
+        path = self.folder / f"level-{number}.state"
+        if not self.checkpoint.exists():
+            return DiskLevel.create(path, start.pieces(number), count, size)
+        if not path.exists():
+            raise VerificationFailed(f"{path.name} is missing in {self.folder}; remove the folder to start again.")
+        return DiskLevel(path, count, size, step_of(self.checkpoint, self.inputs))
+
+    def drive(self, trainer: Trainer, heldout: Rows, watch: Watch) -> Trace:
+        """The steps that are left, in evaluation mode: without dropout a step is a function of its inputs."""
+        steps, trace = trainer.settings.steps, self._resume(trainer)
+        every = min(MOST_STEPS, max(1, steps // STOPS))
+        trainer.model.eval()
+        if not trace.curve:
+            self._measure(trainer, heldout, trace, watch)
+        losses, begun = list[float](), time.monotonic()
+        while trainer.done < steps:
+            losses.append(self._finite(trainer.step().item(), trainer.done))
+            watch.progress(self.phase, trainer.done, steps, f"loss {losses[-1]:.3f}")
+            watch.scalar(f"{self.phase}/train", trainer.done, losses[-1])
+            if trainer.done % every == 0 or trainer.done == steps:
+                trace.seconds += time.monotonic() - begun
+                trace.curve.append(self._point(trainer.done, sum(losses) / len(losses), "train"))
+                self._measure(trainer, heldout, trace, watch)
+                self._save(trainer, trace)
+                losses, begun = list[float](), time.monotonic()
+        return trace
+
+    def remove_state(self) -> None:
+        """Remove what only a run under way needs; its result is durable."""
+        for path in [self.checkpoint, self._trace, *self.folder.glob("level-*")]:
+            Files().unlink(path)
+
+    def _finite(self, loss: float, step: int) -> float:
+        if not math.isfinite(loss):
+            raise QualityGateFailed(
+                f"The loss is not finite any more at step {step} of {self.phase}. Train in another folder, with a "
+                "lower learning rate."
+            )
+        return loss
+
+    def _resume(self, trainer: Trainer) -> Trace:
+        if not self.checkpoint.exists():
+            return Trace()
+        load_checkpoint(self.checkpoint, trainer, self.inputs)
+        return Trace(**read_json(self._trace)).upto(trainer.done)
+
+    def _save(self, trainer: Trainer, trace: Trace) -> None:
+        # The trace goes first: what it holds beyond the checkpoint is left out when the run goes on.
+        write_json(self._trace, asdict(trace))
+        save_checkpoint(self.checkpoint, trainer, self.inputs)
+
+    def _measure(self, trainer: Trainer, heldout: Rows, trace: Trace, watch: Watch) -> None:
+        if len(heldout):
+            loss = self._finite(heldout_loss(trainer, heldout), trainer.done)
+            watch.scalar(f"{self.phase}/heldout", trainer.done, loss)
+            trace.curve.append(self._point(trainer.done, loss, "heldout"))
+
+    def _point(self, step: int, loss: float, split: str) -> dict[str, Any]:
+        return {"phase": self.phase, "step": step, "loss": loss, "split": split}

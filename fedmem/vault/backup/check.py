@@ -1,0 +1,117 @@
+"""Check every part of a vault against every other one, without changing anything.
+
+Invariants
+- What opening looks at is looked at here too, and beyond it each item is opened: records, blocks, receipts.
+- Faults name parts, counts and random ids, never a text or a topic.
+
+    for fault in check(root, subject="ana", ask=None):
+        print(fault.part, fault.message)
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import select
+
+from fedmem.errors import FedmemError, VerificationFailed
+from fedmem.storage.canonical import digest
+from fedmem.vault import opening
+from fedmem.vault.backup.salvage import Fault, Remains, open_remains
+from fedmem.vault.crypto.keystore import Ask
+from fedmem.vault.store import acknowledgement, inventory
+from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.blocks import Blocks
+from fedmem.vault.store.core import Core
+from fedmem.vault.store.database import BlockRow, RecordRow
+from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.ledger import Ledger
+
+BACK = "Put it back, or restore the vault from a backup; `fedmem vault repair` saves the rest."
+
+
+def check(root: Path, *, subject: str, ask: Ask | None) -> list[Fault]:
+    """Return what does not fit in the vault at `root`; an empty list where all of it does.
+
+    Args:
+        ask: gives the passphrase in passphrase mode.
+
+    Raises:
+        NothingMatched: no vault there. Refused: the vault of another subject.
+    """
+    remains = open_remains(root, subject=subject, ask=ask)
+    try:
+        if remains.core is not None:
+            _check_core(remains, remains.core)
+        return remains.faults
+    finally:
+        remains.close()
+
+
+def _check_core(remains: Remains, core: Core) -> None:
+    with remains.part(opening.DATABASE):
+        core.database.check_integrity()
+        inventory.check_tables(core.database)
+    with remains.part(opening.DATABASE):
+        items = acknowledgement.items_of(core.database)
+        acknowledgement.check(core.table, items, remains.note)
+        inventory.check_keys(core.table, items, core.database)
+    with remains.part("privacy ledger"):
+        heads.check(core)
+        Ledger(core).verify()
+    with remains.part("records"):
+        _require_none(list(unreadable_records(core)), "record(s) do not open. Restore the vault from a backup.")
+    with remains.part("blocks"):
+        _require_none(list(unreadable_blocks(core)), f"block(s) do not open, or their file is missing. {BACK}")
+    with remains.part("egress.log"):
+        Egress(core).entries()
+    with remains.part("receipts"):
+        _require_none(list(missing_receipts(core)), f"receipt(s) are missing or changed. {BACK}")
+    with remains.part("device.pub"):
+        pem = opening.public_pem(core.keystore.load(opening.DEVICE_KEY))
+        path = core.root / "device.pub"
+        if not path.is_file() or core.files.read(path) != pem:
+            raise VerificationFailed(f"device.pub is missing or of another device. {BACK}")
+
+
+def _require_none(ids: list[str], message: str) -> None:
+    if ids:
+        raise VerificationFailed(f"{len(ids)} {message} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})")
+
+
+def unreadable_records(core: Core) -> Iterator[str]:
+    """Yield the ids of records that have a key and do not open."""
+    with core.database.session() as session:
+        rows = session.execute(select(RecordRow.id, RecordRow.sealed)).all()
+    for item, sealed in rows:
+        if item in core.table.keys and not _opens(core, "record", item, sealed):
+            yield item
+
+
+def unreadable_blocks(core: Core) -> Iterator[str]:
+    """Yield the ids of visible blocks whose facts or file do not open."""
+    blocks = Blocks(core)
+    with core.database.session() as session:
+        rows = session.execute(select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")).all()
+    for item, sealed in rows:
+        if item in core.table.keys:
+            try:
+                core.open_cell("block-facts", item, sealed)
+                blocks.rows(item)
+            except FedmemError:
+                yield item
+
+
+def missing_receipts(core: Core) -> Iterator[str]:
+    """Yield the ids of completed erasures whose receipt is not the one that the journal names."""
+    for erasure, expected in inventory.receipts(core.database):
+        path = core.root / "receipts" / f"{erasure}.dsse.json"
+        if not path.is_file() or digest(core.files.read(path)) != expected:
+            yield erasure
+
+
+def _opens(core: Core, kind: str, item: str, sealed: bytes) -> bool:
+    try:
+        core.open_cell(kind, item, sealed)
+    except FedmemError:
+        return False
+    return True

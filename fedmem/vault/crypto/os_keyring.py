@@ -1,0 +1,92 @@
+"""Keys in the operating system's keystore, through `keyring`.
+
+Invariants
+- A machine without such a keystore is an error, never a file instead.
+- An entry that is damaged is as good as missing.
+"""
+
+import base64
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+from fedmem.errors import KeystoreError
+from fedmem.vault.crypto.keystore import NOTE, NOTES, SECRET_BYTES, missing
+
+
+class KeyringKeys:
+    """Secrets in the operating system's keystore, through `keyring`.
+
+    Args:
+        service: the vault's name inside the keystore.
+        backend: a keyring backend; None takes the one that `keyring` finds on this machine.
+    """
+
+    def __init__(self, service: str, backend: Any = None) -> None:
+        import keyring
+        import keyring.errors
+
+        self._errors = keyring.errors
+        self._service = service
+        self._backend = keyring.get_keyring() if backend is None else backend
+        if getattr(self._backend, "priority", 0) <= 0:
+            raise KeystoreError(
+                "This machine has no OS keystore that keyring can use. Start one, or create the vault with "
+                "--keystore keyfile or --keystore passphrase."
+            )
+
+    def exists(self, name: str) -> bool:
+        return self._read(name) is not None
+
+    def create(self, name: str) -> bytes:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self.put(name, secret)
+        return secret
+
+    def put(self, name: str, secret: bytes) -> None:
+        try:
+            self._backend.set_password(self._service, name, base64.b64encode(secret).decode())
+        except self._errors.KeyringError as error:
+            raise KeystoreError("The OS keystore did not accept a key. Unlock it and try again.") from error
+
+    def load(self, name: str) -> bytes:
+        stored = self._read(name)
+        if stored is None:
+            raise missing(name)
+        secret = _decoded(stored)
+        if len(secret) != SECRET_BYTES:
+            raise missing(name)
+        return secret
+
+    def note(self, name: str, value: bytes) -> None:
+        self.put(name + NOTE, value)
+
+    def noted(self, name: str) -> bytes | None:
+        stored = self._read(name + NOTE)
+        return _decoded(stored) or None if stored is not None else None
+
+    def discard(self, names: Iterable[str]) -> None:
+        for name in [*names, *(name + NOTE for name in NOTES)]:
+            self.destroy(name)
+
+    def destroy(self, name: str) -> None:
+        if self._read(name) is None:
+            return
+        try:
+            self._backend.delete_password(self._service, name)
+        except self._errors.KeyringError as error:
+            raise KeystoreError("The OS keystore did not delete a key. Unlock it and try again.") from error
+
+    def _read(self, name: str) -> str | None:
+        try:
+            stored: str | None = self._backend.get_password(self._service, name)
+        except self._errors.KeyringError as error:
+            raise KeystoreError("The OS keystore did not answer. Unlock it and try again.") from error
+        return stored
+
+
+def _decoded(stored: str) -> bytes:
+    try:
+        return base64.b64decode(stored, validate=True)
+    except ValueError:
+        return b""  # as short as a damaged slot file

@@ -1,0 +1,102 @@
+"""Key table against database: what does not fit is refused, what a crash cut is finished or undone.
+
+Invariants
+- Nothing is healed by dropping: keys without items, or items without keys, are cleared only where a change that nobody
+  was told of explains them (`acknowledgement`), or an unfinished erasure. Else the vault does not open, and nothing
+  was changed.
+- Clearing up is idempotent: a crash in it is cleared up the same way (I7).
+"""
+
+import json
+
+from sqlalchemy import select
+
+from fedmem.errors import VerificationFailed
+from fedmem.vault.crypto.key_table import KeyTable
+from fedmem.vault.store import acknowledgement
+from fedmem.vault.store.acknowledgement import Items, items_of, keys_without_items
+from fedmem.vault.store.core import Core
+from fedmem.vault.store.database import SEE_CHECK, Database, ErasureRow, EventRow, RecordRow
+from fedmem.vault.store.records import Records
+from fedmem.vault.store.runs import Runs
+from fedmem.vault.store.topics import ALL, FACTS, rewrite
+
+UNFINISHED = ("pending", "in_progress", "partial")
+
+
+class Inventory:
+    """The ids of an open vault."""
+
+    def __init__(self, core: Core, runs: Runs) -> None:
+        self._core = core
+        self._runs = runs
+
+    def recover(self) -> None:
+        """Finish or undo what a crash or a failed write left. Raises VerificationFailed where nothing explains it."""
+        note = acknowledgement.noted(self._core.keystore)
+        for folder in (self._core.root, self._core.root / "blocks", self._core.root / "receipts"):
+            self._core.files.sweep(folder)
+        self._core.table.settle()
+        self._runs.recover()
+        self._reconcile(note)
+        self._core.is_settled = True
+
+    def index(self, records: Records) -> None:
+        """Make the index of topics in a vault of an earlier version, by opening every item once."""
+        table, ids_of_topic = self._core.table, dict[str, list[str]]()
+        items = [(record.topic, record.id) for record in records.select(ALL)]
+        for run in self._runs.get(table.keys):
+            items += [(run.topic, item) for item in (run.id, run.key_id, run.block_id) if item in table.keys]
+        for topic, item in items:
+            if topic is not None:
+                ids_of_topic.setdefault(topic, []).append(item)
+        table.rewrite(facts={**FACTS, **table.facts, "topics": ids_of_topic})
+
+    def unfinished_erasures(self) -> list[str]:
+        """Ids of erasures that have not ended, oldest first."""
+        return unfinished_erasures(self._core.database)
+
+    def _reconcile(self, note: acknowledgement.Acknowledged | None) -> None:
+        table, items = self._core.table, items_of(self._core.database)
+        acknowledgement.check(table, items, note)
+        check_keys(table, items, self._core.database)
+        if orphans := keys_without_items(table, items):
+            rewrite(table, without=orphans)
+        for path in (self._core.root / "blocks").iterdir():
+            if path.stem not in items.keyed | items.others:
+                self._core.files.unlink(path)
+
+
+def unfinished_erasures(database: Database) -> list[str]:
+    """Return the ids of erasures that have not ended, oldest first."""
+    with database.session() as session:
+        query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
+        return list(session.execute(query).scalars())
+
+
+def receipts(database: Database) -> list[tuple[str, str]]:
+    """Return (id, SHA-256 of the receipt in hex) of every completed erasure."""
+    with database.session() as session:
+        rows = session.execute(select(ErasureRow.id, ErasureRow.journal).where(ErasureRow.state == "completed")).all()
+    return [(erasure, str(json.loads(journal)["receipt"])) for erasure, journal in rows]
+
+
+def check_tables(database: Database) -> None:
+    """Check that the tables of every version are there. Raises VerificationFailed, VersionMismatch."""
+    database.version()
+    tables = database.tables()
+    if EventRow.__tablename__ not in tables:
+        raise VerificationFailed(
+            "The vault has lost its privacy ledger, so nothing may be spent. `fedmem backup restore` brings it back."
+        )
+    if not {RecordRow.__tablename__, ErasureRow.__tablename__} <= tables:
+        raise VerificationFailed(f"The vault's database lacks tables. {SEE_CHECK}")
+
+
+def check_keys(table: KeyTable, items: Items, database: Database) -> None:
+    """Check that every item has its key, or an erasure that has not ended. Raises VerificationFailed."""
+    if items.keyed - table.keys.keys() and not unfinished_erasures(database):
+        raise VerificationFailed(
+            "The key table is older than the database. Restore table and database from one backup, or put the newest "
+            "table back; `fedmem vault check` says what does not fit."
+        )

@@ -1,0 +1,126 @@
+"""The ledger: append-only, hash-chained, its payloads sealed.
+
+Invariants
+- An event is durable before `append` returns, and before the result that it pays for is used (I6).
+- The digest of an event covers its number, its ciphertext and the digest before it: no event can be changed,
+  moved or dropped from the middle. The end is held by the head that the keystore notes, see `heads`, and by the runs.
+- Nothing here depends on the clock: an event has a number and no time. No code deletes an event.
+- The ledger outlives blocks and records, so its payloads name them by random ids only: no topic, no text,
+  no digest of private data.
+
+    vault.ledger.append("spend", {"run": run.id, "spend": spend})
+"""
+
+import contextlib
+import hmac
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import LargeBinary, cast, select
+from sqlalchemy.orm import Session
+
+from fedmem.errors import FedmemError, UsageError, VerificationFailed
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.hash_chained_log import chain
+from fedmem.vault.crypto import container
+from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.core import Core, serialised_methods
+from fedmem.vault.store.database import EventRow, RunRow
+
+SPEND, WISH = "spend", "wanted"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One ledger event.
+
+    Attributes:
+        seq: 0, 1, 2, …
+        kind: what it is: spend, run_finished, run_failed, erased, …
+        payload: JSON; random ids, public configuration and spends.
+        digest: hex; chains over all events up to this one.
+    """
+
+    seq: int
+    kind: str
+    payload: dict[str, Any]
+    digest: str
+
+
+@serialised_methods
+class Ledger:
+    """The ledger of an open vault."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    def append(self, kind: str, payload: Mapping[str, Any]) -> Event:
+        """Add one event, durably. Raises UsageError where `payload` is not JSON."""
+        with self.core.writing(), self.core.database.session() as session:
+            return self.append_in(session, kind, payload)
+
+    def append_in(self, session: Session, kind: str, payload: Mapping[str, Any]) -> Event:
+        """Add one event inside a transaction of the caller; durable when that one commits."""
+        last = session.execute(select(EventRow).order_by(EventRow.seq.desc()).limit(1)).scalar_one_or_none()
+        seq = 0 if last is None else last.seq + 1
+        try:
+            plain = canonical_json({"kind": kind, "payload": dict(payload)})
+        except (TypeError, ValueError):
+            raise UsageError("A ledger event holds plain JSON without NaN or infinity.") from None
+        sealed = self.core.seal("event", str(seq), self._key(), plain)
+        digest = chain("" if last is None else last.digest, seq, sealed)
+        session.add(EventRow(seq=seq, digest=digest, sealed=sealed))
+        return Event(seq, kind, json.loads(plain)["payload"], digest)
+
+    def events(self) -> list[Event]:
+        """All events, oldest first, after all checks: the chain, the noted head, a charge for every run of the vault.
+
+        Raises VerificationFailed; RolledBack where the keystore knows of a later event.
+        """
+        self.core.reading()
+        heads.check(self.core)
+        with self.core.database.session() as session:
+            # Runs before events: one that begins meanwhile is charged before it is seen.
+            begun = session.execute(select(RunRow.id).where(RunRow.state != WISH)).scalars().all()
+        events = list(self._verified())
+        if not {*begun} <= {event.payload.get("run") for event in events if event.kind == SPEND}:
+            raise VerificationFailed(
+                "The privacy ledger lacks the charge of a training run that this vault holds: its end was cut off. "
+                "Restore the vault from a backup."
+            )
+        return events
+
+    def verify(self) -> str:
+        """Check all of the ledger, as `events` does; its head digest ("" when empty). Raises VerificationFailed."""
+        events = self.events()
+        return events[-1].digest if events else ""
+
+    def events_until_damage(self) -> list[Event]:
+        """Return the events before the first that does not verify, oldest first; for `fedmem vault repair`."""
+        events = list[Event]()
+        with contextlib.suppress(FedmemError):
+            events.extend(self._verified())  # what was yielded before an error stays
+        return events
+
+    def _verified(self) -> Iterator[Event]:
+        """Yield the events in order, each after its check. Raises VerificationFailed."""
+        with self.core.database.session() as session:
+            stored, cell = cast(EventRow.digest, LargeBinary), cast(EventRow.sealed, LargeBinary)
+            rows = session.execute(select(EventRow.seq, stored, cell).order_by(EventRow.seq)).all()
+        previous = ""
+        for expected, (seq, digest, sealed) in enumerate((s, heads.as_text(d), c or b"") for s, d, c in rows):
+            if seq != expected or not hmac.compare_digest(digest, chain(previous, seq, sealed)):
+                raise VerificationFailed(
+                    f"The privacy ledger does not verify at event {expected}. Restore the vault from a backup."
+                )
+            plain = json.loads(self._open(seq, sealed))
+            yield Event(seq, plain["kind"], plain["payload"], digest)
+            previous = digest
+
+    def _key(self) -> bytes:
+        return self.core.table.keys[self.core.table.facts["ledger"]]
+
+    def _open(self, seq: int, sealed: bytes) -> bytes:
+        return container.open_cell(self._key(), sealed, identity=self.core.identity("event", str(seq)))

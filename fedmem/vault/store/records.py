@@ -1,0 +1,148 @@
+"""Records of a vault: text, topic, path and vector, each record sealed under its own data key.
+
+Invariants
+- A batch is one table write and one transaction: all of its records or none (I7).
+- Topic, text, path, vector and release are ciphertext (I8); `repr` of a record shows its id alone.
+- Search is exact: the dot product with every vector of the same width.
+
+>>> NewRecord("a note", "health", (1, 7), np.zeros(2, np.float32), "r1")
+NewRecord()
+"""
+
+import json
+import struct
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import insert, select, text
+
+from fedmem.errors import NothingMatched, UsageError
+from fedmem.storage.canonical import canonical_json
+from fedmem.storage.ids import new_id
+from fedmem.vault.crypto import container
+from fedmem.vault.store.core import Core, batches
+from fedmem.vault.store.database import RecordRow
+from fedmem.vault.store.topics import ALL, Everything, ids_of, rewrite
+
+Vector = npt.NDArray[np.float32]
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, eq=False)
+class NewRecord:
+    """A record to add. `topic` None means shareable. `vector` is float32 [dim]."""
+
+    text: str = field(repr=False)
+    topic: str | None = field(repr=False)
+    path: tuple[int, ...] = field(repr=False)
+    vector: Vector = field(repr=False)
+    release: str = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A record as stored. `vector` is float32 [dim]."""
+
+    id: str
+    topic: str | None = field(repr=False)
+    text: str = field(repr=False)
+    path: tuple[int, ...] = field(repr=False)
+    vector: Vector = field(repr=False)
+    release: str = field(repr=False)
+
+
+class Records:
+    """The records of an open vault."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def add(self, records: Sequence[NewRecord]) -> list[str]:
+        """Seal and store `records`; their ids, in order. An empty batch does nothing.
+
+        Raises:
+            UsageError: a vector is not one finite float row.
+            StorageError: nothing was added.
+        """
+        if not records:
+            return []
+        plain = [_encode(record) for record in records]
+        keys = {new_id(): container.new_key() for _ in records}
+        rows = [
+            {"id": item, "created": time.time(), "sealed": self._core.seal("record", item, key, data)}
+            for (item, key), data in zip(keys.items(), plain, strict=True)
+        ]
+        with self._core.writing():
+            rewrite(self._core.table, add=keys, topics=dict(zip(keys, (r.topic for r in records), strict=True)))
+            with self._core.database.session() as session:
+                session.execute(insert(RecordRow), rows)
+        return list(keys)
+
+    def select(self, topic: str | Everything | None) -> list[Record]:
+        """Records of one topic, the shareable ones (None), or `ALL`, oldest first."""
+        self._core.reading()
+        found = self._read(None if isinstance(topic, Everything) else ids_of(self._core.table, topic))
+        return [record for record in found if isinstance(topic, Everything) or record.topic == topic]
+
+    def get(self, ids: Collection[str]) -> list[Record]:
+        """The records with these ids, oldest first. Raises NothingMatched where one of them is not here."""
+        self._core.reading()
+        found = self._read(frozenset(ids))
+        if len(found) != len(set(ids)):
+            raise NothingMatched("No record has this id. `Client.add` and `Client.search` give the ids of records.")
+        return found
+
+    def created(self) -> dict[str, float]:
+        """Id -> when it was added, in seconds since 1970, of every record."""
+        self._core.reading()
+        with self._core.database.session() as session:
+            rows = session.execute(select(RecordRow.id, RecordRow.created)).all()
+        return {item: created for item, created in rows if item in self._core.table.keys}
+
+    def _read(self, ids: frozenset[str] | None) -> list[Record]:
+        """Open the rows of `ids`, or all rows, oldest first."""
+        order = text("rowid")  # clocks move; row numbers only grow
+        query = select(order, RecordRow.id, RecordRow.sealed).select_from(RecordRow).order_by(order)
+        with self._core.database.session() as session:
+            rows = session.execute(query).all() if ids is None else []
+            for batch in batches(ids or ()):
+                rows = [*rows, *session.execute(query.where(RecordRow.id.in_(batch))).all()]
+        keys = self._core.table.keys
+        return [_decode(item, self._core.open_cell("record", item, sealed))
+                for _, item, sealed in sorted(rows, key=lambda row: row[0]) if item in keys]  # fmt: skip
+
+    def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
+        """The `k` records nearest to `vector` (float32 [dim]) by dot product, best first; ties by id."""
+        query = _row(vector)
+        candidates = [record for record in self.select(ALL) if record.vector.shape == query.shape]
+        if not candidates or k <= 0:
+            return []
+        scores = np.stack([record.vector for record in candidates]) @ query
+        order = sorted(range(len(candidates)), key=lambda i: (-float(scores[i]), candidates[i].id))
+        return [(candidates[i], float(scores[i])) for i in order[:k]]
+
+
+def _row(vector: Vector) -> Vector:
+    row: Vector = np.ascontiguousarray(vector, dtype="<f4")
+    if row.ndim != 1 or not bool(np.isfinite(row).all()):
+        raise UsageError("A vector is one row of finite numbers. Embed the text again.")
+    return row
+
+
+def _encode(record: NewRecord) -> bytes:
+    facts = {"topic": record.topic, "text": record.text, "path": list(map(int, record.path)), "release": record.release}
+    try:
+        public = canonical_json(facts)
+    except ValueError:  # its own text would quote the record
+        raise UsageError("A record's text is not valid Unicode. Decode it again, with errors='replace'.") from None
+    return _LENGTH.pack(len(public)) + public + _row(record.vector).tobytes()
+
+
+def _decode(item: str, data: bytes) -> Record:
+    start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    facts = json.loads(data[_LENGTH.size : start])
+    vector: Vector = np.frombuffer(data[start:], dtype="<f4").astype(np.float32)
+    return Record(item, facts["topic"], facts["text"], tuple(facts["path"]), vector, facts["release"])
