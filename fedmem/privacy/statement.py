@@ -11,7 +11,8 @@ Invariants
     | a run without noise, or spends that a restored backup may lack | ε infinite, nothing left |
     | a topic that the policy does not know | no budget, nothing left |
 
->>> topic_spent("health", Topic("health", 8.0, 1e-5), 2.0)
+>>> from types import SimpleNamespace
+>>> topic_spent("health", SimpleNamespace(epsilon=8.0, delta=1e-5), 2.0)
 TopicSpent(topic='health', budget=8.0, delta=1e-05, epsilon=2.0, left=6.0)
 """
 

@@ -310,7 +310,7 @@ def failing(root: Path, how: Any) -> Opened:
     """A vault whose egress log cannot be written."""
 
     class Full(Files):
-        def append(self, path: Path, at: int, data: bytes) -> None:
+        def append(self, path: Path, at: int, data: bytes, *, durable: bool = True) -> None:
             raise how
 
     return lambda: Vault.open(root, subject="ada", write=False, files=Full())

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmem.coordinator import journal as journal_module
 from fedmem.coordinator.journal import Journal
 from fedmem.coordinator.run_rounds import ABORTS, resumed, run_rounds
 from fedmem.errors import RemoteError, StorageError
@@ -211,19 +210,19 @@ def test_a_disk_that_fills_in_mid_round_stops_the_run_and_a_later_one_gives_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want, whole = Fleet(tmp_path / "whole", UNREST, **NOISY).run()
-    real = os.write
+    real = os.pwrite
     for at in range(1, 10, 2):
         made, calls = Fleet(tmp_path / f"{at}", UNREST, **NOISY), iter(range(1, 10**6))
 
-        def full(handle: int, data: bytes, at: int = at, calls: Any = calls) -> int:
+        def full(handle: int, data: bytes, offset: int, at: int = at, calls: Any = calls) -> int:
             if next(calls) >= at:
                 # Half of it still fits: the torn line must not be read later.
-                real(handle, data[: len(data) // 2])
+                real(handle, data[: len(data) // 2], offset)
                 raise OSError(28, "No space left on device")
-            return real(handle, data)
+            return real(handle, data, offset)
 
         with monkeypatch.context() as patch:
-            patch.setattr(journal_module.os, "write", full)
+            patch.setattr(os, "pwrite", full)
             with pytest.raises(StorageError, match="Free space"):
                 made.run()
         got, journal = made.run()

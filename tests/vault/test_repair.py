@@ -167,7 +167,7 @@ def test_through_the_command(root: Path, tmp_path: Path) -> None:
     of_ana = ("--subject", "ana", "--vault", str(root))
     assert run("vault", "check", *of_ana) == (
         0,
-        {"schema": "fedmem.vault.backup.check/1", "data": {"fits": True, "faults": []}},
+        {"schema": "fedmem.vault.check/1", "data": {"fits": True, "faults": []}},
     )
     (root / "vault.json").unlink()
     code, envelope = run("vault", "check", *of_ana)
