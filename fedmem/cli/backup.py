@@ -90,7 +90,7 @@ def restore(
     from fedmem.sdk.keys import newest as told
     from fedmem.sdk.places import vault_root
     from fedmem.vault.backup.backup import verify as check
-    from fedmem.vault.backup.restoring import Newest
+    from fedmem.vault.backup.restoring import LaterErasures
     from fedmem.vault.backup.restoring import restore as run
 
     receipts, kit = given["receipts"], kit_of(given["kit"], given["code"])
@@ -106,7 +106,7 @@ def restore(
         return
     newest = told(place, receipts) if receipts is not None else None
     if given["nothing_erased_since"]:
-        newest = Newest(generation=0)
+        newest = LaterErasures(generation=0)
     confirm(f"Restore into {root}? Other copies of this vault will open no more.", yes)
     root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     backend = given["keystore"] or "keyfile"

@@ -26,8 +26,8 @@ from fedmem.cli.options import Secret, confirm, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
-    from fedmem.device.session_lock import Said
-    from fedmem.device.training_sessions import Shared, Stop, Trained, Training
+    from fedmem.device.session_lock import SessionStatus
+    from fedmem.device.training_sessions import SessionResult, SharedAccess, Stop, TrainingStatus
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SIZES = {"MB": 10**6, "GB": 10**9}
@@ -126,11 +126,11 @@ def cancel(name: str, subject: str, vault: str | None, secret: Secret, dry_run: 
         say("The run ended as failed. It stays charged to the topic's budget.")
 
 
-def door(subject: str, vault: str | None, secret: Secret) -> "Shared":
+def door(subject: str, vault: str | None, secret: Secret) -> "SharedAccess":
     """The vault that the options mean, left to other programs but for moments."""
-    from fedmem.device.training_sessions import Shared
+    from fedmem.device.training_sessions import SharedAccess
 
-    return Shared(lambda write: opened(subject, vault, secret, write=write))
+    return SharedAccess(lambda write: opened(subject, vault, secret, write=write))
 
 
 def budget_of(topic: str, policy: str) -> Any:
@@ -199,7 +199,7 @@ def steps() -> Iterator[Any]:
         yield lambda step, total: report("train", step, total)
 
 
-def told(trained: "Trained") -> None:
+def told(trained: "SessionResult") -> None:
     """Write how a session ended."""
     from dataclasses import asdict
 
@@ -209,7 +209,7 @@ def told(trained: "Trained") -> None:
         say("Paused, with a sealed checkpoint. The same command goes on from there; nothing is charged again.")
 
 
-def described(one: "Training") -> dict[str, Any]:
+def described(one: "TrainingStatus") -> dict[str, Any]:
     """A training as the envelope holds it."""
     from dataclasses import asdict
 
@@ -267,7 +267,7 @@ def spawned(words: list[str], secret: str | None) -> int:
         os.close(here)
 
 
-def begun(child: int, root: Path) -> "Said":
+def begun(child: int, root: Path) -> "SessionStatus":
     """What the training says once it is charged. Raises its error where it ended before."""
     from fedmem import errors
     from fedmem.device import session_lock as trainer

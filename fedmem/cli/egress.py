@@ -19,7 +19,7 @@ from fedmem.cli.output import emit, json_option, plain, say, table
 from fedmem.errors import UsageError
 
 if TYPE_CHECKING:
-    from fedmem.sdk.egress import Sent
+    from fedmem.sdk.egress import SentMessage
 
 SCHEMA = "client.egress"
 COLUMNS = ("when", "message", "round", "bytes", "epsilon", "delta", "run", "digest")
@@ -52,7 +52,7 @@ def egress(subject: str, vault: str | None, secret: Secret, since: str | None, e
     emit(SCHEMA, data, lambda out: table(out, COLUMNS, [[one[name] for name in COLUMNS] for one in lines]))
 
 
-def described(sent: "Sent") -> dict[str, Any]:
+def described(sent: "SentMessage") -> dict[str, Any]:
     """One message as the envelope holds it."""
     named = asdict(sent)
     return {"when": sent.when.isoformat(timespec="seconds"), "bytes": named.pop("nbytes")} | {

@@ -19,7 +19,7 @@ from fedmem.cli.options import Secret, opened, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
-    from fedmem.device.retraining import Relearn
+    from fedmem.device.retraining import Retrainer
     from fedmem.sdk.views import Erase
 
 DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
@@ -201,15 +201,15 @@ def chosen(scope: Mapping[str, Any]) -> dict[str, Any]:
     return named | {"subject": scope["whole_subject"], "blocks": scope["blocks"]}
 
 
-def retrainer(options: Mapping[str, Any]) -> "Relearn | None":
+def retrainer(options: Mapping[str, Any]) -> "Retrainer | None":
     """What retrains, where a release is given."""
     if options["release"] is None:
         return None
-    from fedmem.device.retraining import Relearn
+    from fedmem.device.retraining import Retrainer
     from fedmem.policy.policy import Policy
     from fedmem.sdk.client import open_release
 
-    return Relearn(open_release(options["release"]), Policy.load(options["policy"]))
+    return Retrainer(open_release(options["release"]), Policy.load(options["policy"]))
 
 
 def same(now: str, given: str) -> None:

@@ -22,7 +22,7 @@ import click
 
 from fedmem import __version__
 from fedmem.cli.lazy import LazyGroup, Nouns
-from fedmem.cli.output import Session, say, write_error
+from fedmem.cli.output import CommandSession, say, write_error
 from fedmem.cli.streams import flush, prepare
 from fedmem.errors import FedmemError, Refused, StorageError, UsageError
 from fedmem.platforms import require_supported
@@ -70,7 +70,7 @@ class Root(LazyGroup):
         prepare()
         words = list(sys.argv[1:] if args is None else args)
         # A usage error can come before any option is read, so the flag is looked for in the words too.
-        state = Session(json="--json" in words)
+        state = CommandSession(json="--json" in words)
         extra["standalone_mode"] = False
         sys.exit(guarded(lambda: super(Root, self).main(words, prog_name or "fedmem", obj=state, **extra), state))
 
@@ -89,7 +89,7 @@ class Root(LazyGroup):
             raise BrokenPipe(error) from error
 
 
-def guarded(run: Callable[[], Any], state: Session) -> int:
+def guarded(run: Callable[[], Any], state: CommandSession) -> int:
     """Run, and give the exit code; errors and output that failed are told here and nowhere else."""
     code = ended(run, state)
     left = flush(sys.stdout)  # else the interpreter's own flush would change the code
@@ -98,7 +98,7 @@ def guarded(run: Callable[[], Any], state: Session) -> int:
     return code if state.unwritten is None else unwritten(state.unwritten, code, state)
 
 
-def ended(run: Callable[[], Any], state: Session) -> int:
+def ended(run: Callable[[], Any], state: CommandSession) -> int:
     """Run, tell the error if there is one, and give the exit code."""
     try:
         code = run()
@@ -121,7 +121,7 @@ def of_click(error: OSError) -> bool:
     return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def explained(error: Exception, state: Session) -> int:
+def explained(error: Exception, state: CommandSession) -> int:
     """Tell one error and give its exit code."""
     if state.debug and not isinstance(error, FedmemError | click.ClickException):
         raise error
@@ -134,7 +134,7 @@ def explained(error: Exception, state: Session) -> int:
     return known.exit_code
 
 
-def unwritten(error: OSError, code: int, state: Session) -> int:
+def unwritten(error: OSError, code: int, state: CommandSession) -> int:
     """Tell that stdout did not take the data, and give the exit code."""
     if isinstance(error, BrokenPipeError) and not (state.changes or state.again):
         return code
@@ -177,7 +177,7 @@ def translated(error: Exception) -> FedmemError | None:
 @click.version_option(__version__, "-V", "--version", prog_name="fedmem")
 @click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
 @click.pass_obj
-def main(state: Session, debug: bool) -> None:
+def main(state: CommandSession, debug: bool) -> None:
     """Memories for language models: shared knowledge in a bank, private knowledge in sealed blocks."""
     state.debug = debug
     require_supported()

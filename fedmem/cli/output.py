@@ -37,7 +37,7 @@ WIDE = 200  # columns of a table that no terminal bounds
 
 
 @dataclass
-class Session:
+class CommandSession:
     """State of one command.
 
     Attributes:
@@ -55,16 +55,16 @@ class Session:
     again: str = ""
 
 
-def session() -> Session:
+def session() -> CommandSession:
     """The session of the running command."""
-    return click.get_current_context().find_root().ensure_object(Session)
+    return click.get_current_context().find_root().ensure_object(CommandSession)
 
 
 def changing() -> None:
     """Note in the running command's session that it may change something that stays."""
     context = click.get_current_context(silent=True)
     if context is not None:
-        context.find_root().ensure_object(Session).changes = True
+        context.find_root().ensure_object(CommandSession).changes = True
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +72,7 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def switch(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
-            ctx.find_root().ensure_object(Session).json = True
+            ctx.find_root().ensure_object(CommandSession).json = True
 
     return click.option(
         "--json", is_flag=True, is_eager=True, expose_value=False, callback=switch, help="One JSON envelope on stdout."
@@ -120,7 +120,7 @@ def printed(human: Callable[["Console"], None]) -> str:
     return text.getvalue()
 
 
-def write_error(error: FedmemError, state: Session) -> None:
+def write_error(error: FedmemError, state: CommandSession) -> None:
     """Say the sentence on stderr and, under `--json` without data so far, write `fedmem.error/1`."""
     say(str(error))
     if state.json and not state.emitted:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from fedmem.coordinator.build import RESULT, Facts, check_length, read_facts, told
 from fedmem.coordinator.examine import skeleton, verify
-from fedmem.coordinator.subtrees import Training, job_names, merged, run_job, subtree_name, traces
+from fedmem.coordinator.subtrees import SubtreeTraining, job_names, merged, run_job, subtree_name, traces
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
 from fedmem.routing.embedder import Embedder
@@ -33,10 +33,10 @@ from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.plans import APART, TOGETHER, TrainPlan, flat
 from fedmem.training.release import Release
-from fedmem.training.resumable import Run
+from fedmem.training.resumable import ResumableRun
 from fedmem.training.seeds import derived
 from fedmem.training.settings import Trained
-from fedmem.training.state import Trace, Watch, claim, write_json
+from fedmem.training.state import TrainingTrace, Watch, claim, write_json
 
 
 def train_bank(
@@ -64,7 +64,7 @@ def train_bank(
     if (out / RESULT).exists():
         return read_facts(out)
     train, heldout = (_rows(found, texts, plan.length, embedder) for texts in (corpus.train, corpus.heldout))
-    training = Training(found, train, heldout, plan.settings, plan.seed, out, claimed)
+    training = SubtreeTraining(found, train, heldout, plan.settings, plan.seed, out, claimed)
     if plan.mode in TOGETHER:
         return _together(training, plan.mode, inputs, watch)
     return _apart(training, inputs, watch, [subtree_name(subtree) for subtree in sorted(subtrees)])
@@ -74,11 +74,11 @@ def _rows(release: Release, texts: Sequence[str], length: int, embedder: Embedde
     return routed_rows(release.tokenizer, texts, length, lambda found: route(release.tree, embedder.embed(found)))
 
 
-def _together(training: Training, mode: str, inputs: Facts, watch: Watch) -> Facts:
+def _together(training: SubtreeTraining, mode: str, inputs: Facts, watch: Watch) -> Facts:
     """Anchor and bank in one run."""
     settings, seed = training.settings, derived(training.seed, mode)
     model, start = _start(training, mode)
-    with Run(training.out / "state", training.inputs, mode) as run:
+    with ResumableRun(training.out / "state", training.inputs, mode) as run:
         memory = attach(model)
         levels, generic = run.levels(start), LazyAdamW(start.generic[None].clone())
         moved = Trained(levels=frozenset(range(1, len(levels) + 1)))
@@ -92,7 +92,7 @@ def _together(training: Training, mode: str, inputs: Facts, watch: Watch) -> Fac
     return facts
 
 
-def _start(training: Training, mode: str) -> tuple[PreTrainedModel, BankStream]:
+def _start(training: SubtreeTraining, mode: str) -> tuple[PreTrainedModel, BankStream]:
     """Anchor and bank as the release has them, or new ones of the same shape."""
     model = training.release.anchor()
     if mode != "joint":
@@ -103,7 +103,7 @@ def _start(training: Training, mode: str) -> tuple[PreTrainedModel, BankStream]:
     return model, BankStream.new(training.release.spec, derived(training.seed, "bank"))
 
 
-def _apart(training: Training, inputs: Facts, watch: Watch, only: Sequence[str]) -> Facts:
+def _apart(training: SubtreeTraining, inputs: Facts, watch: Watch, only: Sequence[str]) -> Facts:
     """The bank alone, job by job; with `only` no more than those, else all that is missing, merged."""
     names = job_names(training.release.spec)
     for name in only or names:
@@ -112,12 +112,12 @@ def _apart(training: Training, inputs: Facts, watch: Watch, only: Sequence[str])
         done = [name for name in names if training.part(name).exists()]
         return {"inputs": inputs, "done": done, "missing": [name for name in names if name not in done]}
     parts = traces(training)
-    trace = Trace([point for part in parts for point in part["curve"]], sum(part["seconds"] for part in parts))
+    trace = TrainingTrace([point for part in parts for point in part["curve"]], sum(part["seconds"] for part in parts))
     facts = told(inputs, trace, sum(part["tokens"] for part in parts))
     return _released(training, training.release.anchor(), merged(training), facts)
 
 
-def _released(training: Training, model: PreTrainedModel, bank: BankStream, facts: Facts) -> Facts:
+def _released(training: SubtreeTraining, model: PreTrainedModel, bank: BankStream, facts: Facts) -> Facts:
     """Write the new release, then what there is to tell."""
     old = training.release
     new = Release.write(training.out / "releases", model, old.tokenizer, old.tree, old.manifest["embedder"], bank)

@@ -31,9 +31,9 @@ from fedmem.training.loop import Trainer
 from fedmem.training.packed_dataset import plain_rows
 from fedmem.training.plans import AnchorPlan, BankPlan, flat
 from fedmem.training.release import Release
-from fedmem.training.resumable import Run
+from fedmem.training.resumable import ResumableRun
 from fedmem.training.seeds import derived
-from fedmem.training.state import Trace, Watch, claim, read_json, write_json
+from fedmem.training.state import TrainingTrace, Watch, claim, read_json, write_json
 
 RESULT = "training.json"
 
@@ -50,7 +50,7 @@ def train_anchor(corpus: Corpus, folder: Path, plan: AnchorPlan, watch: Watch) -
     claimed, seed = claim(folder, inputs), derived(plan.seed, "pretrain")
     if (folder / RESULT).exists():
         return read_facts(folder)
-    with Run(folder / "state", claimed, "anchor") as run:
+    with ResumableRun(folder / "state", claimed, "anchor") as run:
         tokenizer = _tokenizer(folder / "state" / "tokenizer.json", corpus, plan.vocabulary)
         train, heldout = (plain_rows(tokenizer, texts, plan.length) for texts in (corpus.train, corpus.heldout))
         model = new_anchor(plan.preset, tokenizer.get_vocab_size(), derived(plan.seed, "anchor"))
@@ -83,7 +83,7 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
-def told(inputs: Facts, trace: Trace, tokens: int) -> Facts:
+def told(inputs: Facts, trace: TrainingTrace, tokens: int) -> Facts:
     """What a training has to tell: its inputs, curve, seconds, tokens and tokens a second."""
     speed = tokens / trace.seconds if trace.seconds else None
     figures = {"seconds": trace.seconds, "tokens": tokens, "tokens_per_second": speed}

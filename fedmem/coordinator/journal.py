@@ -83,7 +83,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Left:
+class ResumePoint:
     """Where a federation was left: rounds over, and parameters and server state of the last closed one, if any."""
 
     done: int
@@ -155,12 +155,12 @@ class Journal:
         """One digest over the messages of all rounds that are over; equal with and without a crash in between."""
         return digest([traffic.wire for traffic in self.traffic()])
 
-    def resume(self) -> Left | None:
+    def resume(self) -> ResumePoint | None:
         """Where to go on; None before the first round is over. Raises VerificationFailed."""
         if not self._ends:
             return None
         closed = self._last_closed(self.done)
-        return Left(self.done, *(self._read(closed) if closed else (None, {})))
+        return ResumePoint(self.done, *(self._read(closed) if closed else (None, {})))
 
     def params_at(self, number: int) -> Params:
         """Parameters after round `number`; an aborted one left those before it.

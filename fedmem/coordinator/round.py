@@ -27,7 +27,7 @@ _SHORTEST_POLL = 1e-3
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentRequest:
     """The requests of one round: Flower's run, the round, and the node behind each message id."""
 
     run_id: int
@@ -49,20 +49,20 @@ def run(grid: Grid, coordinator: Coordinator, opened: Round, log: Transcript, cl
         count(coordinator, reply, sent, clock.now())
 
 
-def _send(grid: Grid, opened: Round, log: Transcript) -> Sent:
+def _send(grid: Grid, opened: Round, log: Transcript) -> SentRequest:
     """Push one message to each member."""
     content, group = records.to_request(opened.request), str(opened.number)
     messages = [Message(content, node, wire.TRAIN_ANCHOR, group_id=group) for node in opened.cohort]
     if not messages:
-        return Sent(0, group, {})
+        return SentRequest(0, group, {})
     found = evidence_of(messages[0])
     for message in messages:
         log.add("down", message, found)
     ids = grid.push_messages(messages)
-    return Sent(messages[0].metadata.run_id, group, dict(zip(ids, opened.cohort, strict=True)))
+    return SentRequest(messages[0].metadata.run_id, group, dict(zip(ids, opened.cohort, strict=True)))
 
 
-def _replies(grid: Grid, opened: Round, sent: Sent, clock: Clock, poll: float) -> Iterator[Message]:
+def _replies(grid: Grid, opened: Round, sent: SentRequest, clock: Clock, poll: float) -> Iterator[Message]:
     waiting = set(sent.nodes)
     while waiting and clock.now() <= opened.deadline:
         for reply in grid.pull_messages(sorted(waiting)):
@@ -72,7 +72,7 @@ def _replies(grid: Grid, opened: Round, sent: Sent, clock: Clock, poll: float) -
             clock.sleep(poll)
 
 
-def count(coordinator: Coordinator, reply: Message, sent: Sent, now: float) -> None:
+def count(coordinator: Coordinator, reply: Message, sent: SentRequest, now: float) -> None:
     """Count one reply, or leave it out: a device that lies or fails costs its own update only."""
     node = reply.metadata.src_node_id
     try:
@@ -81,7 +81,7 @@ def count(coordinator: Coordinator, reply: Message, sent: Sent, now: float) -> N
         _log.warning("Node %s: %s", node, error)
 
 
-def _fields(reply: Message, sent: Sent) -> Fields:
+def _fields(reply: Message, sent: SentRequest) -> Fields:
     if not sent.answered_by(reply):
         raise RemoteError("A message answers no request of this round; it was not counted.")
     if reply.has_error() or reply.metadata.message_type != wire.TRAIN_ANCHOR:

@@ -40,16 +40,16 @@ from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows
 from fedmem.training.release import Release
-from fedmem.training.resumable import Run
+from fedmem.training.resumable import ResumableRun
 from fedmem.training.seeds import derived
 from fedmem.training.settings import Settings, Trained
-from fedmem.training.state import Trace, Watch, read_json, write_json
+from fedmem.training.state import TrainingTrace, Watch, read_json, write_json
 
 GENERIC = "generic"
 
 
 @dataclass(frozen=True)
-class Training:
+class SubtreeTraining:
     """What every job of a training has at hand: the release it starts from, rows, settings, and where it works."""
 
     release: Release
@@ -91,26 +91,30 @@ def job_names(spec: MemorySpec) -> list[str]:
     return [*(subtree_name(subtree) for subtree in range(spec.branching)), GENERIC]
 
 
-def run_job(training: Training, name: str, watch: Watch) -> None:
+def run_job(training: SubtreeTraining, name: str, watch: Watch) -> None:
     """Run what is left of a job; nothing where its part is there. Raises UsageError for a job that does not exist."""
     if name not in job_names(training.release.spec):
         raise UsageError(
             f"There is no job {name}: this bank's subtrees are 0 to {training.release.spec.branching - 1}."
         )
-    with Run(training.out / "state" / name, training.inputs, name) as run:
+    with ResumableRun(training.out / "state" / name, training.inputs, name) as run:
         if training.part(name).exists():
             read_part(training, name)
             return
         job = _generic(training) if name == GENERIC else _subtree(training, int(name.rpartition("-")[2]))
         settings = replace(training.settings, steps=job.steps)
-        trace = run.drive(_trainer(training, job, settings, name, run), job.heldout, watch) if job.steps else Trace()
+        trace = (
+            run.drive(_trainer(training, job, settings, name, run), job.heldout, watch)
+            if job.steps
+            else TrainingTrace()
+        )
         tokens = job.train.tokens(job.steps, settings.batch, derived(training.seed, name))
         write_json(training.part(name).with_suffix(".json"), asdict(trace) | {"tokens": tokens, "steps": job.steps})
         _write_part(training, name, run.trained(job.start) if job.steps else job.start)
         run.remove_state()
 
 
-def _trainer(training: Training, job: Job, settings: Settings, name: str, run: Run) -> Trainer:
+def _trainer(training: SubtreeTraining, job: Job, settings: Settings, name: str, run: ResumableRun) -> Trainer:
     model, memory = training.anchor
     levels, none = run.levels(job.start), LazyAdamW(torch.empty(0, job.start.spec.fetch_size))
     trained = Trained(anchor=False, levels=frozenset(range(1, len(levels) + 1)), generic=False)
@@ -118,7 +122,7 @@ def _trainer(training: Training, job: Job, settings: Settings, name: str, run: R
     return Trainer(model, job.train.packed, settings, derived(training.seed, name), bank, anchor=False)
 
 
-def _subtree(training: Training, subtree: int) -> Job:
+def _subtree(training: SubtreeTraining, subtree: int) -> Job:
     """The blocks and rows below one node of level 1, both counted from the node's first."""
     release, spec = training.release, training.release.spec
     first_P = np.array([subtree * spec.branching**level for level in range(spec.levels)])
@@ -138,7 +142,7 @@ def _below(rows: Rows, subtree: int, first_P: np.ndarray) -> Rows:
     return Rows(own.packed, own.paths_MP - first_P)
 
 
-def _generic(training: Training) -> Job:
+def _generic(training: SubtreeTraining) -> Job:
     """The generic block as a bank of one block that every row fetches: a fetch and a block of its width look alike."""
     spec = training.release.spec
     whole = MemorySpec(spec.kind, spec.shape, 1, (tuple(map(sum, zip(*spec.widths, strict=True))),))
@@ -150,7 +154,7 @@ def _generic(training: Training) -> Job:
     return Job(BankStream(whole, lambda _: [generic_X[None]], generic_X), train, heldout, steps)
 
 
-def _write_part(training: Training, name: str, bank: BankStream) -> None:
+def _write_part(training: SubtreeTraining, name: str, bank: BankStream) -> None:
     """Keep the job's blocks as the bank will: bf16. A part passes through memory: a k-th of the bank."""
     numbers = range(1, bank.spec.levels + 1)
     tensors = {f"level-{n}": torch.cat([piece.to(torch.bfloat16) for piece in bank.pieces(n)]) for n in numbers}
@@ -160,7 +164,7 @@ def _write_part(training: Training, name: str, bank: BankStream) -> None:
     Files().replace(training.part(name), save(tensors, metadata={"part": about}))
 
 
-def read_part(training: Training, name: str) -> list[Tensor]:
+def read_part(training: SubtreeTraining, name: str) -> list[Tensor]:
     """A job's blocks by level, float32.
 
     Raises VerificationFailed for a damaged part, VersionMismatch for one of another training.
@@ -187,7 +191,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def merged(training: Training) -> BankStream:
+def merged(training: SubtreeTraining) -> BankStream:
     """All parts as one bank: a level is its subtrees' blocks in their order. Raises as `read_part`."""
     *subtrees, generic = job_names(training.release.spec)
 
@@ -197,6 +201,6 @@ def merged(training: Training) -> BankStream:
     return BankStream(training.release.spec, pieces, read_part(training, generic)[0][0])
 
 
-def traces(training: Training) -> list[dict[str, Any]]:
+def traces(training: SubtreeTraining) -> list[dict[str, Any]]:
     """What each job has to tell, in the order of the jobs: its curve, seconds, tokens and steps."""
     return [read_json(training.part(name).with_suffix(".json")) for name in job_names(training.release.spec)]

@@ -21,7 +21,7 @@ from fedmem.anchor.tokenizer import end_of_document
 from fedmem.device.private_fetch import private_sources, shared_and_private
 from fedmem.errors import Busy, UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
@@ -73,11 +73,11 @@ class Answerer:
                 _check(vault, generation)  # Long after, perhaps: the next token must not be computed from erased rows.
                 text = now
 
-    def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[Source]:
+    def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[ActiveMemory]:
         """The shared rows of the path, then the private rows of each block."""
         return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
-    def tokens(self, ids: Sequence[int], sources: Sequence[Source], limit: int) -> Iterator[int]:
+    def tokens(self, ids: Sequence[int], sources: Sequence[ActiveMemory], limit: int) -> Iterator[int]:
         """Greedy continuation, until the document ends or `limit`. The memory is in use during a step only."""
         tokens_1T = torch.tensor([list(ids)])
         cache: Any = None

@@ -38,7 +38,7 @@ from fedmem.storage.canonical import canonical_json, digest
 from fedmem.training.release import Release
 from fedmem.training.sequences import encode
 from fedmem.vault.store.core import serialised
-from fedmem.vault.vault import BlockInfo, Record, Run, Vault
+from fedmem.vault.vault import BlockInfo, Record, TrainingRun, Vault
 
 Path = tuple[int, ...]
 RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
@@ -59,13 +59,13 @@ class LearnSettings:
 
 
 @dataclass(frozen=True)
-class Charged:
+class ChargedRun:
     """A run that is charged, with all that its training needs, in the memory of this process only.
 
     `state` is where an earlier session was cut, or None.
     """
 
-    run: Run
+    run: TrainingRun
     topic: str = field(repr=False)
     release: Release = field(repr=False)
     plan: PrivacyPlan
@@ -130,7 +130,7 @@ def charge(
     run_key: bytes | None = None,
     renew: bool = True,
     room: int | None = None,
-) -> Charged:
+) -> ChargedRun:
     """Check, read the records, and charge a run or take up the open one, in one step for all threads.
 
     Raises as `learn_topic`.
@@ -157,11 +157,11 @@ def charge(
     run = _charge(vault, topic, release, plan, *facts, run_key)
     stream = PrivacyStream(run.key, canonical_json([public, release.digest, content]))
     spec = private_spec(release, settings)
-    return Charged(run, topic.name, release, plan, settings, spec, data, stream, _state(vault, run))
+    return ChargedRun(run, topic.name, release, plan, settings, spec, data, stream, _state(vault, run))
 
 
 def train(
-    charged: Charged,
+    charged: ChargedRun,
     runtime: RuntimeOptions | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
@@ -179,13 +179,13 @@ def train(
         memory.detach()
 
 
-def finish(vault: Vault, charged: Charged, block_X: Tensor) -> BlockInfo:
+def finish(vault: Vault, charged: ChargedRun, block_X: Tensor) -> BlockInfo:
     """Seal the block of a run. Raises NothingMatched where the run is not open any more, and what the vault raises."""
     spec, width, about = charged.spec, charged.settings.width, (charged.topic, charged.release.digest)
     return vault.finish_run(charged.run, *about, save({"rows": block_X}), spec.layers, width, spec.shape.d_model)
 
 
-def keep(vault: Vault, charged: Charged, state: State) -> None:
+def keep(vault: Vault, charged: ChargedRun, state: State) -> None:
     """Seal where a run stands, so that another session goes on from there. Raises NothingMatched, StorageError."""
     tensors = {"block": state.block_X, "first": state.first_X, "second": state.second_X}
     vault.save_checkpoint(charged.run, state.step, save(tensors))
@@ -196,7 +196,7 @@ def private_spec(release: Release, settings: LearnSettings) -> MemorySpec:
     return MemorySpec.single(release.spec.shape, release.spec.layers, settings.width)
 
 
-def _state(vault: Vault, run: Run) -> State | None:
+def _state(vault: Vault, run: TrainingRun) -> State | None:
     found = vault.checkpoint(run) if run.resumed else None
     if found is None:
         return None
@@ -213,7 +213,7 @@ def _charge(
     data_digest: str,
     ids: list[str],
     run_key: bytes | None,
-) -> Run:
+) -> TrainingRun:
     """Check the budget, then charge a new run or take up the open one, which is charged already."""
     events, spend = vault.ledger.events(), plan.spend.to_dict() | {"plan": digest(public)}
     resuming = is_open(events, release.digest, ids, spend)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from safetensors.torch import load
 
 from fedmem.memory.block import source, source_for_all
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
@@ -27,7 +27,7 @@ def block_for(vault: Vault, topic: str | None, release: str) -> BlockInfo | None
     return max(found, key=lambda block: block.version, default=None)
 
 
-def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo]) -> list[Source]:
+def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo]) -> list[ActiveMemory]:
     """Each private block as a memory source for every item of a batch."""
     found = []
     for block in blocks:
@@ -36,6 +36,8 @@ def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo])
     return found
 
 
-def shared_and_private(release: Release, paths_BP: Iterable[Sequence[int]], private: Iterable[Source]) -> list[Source]:
+def shared_and_private(
+    release: Release, paths_BP: Iterable[Sequence[int]], private: Iterable[ActiveMemory]
+) -> list[ActiveMemory]:
     """Memory sources for a batch: each item's shared blocks, then the private blocks for all."""
     return [source(release.spec, release.bank.fetch_many(paths_BP)), *private]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedmem.erasure import Retraining
 from fedmem.errors import Refused, VersionMismatch
 from fedmem.policy.policy import Policy, Topic
-from fedmem.vault.vault import Learned, Vault
+from fedmem.vault.vault import RunRecord, Vault
 
 if TYPE_CHECKING:
     from fedmem.device.learning import LearnSettings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedmem.training.release import Release
 
 
-class Relearn:
+class Retrainer:
     """Retrains on one release, under the budgets of one policy."""
 
     def __init__(self, release: "Release", policy: Policy) -> None:
@@ -42,7 +42,7 @@ class Relearn:
         events, ids = vault.ledger.events(), wanted.records
         check_budget(events, plan.spend, ids, budget=topic.epsilon, delta=plan.delta)
 
-    def train(self, vault: Vault, wanted: Learned) -> str:
+    def train(self, vault: Vault, wanted: RunRecord) -> str:
         """Train the block, charged before its first step; the new block's id. Raises as `check`, and NothingMatched."""
         from fedmem.device.learning import learn_topic
 

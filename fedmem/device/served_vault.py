@@ -22,7 +22,7 @@ from fedmem.federation.pipe import TICK
 from fedmem.policy.policy import Policy
 from fedmem.vault.store.core import StaleReader
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import Vault
 
 Result = TypeVar("Result")
@@ -106,7 +106,7 @@ class ServedVault:
 
     def _open(self) -> None:
         self._vault = self._open_vault()
-        self._egress = Egress(self._vault.core)
+        self._egress = EgressLog(self._vault.core)
         try:
             self._egress.entries()  # checked before anything is trained: a line that cannot be entered saves the work
         except BaseException:

@@ -35,7 +35,7 @@ _TRIES = 20  # somebody who looks at the lock holds it for a moment
 
 
 @dataclass(frozen=True)
-class Said:
+class SessionStatus:
     """What a training says of itself: `run` is "" until it is charged; `error` and `message` tell how it failed."""
 
     pid: int = 0
@@ -46,7 +46,7 @@ class Said:
     message: str = ""
 
 
-class Mark:
+class SessionLock:
     """The mark of a training, from construction until it is closed. Raises Busy where another one runs."""
 
     def __init__(self, root: Path) -> None:
@@ -57,7 +57,7 @@ class Mark:
         if lock is None:
             raise Busy("A training of this vault runs already. See `fedmem client status`, or pause it first.")
         self._lock = lock
-        self._request, self._said = folder / "request", Said(os.getpid())
+        self._request, self._said = folder / "request", SessionStatus(os.getpid())
         self._request.unlink(missing_ok=True)  # it was meant for an earlier training
         self.say()
 
@@ -72,7 +72,7 @@ class Mark:
         except FileNotFoundError:
             return ""
 
-    def _write(self, said: Said) -> None:
+    def _write(self, said: SessionStatus) -> None:
         self._said = said
         with storage_errors("say how the training stands"):
             os.pwrite(self._lock.handle, canonical_json(asdict(said)).ljust(SIZE), 0)
@@ -95,11 +95,11 @@ class Mark:
             self._lock.release()
 
 
-def said(root: Path) -> Said | None:
+def said(root: Path) -> SessionStatus | None:
     """What the training that runs, or ran last, says of itself; None where there was none."""
     for _ in range(_TRIES):
         try:
-            return Said(**json.loads((root / FOLDER / "trainer").read_bytes()))
+            return SessionStatus(**json.loads((root / FOLDER / "trainer").read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):

@@ -22,7 +22,7 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.vault.store.egress_entry import EgressEntry
 
 
-class Noted:
+class SimulationLog:
     """Failures of all devices so far, and the egress lines that lie in their `ports`, by device index."""
 
     def __init__(self, ports: Mapping[int, InprocPort]) -> None:

@@ -22,13 +22,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from fedmem.device.retraining import choices
-from fedmem.device.session_lock import Mark, Said, ask, runs, said
+from fedmem.device.session_lock import SessionLock, SessionStatus, ask, runs, said
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.policy.policy import Policy
-from fedmem.vault.vault import ALL, Learned, Vault
+from fedmem.vault.vault import ALL, RunRecord, Vault
 
 if TYPE_CHECKING:
-    from fedmem.device.learning import Charged, LearnSettings
+    from fedmem.device.learning import ChargedRun, LearnSettings
     from fedmem.policy.files import Topic
     from fedmem.privacy.dpsgd import Progress, State
     from fedmem.privacy.gradients import RuntimeOptions
@@ -67,7 +67,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Trained:
+class SessionResult:
     """How a session ended: "done" with the id of the `block`, or "paused" after `step` of `steps`."""
 
     run: str
@@ -78,7 +78,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingStatus:
     """How a run stands: waiting, running, paused, done or failed; steps that are known, and the last error's words."""
 
     run: str
@@ -91,7 +91,7 @@ class Training:
     message: str = ""
 
 
-class Door(Protocol):
+class VaultAccess(Protocol):
     """A vault that is open for reading during a session, and the way to write to it for a moment."""
 
     vault: Vault
@@ -100,7 +100,7 @@ class Door(Protocol):
         """The vault, open for writing. Raises Busy where another program writes for longer than `patience` seconds."""
 
 
-class Own:
+class ExclusiveAccess:
     """The door of a program that has the vault open for writing."""
 
     def __init__(self, vault: Vault) -> None:
@@ -112,7 +112,7 @@ class Own:
         yield self.vault
 
 
-class Shared:
+class SharedAccess:
     """The door of a program that leaves the vault to others but for moments. `opened(write)` opens the vault."""
 
     def __init__(self, opened: Callable[[bool], Vault]) -> None:
@@ -148,7 +148,7 @@ class _Pause(Exception):
 
 
 def train(
-    door: Door,
+    door: VaultAccess,
     release: "Release",
     topic: "Topic",
     plan: "PrivacyPlan | None" = None,
@@ -157,7 +157,7 @@ def train(
     settings: "LearnSettings | None" = None,
     stop: Stop | None = None,
     progress: "Progress | None" = None,
-) -> Trained:
+) -> SessionResult:
     """Train the block of `topic`, or go on with its open run, until it is done, a limit, a request or `stop()`.
 
     Without `plan`, that of the open run, or the default plan at the topic's whole ε.
@@ -170,7 +170,7 @@ def train(
 
     if door.vault.simulated:
         raise Refused("This vault was made by a simulation, its noise follows from a seed; it must not be trained on.")
-    with Mark(door.vault.root) as mark:
+    with SessionLock(door.vault.root) as mark:
         limits = limits or Limits()
         end = time.monotonic() + limits.seconds()
         if plan is None:
@@ -181,7 +181,7 @@ def train(
         with door.writing(AT_START) as vault:
             for run in vault.runs_by_id(cut):
                 if run.state == "finished":  # a crash cut its last session after all that matters
-                    return Trained(run.id, "done", plan.steps, plan.steps, run.block_id)
+                    return SessionResult(run.id, "done", plan.steps, plan.steps, run.block_id)
             try:
                 charged = charge(vault, release, topic, plan, settings=settings, renew=False, room=room)
             except NothingMatched as error:
@@ -193,23 +193,25 @@ def train(
 class _Session:
     """A charged run and what may end it."""
 
-    def __init__(self, door: Door, mark: Mark, charged: "Charged", generation: int, end: float, stop: Stop) -> None:
+    def __init__(
+        self, door: VaultAccess, mark: SessionLock, charged: "ChargedRun", generation: int, end: float, stop: Stop
+    ) -> None:
         self._door, self._mark, self._charged, self._stop = door, mark, charged, stop
         self._generation, self._end, self._saved = generation, end, time.monotonic()
         self._step, self._steps = charged.state.step if charged.state else 0, charged.plan.steps
         mark.say(charged.run.id, self._step, self._steps)
 
-    def run(self, runtime: "RuntimeOptions | None", progress: "Progress | None") -> Trained:
+    def run(self, runtime: "RuntimeOptions | None", progress: "Progress | None") -> SessionResult:
         """Train, and seal the block or the checkpoint."""
         from fedmem.device.learning import finish, train
 
         try:
             block_X = train(self._charged, runtime, progress, self._after)
         except _Pause:
-            return Trained(self._charged.run.id, "paused", self._step, self._steps)
+            return SessionResult(self._charged.run.id, "paused", self._step, self._steps)
         with self._door.writing(AT_END) as vault:
             block = finish(vault, self._charged, block_X)
-        return Trained(self._charged.run.id, "done", self._steps, self._steps, block.id)
+        return SessionResult(self._charged.run.id, "done", self._steps, self._steps, block.id)
 
     def _after(self, state: "State") -> None:
         """After each step: stop where that is due, and save now and then."""
@@ -276,7 +278,7 @@ def _fitted(
 
 
 def migrate(
-    door: Door,
+    door: VaultAccess,
     id_or_topic: str,
     release: "Release",
     policy: Policy,
@@ -284,7 +286,7 @@ def migrate(
     *,
     stop: Stop | None = None,
     progress: "Progress | None" = None,
-) -> Trained:
+) -> SessionResult:
     """Train a block's topic anew on another release, with the block's plan; the old block stays and answers on its own.
 
     Raises NothingMatched for an unknown block; Refused where the topic has a block on that release already, the policy
@@ -302,24 +304,24 @@ def migrate(
     )
 
 
-def trainings(vault: Vault) -> list[Training]:
+def trainings(vault: Vault) -> list[TrainingStatus]:
     """Every run of the vault that was not erased, oldest first."""
     live, told = runs(vault.root), said(vault.root)
     return [_standing(vault, run, live, told) for run in vault.runs_by_id(vault.ids_of(ALL))]
 
 
-def _standing(vault: Vault, run: Learned, live: bool, told: Said | None) -> Training:
-    mine = told if told is not None and told.run == run.id else Said()
+def _standing(vault: Vault, run: RunRecord, live: bool, told: SessionStatus | None) -> TrainingStatus:
+    mine = told if told is not None and told.run == run.id else SessionStatus()
     state, steps = STATES[run.state], int(run.plan.get("privacy", {}).get("steps", 0))
     step = steps if state == "done" else vault.checkpoint_step(run) if state == "paused" else 0
     if state == "paused" and live and mine.run:
         state, step = "running", mine.step
     block = run.block_id if state == "done" else None
     message = mine.message if state in ("paused", "failed") else ""
-    return Training(run.id, run.topic, run.release, state, step, steps, block, message)
+    return TrainingStatus(run.id, run.topic, run.release, state, step, steps, block, message)
 
 
-def pause(vault: Vault, patience: float = AT_END) -> Training:
+def pause(vault: Vault, patience: float = AT_END) -> TrainingStatus:
     """Ask the training that runs to save itself and stop after its step, and wait until it has.
 
     Raises NothingMatched where none runs; Busy where it has not stopped after `patience` seconds: it will.
@@ -332,7 +334,7 @@ def pause(vault: Vault, patience: float = AT_END) -> Training:
     return next(one for one in trainings(vault) if one.run == (said(vault.root) or told).run)
 
 
-def cancel(door: Door, name: str, patience: float = AT_END) -> Training:
+def cancel(door: VaultAccess, name: str, patience: float = AT_END) -> TrainingStatus:
     """End the run `name` (its id, or the topic of the only one that has not ended): it fails and stays charged.
 
     Raises NothingMatched, UsageError where a topic has several, Busy as `pause`.
@@ -345,7 +347,7 @@ def cancel(door: Door, name: str, patience: float = AT_END) -> Training:
     return next(one for one in trainings(door.vault) if one.run == found.run)
 
 
-def cancellable(vault: Vault, name: str) -> Training:
+def cancellable(vault: Vault, name: str) -> TrainingStatus:
     """The run that `cancel` would end. Raises NothingMatched, UsageError."""
     found = [one for one in trainings(vault) if name in (one.run, one.topic) and one.state in ("running", "paused")]
     if not found:

@@ -51,7 +51,7 @@ class Served(Protocol):
     def holds(self, ids: frozenset[str]) -> bool: ...
 
 
-class Session:
+class PeerSession:
     """One connection, the ids of the records that went out over it, and whether it has shown the token."""
 
     def __init__(self, connection: Connection) -> None:
@@ -82,7 +82,7 @@ class Server:
         self._token, self._digest = token, bytes.fromhex(terms.digest())
         self._gate = Gate(terms, vault.enter)
         self._greeting, self._training, self._patience = greeting, training, patience
-        self._sessions: list[Session] = []
+        self._sessions: list[PeerSession] = []
         self._opening = vault.renew()
         self._lock = threading.Lock()
         self.released = 0
@@ -110,7 +110,7 @@ class Server:
             end, _ = self._listener.accept()
         except OSError:  # the peer has gone, or this process has no descriptor left for it
             return
-        session = Session(Connection(end, self._greeting))
+        session = PeerSession(Connection(end, self._greeting))
         if not self._has_room():
             session.connection.close()
             return
@@ -129,7 +129,7 @@ class Server:
                 self._sessions.remove(strangers[0])
             return bool(strangers)
 
-    def _answer(self, session: Session) -> None:
+    def _answer(self, session: PeerSession) -> None:
         try:
             require_same_user(session.connection)
             if self._greeted(session):
@@ -142,7 +142,7 @@ class Server:
             with self._lock, contextlib.suppress(ValueError):
                 self._sessions.remove(session)
 
-    def _greeted(self, session: Session) -> bool:
+    def _greeted(self, session: PeerSession) -> bool:
         frame = session.connection.receive({protocol.HELLO: protocol.TOKEN_BYTES + protocol.DIGEST_BYTES})
         if frame is None:
             return False
@@ -156,7 +156,7 @@ class Server:
         session.connection.send(protocol.WELCOME)
         return True
 
-    def _converse(self, session: Session) -> None:
+    def _converse(self, session: PeerSession) -> None:
         limits = {protocol.RECORDS: 0, protocol.UPDATE: protocol.update_bytes(self._gate.schema)}
         while session.connection.wait(self._training) and (frame := session.connection.receive(limits)) is not None:
             if frame[0] == protocol.RECORDS:
@@ -164,7 +164,7 @@ class Server:
             else:
                 self._judge(session, frame[1])
 
-    def _give(self, session: Session) -> None:
+    def _give(self, session: PeerSession) -> None:
         try:
             texts, session.record_ids = self._vault.shareable()
         except FedmemError as error:
@@ -174,7 +174,7 @@ class Server:
             session.connection.send(protocol.TEXT, text.encode())
         session.connection.send(protocol.END)
 
-    def _judge(self, session: Session, payload: bytearray) -> None:
+    def _judge(self, session: PeerSession, payload: bytearray) -> None:
         fields, number = protocol.decode(payload, self._gate.schema)
         try:
             if session.record_ids and not self._vault.holds(session.record_ids):
@@ -189,7 +189,7 @@ class Server:
         session.connection.send(protocol.RELEASED, bytes.fromhex(fields.digest()))
         self._vault.settle()
 
-    def _refuse(self, session: Session, error: FedmemError) -> None:
+    def _refuse(self, session: PeerSession, error: FedmemError) -> None:
         _log.error("A request was refused: %s", error)
         reason = protocol.BOUNDARY if isinstance(error, BoundaryViolation) else protocol.NOT_NOW
         session.connection.send(protocol.REFUSED, reason)

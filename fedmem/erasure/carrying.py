@@ -28,7 +28,7 @@ from fedmem.vault.vault import Vault
 
 
 @serialised
-def carry_out(vault: Vault, entry: journal.Entry) -> Path:
+def carry_out(vault: Vault, entry: journal.JournalEntry) -> Path:
     """Take an erasure to its end; where its receipt lies.
 
     Raises PartialErasure: begun and not finished. StorageError, KeystoreError, Busy: nothing was destroyed.
@@ -45,12 +45,12 @@ def carry_out(vault: Vault, entry: journal.Entry) -> Path:
     raise _ended(vault, entry, PartialErasure("The rescan still found something."))
 
 
-def receipt_path(vault: Vault, entry: journal.Entry) -> Path:
+def receipt_path(vault: Vault, entry: journal.JournalEntry) -> Path:
     """Where the receipt of an erasure lies once it is completed."""
     return vault.root / "receipts" / f"{entry.id}.dsse.json"
 
 
-def _destroy(vault: Vault, entry: journal.Entry, again: bool) -> Verification:
+def _destroy(vault: Vault, entry: journal.JournalEntry, again: bool) -> Verification:
     for store in vault.stores:
         store.erase(entry.ids)
     scattered = moved(vault.core.files.read(vault.root / "vault.db-wal"))
@@ -69,7 +69,7 @@ def _checkpoint(vault: Vault) -> None:
         raise Busy("A reader keeps the vault's log in use.")
 
 
-def _write_receipt(vault: Vault, entry: journal.Entry, checked: Verification) -> Path:
+def _write_receipt(vault: Vault, entry: journal.JournalEntry, checked: Verification) -> Path:
     # In the order of completion: an erasure that was resumed may have begun before the one that ended last.
     ended = [event.payload["erasure"] for event in vault.ledger.events() if event.kind == "erased"]
     previous = journal.read(vault, ended[-1]).receipt if ended else ""
@@ -89,7 +89,7 @@ def _copies(vault: Vault) -> list[str]:
     ]
 
 
-def _ended(vault: Vault, entry: journal.Entry, error: FedmemError) -> FedmemError:
+def _ended(vault: Vault, entry: journal.JournalEntry, error: FedmemError) -> FedmemError:
     """Write how a failed attempt ended, as far as the disk allows, and what to raise for it."""
     begun = _begun(vault, entry)
     if entry.state == states.IN_PROGRESS:
@@ -97,7 +97,7 @@ def _ended(vault: Vault, entry: journal.Entry, error: FedmemError) -> FedmemErro
             journal.move(vault, entry, states.PARTIAL if begun else states.FAILED)
     if not begun:
         with contextlib.suppress(FedmemError):
-            vault.unwant_runs(entry.runs)
+            vault.drop_planned_runs(entry.runs)
         return error
     return PartialErasure(
         "The keys are destroyed, but the erasure is not finished: close other programs that use this vault, "
@@ -105,7 +105,7 @@ def _ended(vault: Vault, entry: journal.Entry, error: FedmemError) -> FedmemErro
     )
 
 
-def _begun(vault: Vault, entry: journal.Entry) -> bool:
+def _begun(vault: Vault, entry: journal.JournalEntry) -> bool:
     """Whether the point of no return may be behind us; a disk that does not answer counts as yes."""
     try:
         on_disk = vault.core.table.peek()[1]

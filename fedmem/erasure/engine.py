@@ -24,8 +24,8 @@ from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
 from fedmem.vault.store.core import serialised
-from fedmem.vault.store.runs import WANTED
-from fedmem.vault.vault import Learned, Vault
+from fedmem.vault.store.runs import PLANNED
+from fedmem.vault.vault import RunRecord, Vault
 
 DELETED, TO_BE_RETRAINED = "deleted", "deleted, to be retrained"
 
@@ -91,7 +91,7 @@ def execute(
 @serialised
 def _executed(
     vault: Vault, planned: Plan, digest: str, residual: Mapping[str, Any] | None, retrain: Retrain | None
-) -> tuple[Outcome, journal.Entry]:
+) -> tuple[Outcome, journal.JournalEntry]:
     """Check the plan and carry it out in one step: no other thread changes the vault in between."""
     if not hmac.compare_digest(digest, planned.digest):
         raise Refused("The digest is not that of the plan. Plan again, and execute with the digest that it gives.")
@@ -131,9 +131,9 @@ def cancel(vault: Vault, erasure_id: str) -> Status:
     if entry.state == states.PENDING:
         with vault.core.writing():
             entry = journal.move(vault, entry, states.CANCELLED)
-    elif entry.state in states.UNFINISHED or not any(run.state == WANTED for run in vault.runs_by_id(entry.runs)):
+    elif entry.state in states.UNFINISHED or not any(run.state == PLANNED for run in vault.runs_by_id(entry.runs)):
         raise Refused("Only a pending erasure, or a retraining that has not begun, can be cancelled.")
-    vault.unwant_runs(entry.runs)
+    vault.drop_planned_runs(entry.runs)
     return _status(vault, entry)
 
 
@@ -143,19 +143,19 @@ def status(vault: Vault) -> list[Status]:
     return [_status(vault, entry) for entry in journal.read_all(vault)]
 
 
-def _begin(vault: Vault, planned: Plan, opening: bytes, residual: Mapping[str, Any] | None) -> journal.Entry:
+def _begin(vault: Vault, planned: Plan, opening: bytes, residual: Mapping[str, Any] | None) -> journal.JournalEntry:
     """Make the erasure, its sealed opening and its wishes durable, in one transaction."""
-    wishes = [(wanted, wanted.wish()) for wanted in planned.retrain]
+    wishes = [(wanted, wanted.planned_run()) for wanted in planned.retrain]
     shared = dict(residual) if residual is not None else _residual(planned)
     rows = _outcomes(planned, {block: wish for wanted, wish in wishes for block in wanted.blocks})
     erasure_id, commitment = new_id(), receipt.commit(planned.scope, opening)
     facts = planned.digest, commitment, vault.generation, planned.ids, planned.items, shared, rows
     entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening))
-    vault.want_runs([wish for _, wish in wishes], lambda session: journal.add(session, entry))
+    vault.plan_runs([wish for _, wish in wishes], lambda session: journal.add(session, entry))
     return entry
 
 
-def _outcomes(planned: Plan, wishes: Mapping[str, Learned]) -> tuple[dict[str, str], ...]:
+def _outcomes(planned: Plan, wishes: Mapping[str, RunRecord]) -> tuple[dict[str, str], ...]:
     rows = []
     for block in planned.deleted:
         row = {"id": block, "outcome": DELETED}
@@ -165,12 +165,12 @@ def _outcomes(planned: Plan, wishes: Mapping[str, Learned]) -> tuple[dict[str, s
     return tuple(rows)
 
 
-def _trained(vault: Vault, entry: journal.Entry, outcome: Outcome, retrain: Retrain | None) -> Outcome:
+def _trained(vault: Vault, entry: journal.JournalEntry, outcome: Outcome, retrain: Retrain | None) -> Outcome:
     """Train what the erasure wants trained anew and is not yet."""
     if retrain is None:
         return outcome
     try:
-        wanted = [run for run in vault.runs_by_id(entry.runs) if run.state in (WANTED, "open")]
+        wanted = [run for run in vault.runs_by_id(entry.runs) if run.state in (PLANNED, "open")]
         return replace(outcome, retrained=tuple(retrain.train(vault, run) for run in wanted))
     except FedmemError as error:
         raise PartialErasure(
@@ -179,17 +179,17 @@ def _trained(vault: Vault, entry: journal.Entry, outcome: Outcome, retrain: Retr
         ) from error
 
 
-def _retraining(vault: Vault, entry: journal.Entry) -> str:
+def _retraining(vault: Vault, entry: journal.JournalEntry) -> str:
     if not entry.runs or entry.state in (states.FAILED, states.CANCELLED):
         return ""
     known = {run.id: run.state for run in vault.runs_by_id(entry.runs)}
     found = {known.get(run, "gone") for run in entry.runs}
-    if found & {WANTED, "open", "finishing"}:
+    if found & {PLANNED, "open", "finishing"}:
         return "pending"
     return "done" if found == {"finished"} else "given up"
 
 
-def _status(vault: Vault, entry: journal.Entry) -> Status:
+def _status(vault: Vault, entry: journal.JournalEntry) -> Status:
     kinds = {(item.id, item.kind) for item in entry.items}
     counts = {kind: sum(k == kind for _, k in kinds) for kind in sorted({kind for _, kind in kinds})}
     path = receipt_path(vault, entry) if entry.state == states.COMPLETED else None

@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol
 
 from fedmem.errors import UsageError
 from fedmem.storage.ids import new_id
-from fedmem.vault.store.runs import WANTED
-from fedmem.vault.vault import BlockInfo, Learned, Vault
+from fedmem.vault.store.runs import PLANNED
+from fedmem.vault.vault import BlockInfo, RunRecord, Vault
 
 Choice = Literal["retrain", "delete"]
 CHOICES = ("retrain", "delete")
@@ -43,10 +43,10 @@ class Retraining:
     records: tuple[str, ...] = field(repr=False)
     blocks: tuple[str, ...] = ()
 
-    def wish(self) -> Learned:
+    def planned_run(self) -> RunRecord:
         """The run to want: new random ids for it and its block."""
         ids = new_id(), new_id(), new_id()
-        return Learned(*ids, WANTED, self.topic, self.release, dict(self.plan), frozenset())
+        return RunRecord(*ids, PLANNED, self.topic, self.release, dict(self.plan), frozenset())
 
 
 class Retrain(Protocol):
@@ -55,7 +55,7 @@ class Retrain(Protocol):
     def check(self, vault: Vault, wanted: Retraining) -> None:
         """Return if the training may go ahead. Raises BudgetExceeded, Refused, VersionMismatch; changes nothing."""
 
-    def train(self, vault: Vault, wanted: Learned) -> str:
+    def train(self, vault: Vault, wanted: RunRecord) -> str:
         """Train, charged before; the new block's id. An interrupted training goes on. Raises as `check`."""
 
 
@@ -90,9 +90,9 @@ def forgetting(vault: Vault, records: frozenset[str], whole: frozenset[str], blo
     return Forgetting(frozenset(ids), tuple(deleted), tuple(again), None in found.values())
 
 
-def _tainted(vault: Vault, topic: str, records: frozenset[str], whole: bool) -> tuple[list[Learned], list[BlockInfo]]:
+def _tainted(vault: Vault, topic: str, records: frozenset[str], whole: bool) -> tuple[list[RunRecord], list[BlockInfo]]:
     """Runs and blocks of a topic that go with `records`."""
-    runs, blocks = [run for run in vault.runs(topic) if run.state != WANTED], vault.blocks_of(topic)
+    runs, blocks = [run for run in vault.runs(topic) if run.state != PLANNED], vault.blocks_of(topic)
     tainted = [run for run in runs if run.may_hold(records)]
     if whole or {run.block_id for run in tainted} & {block.id for block in blocks}:
         return runs, blocks
@@ -100,7 +100,7 @@ def _tainted(vault: Vault, topic: str, records: frozenset[str], whole: bool) -> 
 
 
 def _again(
-    vault: Vault, topic: str, blocks: list[BlockInfo], runs: Iterable[Learned], records: frozenset[str]
+    vault: Vault, topic: str, blocks: list[BlockInfo], runs: Iterable[RunRecord], records: frozenset[str]
 ) -> list[Retraining]:
     newest = max(blocks, key=lambda block: block.version)
     repeated = next(run for run in runs if run.block_id == newest.id)

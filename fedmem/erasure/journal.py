@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from fedmem.erasure import states
 from fedmem.errors import NothingMatched
 from fedmem.storage.canonical import canonical_json
-from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import serialised
 from fedmem.vault.store.database import ErasureRow
 from fedmem.vault.vault import Vault
@@ -27,7 +27,7 @@ WITHOUT_RECEIPT = (states.FAILED, states.CANCELLED)
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """One erasure.
 
     Attributes:
@@ -49,7 +49,7 @@ class Entry:
     commitment: str
     generation: int
     ids: frozenset[str]
-    items: tuple[Item, ...]
+    items: tuple[StoredItem, ...]
     residual: dict[str, Any]
     receipt: str = ""
     blocks: tuple[dict[str, str], ...] = ()
@@ -69,13 +69,13 @@ class Entry:
         return canonical_json({**facts, "ids": sorted(self.ids), "items": items}).decode()
 
 
-def add(session: Session, entry: Entry) -> None:
+def add(session: Session, entry: JournalEntry) -> None:
     """Write a new erasure, inside a transaction of the caller."""
     session.add(ErasureRow(id=entry.id, state=entry.state, created=entry.created, journal=entry.encode()))
 
 
 @serialised
-def read(vault: Vault, erasure_id: str) -> Entry:
+def read(vault: Vault, erasure_id: str) -> JournalEntry:
     """One erasure. Raises NothingMatched."""
     with vault.core.database.session() as session:
         row = session.get(ErasureRow, erasure_id)
@@ -84,14 +84,14 @@ def read(vault: Vault, erasure_id: str) -> Entry:
         return _decode(row)
 
 
-def read_all(vault: Vault) -> Sequence[Entry]:
+def read_all(vault: Vault) -> Sequence[JournalEntry]:
     """All erasures, oldest first."""
     with vault.core.database.session() as session:
         rows = session.execute(select(ErasureRow).order_by(ErasureRow.created)).scalars().all()
         return [_decode(row) for row in rows]
 
 
-def move(vault: Vault, entry: Entry, state: str, *, receipt: str = "") -> Entry:
+def move(vault: Vault, entry: JournalEntry, state: str, *, receipt: str = "") -> JournalEntry:
     """Take an erasure to its next state, durably. Raises UsageError where that may not follow."""
     states.check(entry.state, state)
     opening = "" if state in WITHOUT_RECEIPT else entry.opening
@@ -104,22 +104,32 @@ def move(vault: Vault, entry: Entry, state: str, *, receipt: str = "") -> Entry:
     return moved
 
 
-def drop_opening(vault: Vault, entry: Entry) -> None:
+def drop_opening(vault: Vault, entry: JournalEntry) -> None:
     """Remove the sealed opening of an entry, durably, because it was delivered."""
     with vault.core.database.session() as session:
         row = session.get_one(ErasureRow, entry.id)
         row.journal = replace(entry, opening="", delivered=True).encode()
 
 
-def new(erasure_id: str, plan: str, commitment: str, generation: int, ids: frozenset[str], items: tuple[Item, ...],
-        residual: dict[str, Any], blocks: tuple[dict[str, str], ...] = (), *, opening: str) -> Entry:  # fmt: skip
+def new(
+    erasure_id: str,
+    plan: str,
+    commitment: str,
+    generation: int,
+    ids: frozenset[str],
+    items: tuple[StoredItem, ...],
+    residual: dict[str, Any],
+    blocks: tuple[dict[str, str], ...] = (),
+    *,
+    opening: str,
+) -> JournalEntry:
     """A pending erasure; `opening` is sealed, in hex."""
     facts = plan, commitment, generation, ids, items, residual
-    return Entry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening)
+    return JournalEntry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening)
 
 
-def _decode(row: ErasureRow) -> Entry:
+def _decode(row: ErasureRow) -> JournalEntry:
     known = json.loads(row.journal)
-    ids, items = frozenset(known.pop("ids")), tuple(Item(**item) for item in known.pop("items"))
+    ids, items = frozenset(known.pop("ids")), tuple(StoredItem(**item) for item in known.pop("items"))
     blocks = tuple(known.pop("blocks"))
-    return Entry(row.id, row.state, row.created, ids=ids, items=items, blocks=blocks, **known)
+    return JournalEntry(row.id, row.state, row.created, ids=ids, items=items, blocks=blocks, **known)

@@ -34,7 +34,7 @@ def seal(core: Core, erasure_id: str, opening: bytes) -> str:
     return core.seal(KIND, erasure_id, _key(core), opening).hex()
 
 
-def unseal(core: Core, entry: journal.Entry) -> str:
+def unseal(core: Core, entry: journal.JournalEntry) -> str:
     """Return the opening of an entry in hex, or "" if the vault does not hold it. Raises VerificationFailed."""
     if not entry.opening:
         return ""
@@ -42,7 +42,7 @@ def unseal(core: Core, entry: journal.Entry) -> str:
     return container.open_cell(_key(core), sealed, identity=identity).hex()
 
 
-def state(entry: journal.Entry) -> str:
+def state(entry: journal.JournalEntry) -> str:
     """Return `waiting`, `delivered`, `not kept` (by an earlier fedmem or a restore), or "" if there is no receipt."""
     if entry.opening:
         return WAITING

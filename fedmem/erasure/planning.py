@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from fedmem.erasure.forgetting import CHOICES, Choice, Forgetting, Retraining, forgetting
 from fedmem.errors import NothingMatched, UsageError
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import serialised
 from fedmem.vault.vault import ALL, Vault
 
@@ -90,7 +90,7 @@ class Plan:
     digest: str
     scope: Scope
     ids: frozenset[str] = field(repr=False)
-    items: tuple[Item, ...] = field(repr=False)
+    items: tuple[StoredItem, ...] = field(repr=False)
     counts: dict[str, int]
     blocks: Choice | None = None
     deleted: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error as SigningError
 from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]  # it has no __all__
 
-from fedmem.erasure.journal import Entry
+from fedmem.erasure.journal import JournalEntry
 from fedmem.erasure.planning import Scope
 from fedmem.erasure.verification import DEEP, Verification
 from fedmem.errors import VerificationFailed
@@ -76,7 +76,7 @@ def opens(content: Mapping[str, Any], scope: Scope, opening: bytes) -> bool:
 
 def statement(
     vault_id: str,
-    entry: Entry,
+    entry: JournalEntry,
     stores: list[ContentStore],
     checked: Verification,
     previous: str,
@@ -204,7 +204,7 @@ def _about_an_erasure(content: Statement) -> bool:
     )
 
 
-def _stores(entry: Entry, stores: list[ContentStore], checked: Verification) -> list[dict[str, Any]]:
+def _stores(entry: JournalEntry, stores: list[ContentStore], checked: Verification) -> list[dict[str, Any]]:
     held = Counter(item.store for item in entry.items)
     rows = [
         {"name": store.name, "method": store.method, "items": held[store.name], "clean": not checked.found[store.name]}

@@ -41,7 +41,7 @@ _Inode = tuple[int, int]
 
 
 @dataclass(frozen=True, order=True)
-class Hit:
+class ResidueHit:
     """A needle found in a file; `file` is relative to the root."""
 
     file: str
@@ -82,7 +82,7 @@ class _Finder:
         return [int(i) for i in at[np.isin(fours, self._starts)]]
 
 
-def scan(root: str | Path, needles: Mapping[str, bytes]) -> list[Hit]:
+def scan(root: str | Path, needles: Mapping[str, bytes]) -> list[ResidueHit]:
     """Every (file, needle) such that the file lies below `root` and holds the needle's bytes, sorted.
 
     Raises:
@@ -91,7 +91,9 @@ def scan(root: str | Path, needles: Mapping[str, bytes]) -> list[Hit]:
     if any(not needle for needle in needles.values()):
         raise UsageError("An empty needle is in every file. Give the bytes to look for.")
     root, finder, held = Path(root), _Finder(needles), _held()
-    hits = {Hit(str(path.relative_to(root)), name) for path in _files(root) for name in _in_file(path, finder, held)}
+    hits = {
+        ResidueHit(str(path.relative_to(root)), name) for path in _files(root) for name in _in_file(path, finder, held)
+    }
     return sorted(hits)
 
 

@@ -58,7 +58,7 @@ def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification
 
 
 @serialised
-def rescan(vault: Vault, entry: journal.Entry, *, deep: bool = False) -> Verification:
+def rescan(vault: Vault, entry: journal.JournalEntry, *, deep: bool = False) -> Verification:
     """Ask every store for the items of one erasure; where `deep`, read every file under the root too."""
     found = {store.name: _asked(store, entry.ids) for store in vault.stores}
     if deep:
@@ -74,14 +74,14 @@ def _asked(store: ContentStore, ids: frozenset[str]) -> list[str]:
     return said or [f"{item.kind} {item.id} is still listed, though the scan is clean" for item in store.enumerate(ids)]
 
 
-def _in_files(vault: Vault, entry: journal.Entry) -> list[str]:
+def _in_files(vault: Vault, entry: journal.JournalEntry) -> list[str]:
     # A block's container and its row share kind and id: the store tells them apart.
     needles = {f"{item.kind} {item.id} ({item.store})": bytes.fromhex(i) for item in entry.items if (i := item.salt)}
     hits = residue.scan(vault.root, needles)
     return [f"ciphertext of {hit.needle} is in {hit.file}" for hit in hits] + list(_whole_files(vault, entry))
 
 
-def _whole_files(vault: Vault, entry: journal.Entry) -> Iterator[str]:
+def _whole_files(vault: Vault, entry: journal.JournalEntry) -> Iterator[str]:
     """Copies of erased files that were too damaged to have a salt, by their digest."""
     wanted = {item.digest: item.id for item in entry.items if item.digest and not item.salt}
     for path in sorted(vault.root.rglob("*")) if wanted else ():

@@ -45,7 +45,7 @@ NO_NOISE = 1e-4
 
 
 @dataclass
-class Trace:
+class CanaryTrace:
     """What a run releases: the block before each step, the update that each step takes, and the last block."""
 
     blocks_SX: list[Tensor] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Ground:
         own = np.flatnonzero(included_M)
         return PrivateSequences(self.tokens_MT[own], np.arange(len(own)), len(own))
 
-    def run(self, data: PrivateSequences, plan: PrivacyPlan, stream: PrivacyStream) -> Trace:
+    def run(self, data: PrivateSequences, plan: PrivacyPlan, stream: PrivacyStream) -> CanaryTrace:
         """Train on `data` and keep what is released. Raises QualityGateFailed where a step was not seen."""
         with watched() as trace:
             runtime = RuntimeOptions(micro_batch=64)
@@ -111,9 +111,9 @@ class Ground:
 
 
 @contextmanager
-def watched() -> Iterator[Trace]:
+def watched() -> Iterator[CanaryTrace]:
     """A trace of the blocks and updates that reach any optimiser inside."""
-    trace = Trace()
+    trace = CanaryTrace()
 
     def keep(optimiser: torch.optim.Optimizer, *_: object) -> None:
         (block,) = optimiser.param_groups[0]["params"]
@@ -127,7 +127,7 @@ def watched() -> Iterator[Trace]:
         handle.remove()
 
 
-def attacks(ground: Ground, plan: PrivacyPlan, trace: Trace) -> dict[str, Scores]:
+def attacks(ground: Ground, plan: PrivacyPlan, trace: CanaryTrace) -> dict[str, Scores]:
     """Scores `[M]` of each attack on a run of this plan, greater for canaries that look included.
 
     `white_box_product` adds up inner products of a canary's clipped gradient with the updates, `white_box_decoded`

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.sequences import readable, token_losses, trim
 
-SourcesOf = Callable[[np.ndarray], Sequence[Source]]
+SourcesOf = Callable[[np.ndarray], Sequence[ActiveMemory]]
 """Sources in use for a batch, by its sequence numbers."""
 
 

@@ -25,13 +25,13 @@ from fedmem.eval.perplexity import SourcesOf
 from fedmem.eval.targets import Targets, join, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.block import source_for_all
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.router import route
 from fedmem.training.release import Release
 from fedmem.training.sequences import readable, trim
 
-Private = Sequence[Source]
+Private = Sequence[ActiveMemory]
 BATCH = 32
 
 

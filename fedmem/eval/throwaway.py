@@ -23,7 +23,7 @@ from pathlib import Path
 from fedmem import erasure, paths
 from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.device.private_fetch import block_for, private_sources
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.policy.files import Topic
 from fedmem.privacy.dpsgd import Optimiser
 from fedmem.privacy.plan import DELTA, PrivacyPlan
@@ -93,7 +93,7 @@ class Throwaway:
         self.vault = Vault.open(self.vault.root, subject=SUBJECT)
         return erasure.verify(self.vault, done.id).clean
 
-    def sources(self, topics: Sequence[str]) -> dict[str, list[Source]]:
+    def sources(self, topics: Sequence[str]) -> dict[str, list[ActiveMemory]]:
         """The private block of each topic as a memory source; an empty list where there is none."""
         blocks = {topic: block_for(self.vault, topic, self.release.digest) for topic in topics}
         return {topic: private_sources(self.vault, self.release, [b] if b else []) for topic, b in blocks.items()}

@@ -17,7 +17,7 @@ from fedmem.federation.flower import Message, RecordDict, error_to_proto, record
 from fedmem.storage.canonical import digest
 
 
-class Entry(NamedTuple):
+class TranscriptEntry(NamedTuple):
     """One message: direction ("down", "up", or "state" for what a device left in Flower's context)."""
 
     group: str
@@ -69,14 +69,14 @@ class Transcript:
     """A growing list of entries."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[TranscriptEntry] = []
 
     def add(self, direction: str, message: Message, found: Evidence) -> None:
         """Enter one message."""
         meta = message.metadata
         node = meta.dst_node_id if direction == "down" else meta.src_node_id
         kind = meta.message_type + (" error" if message.has_error() else "")
-        self.entries.append(Entry(meta.group_id, direction, kind, node, *found))
+        self.entries.append(TranscriptEntry(meta.group_id, direction, kind, node, *found))
 
     def traffic(self, group: str) -> tuple[int, int]:
         """Payload bytes (down, up) of one round."""

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from fedmem.errors import UsageError
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.sites import Site, sites_of
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -37,7 +37,7 @@ class Memory:
     def __init__(self, model: nn.Module, layers: list[dict[str, Site]]) -> None:
         self._model, self._layers = model, layers
         # None: no `using` was entered in this thread or task.
-        self._sources: ContextVar[tuple[Source, ...] | None] = ContextVar("sources", default=None)
+        self._sources: ContextVar[tuple[ActiveMemory, ...] | None] = ContextVar("sources", default=None)
         self._hooks: dict[str, list[RemovableHandle]] = {}
         self._hooking = Lock()
         self._hook(set())
@@ -87,7 +87,7 @@ class Memory:
         return site.module.register_forward_hook(_on_part(after, site.part) if site.part else after)
 
     @contextmanager
-    def using(self, *sources: Source) -> Iterator[None]:
+    def using(self, *sources: ActiveMemory) -> Iterator[None]:
         """Add these sources to every forward pass inside the `with`; they replace those outside it.
 
         They are in use in the thread or task that enters and in tasks that it starts, not in threads that it starts. A

@@ -28,7 +28,7 @@ from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bankfile import BlockFile, disk_errors, raw
 from fedmem.memory.bankwriter import write_bank
 from fedmem.memory.cache import Cache, Slot
-from fedmem.memory.manifest import Manifest
+from fedmem.memory.manifest import BankManifest
 from fedmem.memory.spec import MemorySpec
 
 __all__ = ["CACHE_BYTES", "Bank", "verify", "write_bank"]
@@ -71,7 +71,7 @@ class Bank:
         Raises NothingMatched where there is no bank, VersionMismatch where it is one of another spec or anchor,
         StorageError where a file is missing or truncated.
         """
-        manifest = Manifest.read(folder)
+        manifest = BankManifest.read(folder)
         if manifest.spec != spec:
             raise VersionMismatch(f"The bank in {folder.name} has another shape; use the one made with this anchor.")
         if anchor not in (None, manifest.anchor):
@@ -143,7 +143,7 @@ class Bank:
 
 def verify(folder: Path) -> None:
     """Read every file of the bank in `folder`. Raises VerificationFailed for the first that is not what was written."""
-    for name, sha256 in Manifest.read(folder).files():
+    for name, sha256 in BankManifest.read(folder).files():
         with disk_errors(f"read {name}"):
             try:
                 with (folder / name).open("rb") as file:

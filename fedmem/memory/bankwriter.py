@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedmem.memory.bankfile import BYTES_PER_VALUE, disk_errors, write_blocks
-from fedmem.memory.manifest import TEMPORARY, Manifest, Shard, generic_file, level_file, sweep
+from fedmem.memory.manifest import TEMPORARY, BankManifest, Shard, generic_file, level_file, sweep
 from fedmem.memory.spec import MemorySpec
 
 SHARD_BYTES = 2**30
@@ -44,7 +44,7 @@ def write_bank(
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         try:
-            manifest = Manifest(spec, _levels(folder, spec, levels), _generic(folder, spec, generic_X), anchor)
+            manifest = BankManifest(spec, _levels(folder, spec, levels), _generic(folder, spec, generic_X), anchor)
             manifest.write(folder)
         finally:
             sweep(folder)

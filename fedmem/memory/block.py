@@ -14,7 +14,7 @@ Shapes: N blocks, B batch, X values of a block or a fetch.
 import torch
 from torch import Generator, Tensor
 
-from fedmem.memory.kinds import Source, kind_named
+from fedmem.memory.kinds import ActiveMemory, kind_named
 from fedmem.memory.spec import MemorySpec
 
 
@@ -35,7 +35,7 @@ def new_fetch(spec: MemorySpec, generator: Generator) -> Tensor:
     return spec.join([new_blocks(spec, level, 1, generator) for level in range(1, spec.levels + 1)])[0]
 
 
-def source(spec: MemorySpec, fetched_BX: Tensor) -> Source:
+def source(spec: MemorySpec, fetched_BX: Tensor) -> ActiveMemory:
     """Return fetches as a memory source, one for each item of a batch.
 
     Args:
@@ -50,7 +50,7 @@ def source(spec: MemorySpec, fetched_BX: Tensor) -> Source:
     return _source(spec, fetched_BX, len(fetched_BX))
 
 
-def source_for_all(spec: MemorySpec, fetched_X: Tensor) -> Source:
+def source_for_all(spec: MemorySpec, fetched_X: Tensor) -> ActiveMemory:
     """Return one fetch as a memory source for every item of any batch.
 
     Args:
@@ -65,5 +65,5 @@ def source_for_all(spec: MemorySpec, fetched_X: Tensor) -> Source:
     return _source(spec, fetched_X[None], None)
 
 
-def _source(spec: MemorySpec, fetched_BX: Tensor, items: int | None) -> Source:
+def _source(spec: MemorySpec, fetched_BX: Tensor, items: int | None) -> ActiveMemory:
     return kind_named(spec.kind).source(spec.shape, torch.split(fetched_BX, spec.layer_sizes(), dim=1), items)

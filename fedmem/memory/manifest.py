@@ -35,7 +35,7 @@ class Shard(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Manifest:
+class BankManifest:
     """What `bank.json` says; `levels[l]` are the files of level l + 1, in the order of their blocks."""
 
     spec: MemorySpec
@@ -60,7 +60,7 @@ class Manifest:
         yield self.generic_name, self.generic
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path) -> "BankManifest":
         """The manifest of the bank in `folder`. Raises NothingMatched, VersionMismatch or VerificationFailed."""
         try:
             data = json.loads(_read(folder / MANIFEST))
@@ -73,7 +73,7 @@ class Manifest:
             ) from None
 
     @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> "Manifest":
+    def _from_dict(cls, data: dict[str, Any]) -> "BankManifest":
         levels = tuple(tuple(Shard(int(n), _sha256(sha)) for n, sha in shards) for shards in data["levels"])
         spec = MemorySpec.from_dict(data["memory"])
         held = [sum(shard.blocks for shard in shards) for shards in levels]
@@ -136,7 +136,7 @@ def sync_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove the files of banks, in `folder`, that its manifest does not name; none where it cannot be read."""
     try:
-        keep = {name for name, _ in Manifest.read(folder).files()}
+        keep = {name for name, _ in BankManifest.read(folder).files()}
     except NothingMatched:
         keep = set()
     except (VerificationFailed, VersionMismatch):

@@ -38,7 +38,7 @@ other so far that rounding counts. Tokens in random directions have a ratio of t
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixSlice:
     """Where a matrix lies in a block."""
 
     shape: tuple[int, ...]
@@ -55,11 +55,11 @@ class Place:
         return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
 
-class Part(Protocol):
+class GradPart(Protocol):
     """Gradients of one matrix of the block for each sequence."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> MatrixSlice:
         """Where the matrix lies."""
 
     def norms(self) -> tuple[Tensor, Tensor]:
@@ -73,10 +73,10 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Formed:
+class DenseGrad:
     """Gradients that are there, `[B, ...]`."""
 
-    place: Place
+    place: MatrixSlice
     grads_B: Tensor
 
     def norms(self) -> tuple[Tensor, Tensor]:
@@ -94,10 +94,10 @@ class Formed:
 
 
 @dataclass(frozen=True)
-class Product:
+class ProductGrad:
     """Gradients `x_TI.T @ grad_TO` that are not formed."""
 
-    place: Place
+    place: MatrixSlice
     x_BTI: Tensor
     grad_BTO: Tensor
 
@@ -124,15 +124,15 @@ def _squares(gram_BTT: Tensor, part_BTV: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Book:
+class GradBook:
     """Gradients of a contiguous `block_X` for `count` sequences, part by part; values that no part covers have none."""
 
     block_X: Tensor
     count: int
-    parts: list[Part] = field(default_factory=list)
+    parts: list[GradPart] = field(default_factory=list)
 
     @classmethod
-    def of(cls, grads_BX: Tensor) -> "Book":
+    def of(cls, grads_BX: Tensor) -> "GradBook":
         """Gradients that are formed already."""
         book = cls(grads_BX.new_empty(grads_BX.shape[1]), len(grads_BX))
         book.add(grads_BX)
@@ -140,8 +140,8 @@ class Book:
 
     def add(self, grads_BX: Tensor) -> None:
         """Add formed gradients of the whole block."""
-        whole = Place((grads_BX.shape[1],), (1,), 0)
-        self.parts.append(Formed(whole, grads_BX.to(at_least_float32(grads_BX.dtype))))
+        whole = MatrixSlice((grads_BX.shape[1],), (1,), 0)
+        self.parts.append(DenseGrad(whole, grads_BX.to(at_least_float32(grads_BX.dtype))))
 
     def enter(self, x_BTI: Tensor, grad_BTO: Tensor, w_BIO: Tensor) -> bool:
         """Keep the gradients of a matrix of the expanded block, the smaller way; False where it is none of the block's.
@@ -151,12 +151,14 @@ class Book:
         if w_BIO.untyped_storage().data_ptr() != self.block_X.untyped_storage().data_ptr():
             return False
         offset = int(w_BIO.storage_offset() - self.block_X.storage_offset())
-        place = Place(tuple(w_BIO.shape[1:]), w_BIO.stride()[1:], offset)
+        place = MatrixSlice(tuple(w_BIO.shape[1:]), w_BIO.stride()[1:], offset)
         dtype, (tokens, wide), high = at_least_float32(w_BIO.dtype), x_BTI.shape[1:], grad_BTO.shape[2]
         # Detached: they would hold the graph that they come from.
         x_BTI, grad_BTO = x_BTI.detach().to(dtype), grad_BTO.detach().to(dtype)
         small = wide * high <= tokens * (wide + high)
-        self.parts.append(Formed(place, torch.bmm(x_BTI.mT, grad_BTO)) if small else Product(place, x_BTI, grad_BTO))
+        self.parts.append(
+            DenseGrad(place, torch.bmm(x_BTI.mT, grad_BTO)) if small else ProductGrad(place, x_BTI, grad_BTO)
+        )
         return True
 
     def summed(self, chosen: slice | Tensor = slice(None)) -> Tensor:
@@ -197,17 +199,17 @@ class Book:
 
     def _told(self, squares_B: Tensor, spread_B: Tensor) -> Tensor:
         """Whether Gram matrices tell the norm; False where anything is NaN or infinite."""
-        tokens = max((part.x_BTI.shape[1] for part in self.parts if isinstance(part, Product)), default=1)
+        tokens = max((part.x_BTI.shape[1] for part in self.parts if isinstance(part, ProductGrad)), default=1)
         return (squares_B < torch.inf) & (spread_B <= SPREAD * tokens * squares_B)
 
 
-def _apart(places: Sequence[Place]) -> bool:
+def _apart(places: Sequence[MatrixSlice]) -> bool:
     """Whether no two overlap, so that squared norms add up."""
     ordered = sorted(places, key=lambda place: place.offset)
     return all(one.stop <= next_.offset for one, next_ in pairwise(ordered))
 
 
-def _add(parts: Sequence[Part], total_X: Tensor, scale_B: Tensor, kept_B: Tensor) -> None:
+def _add(parts: Sequence[GradPart], total_X: Tensor, scale_B: Tensor, kept_B: Tensor) -> None:
     kept = slice(None) if kept_B.all() else kept_B.nonzero()[:, 0]
     for part in parts if kept_B.any() else ():
         part.weighted(scale_B[kept], kept, part.place.of(total_X))

@@ -29,20 +29,20 @@ from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
 from fedmem.memory.block import source
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.kinds.product import booked
 from fedmem.memory.spec import MemorySpec
-from fedmem.privacy.book import Book
+from fedmem.privacy.book import GradBook
 from fedmem.training.sequences import readable, token_losses, trim
 
-Fetch = Callable[[NDArray[np.int64]], Source]
+Fetch = Callable[[NDArray[np.int64]], ActiveMemory]
 
 
 @dataclass(frozen=True)
 class Gradients:
     """An engine at work: `book` holds the gradients of a block `[X]` for the sequences of these numbers."""
 
-    book: Callable[[Tensor, NDArray[np.int64]], Book]
+    book: Callable[[Tensor, NDArray[np.int64]], GradBook]
 
     def __call__(self, block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
         """Those gradients in full, `[B, X]`."""
@@ -95,16 +95,16 @@ def per_sequence(
 
         with hooked(spec) as block:
 
-            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Book:
+            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> GradBook:
                 block.load(block_X)
                 batch_loss(model, memory, block, data, numbers_B, runtime.bf16).backward()
-                return Book.of(block.take())
+                return GradBook.of(block.take())
 
             yield Gradients(by_hooks)
         return
 
-    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Book:
-        book = Book(block_X.detach().contiguous(), len(numbers_B))
+    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> GradBook:
+        book = GradBook(block_X.detach().contiguous(), len(numbers_B))
         expanded_BX = book.block_X.expand(len(numbers_B), -1).requires_grad_()
         with booked(book.enter):
             loss = batch_loss(model, memory, source(spec, expanded_BX), data, numbers_B, runtime.bf16)
@@ -119,7 +119,7 @@ def per_sequence(
 def batch_loss(
     model: PreTrainedModel,
     memory: Memory,
-    block: Source,
+    block: ActiveMemory,
     data: PrivateSequences,
     numbers_B: NDArray[np.int64],
     bf16: bool,

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.device.retraining import Relearn
+from fedmem.device.retraining import Retrainer
 from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
 from fedmem.policy.policy import Decision, Policy, Topic
 from fedmem.routing.embedder import Embedder, StaticEmbedder
@@ -42,7 +42,7 @@ from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 if TYPE_CHECKING:
     from fedmem.device.answering import Answerer
-    from fedmem.device.training_sessions import Trained, Training
+    from fedmem.device.training_sessions import SessionResult, TrainingStatus
     from fedmem.privacy.plan import PrivacyPlan
     from fedmem.training.release import Release
 
@@ -51,7 +51,7 @@ Ask = Callable[[], str]
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedRecord:
     """A stored record and the decision that placed it."""
 
     id: str
@@ -80,7 +80,7 @@ class Client:
         self._binding = Lock()
         self._owned: Release | None = None
         self.blocks = Blocks(vault, policy)
-        self.erase = Erase(vault, Relearn(release, policy) if release is not None else None)
+        self.erase = Erase(vault, Retrainer(release, policy) if release is not None else None)
         self.privacy = Privacy(vault)
         self.egress = Egress(vault)
 
@@ -117,7 +117,7 @@ class Client:
         client._owned = owned
         return client
 
-    def add(self, text: str, topic: str | None = None) -> Added:
+    def add(self, text: str, topic: str | None = None) -> AddedRecord:
         """Place `text` by the policy and store it, sealed. `topic` is what the app declares; it can only tighten.
 
         Raises UsageError for an empty text or an unknown topic.
@@ -128,7 +128,7 @@ class Client:
         decision = self._policy.place(text, vector=vector_D, declared=topic)
         release = self._release.digest if self._release else ""
         record = NewRecord(text=text, topic=decision.topic, path=self._path(vector_D), vector=vector_D, release=release)
-        return Added(self._vault.add_records([record])[0], decision)
+        return AddedRecord(self._vault.add_records([record])[0], decision)
 
     def search(self, query: str, k: int = 5) -> list[Hit]:
         """The `k` records of this subject nearest to `query`, best first."""
@@ -155,29 +155,29 @@ class Client:
         deadline: datetime | None = None,
         memory: int | None = None,
         stop: Callable[[], bool] | None = None,
-    ) -> "Trained":
+    ) -> "SessionResult":
         """`learn` in sessions: until it is done, the deadline (with its time zone) has come, or `stop()` says so.
 
         `memory` bounds the process, in bytes. The next call goes on where this one paused, without `plan` on its plan;
         if records or plan changed since, it raises Refused: the run has then failed and stays charged. Raises as
         `fedmem.device.training_sessions.train`.
         """
-        from fedmem.device.training_sessions import Limits, Own, train
+        from fedmem.device.training_sessions import ExclusiveAccess, Limits, train
 
         limits = Limits(deadline, memory)
-        return train(Own(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
+        return train(ExclusiveAccess(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
 
-    def trainings(self) -> "list[Training]":
+    def trainings(self) -> "list[TrainingStatus]":
         """How each training stands: waiting, running, paused, done or failed."""
         from fedmem.device.training_sessions import trainings
 
         return trainings(self._vault)
 
-    def cancel(self, name: str) -> "Training":
+    def cancel(self, name: str) -> "TrainingStatus":
         """End a training (run id or topic) that runs or is paused: it has failed then, and stays charged."""
-        from fedmem.device.training_sessions import Own, cancel
+        from fedmem.device.training_sessions import ExclusiveAccess, cancel
 
-        return cancel(Own(self._vault), name)
+        return cancel(ExclusiveAccess(self._vault), name)
 
     @overload
     def generate(self, prompt: str, max_new_tokens: int = ..., stream: Literal[False] = ...) -> str: ...

@@ -26,13 +26,13 @@ from typing import Any
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.spend import MECHANISM, SpendEvent
 from fedmem.storage.canonical import canonical_json
-from fedmem.vault.store.egress_log import Egress as Ledger
-from fedmem.vault.store.egress_log import Entered
+from fedmem.vault.store.egress_log import EgressLine
+from fedmem.vault.store.egress_log import EgressLog as Ledger
 from fedmem.vault.vault import Vault
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentMessage:
     """One message that left, or was about to when the device died.
 
     Attributes:
@@ -62,7 +62,7 @@ class Egress:
     def __init__(self, vault: Vault) -> None:
         self._ledger = Ledger(vault.core)
 
-    def since(self, when: datetime | None = None) -> list[Sent]:
+    def since(self, when: datetime | None = None) -> list[SentMessage]:
         """What left at `when` (as the wall clock shows it, without a time zone) or later, oldest first; else all.
 
         Raises VerificationFailed.
@@ -75,11 +75,11 @@ class Egress:
         return self._ledger.complete()
 
 
-def _sent(line: Entered) -> Sent:
+def _sent(line: EgressLine) -> SentMessage:
     entry = line.entry
     named = entry.message, entry.number, entry.nbytes, entry.digest, entry.run, entry.plan
     epsilon = _epsilon(canonical_json(dict(entry.spend)), entry.delta)
-    return Sent(datetime.fromtimestamp(line.when, UTC), *named, epsilon, entry.delta, line.chain)
+    return SentMessage(datetime.fromtimestamp(line.when, UTC), *named, epsilon, entry.delta, line.chain)
 
 
 @lru_cache

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedmem.erasure import receipt
-from fedmem.erasure.journal import Entry
+from fedmem.erasure.journal import JournalEntry
 from fedmem.erasure.states import COMPLETED
 from fedmem.errors import NothingMatched, VerificationFailed
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files, storage_errors
 from fedmem.vault.backup import backup
 from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup.restoring import Newest
+from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto.key_table import noted
-from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.vault import Vault
 
 
@@ -68,7 +68,7 @@ def copies_of(vault: Vault, kind: str | None = None) -> list[CopyState]:
     return [_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
 
 
-def newest(place: Path, receipts: Path) -> Newest:
+def newest(place: Path, receipts: Path) -> LaterErasures:
     """What the receipts in the folder `receipts`, together with those of the backup at `place`, say was erased.
 
     Raises NothingMatched where the folder holds no receipt, VerificationFailed where a signature or the chain breaks.
@@ -88,10 +88,10 @@ def newest(place: Path, receipts: Path) -> Newest:
     erased = frozenset(str(item["id"]) for _, one in later for item in one["erased"])
     files = {f"{one['erasure']}.dsse.json": file for file, one in later}
     rows = tuple(_row(file, one) for file, one in later)
-    return Newest(max(one["generation"] for one in said), erased, files, rows)
+    return LaterErasures(max(one["generation"] for one in said), erased, files, rows)
 
 
-def _state(vault: Vault, copy: copies.Copy) -> CopyState:
+def _state(vault: Vault, copy: copies.RegisteredCopy) -> CopyState:
     state: Literal["valid", "retired"] = "valid" if copies.holds(vault.core, copy) else "retired"
     created = datetime.fromtimestamp(copy.created, UTC).isoformat(timespec="seconds")
     return CopyState(copy.id, copy.kind, state, created, str(copy.place), copies.reachable(vault.core, copy))
@@ -118,9 +118,9 @@ def _chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Stat
 def _row(file: bytes, said: dict[str, Any]) -> dict[str, Any]:
     """A row for the journal of erasures, made again from a receipt."""
     ids = frozenset(str(item["id"]) for item in said["erased"])
-    items = tuple(Item("receipt", str(item["id"]), str(item["kind"])) for item in said["erased"])
+    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in said["erased"])
     created = datetime.fromisoformat(said["executed"]).timestamp()
-    entry = Entry(
+    entry = JournalEntry(
         said["erasure"],
         COMPLETED,
         created,

@@ -52,12 +52,12 @@ class Blocks:
         The old block stays, and answers through its own release. Raises Refused, BudgetExceeded (nothing is charged),
         NothingMatched; more in `fedmem.device.training_sessions.migrate`.
         """
-        from fedmem.device.training_sessions import Own, migrate
+        from fedmem.device.training_sessions import ExclusiveAccess, migrate
         from fedmem.sdk.client import open_release
 
         if self._policy is None:
             raise Refused("Moving a block needs the policy that holds its topic's budget: open it through a Client.")
-        trained = migrate(Own(self._vault), id_or_topic, open_release(release), self._policy)
+        trained = migrate(ExclusiveAccess(self._vault), id_or_topic, open_release(release), self._policy)
         return self._vault.block(trained.block or "")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from fedmem.device.simulation_log import Noted
+from fedmem.device.simulation_log import SimulationLog
 from fedmem.errors import UsageError
 from fedmem.federation.clock import VirtualClock
 from fedmem.federation.flower import (
@@ -62,7 +62,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         run_id: int = 1,
         config: dict[str, Any] | None = None,
         workers: int = 0,
-        aside: Noted | None = None,
+        aside: SimulationLog | None = None,
         patience: float = PATIENCE,
     ) -> None:
         if workers < 0:

@@ -11,7 +11,7 @@ import sys
 from fedmem.device.private_fetch import block_for, private_sources, shared_and_private
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.sim.context import Simulation
 from fedmem.sim.phases.central import paths_of
 from fedmem.sim.phases.private import first_release, open_vault
@@ -21,7 +21,7 @@ def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = Tr
     """Mean held-out loss in nats per token on the first release; `private` False leaves the vault closed."""
     release, texts = first_release(sim), sim.population.private_heldout[device, topic]
     sequences = sim.encode(texts)
-    paths_NP, private_ones = paths_of(sim, texts, sequences), list[Source]()
+    paths_NP, private_ones = paths_of(sim, texts, sequences), list[ActiveMemory]()
     if private:
         with open_vault(sim, device, write=False) as vault:
             block = block_for(vault, topic, release.digest)

@@ -23,7 +23,7 @@ from fedmem.storage.canonical import digest
 
 
 @dataclass(frozen=True)
-class Item:
+class PopulationItem:
     """One record on a device; `declared` is the private topic that its owner names, or None."""
 
     text: str
@@ -36,7 +36,7 @@ class Population:
 
     coordinator: list[str]
     heldout: list[str]
-    devices: list[list[Item]]
+    devices: list[list[PopulationItem]]
     private_heldout: dict[tuple[int, str], list[str]]
     learned: list[tuple[int, str]]
     generated: bool
@@ -47,7 +47,7 @@ class Population:
 class Placed:
     """A device's records after the policy's decision: `decisions[i]` belongs to `items[i]`."""
 
-    items: list[Item]
+    items: list[PopulationItem]
     decisions: list[Decision]
     vectors_ND: np.ndarray
 
@@ -72,7 +72,7 @@ def build(scenario: Scenario, seed: int, corpus: Path | None, policy: Policy) ->
     return _of_people(scenario, seed) if scenario.public.source == "chats" else _generated(scenario, seed)
 
 
-def place(items: Sequence[Item], policy: Policy, embedder: Embedder) -> Placed:
+def place(items: Sequence[PopulationItem], policy: Policy, embedder: Embedder) -> Placed:
     """Embed and place a device's records."""
     texts = [item.text for item in items]
     vectors_ND = embedder.embed(texts)
@@ -84,7 +84,7 @@ def _private_texts(topic: str, count: int, seed: int) -> list[str]:
     return [record.text for record in records]
 
 
-def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.Split:
+def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
     public, documents = scenario.public, wikipedia.load()
     return wikipedia.split(
         documents[:: max(1, len(documents) // public.documents)] if public.documents else documents,
@@ -107,7 +107,7 @@ def _of_people(scenario: Scenario, seed: int) -> Population:
     return Population(
         coordinator=[document.text for document in _wikipedia(scenario, seed).coordinator],
         heldout=list(split.heldout),
-        devices=[[Item(text) for text in hand] for hand in split.devices],
+        devices=[[PopulationItem(text) for text in hand] for hand in split.devices],
         private_heldout={},
         learned=[],
         generated=False,
@@ -117,7 +117,7 @@ def _of_people(scenario: Scenario, seed: int) -> Population:
 
 def _generated(scenario: Scenario, seed: int) -> Population:
     split = _wikipedia(scenario, seed)
-    devices = [[Item(document.text) for document in hand] for hand in split.devices]
+    devices = [[PopulationItem(document.text) for document in hand] for hand in split.devices]
     heldout: dict[tuple[int, str], list[str]] = {}
     for private in scenario.private:
         for device in private.devices:
@@ -126,7 +126,7 @@ def _generated(scenario: Scenario, seed: int) -> Population:
                 private.records + private.heldout,
                 derive_seed(seed, "private", device, private.topic) % 2**32,
             )
-            devices[device] += [Item(text, private.topic) for text in texts[: private.records]]
+            devices[device] += [PopulationItem(text, private.topic) for text in texts[: private.records]]
             heldout[device, private.topic] = texts[private.records :]
     attribution = [wikipedia.ATTRIBUTION, *([patients.ATTRIBUTION, persons.ATTRIBUTION] if scenario.private else [])]
     return Population(
@@ -144,7 +144,7 @@ def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], polic
     decisions = policy.place_many([r.text for r in records], declared=[r.topic for r in records])
     rng, public = np.random.default_rng(derive_seed(seed, "user")), scenario.public
     coordinator, heldout = list[str](), list[str]()
-    devices = [list[Item]() for _ in range(public.devices)]
+    devices = [list[PopulationItem]() for _ in range(public.devices)]
     private: dict[tuple[int, str], list[SourceRecord]] = {}
     for number, (record, decision) in enumerate(zip(records, decisions, strict=True)):
         device = _device(record, number, public.devices)
@@ -156,7 +156,7 @@ def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], polic
         elif draw < public.heldout_share + public.coordinator_share:
             coordinator.append(record.text)
         else:
-            devices[device].append(Item(record.text))
+            devices[device].append(PopulationItem(record.text))
     if not coordinator or not heldout:
         raise UsageError(
             "The corpus has too few records that the policy places as shared; add public text, or use more."
@@ -164,7 +164,7 @@ def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], polic
     private_heldout = {}
     for (device, topic), found in sorted(private.items()):
         held = [r for r in found if r.split == "heldout"] or found[::10]
-        devices[device] += [Item(r.text, topic) for r in found if r not in held]
+        devices[device] += [PopulationItem(r.text, topic) for r in found if r not in held]
         private_heldout[device, topic] = [r.text for r in held]
     learned = [key for key in sorted(private_heldout) if any(item.declared == key[1] for item in devices[key[0]])]
     return Population(coordinator, heldout, devices, private_heldout, learned, False, [userfile.ATTRIBUTION])

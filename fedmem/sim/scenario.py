@@ -57,7 +57,7 @@ class Anchor(toml.TomlTable, frozen=True):
     control: bool = True
 
 
-class Bank(toml.TomlTable, frozen=True):
+class BankSettings(toml.TomlTable, frozen=True):
     """Branching of the cluster tree and block width per level."""
 
     branching: Count
@@ -122,7 +122,7 @@ class Federation(toml.TomlTable, frozen=True):
     hostile: Part = 0.0
 
 
-class Learning(toml.TomlTable, frozen=True):
+class LearningSettings(toml.TomlTable, frozen=True):
     """Private blocks: width, and the public terms of DP-SGD; ε and δ come from the policy's topic."""
 
     width: int
@@ -142,11 +142,11 @@ class Scenario(toml.TomlTable, frozen=True):
     seed: int
     public: Public
     anchor: Anchor
-    bank: Bank
+    bank: BankSettings
     pretrain: Phase
     cotrain: Phase
     federation: Federation
-    learning: Learning
+    learning: LearningSettings
     private: list[Private] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

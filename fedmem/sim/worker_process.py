@@ -23,7 +23,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from fedmem.device.simulation_log import Noted
+from fedmem.device.simulation_log import SimulationLog
 from fedmem.federation.flower import Message, ProtoMetadata, RecordDict, metadata_from_proto, metadata_to_proto
 from fedmem.sim.fleet import NODE_BASE, Content, Fleet, Request
 
@@ -33,7 +33,7 @@ LONGEST = 2**31
 """Longest part of a message, in bytes: a payload of Flower is one protobuf message, and those end here."""
 
 
-def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Noted | None) -> NoReturn:
+def work(requests: Connection, replies: Connection, fleet: Fleet, aside: SimulationLog | None) -> NoReturn:
     """Answer requests until the parent closes the pipe, then exit the process."""
     try:
         _detach(requests, replies)
@@ -51,7 +51,7 @@ def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Noted |
         os._exit(1)
 
 
-def _answer(replies: Connection, fleet: Fleet, request: Request, aside: Noted | None) -> None:
+def _answer(replies: Connection, fleet: Fleet, request: Request, aside: SimulationLog | None) -> None:
     index = request.message.metadata.dst_node_id - NODE_BASE
     if aside:
         aside.take(index)  # the parent has the notes from before the fork

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe, get_context
 
-from fedmem.device.simulation_log import Noted
+from fedmem.device.simulation_log import SimulationLog
 from fedmem.errors import Refused, RemoteError, UsageError
 from fedmem.federation.flower import (
     Message,
@@ -46,7 +46,7 @@ class WorkerLost(RemoteError):
 class _Worker:
     """A process and the thread that talks to it. Raises OSError where the system starts no further process."""
 
-    def __init__(self, fleet: Fleet, aside: Noted | None) -> None:
+    def __init__(self, fleet: Fleet, aside: SimulationLog | None) -> None:
         (their_requests, self._requests), (self._replies, their_replies) = Pipe(False), Pipe(False)
         arguments = (their_requests, their_replies, fleet, aside)
         self.process = get_context("fork").Process(target=work, args=arguments, daemon=True)
@@ -75,7 +75,9 @@ class Workers:
     Raises UsageError on a system without fork.
     """
 
-    def __init__(self, fleet: Fleet, count: int, aside: Noted | None = None, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, fleet: Fleet, count: int, aside: SimulationLog | None = None, patience: float = PATIENCE
+    ) -> None:
         if not hasattr(os, "fork"):
             raise UsageError("This system cannot fork, so it runs no worker processes. Run with 0 workers.")
         self._fleet, self._count, self._aside, self._patience = fleet, count, aside, patience

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedmem.memory.block import new_blocks, new_fetch, source
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.seeds import derived
 
@@ -87,7 +87,7 @@ class BankState:
         ids_BP = torch.from_numpy(np.asarray(paths_BP))
         return self.spec.join([blocks_NX[ids_BP[:, number]] for number, blocks_NX in enumerate(self.levels)])
 
-    def source(self, paths_BP: np.ndarray) -> Source:
+    def source(self, paths_BP: np.ndarray) -> ActiveMemory:
         """The fetched blocks of a batch of paths as a memory source."""
         return source(self.spec, self.fetch_many(paths_BP))
 

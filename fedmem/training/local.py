@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import attach
-from fedmem.memory.kinds import Source
+from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.bank_state import BankState
 from fedmem.training.loop import OnStep, cotrain, pretrain
 from fedmem.training.packing import Packed
@@ -56,7 +56,7 @@ class Federated:
         for name, tensor in self._tensors().items():
             tensor.copy_(torch.from_numpy(np.asarray(params[name], dtype=np.float32)))
 
-    def sources(self, paths_BP: np.ndarray) -> list[Source]:
+    def sources(self, paths_BP: np.ndarray) -> list[ActiveMemory]:
         """The fetched blocks of a batch of paths; none without a bank."""
         return [self.state.source(paths_BP)] if self.state else []
 

@@ -29,7 +29,7 @@ from fedmem.training.heldout import heldout_loss
 from fedmem.training.lazy_adamw import LazyAdamW, Level
 from fedmem.training.loop import Trainer
 from fedmem.training.packed_dataset import Rows
-from fedmem.training.state import Trace, Watch, read_json, write_json
+from fedmem.training.state import TrainingTrace, Watch, read_json, write_json
 from fedmem.training.working_set import DiskLevel
 
 STOPS, MOST_STEPS = 20, 200
@@ -38,7 +38,7 @@ ON_DISK = 2**30
 """Bytes of a level with its optimiser's state above which it is trained on disk."""
 
 
-class Run:
+class ResumableRun:
     """One resumable training, with its state in a folder of its own."""
 
     def __init__(self, folder: Path, inputs: str, phase: str) -> None:
@@ -50,7 +50,7 @@ class Run:
         Files().sweep(folder)
         torch.set_num_threads(1)
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> "ResumableRun":
         return self
 
     def __exit__(
@@ -86,7 +86,7 @@ class Run:
             raise VerificationFailed(f"{path.name} is missing in {self.folder}; remove the folder to start again.")
         return DiskLevel(path, count, size, step_of(self.checkpoint, self.inputs))
 
-    def drive(self, trainer: Trainer, heldout: Rows, watch: Watch) -> Trace:
+    def drive(self, trainer: Trainer, heldout: Rows, watch: Watch) -> TrainingTrace:
         """The steps that are left, in evaluation mode: without dropout a step is a function of its inputs."""
         steps, trace = trainer.settings.steps, self._resume(trainer)
         every = min(MOST_STEPS, max(1, steps // STOPS))
@@ -119,18 +119,18 @@ class Run:
             )
         return loss
 
-    def _resume(self, trainer: Trainer) -> Trace:
+    def _resume(self, trainer: Trainer) -> TrainingTrace:
         if not self.checkpoint.exists():
-            return Trace()
+            return TrainingTrace()
         load_checkpoint(self.checkpoint, trainer, self.inputs)
-        return Trace(**read_json(self._trace)).upto(trainer.done)
+        return TrainingTrace(**read_json(self._trace)).upto(trainer.done)
 
-    def _save(self, trainer: Trainer, trace: Trace) -> None:
+    def _save(self, trainer: Trainer, trace: TrainingTrace) -> None:
         # The trace goes first: what it holds beyond the checkpoint is left out when the run goes on.
         write_json(self._trace, asdict(trace))
         save_checkpoint(self.checkpoint, trainer, self.inputs)
 
-    def _measure(self, trainer: Trainer, heldout: Rows, trace: Trace, watch: Watch) -> None:
+    def _measure(self, trainer: Trainer, heldout: Rows, trace: TrainingTrace, watch: Watch) -> None:
         if len(heldout):
             loss = self._finite(heldout_loss(trainer, heldout), trainer.done)
             watch.scalar(f"{self.phase}/heldout", trainer.done, loss)

@@ -35,15 +35,15 @@ class Watch:
 
 
 @dataclass
-class Trace:
+class TrainingTrace:
     """What a run has to tell: points `{phase, step, loss, split}` of its curve, and seconds of training."""
 
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def upto(self, step: int) -> "Trace":
+    def upto(self, step: int) -> "TrainingTrace":
         """Without what came after `step`."""
-        return Trace([point for point in self.curve if point["step"] <= step], self.seconds)
+        return TrainingTrace([point for point in self.curve if point["step"] <= step], self.seconds)
 
 
 def claim(folder: Path, inputs: Inputs) -> str:

@@ -31,7 +31,7 @@ from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import container, rekey
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto.container import new_key
-from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import acknowledgement, inventory
@@ -90,7 +90,7 @@ def make(
         return _written(files, root, header, subject, ask, writer)
 
 
-def _written(files: Files, root: Path, header: Facts, subject: str, ask: Ask | None, writer: WriterLock) -> Core:
+def _written(files: Files, root: Path, header: Header, subject: str, ask: Ask | None, writer: WriterLock) -> Core:
     """Write every file of a new vault, the header last."""
     files.replace(root / CREATING, b"")
     for name in _FOLDERS:
@@ -192,7 +192,7 @@ def _migrate(root: Path) -> None:
         lock.release()
 
 
-def read_header(files: Files, root: Path) -> tuple[Facts, bytes]:
+def read_header(files: Files, root: Path) -> tuple[Header, bytes]:
     """Return the public facts of the vault at `root`, and their bytes.
 
     Raises:
@@ -212,7 +212,7 @@ def table_header(files: Files, root: Path) -> Mapping[str, Any]:
     return container.read_header(head, whole=False)[0]
 
 
-def check_same_vault(files: Files, root: Path, header: Facts) -> None:
+def check_same_vault(files: Files, root: Path, header: Header) -> None:
     """Check that header and key table are of one vault. Raises VerificationFailed."""
     if table_header(files, root).get("vault") != header.id:
         raise VerificationFailed(f"{public.NAME} and {TABLE} belong to two different vaults. {SEE_CHECK}")

@@ -34,7 +34,7 @@ from fedmem.vault.backup.backup_registry import CopyStore
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import acknowledgement
 from fedmem.vault.store import ledger_anchor as heads
-from fedmem.vault.store.blocks import BlockInfo, Blocks
+from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, checked, unclaimed
 from fedmem.vault.store.core import Core, StaleReader, serialised_methods
@@ -42,10 +42,10 @@ from fedmem.vault.store.inventory import Inventory
 from fedmem.vault.store.leases import Lease
 from fedmem.vault.store.ledger import Event, Ledger
 from fedmem.vault.store.records import NewRecord, Record, Records, Vector
-from fedmem.vault.store.runs import Learned, Run, Runs
+from fedmem.vault.store.runs import RunRecord, Runs, TrainingRun
 from fedmem.vault.store.topics import ALL, FACTS, Everything, ids_of, keep, retention
 
-__all__ = ["ALL", "BlockInfo", "Event", "Learned", "NewRecord", "Record", "Run", "StaleReader", "Vault"]
+__all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "RunRecord", "StaleReader", "TrainingRun", "Vault"]
 
 
 @serialised_methods
@@ -61,7 +61,7 @@ class Vault:
         self.core = core
         self.ledger = Ledger(core)
         self._records = Records(core)
-        self._blocks = Blocks(core)
+        self._blocks = BlockStore(core)
         self._checkpoints = Checkpoints(core)
         self._runs = Runs(core, self.ledger, self._blocks, self._checkpoints)
         self.stores: list[ContentStore] = []
@@ -200,12 +200,12 @@ class Vault:
         record_ids: Sequence[str],
         spend: Mapping[str, Any],
         run_key: bytes | None = None,
-    ) -> Run:
+    ) -> TrainingRun:
         """Charge a training run, durably, or resume the open one with equal data and plan. See `runs.Runs.begin`."""
         return self._runs.begin(topic, release, plan, data_digest, record_ids, spend, run_key)
 
     def finish_run(
-        self, run: Run, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
+        self, run: TrainingRun, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
     ) -> BlockInfo:
         """Seal a run's rows as a block; its run key is destroyed before the block is visible."""
         return self._runs.finish(run, topic, release, rows, layers, width, d_model)
@@ -216,38 +216,38 @@ class Vault:
         """Whether open runs had other data or another plan; they are ended as failed. See `runs.Runs.end_changed`."""
         return self._runs.end_changed(topic, release, plan, data_digest, record_ids)
 
-    def save_checkpoint(self, run: Run, step: int, data: bytes) -> None:
+    def save_checkpoint(self, run: TrainingRun, step: int, data: bytes) -> None:
         """Seal where an open run stands after `step` steps. Raises NothingMatched where it is not open."""
         self._runs.save(run, step, data)
 
-    def checkpoint(self, run: Run) -> tuple[int, bytes] | None:
+    def checkpoint(self, run: TrainingRun) -> tuple[int, bytes] | None:
         """(step, data) that `save_checkpoint` sealed last for this run; None where there is none that is whole."""
         return self._runs.saved(run)
 
-    def checkpoint_step(self, run: Learned) -> int:
+    def checkpoint_step(self, run: RunRecord) -> int:
         """After how many steps the run was saved last; 0 where it was not."""
         self.core.reading()
         return self._checkpoints.step(run.key_id)
 
-    def runs(self, topic: str) -> list[Learned]:
+    def runs(self, topic: str) -> list[RunRecord]:
         """The runs of a topic, wanted, open and ended ones, oldest first."""
         return self._runs.of(topic)
 
-    def runs_by_id(self, ids: Collection[str]) -> list[Learned]:
+    def runs_by_id(self, ids: Collection[str]) -> list[RunRecord]:
         """Those of `ids` that are runs of this vault, oldest first."""
         return self._runs.get(ids)
 
-    def want_runs(self, wishes: Sequence[Learned], commit: Callable[[Session], None]) -> None:
+    def plan_runs(self, wishes: Sequence[RunRecord], commit: Callable[[Session], None]) -> None:
         """Make wishes to train durable, together with what `commit` writes. See `runs.Runs.want`."""
         with self.core.writing():
             self._runs.want(wishes, commit)
 
-    def unwant_runs(self, ids: Collection[str]) -> None:
+    def drop_planned_runs(self, ids: Collection[str]) -> None:
         """Give up wishes that have not begun."""
         with self.core.writing():
-            self._runs.unwant(ids)
+            self._runs.drop_planned(ids)
 
-    def fail_run(self, run: Run) -> None:
+    def fail_run(self, run: TrainingRun) -> None:
         """End a run without a block; it stays charged."""
         self._runs.fail(run)
 

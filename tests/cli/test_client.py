@@ -19,7 +19,7 @@ from fedmem.cli.client import moment, size
 from fedmem.cli.main import main
 from fedmem.device import session_lock as trainer
 from fedmem.device.learning import LearnSettings
-from fedmem.device.training_sessions import Shared, train
+from fedmem.device.training_sessions import SharedAccess, train
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
 from fedmem.privacy.plan import PrivacyPlan
@@ -75,7 +75,7 @@ def test_a_deadline_pauses_it_and_the_same_command_goes_on(fedmem: Call, release
 def begun_and_paused(release: Release, **options: Any) -> None:
     """A long training that is charged and has taken one step, on a plan that needs no calibration."""
     plan = PrivacyPlan(0.5, 5_000, clip=0.1, noise_multiplier=200.0, divisor=4.0, delta=1e-5, record_cap=100)
-    with Shared(lambda write: opened(write=write, **options)) as door:
+    with SharedAccess(lambda write: opened(write=write, **options)) as door:
         train(door, release, Policy.load().topics["health"], plan, settings=LearnSettings(4, 16), stop=lambda: True)
 
 
@@ -134,14 +134,14 @@ def test_what_the_background_fails_with_is_told_by_the_one_who_started_it(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_pauses_it(fedmem: Call, release: Release, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     fill(release)
-    say = trainer.Mark.say
+    say = trainer.SessionLock.say
 
-    def signalled(self: trainer.Mark, run: str = "", step: int = 0, steps: int = 0) -> None:
+    def signalled(self: trainer.SessionLock, run: str = "", step: int = 0, steps: int = 0) -> None:
         say(self, run, step, steps)
         if step == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(trainer.Mark, "say", signalled)
+    monkeypatch.setattr(trainer.SessionLock, "say", signalled)
     before = signal.getsignal(number)
     result, envelope = fedmem("client", "train", "health", *ANA, "--release", str(release.root), "--epsilon", "2")
     assert (result.exit_code, envelope["data"]["state"], envelope["data"]["step"]) == (0, "paused", 2)

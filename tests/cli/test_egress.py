@@ -20,7 +20,7 @@ from fedmem.sdk.client import Client
 from fedmem.sdk.places import vault_root
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import BlockInfo, Vault
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]
@@ -40,7 +40,7 @@ def times(block: BlockInfo, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Three messages left, a day apart; the last one now."""
     moments = [time.time() - days * 86_400 for days in (2, 1, 0)]
     with Vault.open(vault_root("ana"), subject="ana") as vault:
-        ledger = Egress(vault.core)
+        ledger = EgressLog(vault.core)
         for number, (plan, when) in enumerate(zip((NOISY, FIXED, UNSAFE), moments, strict=True), start=1):
             with monkeypatch.context() as patch:
                 patch.setattr(time, "time", lambda when=when: when)
@@ -135,6 +135,6 @@ def test_the_sdk_shows_the_same(times: list[float]) -> None:
 
 def test_an_event_of_a_later_version_is_not_guessed(block: BlockInfo) -> None:
     with Vault.open(vault_root("ana"), subject="ana") as vault:
-        Egress(vault.core).enter(EgressEntry("train.anchor", 1, 4, "00", spend={"mechanism": "later/9"}, delta=1e-5))
+        EgressLog(vault.core).enter(EgressEntry("train.anchor", 1, 4, "00", spend={"mechanism": "later/9"}, delta=1e-5))
         with pytest.raises(VerificationFailed):
             Client(vault, None).egress.since()  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from fedmem.federation.terms import Agreement, LocalSettings
 from fedmem.policy.policy import Policy
 from fedmem.storage.files import Files
 from fedmem.vault.store import egress_log as egress
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import NewRecord, Vault
 
 CHILD = Path(__file__).with_name("flower_process.py")
@@ -171,7 +171,7 @@ def test_the_bytes_that_leave_are_equal_whatever_is_private(tmp_path: Path, poli
             assert child.returncode == 0, said
             released = server.released
         with opened[name]() as vault:
-            lines = [line.entry for line in Egress(vault.core).entries()]
+            lines = [line.entry for line in EgressLog(vault.core).entries()]
         return {**told(out), "released": released, "lines": lines}
 
     with Vault.open(tmp_path / "many", subject="ada"), ThreadPoolExecutor(2) as pool:
@@ -276,7 +276,7 @@ def test_a_killed_vault_process_ends_the_answers_and_none_is_without_its_line(tm
     child.communicate(timeout=10)
     assert child.returncode != 0
     with opened() as vault:
-        entered = [line.entry.number for line in Egress(vault.core).entries()]
+        entered = [line.entry.number for line in EgressLog(vault.core).entries()]
     left = [number for number, _ in answers(out)]
     assert entered[: len(left)] == left
     assert len(entered) - len(left) in (0, 1)  # over-reports by one at most, and never under-reports
@@ -326,7 +326,7 @@ def test_what_cannot_be_entered_does_not_leave(tmp_path: Path, policy: Policy) -
         assert (child.returncode, server.released) == (NoApproval().code, 0)
     assert not out.exists()
     with opened() as vault:
-        assert Egress(vault.core).entries() == []
+        assert EgressLog(vault.core).entries() == []
 
 
 def test_a_vault_that_does_not_open_or_has_a_changed_ledger_is_not_served(tmp_path: Path, policy: Policy) -> None:
@@ -358,7 +358,7 @@ def test_an_erasure_of_private_records_is_given_way_to_and_the_rounds_go_on(tmp_
             child.kill()
             child.communicate()
     with opened() as vault:
-        numbers = [line.entry.number for line in Egress(vault.core).entries()]
+        numbers = [line.entry.number for line in EgressLog(vault.core).entries()]
     assert numbers == list(range(1, len(numbers) + 1))
 
 

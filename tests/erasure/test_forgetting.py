@@ -9,7 +9,7 @@ import pytest
 from fedmem import erasure
 from fedmem.erasure import Scope, receipt
 from fedmem.errors import BudgetExceeded, NothingMatched, PartialErasure, Refused, UsageError
-from fedmem.vault.vault import ALL, Learned, Vault
+from fedmem.vault.vault import ALL, RunRecord, Vault
 
 OTHER = "topic-money"
 PLAN = {"privacy": {"steps": 3}, "learning": {"width": 2}}
@@ -28,7 +28,7 @@ class Trainer:
         if self.refuses:
             raise BudgetExceeded("Over budget.")
 
-    def train(self, vault: Vault, wanted: Learned) -> str:
+    def train(self, vault: Vault, wanted: RunRecord) -> str:
         self.check(vault, wanted)  # type: ignore[arg-type]
         return learn(vault, wanted.topic, wanted.plan, self.keys)
 
@@ -36,7 +36,7 @@ class Trainer:
 class Broken(Trainer):
     """Lets the erasure begin and cannot train afterwards."""
 
-    def train(self, vault: Vault, wanted: Learned) -> str:
+    def train(self, vault: Vault, wanted: RunRecord) -> str:
         raise BudgetExceeded("Over budget.")
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmem import erasure
 from fedmem.erasure import Scope, residue
-from fedmem.erasure.residue import Hit, scan
+from fedmem.erasure.residue import ResidueHit, scan
 from fedmem.errors import FedmemError, StorageError, VerificationFailed
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.passphrase import stretch
@@ -110,7 +110,7 @@ def spellings(name: str, text: str) -> dict[str, bytes]:
     }
 
 
-def everywhere(base: Path, before: set[str], needles: dict[str, bytes]) -> list[Hit]:
+def everywhere(base: Path, before: set[str], needles: dict[str, bytes]) -> list[ResidueHit]:
     """Hits below `base` (root, slots, temporaries, log, receipts) and in what is new in shared memory."""
     shared = Path("/dev/shm")
     new = sorted(set(os.listdir(shared)) - before) if shared.is_dir() else []
@@ -121,10 +121,10 @@ def everywhere(base: Path, before: set[str], needles: dict[str, bytes]) -> list[
     return hits
 
 
-def _in_one(file: Path, needles: dict[str, bytes]) -> list[Hit]:
+def _in_one(file: Path, needles: dict[str, bytes]) -> list[ResidueHit]:
     with contextlib.suppress(OSError):
         data = file.read_bytes()
-        return [Hit(str(file), name) for name, needle in needles.items() if needle in data]
+        return [ResidueHit(str(file), name) for name, needle in needles.items() if needle in data]
     return []
 
 
@@ -197,7 +197,7 @@ def test_of_an_erased_topic_nothing_is_left_in_any_file_log_receipt_or_core(tmp_
     reader.end()
     # And the scan does look: two floats of the block, anywhere, are found.
     (tmp_path / "tmp" / "copy").write_bytes(b"..." + rows[400:408] + b"...")
-    assert scan(tmp_path / "tmp", clear) == [Hit("copy", "parameters 100")]
+    assert scan(tmp_path / "tmp", clear) == [ResidueHit("copy", "parameters 100")]
 
 
 def kept(known: dict[str, Any]) -> set[str]:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmem.erasure import residue
-from fedmem.erasure.residue import Hit, scan
+from fedmem.erasure.residue import ResidueHit, scan
 from fedmem.errors import StorageError, UsageError
 
 PIECES = st.lists(st.sampled_from([b"a", b"ab", b"abc", b"abcd", b"abcde", b"\x00", b"x"]), max_size=30).map(b"".join)
@@ -25,7 +25,9 @@ def test_equals_the_slow_scan_for_every_read_size(tmp_path: Path, data: bytes, n
     named = {f"n{i}": needle for i, needle in enumerate(needles)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(residue, "READ", read)
-        assert scan(tmp_path, named) == sorted(Hit("file", name) for name, needle in named.items() if needle in data)
+        assert scan(tmp_path, named) == sorted(
+            ResidueHit("file", name) for name, needle in named.items() if needle in data
+        )
 
 
 def test_hidden_nested_and_temporary_files_are_read(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_file_open_in_this_process_is_read_from_its_start(tmp_path: Path) -> N
     with (tmp_path / "file").open("w+b") as file:
         file.write(b"..canary..")
         file.flush()
-        assert scan(tmp_path, {"w": b"canary"}) == [Hit("file", "w")]
+        assert scan(tmp_path, {"w": b"canary"}) == [ResidueHit("file", "w")]
         assert file.tell() == 10
 
 
@@ -102,7 +104,7 @@ def test_windows_find_any_two_neighbours_of_a_row(tmp_path: Path) -> None:
     assert list(needles.values()) == [row[at : at + 8] for at in range(0, 41, 4)]
     for at in range(0, 41, 4):
         (tmp_path / "file").write_bytes(b"x" * at + row[at : at + 8])
-        assert scan(tmp_path, needles) == [Hit("file", f"row {at // 4}")]
+        assert scan(tmp_path, needles) == [ResidueHit("file", f"row {at // 4}")]
 
 
 def test_windows_that_tell_nothing_are_left_out() -> None:

@@ -10,7 +10,7 @@ from fedmem.erasure import Scope
 from fedmem.erasure.verification import EPOCHS, FILES
 from fedmem.errors import PartialErasure
 from fedmem.vault.crypto import container
-from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.content_stores import StoredItem
 
 
 class Copies:
@@ -21,8 +21,12 @@ class Copies:
     def __init__(self, folder: Path, *, lists: bool) -> None:
         self.folder, self.lists = folder, lists
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
-        return [Item(self.name, path.name, "copy") for path in self.folder.iterdir() if path.name in ids and self.lists]
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
+        return [
+            StoredItem(self.name, path.name, "copy")
+            for path in self.folder.iterdir()
+            if path.name in ids and self.lists
+        ]
 
     def erase(self, ids: frozenset[str]) -> None:
         return None

@@ -27,7 +27,7 @@ from fedmem.federation.flower import (
 from fedmem.vault.crypto.keystore import KeyfileKeys
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import NewRecord, Vault
 
 Make = Callable[..., Any]
@@ -292,7 +292,7 @@ def test_after_its_rounds_it_holds_lines_of_what_left_and_still_no_way_back(
     held = reachable(grid)
     assert [entry for entry in held if isinstance(entry, EgressEntry)] == port.egress != []
     assert not reaches(held, vault)
-    assert not any(isinstance(thing, Vault | Core | Egress | KeyfileKeys) for thing in held)
+    assert not any(isinstance(thing, Vault | Core | EgressLog | KeyfileKeys) for thing in held)
 
 
 def test_a_way_back_to_the_vault_would_be_found(vault: Any, toy: Make, reachable: Any) -> None:

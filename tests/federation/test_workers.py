@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fedmem.device.inproc import InprocPort
-from fedmem.device.simulation_log import Noted
+from fedmem.device.simulation_log import SimulationLog
 from fedmem.errors import Refused, RemoteError, UsageError
 from fedmem.federation import wire
 from fedmem.federation.client_app import make_client_app
@@ -328,7 +328,7 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
     def run(workers: int) -> tuple[list[Any], list[str]]:
         made = toy(noise_multiplier=1.0)
         shapes, ports = wire.shapes_of(toy_params()), dict[int, InprocPort]()
-        noted, devices = Noted(ports), dict[int, ClientApp]()
+        noted, devices = SimulationLog(ports), dict[int, ClientApp]()
         for index, texts in enumerate(made.texts):
             ports[index] = port = InprocPort(texts, made.plan, shapes)
             device = Device(index, port, made.plan, shapes, explode(texts), noted.failed)
@@ -345,7 +345,7 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
     assert [[line.number for line in port] for port in lines] == [[1, 1, 2, 3]] + [[1, 2, 3]] * 3
 
 
-class Look(Noted):
+class Look(SimulationLog):
     """Notes about the process that a device runs in."""
 
     def __init__(self) -> None:

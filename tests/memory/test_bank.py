@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fedmem.errors import NothingMatched, StorageError, VerificationFailed, VersionMismatch
 from fedmem.memory import bankfile
 from fedmem.memory.bank import Bank, verify, write_bank
-from fedmem.memory.manifest import MANIFEST, Manifest
+from fedmem.memory.manifest import MANIFEST, BankManifest
 from fedmem.memory.spec import LayerShape, MemorySpec
 
 SHAPE = LayerShape(d_model=8, ffn=16, heads=2, kv_heads=2, head_dim=4, gated=True, activation="silu")
@@ -164,14 +164,14 @@ def test_a_read_that_fails_leaves_no_wrong_block_behind(written, monkeypatch):
 def test_a_file_that_shrinks_while_it_is_open_is_an_error(written):
     folder = written[0]
     with Bank.open(folder, SPEC) as bank:
-        os.truncate(folder / Manifest.read(folder).names(2)[0], bankfile.PAGE + 10)
+        os.truncate(folder / BankManifest.read(folder).names(2)[0], bankfile.PAGE + 10)
         with pytest.raises(StorageError, match="ended early"):
             bank.fetch((0, 0))
 
 
 def test_each_level_is_a_safetensors_file_that_another_reader_reads(written):
     folder, levels, generic = written
-    manifest = Manifest.read(folder)
+    manifest = BankManifest.read(folder)
     for number, level in enumerate(levels, start=1):
         (name,) = manifest.names(number)
         assert torch.equal(load_file(folder / name)["blocks"].float(), bf16(level))
@@ -180,21 +180,21 @@ def test_each_level_is_a_safetensors_file_that_another_reader_reads(written):
 
 @pytest.mark.parametrize("left", [0, 1, 5000, -1])
 def test_a_truncated_level_is_refused(written, left):
-    path = written[0] / Manifest.read(written[0]).names(2)[0]
+    path = written[0] / BankManifest.read(written[0]).names(2)[0]
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(StorageError, match="truncated"):
         Bank.open(written[0], SPEC)
 
 
 def test_a_missing_level_is_refused(written):
-    (written[0] / Manifest.read(written[0]).names(1)[0]).unlink()
+    (written[0] / BankManifest.read(written[0]).names(1)[0]).unlink()
     with pytest.raises(StorageError, match="missing"):
         Bank.open(written[0], SPEC)
 
 
 @pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data.replace(b"[9,", b"[8,", 1)])
 def test_a_level_of_another_shape_is_refused(written, change):
-    path = written[0] / Manifest.read(written[0]).names(2)[0]
+    path = written[0] / BankManifest.read(written[0]).names(2)[0]
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(VersionMismatch):
         Bank.open(written[0], SPEC)
@@ -261,7 +261,7 @@ def test_a_manifest_that_is_none_is_refused(written, content):
 def test_verify_finds_every_changed_byte_and_says_where(written):
     folder = written[0]
     verify(folder)
-    for name, _ in Manifest.read(folder).files():
+    for name, _ in BankManifest.read(folder).files():
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         Bank.open(folder, SPEC).close()  # opening does not read blocks

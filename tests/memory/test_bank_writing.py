@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fedmem.errors import StorageError, VersionMismatch
 from fedmem.memory import bankfile, bankwriter
 from fedmem.memory.bank import Bank, verify, write_bank
-from fedmem.memory.manifest import MANIFEST, TEMPORARY, Manifest
+from fedmem.memory.manifest import MANIFEST, TEMPORARY, BankManifest
 from tests.memory.test_bank import SPEC, bf16, blocks_of, joined, some_paths
 
 BLOCK = 2 * SPEC.block_size(2)  # bytes
@@ -35,7 +35,7 @@ def test_a_large_level_lies_in_several_files(tmp_path, monkeypatch, shard, count
     monkeypatch.setattr(bankwriter, "SHARD_BYTES", shard)
     levels, generic = blocks_of(SPEC)
     write_bank(tmp_path, SPEC, levels, generic)
-    manifest = Manifest.read(tmp_path)
+    manifest = BankManifest.read(tmp_path)
     assert [shard.blocks for shard in manifest.levels[1]] == counts
     read = [load_file(tmp_path / name)["blocks"].float() for name in manifest.names(2)]
     assert torch.equal(torch.cat(read), bf16(levels[1]))
@@ -81,7 +81,7 @@ def test_what_a_crash_left_makes_room_before_writing_starts(tmp_path):
 def test_blocks_start_on_a_page(tmp_path):
     levels, generic = blocks_of(SPEC)
     write_bank(tmp_path, SPEC, levels, generic)
-    for name, _ in Manifest.read(tmp_path).files():
+    for name, _ in BankManifest.read(tmp_path).files():
         whole = (tmp_path / name).read_bytes()
         assert (8 + int.from_bytes(whole[:8], "little")) % bankfile.PAGE == 0
 
@@ -119,7 +119,7 @@ def test_a_new_bank_takes_the_place_of_the_old_one(tmp_path):
     write_bank(tmp_path, SPEC, *blocks_of(SPEC))
     write_bank(tmp_path, SPEC, *blocks_of(SPEC, seed=1))
     assert same_bank(tmp_path, *blocks_of(SPEC, seed=1))
-    assert set(files(tmp_path)) == {MANIFEST, *(name for name, _ in Manifest.read(tmp_path).files())}
+    assert set(files(tmp_path)) == {MANIFEST, *(name for name, _ in BankManifest.read(tmp_path).files())}
 
 
 def test_an_open_bank_stays_what_it_was_while_another_takes_its_place(tmp_path):
@@ -132,7 +132,7 @@ def test_an_open_bank_stays_what_it_was_while_another_takes_its_place(tmp_path):
 
 def test_writing_mends_a_damaged_file_of_the_same_bank(tmp_path):
     write_bank(tmp_path, SPEC, *blocks_of(SPEC))
-    path = tmp_path / Manifest.read(tmp_path).names(1)[0]
+    path = tmp_path / BankManifest.read(tmp_path).names(1)[0]
     path.write_bytes(bytes(len(path.read_bytes())))
     write_bank(tmp_path, SPEC, *blocks_of(SPEC))
     assert same_bank(tmp_path, *blocks_of(SPEC))
@@ -212,7 +212,7 @@ def test_a_power_cut_leaves_the_old_bank_or_the_new_one(tmp_path):
         assert seed == 1 or not came
         seen.add((seed, came))
         write_bank(folder, SPEC, *blocks_of(SPEC, seed=2))
-        assert set(files(folder)) == {MANIFEST, *(name for name, _ in Manifest.read(folder).files())}
+        assert set(files(folder)) == {MANIFEST, *(name for name, _ in BankManifest.read(folder).files())}
 
     # Three files, each synced and renamed; the manifest synced, the folder, its rename, the folder.
     assert every_cut(tmp_path, CUT, PowerCut, after) == 3 * 2 + 4 + 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedmem.memory.kinds.product import booked, product
 from fedmem.privacy import book as book_module
-from fedmem.privacy.book import Book, Formed, Product
+from fedmem.privacy.book import DenseGrad, GradBook, ProductGrad
 from tests.privacy.reference import clip_records
 
 TOKENS, WIDE, HIGH, SMALL = 8, 24, 32, 2
@@ -53,11 +53,11 @@ def batch(kinds, seed):
 
 def booked_of(parts):
     """A book of both products: Gram matrices for the first, formed gradients for the second."""
-    found = Book(torch.zeros(WIDE * (HIGH + SMALL), dtype=parts[0].dtype), len(parts[0]))
+    found = GradBook(torch.zeros(WIDE * (HIGH + SMALL), dtype=parts[0].dtype), len(parts[0]))
     expanded_BX, cut = found.block_X.expand(found.count, -1), WIDE * HIGH
     assert found.enter(parts[0], parts[1], expanded_BX[:, :cut].view(-1, HIGH, WIDE).mT)
     assert found.enter(parts[2], parts[3], expanded_BX[:, cut:].view(-1, WIDE, SMALL))
-    assert [type(part) for part in found.parts] == [Product, Formed]
+    assert [type(part) for part in found.parts] == [ProductGrad, DenseGrad]
     return found
 
 
@@ -97,7 +97,7 @@ def test_the_bound_is_broken_where_gram_matrices_are_believed(monkeypatch, kind)
         return max(moved_by_removal([kind, "normal"], 0, 1e-4, seed) for seed in range(20))
 
     assert farthest() <= 1e-4 * (1 + 1e-5)
-    monkeypatch.setattr(Book, "_told", lambda _, squares_B, __: torch.ones_like(squares_B, dtype=torch.bool))
+    monkeypatch.setattr(GradBook, "_told", lambda _, squares_B, __: torch.ones_like(squares_B, dtype=torch.bool))
     monkeypatch.setattr(book_module, "MARGIN", 0.0)
     assert not farthest() <= 1e-4 * (1 + 1e-5)
 
@@ -146,7 +146,7 @@ def test_sums_and_gradients_in_full_are_those_of_the_parts():
 
 
 def test_a_book_without_a_part_is_a_gradient_of_zero():
-    assert not Book(torch.zeros(5), 2).clipped(np.array([0, 1]), 0.1).value[0].any()
+    assert not GradBook(torch.zeros(5), 2).clipped(np.array([0, 1]), 0.1).value[0].any()
 
 
 def test_a_backward_pass_enters_what_the_gradients_are_made_of():
@@ -154,7 +154,7 @@ def test_a_backward_pass_enters_what_the_gradients_are_made_of():
     x_BTI = torch.randn(2, 3, 4, requires_grad=True)
     plain_BX = torch.randn(20).expand(2, -1).requires_grad_()
     product(x_BTI, plain_BX.view(2, 4, 5)).square().sum().backward()
-    found = Book(plain_BX.detach()[0], 2)
+    found = GradBook(plain_BX.detach()[0], 2)
     leaf_BX = found.block_X.expand(2, -1).requires_grad_()
     with booked(found.enter):
         inside = product(x_BTI, leaf_BX.view(2, 4, 5)).square().sum()
@@ -169,7 +169,7 @@ def test_a_backward_pass_enters_what_the_gradients_are_made_of():
 
 
 def test_nothing_is_left_behind_where_an_exception_ends_it():
-    found = Book(torch.randn(20), 2)
+    found = GradBook(torch.randn(20), 2)
     with pytest.raises(KeyError), booked(found.enter):
         raise KeyError
     leaf_BX = found.block_X.expand(2, -1).requires_grad_()

@@ -12,7 +12,7 @@ from fedmem.memory.attach import attach
 from fedmem.memory.block import new_blocks, source_for_all
 from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
-from fedmem.privacy.book import Book, Formed, Product
+from fedmem.privacy.book import DenseGrad, GradBook, ProductGrad
 from fedmem.privacy.clip import ClippedSum
 from fedmem.privacy.dpsgd import Optimiser, add_noise, clipped_sum, groups, train_block
 from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_sequence
@@ -99,16 +99,16 @@ def test_the_fused_engine_does_every_kind_formed_and_by_gram_matrices(kind, widt
     for micro_batch in (1, 4, 64):
         fast = engine_sum(model, block, data, chosen, 0.01, micro_batch, of=of)
         assert gap(fast.value, slow) < 1e-5 * norm(slow)
-    assert (Product in ways) == (width == 64 and kind != "kv")
-    assert Formed in ways
+    assert (ProductGrad in ways) == (width == 64 and kind != "kv")
+    assert DenseGrad in ways
 
 
 @pytest.fixture
 def ways(monkeypatch):
     """The ways in which gradients were kept."""
-    seen, clipped = set(), Book.clipped
+    seen, clipped = set(), GradBook.clipped
     monkeypatch.setattr(
-        Book, "clipped", lambda self, *given: (seen.update(map(type, self.parts)), clipped(self, *given))[1]
+        GradBook, "clipped", lambda self, *given: (seen.update(map(type, self.parts)), clipped(self, *given))[1]
     )
     return seen
 

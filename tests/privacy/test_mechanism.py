@@ -24,7 +24,7 @@ from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
 from fedmem.privacy import dpsgd
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
-from fedmem.privacy.book import Book
+from fedmem.privacy.book import GradBook
 from fedmem.privacy.dpsgd import clipped_sum, train_block
 from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
 from fedmem.privacy.plan import PrivacyPlan
@@ -260,7 +260,7 @@ class Poisoned:
         def poisoned(block_X, numbers_B):
             grads_BX = gradients(block_X, numbers_B).clone()
             grads_BX[torch.from_numpy(self.data.record_N[numbers_B] == 2), ::7] = self.poison
-            return Book.of(grads_BX)
+            return GradBook.of(grads_BX)
 
         return Gradients(poisoned)
 

@@ -7,7 +7,7 @@ from safetensors.torch import load
 
 from fedmem.device import retraining as relearn
 from fedmem.device.learning import LearnSettings, learn_topic
-from fedmem.device.retraining import Relearn
+from fedmem.device.retraining import Retrainer
 from fedmem.errors import BudgetExceeded, PartialErasure, Refused, VersionMismatch
 from fedmem.policy.policy import Policy
 from fedmem.privacy.plan import PrivacyPlan
@@ -98,11 +98,11 @@ def test_what_cannot_be_repeated_is_refused(client: Client, release: Release, fi
     learn(client, release)
     vault, policy = client._vault, client._policy
     with pytest.raises(VersionMismatch):
-        client.erase.__class__(vault, Relearn(_other(release), policy)).plan(record=first, blocks="retrain")
+        client.erase.__class__(vault, Retrainer(_other(release), policy)).plan(record=first, blocks="retrain")
     policy_without = Policy.load()
     policy_without.topics = {}
     with pytest.raises(Refused, match="no budget"):
-        client.erase.__class__(vault, Relearn(release, policy_without)).plan(record=first, blocks="retrain")
+        client.erase.__class__(vault, Retrainer(release, policy_without)).plan(record=first, blocks="retrain")
     with pytest.raises(Refused, match="release"):
         client.erase.__class__(vault).plan(record=first, blocks="retrain").execute()
     assert client.erase.status() == []

@@ -12,7 +12,16 @@ from safetensors.torch import load
 from fedmem.device import session_lock as trainer
 from fedmem.device import training_sessions as training
 from fedmem.device.learning import LearnSettings
-from fedmem.device.training_sessions import Limits, Own, Shared, Trained, cancel, pause, train, trainings
+from fedmem.device.training_sessions import (
+    ExclusiveAccess,
+    Limits,
+    SessionResult,
+    SharedAccess,
+    cancel,
+    pause,
+    train,
+    trainings,
+)
 from fedmem.erasure import residue
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.memory.spec import MemorySpec
@@ -47,8 +56,8 @@ def root(tmp_path: Path, release: Release) -> Path:
 
 
 @pytest.fixture
-def shared(root: Path) -> Iterator[Shared]:
-    with Shared(opener(root)) as door:
+def shared(root: Path) -> Iterator[SharedAccess]:
+    with SharedAccess(opener(root)) as door:
         yield door
 
 
@@ -63,7 +72,9 @@ class After:
         return self.left <= 0
 
 
-def go(door: Own | Shared, release: Release, *, steps: int = 99, limits: Limits | None = None, **options) -> Trained:
+def go(
+    door: ExclusiveAccess | SharedAccess, release: Release, *, steps: int = 99, limits: Limits | None = None, **options
+) -> SessionResult:
     settings = options.pop("settings", SETTINGS)
     plan = options.pop("plan", PLAN)
     return train(door, release, HEALTH, plan, limits, settings=settings, stop=After(steps), **options)
@@ -93,7 +104,7 @@ def test_sessions_add_up_to_the_bytes_of_one_run(
                 [NewRecord(text, "health", (0, i), vectors[i], release.digest) for i, text in enumerate(NOTES)]
             )
         for steps in cuts:
-            with Shared(opener(tmp_path / name)) as door:
+            with SharedAccess(opener(tmp_path / name)) as door:
                 ended = go(door, release, steps=steps)
         assert (ended.state, ended.step, ended.steps) == ("done", 6, 6)
         with Vault.open(tmp_path / name, subject="ana") as vault:
@@ -103,7 +114,7 @@ def test_sessions_add_up_to_the_bytes_of_one_run(
     assert torch.equal(*found)
 
 
-def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: Shared, release: Release) -> None:
+def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: SharedAccess, release: Release) -> None:
     steps = []
     while True:
         limits = Limits(datetime.now(UTC) + timedelta(seconds=0.05))
@@ -115,14 +126,14 @@ def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: Shared, rel
     assert kinds(shared.vault) == ["spend", "run_finished"]
 
 
-def test_a_resumed_session_takes_up_where_it_stood(shared: Shared, release: Release) -> None:
+def test_a_resumed_session_takes_up_where_it_stood(shared: SharedAccess, release: Release) -> None:
     seen: list[int] = []
-    assert go(shared, release, steps=2) == Trained(trainings(shared.vault)[0].run, "paused", 2, 6)
+    assert go(shared, release, steps=2) == SessionResult(trainings(shared.vault)[0].run, "paused", 2, 6)
     go(shared, release, progress=lambda step, _: seen.append(step))
     assert seen == [3, 4, 5, 6]
 
 
-def test_the_vault_is_free_while_steps_are_computed(shared: Shared, release: Release, root: Path) -> None:
+def test_the_vault_is_free_while_steps_are_computed(shared: SharedAccess, release: Release, root: Path) -> None:
     """Another program writes, reads and answers in the middle of the training."""
 
     def other(step: int, _: int) -> None:
@@ -140,7 +151,7 @@ def test_the_vault_is_free_while_steps_are_computed(shared: Shared, release: Rel
 
 
 def test_a_program_that_writes_keeps_it_from_beginning(
-    shared: Shared, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
+    shared: SharedAccess, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "AT_START", 0.0)
     with Vault.open(root, subject="ana"), pytest.raises(Busy) as caught:
@@ -149,7 +160,7 @@ def test_a_program_that_writes_keeps_it_from_beginning(
     assert kinds(shared.vault) == []
 
 
-def test_one_training_at_a_time(shared: Shared, release: Release) -> None:
+def test_one_training_at_a_time(shared: SharedAccess, release: Release) -> None:
     def second(*_: int) -> None:
         with pytest.raises(Busy, match="runs already"):
             go(shared, release)
@@ -160,7 +171,7 @@ def test_one_training_at_a_time(shared: Shared, release: Release) -> None:
 
 @pytest.mark.parametrize("change", ["record", "plan", "settings"])
 def test_after_a_change_it_fails_stays_charged_and_begins_nothing(
-    shared: Shared, release: Release, root: Path, change: str
+    shared: SharedAccess, release: Release, root: Path, change: str
 ) -> None:
     go(shared, release, steps=2)
     (run,) = trainings(shared.vault)
@@ -186,17 +197,17 @@ def checkpoint(root: Path) -> bytes:
 
 
 @pytest.mark.parametrize("end", ["finish", "cancel", "erase", "erase one record"])
-def test_of_a_checkpoint_nothing_is_left(shared: Shared, release: Release, root: Path, end: str) -> None:
+def test_of_a_checkpoint_nothing_is_left(shared: SharedAccess, release: Release, root: Path, end: str) -> None:
     go(shared, release, steps=2)
     sealed = checkpoint(root)
     needles = residue.windows(sealed[container.read_header(sealed)[1] :][:8192], "checkpoint")
     assert residue.scan(root, needles)
     shared.vault.close()
     if end == "finish":
-        with Shared(opener(root)) as door:
+        with SharedAccess(opener(root)) as door:
             go(door, release)
     elif end == "cancel":
-        with Shared(opener(root)) as door:
+        with SharedAccess(opener(root)) as door:
             cancel(door, "health")
     else:
         with Client.open("ana", path=root, release=release) as client:
@@ -211,7 +222,7 @@ def test_of_a_checkpoint_nothing_is_left(shared: Shared, release: Release, root:
         assert not [one for one in trainings(vault) if one.state == "paused"]
 
 
-def test_a_checkpoint_is_sealed(shared: Shared, release: Release, root: Path) -> None:
+def test_a_checkpoint_is_sealed(shared: SharedAccess, release: Release, root: Path) -> None:
     kept: list[bytes] = []
     save = Vault.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
@@ -225,7 +236,7 @@ def test_a_checkpoint_is_sealed(shared: Shared, release: Release, root: Path) ->
     assert b"health" not in path.read_bytes()
 
 
-def test_a_copied_or_damaged_checkpoint_changes_nothing(shared: Shared, release: Release, root: Path) -> None:
+def test_a_copied_or_damaged_checkpoint_changes_nothing(shared: SharedAccess, release: Release, root: Path) -> None:
     """An older one only costs time, a damaged one counts as none: data, plan and stream are the run's either way."""
     go(shared, release, steps=1)
     first = checkpoint(root)
@@ -245,7 +256,7 @@ def test_a_crash_at_any_operation_leaves_a_run_that_ends_the_same(
     class Cut(BaseException):
         pass
 
-    with Shared(opener(root)) as door:
+    with SharedAccess(opener(root)) as door:
         go(door, release, steps=3)
     left = iter(range(at))
 
@@ -259,11 +270,11 @@ def test_a_crash_at_any_operation_leaves_a_run_that_ends_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(Files, "sweep", lambda *_: 0)
         try:
-            with Shared(failing) as door:
+            with SharedAccess(failing) as door:
                 go(door, release)
         except Cut:
             pass
-    with Shared(opener(root)) as door:
+    with SharedAccess(opener(root)) as door:
         if not door.vault.blocks():
             assert go(door, release).state == "done"
         Vault.open(root, subject="ana").close()  # a writer clears up what the cut left
@@ -272,7 +283,7 @@ def test_a_crash_at_any_operation_leaves_a_run_that_ends_the_same(
         assert list((root / "training").glob("*.fmc")) == []
 
 
-def test_an_erasure_stops_it_and_is_complete(shared: Shared, release: Release, root: Path) -> None:
+def test_an_erasure_stops_it_and_is_complete(shared: SharedAccess, release: Release, root: Path) -> None:
     def erase(step: int, _: int) -> None:
         if step == 2:
             with Client.open("ana", path=root, release=release) as client:
@@ -286,7 +297,9 @@ def test_an_erasure_stops_it_and_is_complete(shared: Shared, release: Release, r
         assert kinds(vault)[0] == "spend"
 
 
-def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(shared: Shared, release: Release, root: Path) -> None:
+def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(
+    shared: SharedAccess, release: Release, root: Path
+) -> None:
     with Client.open("ana", path=root, release=release) as client:
         client.erase.plan(topic="health").execute()
         with pytest.raises(Busy, match="erased"), shared.writing(60.0):
@@ -294,7 +307,7 @@ def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(shared: Shared
 
 
 def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
-    shared: Shared, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
+    shared: SharedAccess, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
@@ -319,12 +332,12 @@ def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
     assert kinds(shared.vault) == ["spend", "run_finished"]
 
 
-def test_pause_and_cancel_from_another_program(shared: Shared, release: Release, root: Path) -> None:
+def test_pause_and_cancel_from_another_program(shared: SharedAccess, release: Release, root: Path) -> None:
     ended: list[object] = []
     gate = threading.Event()
 
     def begin() -> None:
-        with Shared(opener(root)) as door:
+        with SharedAccess(opener(root)) as door:
             try:
                 ended.append(train(door, release, HEALTH, long, settings=SETTINGS, progress=lambda *_: gate.set()))
             except Refused as error:
@@ -340,20 +353,20 @@ def test_pause_and_cancel_from_another_program(shared: Shared, release: Release,
         told = stop(shared.vault)
         thread.join(20)
         assert not thread.is_alive()
-    assert isinstance(ended[0], Trained)
+    assert isinstance(ended[0], SessionResult)
     assert (ended[0].state, ended[0].steps) == ("paused", 10_000)
     assert isinstance(ended[1], Refused)
     assert (told.state, kinds(shared.vault)) == ("failed", ["spend", "run_failed"])
     assert "cancelled" in told.message
 
 
-def test_there_is_nothing_to_pause_or_cancel(shared: Shared, release: Release) -> None:
+def test_there_is_nothing_to_pause_or_cancel(shared: SharedAccess, release: Release) -> None:
     for wrong in (lambda: pause(shared.vault), lambda: cancel(shared, "health"), lambda: cancel(shared, "no")):
         with pytest.raises(NothingMatched):
             wrong()
 
 
-def test_a_paused_one_is_cancelled(shared: Shared, release: Release) -> None:
+def test_a_paused_one_is_cancelled(shared: SharedAccess, release: Release) -> None:
     go(shared, release, steps=2)
     (one,) = trainings(shared.vault)
     assert (one.state, one.step, one.steps, one.block) == ("paused", 2, 6, None)
@@ -361,7 +374,9 @@ def test_a_paused_one_is_cancelled(shared: Shared, release: Release) -> None:
     assert kinds(shared.vault) == ["spend", "run_failed"]
 
 
-def test_bad_input_is_refused_before_anything_is_charged(shared: Shared, release: Release, tmp_path: Path) -> None:
+def test_bad_input_is_refused_before_anything_is_charged(
+    shared: SharedAccess, release: Release, tmp_path: Path
+) -> None:
     late = datetime.now(UTC) - timedelta(seconds=1)
     for wrong, error in (
         ({"deadline": late}, Refused),
@@ -371,10 +386,10 @@ def test_bad_input_is_refused_before_anything_is_charged(shared: Shared, release
         with pytest.raises(error):
             go(shared, release, limits=Limits(**wrong))
     with Vault.create(tmp_path / "empty", subject="ana") as empty, pytest.raises(Refused, match="no record") as caught:
-        go(Own(empty), release)
+        go(ExclusiveAccess(empty), release)
     assert caught.value.exit_code == 4
     with Vault.create(tmp_path / "sim", subject="ana", simulated=True) as made, pytest.raises(Refused):
-        go(Own(made), release)
+        go(ExclusiveAccess(made), release)
     assert kinds(shared.vault) == []
     assert not trainer.runs(shared.vault.root)
 
@@ -410,14 +425,14 @@ def test_a_lower_memory_limit_gives_the_same_block(
             vault.add_records(
                 [NewRecord(text, "health", (0, i % 4), vectors[i], release.digest) for i, text in enumerate(texts)]
             )
-            ended = go(Own(vault), release, limits=Limits(memory=memory))
+            ended = go(ExclusiveAccess(vault), release, limits=Limits(memory=memory))
             found.append(load(vault.block_rows(ended.block))["rows"])
     assert [one.micro_batch for one in sizes] == [1, footprint.MOST]
     assert torch.allclose(*found, atol=1e-5)
 
 
 def test_a_record_longer_than_the_limit_is_refused_before_it_is_charged(
-    shared: Shared, release: Release, root: Path
+    shared: SharedAccess, release: Release, root: Path
 ) -> None:
     vector = torch.ones(128).numpy()
     with Vault.open(root, subject="ana") as vault:

@@ -26,7 +26,7 @@ from fedmem.errors import FedmemError
 from fedmem.storage.files import Files
 from fedmem.vault.backup import backup, restoring
 from fedmem.vault.vault import ALL, NewRecord, Record, Vault
-from fedmem.vault.vault import Run as Training
+from fedmem.vault.vault import TrainingRun as Training
 
 SUBJECT, RELEASE = "alice", "release-1"
 TOPIC, OTHER, RUNNING, AGAIN, FRESH = "topic-health-9c1e", "topic-money", "topic-running", "topic-again", "topic-fresh"

@@ -13,7 +13,7 @@ import torch
 from fedmem.coordinator.bank_training import train_bank
 from fedmem.coordinator.build import build_bank, train_anchor
 from fedmem.coordinator.examine import verify
-from fedmem.coordinator.subtrees import Training, job_names, run_job, subtree_name
+from fedmem.coordinator.subtrees import SubtreeTraining, job_names, run_job, subtree_name
 from fedmem.errors import NothingMatched, UsageError, VerificationFailed, VersionMismatch
 from fedmem.memory.attach import attach
 from fedmem.routing.router import route
@@ -143,7 +143,7 @@ def test_posthoc_is_the_same_training_under_another_name(release, whole, tmp_pat
 def test_a_subtree_without_rows_keeps_its_blocks(release, tmp_path):
     rows = rows_of(release, CORPUS.train)
     some = rows.select(rows.paths_MP[:, 0] != 1)
-    training = Training(release, some, some, SETTINGS, 3, tmp_path, "inputs")
+    training = SubtreeTraining(release, some, some, SETTINGS, 3, tmp_path, "inputs")
     run_job(training, "subtree-1", Watch())
     about = json.loads((tmp_path / "parts" / "subtree-1.json").read_text())
     assert (about["steps"], about["curve"]) == (0, [])

@@ -35,7 +35,7 @@ from fedmem.training.corpus import Corpus
 from fedmem.training.folder import load_anchor
 from fedmem.training.plans import MODES
 from fedmem.training.release import Release
-from fedmem.training.resumable import Run
+from fedmem.training.resumable import ResumableRun
 from fedmem.training.settings import Settings
 from fedmem.training.state import Watch
 from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, TEXTS, Cut, contents, copy, cut_at, plan
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 
 
 def test_a_second_process_is_told_so(release, tmp_path):
-    with Run(tmp_path / "state", "x", "anchor"), pytest.raises(Busy, match="training"):
+    with ResumableRun(tmp_path / "state", "x", "anchor"), pytest.raises(Busy, match="training"):
         train(release, tmp_path, plan("cotrain"))
 
 

@@ -27,7 +27,7 @@ from fedmem.sdk.keys import newest
 from fedmem.vault.backup import backup, recovery, restoring
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup import recovery_kit as kits
-from fedmem.vault.backup.restoring import Newest
+from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import rekey
 from fedmem.vault.crypto.key_table import RolledBack
 from fedmem.vault.vault import ALL, Vault
@@ -218,7 +218,7 @@ class TestKit:
         options = {"subject": "alice", "kit": kit, "backend": backend, "ask": lambda: "tulip"}
         with pytest.raises(Refused, match="--receipts"):
             restoring.restore(tmp_path / "backup", vaults.base / "v", **options)
-        told = restoring.restore(tmp_path / "backup", vaults.base / "v", newest=Newest(generation=0), **options)
+        told = restoring.restore(tmp_path / "backup", vaults.base / "v", newest=LaterErasures(generation=0), **options)
         assert told.missing is None
         assert told.unbounded  # no keystore is left to say that nothing was spent since
         again = vaults.open(**({"ask": lambda: "tulip"} if backend == "passphrase" else {}))
@@ -244,7 +244,7 @@ class TestKit:
             with pytest.raises(Refused, match="erased after"):
                 restoring.restore(tmp_path / "stick", vaults.base / "v", **options)
             with pytest.raises(Refused, match="erased after"):
-                restoring.restore(tmp_path / "stick", vaults.base / "v", newest=Newest(1), **options)
+                restoring.restore(tmp_path / "stick", vaults.base / "v", newest=LaterErasures(1), **options)
         told = newest(tmp_path / "stick", tmp_path / "receipts")
         assert (told.generation, len(told.receipts)) == (2, 2)
         result = restoring.restore(tmp_path / "stick", vaults.base / "v", newest=told, **options)

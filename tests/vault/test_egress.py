@@ -17,7 +17,7 @@ from fedmem.vault.crypto import rekey
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.store.ledger import chain
 from fedmem.vault.vault import Vault
 
@@ -28,8 +28,8 @@ def entry(number: int) -> EgressEntry:
     return EgressEntry("train.anchor", number, 4096, f"{number:064x}", "run-1", "b" * 64, SPEND, 1e-5)
 
 
-def filled(vault: Vault, lines: int = 3) -> Egress:
-    ledger = Egress(vault.core)
+def filled(vault: Vault, lines: int = 3) -> EgressLog:
+    ledger = EgressLog(vault.core)
     for number in range(1, lines + 1):
         ledger.enter(entry(number))
         ledger.settle()
@@ -45,17 +45,17 @@ def test_lines_come_back_in_order(vaults) -> None:
     filled(vault)
     for write in (True, False):
         vault = vaults.reopen(vault, write=write)
-        lines = Egress(vault.core).entries()
+        lines = EgressLog(vault.core).entries()
         assert [line.entry for line in lines] == [entry(1), entry(2), entry(3)]
         assert [line.seq for line in lines] == [0, 1, 2]
         assert [line.when for line in lines] == sorted(line.when for line in lines)
-        assert Egress(vault.core).complete()
+        assert EgressLog(vault.core).complete()
 
 
 def test_a_vault_that_sent_nothing_has_an_empty_ledger_and_no_file(vaults) -> None:
     vault = vaults.create()
-    assert Egress(vault.core).entries() == []
-    assert Egress(vault.core).complete()
+    assert EgressLog(vault.core).entries() == []
+    assert EgressLog(vault.core).complete()
     assert not log(vault).exists()
 
 
@@ -67,7 +67,7 @@ def test_it_is_chained_as_the_privacy_ledger_is(vaults) -> None:
         row = json.loads(text)
         last = chain(last, seq, bytes.fromhex(row["sealed"]))
         assert row["digest"] == last
-    assert Egress(vault.core).entries()[-1].chain == last
+    assert EgressLog(vault.core).entries()[-1].chain == last
 
 
 def test_nothing_of_a_line_is_in_the_clear(vaults) -> None:
@@ -81,11 +81,11 @@ def test_a_reader_of_the_vault_enters_while_another_program_writes(vaults) -> No
     reader = vaults.open(write=False)
     filled(reader, 2)
     writer.add_records(vaults.records(2))
-    assert [line.entry.number for line in Egress(writer.core).entries()] == [1, 2]
+    assert [line.entry.number for line in EgressLog(writer.core).entries()] == [1, 2]
     # Two processes enter by turns.
-    Egress(writer.core).enter(entry(3))
+    EgressLog(writer.core).enter(entry(3))
     filled(reader, 1)
-    assert [line.entry.number for line in Egress(writer.core).entries()] == [1, 2, 3, 1]
+    assert [line.entry.number for line in EgressLog(writer.core).entries()] == [1, 2, 3, 1]
 
 
 CHANGES = {
@@ -111,7 +111,7 @@ def test_an_edited_or_shortened_ledger_is_noticed_and_enters_nothing(vaults, cha
     changed = b"".join(line + b"\n" for line in change(log(vault).read_bytes().splitlines()))
     log(vault).write_bytes(changed)
     vault = vaults.reopen(vault)
-    for look in (Egress(vault.core).entries, lambda: Egress(vault.core).enter(entry(4))):
+    for look in (EgressLog(vault.core).entries, lambda: EgressLog(vault.core).enter(entry(4))):
         with pytest.raises(VerificationFailed) as caught:
             look()
         assert caught.value.exit_code == 6
@@ -123,7 +123,7 @@ def test_a_lost_file_is_noticed(vaults) -> None:
     filled(vault)
     log(vault).unlink()
     with pytest.raises(VerificationFailed):
-        Egress(vaults.reopen(vault).core).entries()
+        EgressLog(vaults.reopen(vault).core).entries()
 
 
 def test_a_chain_made_anew_without_the_key_is_noticed(vaults) -> None:
@@ -133,7 +133,7 @@ def test_a_chain_made_anew_without_the_key_is_noticed(vaults) -> None:
     vault.core.keystore.note(egress.NOTE, other.core.keystore.noted(egress.NOTE))
     log(vault).write_bytes(log(other).read_bytes())
     with pytest.raises(VerificationFailed):
-        Egress(vault.core).entries()
+        EgressLog(vault.core).entries()
 
 
 @pytest.mark.parametrize("cut", [1, 60, 200])
@@ -141,12 +141,12 @@ def test_a_line_cut_short_by_a_crash_was_never_entered(vaults, cut: int) -> None
     vault = vaults.create()
     filled(vault, 2)
     whole = log(vault).read_bytes()
-    Egress(vault.core).enter(entry(3))  # the power goes before the head is noted
+    EgressLog(vault.core).enter(entry(3))  # the power goes before the head is noted
     log(vault).write_bytes(log(vault).read_bytes()[: len(whole) + cut])
     vault = vaults.reopen(vault)
-    assert [line.entry.number for line in Egress(vault.core).entries()] == [1, 2]
-    Egress(vault.core).enter(entry(9))
-    assert [line.entry.number for line in Egress(vault.core).entries()] == [1, 2, 9]
+    assert [line.entry.number for line in EgressLog(vault.core).entries()] == [1, 2]
+    EgressLog(vault.core).enter(entry(9))
+    assert [line.entry.number for line in EgressLog(vault.core).entries()] == [1, 2, 9]
 
 
 @pytest.mark.parametrize("kind", ["cut", "full"])
@@ -163,7 +163,7 @@ def test_a_line_is_whole_or_absent(vaults, faults, kind: str, at: int) -> None:
         acknowledged = False
     faults.arm("cut", None)
     vault = vaults.reopen(vault)
-    found = [line.entry.number for line in Egress(vault.core).entries()]
+    found = [line.entry.number for line in EgressLog(vault.core).entries()]
     assert found == [1, 2, 3] if acknowledged else found in ([1, 2], [1, 2, 3])
     filled(vault, 1)
 
@@ -171,7 +171,7 @@ def test_a_line_is_whole_or_absent(vaults, faults, kind: str, at: int) -> None:
 def test_it_is_on_the_disk_before_enter_returns(vaults, monkeypatch: pytest.MonkeyPatch) -> None:
     vault, synced = vaults.create(), []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
-    ledger = Egress(vault.core)
+    ledger = EgressLog(vault.core)
     ledger.enter(entry(1))
     assert synced == [str(log(vault)), str(vault.root)]
     synced.clear()
@@ -186,7 +186,7 @@ def test_a_line_that_cannot_be_entered_in_time_is_busy(vaults, monkeypatch: pyte
     with log(vault).open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(Busy):
-            Egress(vault.core).enter(entry(2))
+            EgressLog(vault.core).enter(entry(2))
 
 
 def test_an_erasure_leaves_it_and_a_new_key_opens_it(vaults) -> None:
@@ -203,7 +203,7 @@ def test_an_erasure_leaves_it_and_a_new_key_opens_it(vaults) -> None:
         assert erasure.verify(vault, outcome.id, deep=True).clean
     vault = vaults.reopen(vault)
     assert log(vault).read_bytes() == before
-    assert len(Egress(vault.core).entries()) == 3
+    assert len(EgressLog(vault.core).entries()) == 3
 
 
 def test_a_backup_carries_it_and_a_restored_one_says_what_it_lacks(vaults, tmp_path: Path) -> None:
@@ -215,22 +215,22 @@ def test_a_backup_carries_it_and_a_restored_one_says_what_it_lacks(vaults, tmp_p
     vault.close()
     restoring.restore(tmp_path / "late", tmp_path / "whole", subject="alice")
     found = vaults.open("whole")
-    assert len(Egress(found.core).entries()) == 3
-    assert Egress(found.core).complete()
+    assert len(EgressLog(found.core).entries()) == 3
+    assert EgressLog(found.core).complete()
     found.close()
     restored = restoring.restore(tmp_path / "early", tmp_path / "less", subject="alice")
     assert not restored.unbounded  # a message that left spends nothing of the private blocks
     found = vaults.open("less")
-    ledger = Egress(found.core)
+    ledger = EgressLog(found.core)
     assert [line.entry.number for line in ledger.entries()] == [1, 2]
     assert not ledger.complete()
     filled(found, 1)
-    assert heads.noted(found.core.keystore, egress.NOTE) == (2, Egress(found.core).entries()[-1].chain)
+    assert heads.noted(found.core.keystore, egress.NOTE) == (2, EgressLog(found.core).entries()[-1].chain)
     found = vaults.reopen(found)
-    assert not Egress(found.core).complete()
+    assert not EgressLog(found.core).complete()
     log(found).write_bytes(b"")
     with pytest.raises(VerificationFailed):
-        Egress(found.core).entries()
+        EgressLog(found.core).entries()
 
 
 def test_it_moves_with_the_keys(vaults) -> None:
@@ -241,10 +241,10 @@ def test_it_moves_with_the_keys(vaults) -> None:
     rekey.renew(core.files, core.root, core.table, known, "passphrase", ask)
     vault.close()
     vault = vaults.open(ask=ask)
-    assert len(Egress(vault.core).entries()) == 3
+    assert len(EgressLog(vault.core).entries()) == 3
     log(vault).write_bytes(b"")
     with pytest.raises(VerificationFailed):
-        Egress(vault.core).entries()
+        EgressLog(vault.core).entries()
 
 
 def test_a_vault_of_an_earlier_version_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_a_vault_of_an_earlier_version_gets_one(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
     root = tmp_path / "home" / "vaults" / "v"
     with Vault.open(root, subject="alice", write=False) as vault:
-        assert Egress(vault.core).entries() == []
+        assert EgressLog(vault.core).entries() == []
         filled(vault)
     with Vault.open(root, subject="alice") as vault:
-        assert len(Egress(vault.core).entries()) == 3
+        assert len(EgressLog(vault.core).entries()) == 3

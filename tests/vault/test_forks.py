@@ -16,7 +16,7 @@ from fedmem.errors import Busy
 from fedmem.storage.forks import InheritedVault, ProcessLock
 from fedmem.storage.locks import FileLock
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.store.leases import older
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
@@ -67,7 +67,7 @@ USES: dict[str, Callable[[Vault], object]] = {
     "append": lambda vault: vault.ledger.append("spend", {}),
     "generation": lambda vault: vault.generation,
     "database": lambda vault: vault.core.database.checkpoint(),
-    "egress": lambda vault: Egress(vault.core).enter(EgressEntry("train.anchor", 1, 1, "00" * 32)),
+    "egress": lambda vault: EgressLog(vault.core).enter(EgressEntry("train.anchor", 1, 1, "00" * 32)),
 }
 
 

@@ -14,7 +14,7 @@ from fedmem.vault.backup import backup, recovery, restoring
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.store import database
 from fedmem.vault.store.database import SCHEMA, Database
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import Vault
 
 HERE = Path(__file__).parent
@@ -43,7 +43,7 @@ def test_it_holds_what_it_held(found: tuple[Path, dict], write: bool) -> None:
     root, told = found
     with Vault.open(root, subject="alice", write=write) as vault:
         assert json.loads(json.dumps(golden.contents(vault))) == {name: told[name] for name in golden.contents(vault)}
-        assert [line.entry.number for line in Egress(vault.core).entries()] == told.get("egress", [])
+        assert [line.entry.number for line in EgressLog(vault.core).entries()] == told.get("egress", [])
 
 
 def test_its_receipts_verify_and_its_vault_goes_on(found: tuple[Path, dict]) -> None:

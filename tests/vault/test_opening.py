@@ -19,7 +19,7 @@ from fedmem.erasure import Scope
 from fedmem.errors import FedmemError, Refused, VerificationFailed
 from fedmem.vault.opening import VaultExists
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
 FORK = multiprocessing.get_context("fork")
@@ -52,7 +52,7 @@ def life(root: Path, subject: str, rounds: int) -> None:
     planned = erasure.plan(vault, Scope.topic("goes"))
     erasure.execute(vault, planned, planned.digest)
     vault.add_records([note(f"{subject} last")])  # nothing but records comes after
-    egress = Egress(vault.core)
+    egress = EgressLog(vault.core)
     egress.enter(EgressEntry("train.anchor", rounds, 8, "00" * 32))
     egress.settle()
 
@@ -63,7 +63,7 @@ def seen(root: Path, subject: str, write: bool) -> tuple[Any, ...]:
         records = sorted(record.text for record in vault.records(ALL))
         blocks = [(block.id, vault.block_rows(block.id)) for block in vault.blocks()]
         events = [event.kind for event in vault.ledger.events()]
-        sent = [line.entry.number for line in Egress(vault.core).entries()]
+        sent = [line.entry.number for line in EgressLog(vault.core).entries()]
         return records, blocks, events, sent
 
 

@@ -18,7 +18,7 @@ from fedmem.privacy.accounting import epsilon_rdp
 from fedmem.privacy.ledger import subject_epsilon
 from fedmem.vault.backup.check import check
 from fedmem.vault.backup.repair import repair
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import ALL, Vault
 from tests.vault.test_opening import block_of, root, seen, states, states_copy
 
@@ -143,10 +143,10 @@ def test_a_ledger_that_was_edited_is_saved_until_there_and_counts_as_unbounded(r
 
 def test_messages_that_left_stay_in_the_list(root: Path, tmp_path: Path) -> None:
     with Vault.open(root, subject="ana") as vault:
-        sent = [(line.when, line.entry) for line in Egress(vault.core).entries()]
+        sent = [(line.when, line.entry) for line in EgressLog(vault.core).entries()]
     repair(root, tmp_path / "new", subject="ana", ask=None)
     with Vault.open(tmp_path / "new", subject="ana") as vault:
-        ledger = Egress(vault.core)
+        ledger = EgressLog(vault.core)
         assert [(line.when, line.entry) for line in ledger.entries()] == sent
         assert ledger.complete()
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from fedmem.errors import NothingMatched, Refused, UsageError
-from fedmem.vault.store.runs import Run, Runs
+from fedmem.vault.store.runs import Runs, TrainingRun
 
 PLAN = {"steps": 3, "noise_multiplier": 1.1}
 SPEND = {"sampling_rate": 0.1, "steps": 3, "noise_multiplier": 1.1}
 
 
-def begin(vault, vaults, *, plan=PLAN, data: str = "digest-1", key: bytes | None = None) -> Run:
+def begin(vault, vaults, *, plan=PLAN, data: str = "digest-1", key: bytes | None = None) -> TrainingRun:
     return vault.begin_run(vaults.TOPIC, "release-1", plan, data, ["r1", "r2"], SPEND, key)
 
 
@@ -137,7 +137,7 @@ def test_finishing_twice_or_a_stranger(vaults) -> None:
     vault = vaults.create()
     run = begin(vault, vaults)
     vault.finish_run(run, vaults.TOPIC, "release-1", b"rows", 1, 1, 1)
-    for wrong in (run, Run("0" * 32, b"k" * 32, False, "1" * 32)):
+    for wrong in (run, TrainingRun("0" * 32, b"k" * 32, False, "1" * 32)):
         with pytest.raises(NothingMatched, match="not open"):
             vault.finish_run(wrong, vaults.TOPIC, "release-1", b"rows", 1, 1, 1)
 

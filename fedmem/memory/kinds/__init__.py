@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
 
 
-class Source(Protocol):
+class ActiveMemory(Protocol):
     """Memory in use: changes the output of the sites that it names (`fedmem.memory.sites`).
 
     `items` is the size of the batch that it has rows for; None where one row is for all.
@@ -29,7 +29,7 @@ class Source(Protocol):
         """The site's output with this memory added; `hidden_BTD` is what the site's module was given."""
 
 
-class Kind(Protocol):
+class MemoryKind(Protocol):
     """One kind of memory."""
 
     def segments(self, shape: "LayerShape") -> dict[str, int]:
@@ -38,17 +38,17 @@ class Kind(Protocol):
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
         """Fill one segment of new blocks in place; a new block changes nothing."""
 
-    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> Source:
+    def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> ActiveMemory:
         """A memory source over fetches, cut by layer, for so many items; B is 1 where `items` is None."""
 
 
-def kind_named(name: str) -> Kind:
+def kind_named(name: str) -> MemoryKind:
     """The kind of this name. Raises UsageError for one that does not exist."""
     from fedmem.memory.kinds.ffn import FFN
     from fedmem.memory.kinds.kv import KV
     from fedmem.memory.kinds.lora import LoRA
 
-    kinds: dict[str, Kind] = {
+    kinds: dict[str, MemoryKind] = {
         "ffn": FFN(),
         "lora_ffn": LoRA(("gate", "up", "down")),
         "lora_qk": LoRA(("q", "k")),

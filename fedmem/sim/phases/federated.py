@@ -16,7 +16,7 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.coordinator.journal import AppendLog, Journal
 from fedmem.coordinator.run_rounds import Progress, resumed, run_rounds
 from fedmem.device.inproc import InprocPort
-from fedmem.device.simulation_log import Noted
+from fedmem.device.simulation_log import SimulationLog
 from fedmem.errors import FedmemError
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.federation import device_dp, local_training, wire
@@ -123,7 +123,7 @@ def _run_arm(sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], u
     part, plan, log, f = federated(sim, arm), device_plan(sim), journal(sim, arm), sim.scenario.federation
     shapes, faults = wire.shapes_of(part.params()), population_faults(sim)
     devices, ports = dict[int, Device](), dict[int, InprocPort]()
-    noted = Noted(ports)
+    noted = SimulationLog(ports)
     for index, (placed, (packed, paths_MP)) in enumerate(zip(sim.placed, data, strict=True)):
         ports[index] = InprocPort(placed.shareable(), plan, shapes)
         devices[index] = Device(

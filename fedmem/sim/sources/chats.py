@@ -28,7 +28,7 @@ SHORTEST = 40
 
 
 @dataclass(frozen=True, repr=False)
-class Split:
+class ChatSplit:
     """Records of each device, and of the held-out people."""
 
     devices: tuple[tuple[str, ...], ...]
@@ -65,7 +65,7 @@ def people(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
     return [tuple(records) for _, records in ranked]
 
 
-def deal(everyone: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int) -> Split:
+def deal(everyone: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int) -> ChatSplit:
     """Draw `heldout_share` of all people into the held-out part; of the others, who wrote most are the devices.
 
     Who is held out does not depend on how many devices there are. Raises UsageError where too few people are left.
@@ -77,4 +77,4 @@ def deal(everyone: Sequence[tuple[str, ...]], *, devices: int, heldout_share: fl
     hands = [records for number, records in enumerate(everyone) if number not in held]
     if len(hands) < devices:
         raise UsageError(f"The chats have {len(hands)} people for devices. Use no more devices than that.")
-    return Split(tuple(hands[:devices]), tuple(r for number in sorted(held) for r in everyone[number]))
+    return ChatSplit(tuple(hands[:devices]), tuple(r for number in sorted(held) for r in everyone[number]))

@@ -32,7 +32,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Split:
+class WikipediaSplit:
     """Who holds which public document."""
 
     coordinator: tuple[Document, ...]
@@ -64,7 +64,7 @@ def split(
     coordinator_share: float = 0.5,
     heldout_share: float = 0.05,
     concentration: float = 0.3,
-) -> Split:
+) -> WikipediaSplit:
     """Deal `documents` out: held-out and coordinator shares evenly over topics, the rest unevenly over `devices`.
 
     Each topic is shared among the devices by a Dirichlet draw of this `concentration`: small means that devices differ.
@@ -86,7 +86,7 @@ def split(
         shared += own[first:second]
         _deal(own[second:], hands, dealing.dirichlet(np.full(devices, concentration)))
     _feed_empty(hands)
-    return Split(tuple(shared), tuple(map(tuple, hands)), tuple(heldout))
+    return WikipediaSplit(tuple(shared), tuple(map(tuple, hands)), tuple(heldout))
 
 
 def _deal(documents: Sequence[Document], hands: list[list[Document]], share: NDArray[np.float64]) -> None:

@@ -32,7 +32,7 @@ from fedmem.vault.backup.recovery import check_place
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
-from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import Numbers, backup_name, noted, seal, unseal
 from fedmem.vault.crypto.keystore import Ask, Keystore
 from fedmem.vault.opening import DEVICE_KEY, public_pem
@@ -49,7 +49,7 @@ MANIFEST_LIMIT = 256 << 20
 
 
 @dataclass(frozen=True)
-class Manifest:
+class BackupManifest:
     """What a backup says of itself, without any key.
 
     Attributes:
@@ -73,7 +73,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedBackup:
     """A backup opened.
 
     Attributes:
@@ -82,8 +82,8 @@ class Opened:
         device: the device key.
     """
 
-    manifest: Manifest
-    known: Facts
+    manifest: BackupManifest
+    known: Header
     key: bytes = field(repr=False)
     numbers: Numbers
     facts: dict[str, Any] = field(repr=False)
@@ -91,7 +91,7 @@ class Opened:
     device: bytes = field(repr=False)
 
 
-def create(vault: Vault, place: Path) -> Manifest:
+def create(vault: Vault, place: Path) -> BackupManifest:
     """Write a backup of the vault to the folder `place`, which is absent or empty.
 
     Raises Refused (a place that is taken, or with the vault itself), UsageError, StorageError: then nothing is left.
@@ -125,7 +125,7 @@ def sweep(core: Core) -> None:
             copies.forget(core, copy.id)
 
 
-def read(place: Path, files: Files | None = None) -> Manifest:
+def read(place: Path, files: Files | None = None) -> BackupManifest:
     """The manifest, every file compared with it; needs no key.
 
     Raises NothingMatched: no backup there. VerificationFailed: damaged or incomplete. VersionMismatch.
@@ -142,7 +142,9 @@ def read(place: Path, files: Files | None = None) -> Manifest:
     return manifest
 
 
-def verify(place: Path, *, ask: Ask | None = None, kit: Kit | None = None, files: Files | None = None) -> Manifest:
+def verify(
+    place: Path, *, ask: Ask | None = None, kit: Kit | None = None, files: Files | None = None
+) -> BackupManifest:
     """`read`, and whether the keystore, or a kit, opens it and its files belong together.
 
     Raises Refused: an erasure retired it. KeystoreError: its key is gone. Else as `read`.
@@ -165,7 +167,7 @@ def _key(core: Core) -> bytes:
     return bytes.fromhex(held)
 
 
-def _write(core: Core, stage: Path, backup: str, key: bytes) -> Manifest:
+def _write(core: Core, stage: Path, backup: str, key: bytes) -> BackupManifest:
     files, table = core.files, core.table
     for folder in (stage, *(stage / name for name in FOLDERS)):
         files.make_folder(folder)
@@ -174,7 +176,7 @@ def _write(core: Core, stage: Path, backup: str, key: bytes) -> Manifest:
     found = {DATABASE: files.digest(stage / DATABASE)}
     for name in _files_of(core.root):
         found[name] = files.copy(core.root / name, stage / name)
-    manifest = Manifest(backup, core.id, table.generation, table.serial, time.time(), found, "")
+    manifest = BackupManifest(backup, core.id, table.generation, table.serial, time.time(), found, "")
     rows, facts = without(table.keys, table.facts, _run_keys(core))
     numbers = (table.epoch, table.generation, table.serial)
     sealed = seal(key, core.id, numbers, {**facts, "manifest": manifest.sealed()}, rows)
@@ -208,11 +210,11 @@ def without(
     return {item: key for item, key in rows.items() if item not in gone}, {**kept, **index}
 
 
-def _manifest(data: bytes) -> Manifest:
+def _manifest(data: bytes) -> BackupManifest:
     try:
         known = json.loads(data)
         schema = known.pop("schema")
-        found = Manifest(**known)
+        found = BackupManifest(**known)
         names = [Path(name) for name in found.files]
         inside = all(len(n.parts) <= 2 and not n.is_absolute() and ".." not in n.parts for n in names)
         if not inside or not {public.NAME, "device.pub", DATABASE} <= found.files.keys():
@@ -226,7 +228,7 @@ def _manifest(data: bytes) -> Manifest:
     return found
 
 
-def present_facts(files: Files, place: Path) -> Facts:
+def present_facts(files: Files, place: Path) -> Header:
     """The vault's public facts, as the backup has them but for where its keys lie, which may have moved since."""
     known = public.decode(files.read(place / public.NAME))
     moved = rekey.slots_of(known.id) / public.NAME
@@ -236,7 +238,7 @@ def present_facts(files: Files, place: Path) -> Facts:
     return replace(known, keystore=now.keystore, kdf=now.kdf, slots=now.slots)
 
 
-def keystore_for(files: Files, known: Facts, ask: Ask | None, kit: Kit | None) -> Keystore | None:
+def keystore_for(files: Files, known: Header, ask: Ask | None, kit: Kit | None) -> Keystore | None:
     """The vault's keystore; beside a kit what is left of it, for its notes."""
     if kit is None:
         return public.open_keystore(known, files, rekey.slots_of(known.id), ask)
@@ -247,8 +249,8 @@ def keystore_for(files: Files, known: Facts, ask: Ask | None, kit: Kit | None) -
 
 
 def open_backup(
-    files: Files, place: Path, manifest: Manifest, known: Facts, keystore: Keystore | None, kit: Kit | None
-) -> Opened:
+    files: Files, place: Path, manifest: BackupManifest, known: Header, keystore: Keystore | None, kit: Kit | None
+) -> OpenedBackup:
     """Open a backup whose files were compared with its manifest. Raises as `verify`."""
     sealed = files.read(place / TABLE)
     if kit is not None:
@@ -259,10 +261,10 @@ def open_backup(
     ours = hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
     if not ours or numbers[1:] != (manifest.generation, manifest.serial) or facts["manifest"] != manifest.sealed():
         raise VerificationFailed("The files of this backup do not belong together. Use another backup.")
-    return Opened(manifest, known, key, numbers, facts, rows, device)
+    return OpenedBackup(manifest, known, key, numbers, facts, rows, device)
 
 
-def _held_key(keystore: Keystore, manifest: Manifest) -> bytes:
+def _held_key(keystore: Keystore, manifest: BackupManifest) -> bytes:
     name = backup_name(manifest.generation)
     if noted(keystore)[1] > manifest.generation and not keystore.exists(name):
         raise Refused(

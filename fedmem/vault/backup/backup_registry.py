@@ -24,7 +24,7 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import backup_name
-from fedmem.vault.store.content_stores import Item
+from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import CopyRow
 
@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Copy:
+class RegisteredCopy:
     """A kit or backup outside the vault.
 
     Attributes:
@@ -64,15 +64,15 @@ def forget(core: Core, copy_id: str) -> None:
         session.execute(delete(CopyRow).where(CopyRow.id == copy_id))
 
 
-def known(core: Core) -> list[Copy]:
+def known(core: Core) -> list[RegisteredCopy]:
     """All registered copies, oldest first."""
     with core.database.session() as session:
         session.expire_on_commit = False
         rows = session.execute(select(CopyRow).order_by(CopyRow.created, CopyRow.id)).scalars().all()
-    return [Copy(row.id, row.kind, row.generation, row.created, _place(core, row)) for row in rows]
+    return [RegisteredCopy(row.id, row.kind, row.generation, row.created, _place(core, row)) for row in rows]
 
 
-def holds(core: Core, copy: Copy) -> bool:
+def holds(core: Core, copy: RegisteredCopy) -> bool:
     """Whether a copy still opens something of the present vault."""
     if copy.kind == KIT:
         return copy.id in core.table.facts.get("kits", {})
@@ -93,7 +93,7 @@ def out_of_reach(core: Core) -> list[str]:
     return sorted(copy.id for copy in known(core) if not holds(core, copy))
 
 
-def reachable(core: Core, copy: Copy) -> bool:
+def reachable(core: Core, copy: RegisteredCopy) -> bool:
     """Whether the copy, and not something else, lies at its place."""
     file = copy.place if copy.kind == KIT else copy.place / MANIFEST
     try:
@@ -113,7 +113,7 @@ class CopyStore:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         return []  # a copy holds whatever the vault held when it was made; which of `ids` only its key would tell
 
     def erase(self, ids: frozenset[str]) -> None:
@@ -130,7 +130,7 @@ class CopyStore:
         return found
 
 
-def _remove(core: Core, copy: Copy) -> None:
+def _remove(core: Core, copy: RegisteredCopy) -> None:
     if copy.kind == KIT:
         core.files.unlink(copy.place)
         core.files.sync_folder(copy.place.parent)

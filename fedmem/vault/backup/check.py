@@ -20,10 +20,10 @@ from fedmem.vault.backup.salvage import Fault, Remains, open_remains
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import acknowledgement, inventory
 from fedmem.vault.store import ledger_anchor as heads
-from fedmem.vault.store.blocks import Blocks
+from fedmem.vault.store.blocks import BlockStore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import BlockRow, RecordRow
-from fedmem.vault.store.egress_log import Egress
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.store.ledger import Ledger
 
 BACK = "Put it back, or restore the vault from a backup; `fedmem vault repair` saves the rest."
@@ -63,7 +63,7 @@ def _check_core(remains: Remains, core: Core) -> None:
     with remains.part("blocks"):
         _require_none(list(unreadable_blocks(core)), f"block(s) do not open, or their file is missing. {BACK}")
     with remains.part("egress.log"):
-        Egress(core).entries()
+        EgressLog(core).entries()
     with remains.part("receipts"):
         _require_none(list(missing_receipts(core)), f"receipt(s) are missing or changed. {BACK}")
     with remains.part("device.pub"):
@@ -89,7 +89,7 @@ def unreadable_records(core: Core) -> Iterator[str]:
 
 def unreadable_blocks(core: Core) -> Iterator[str]:
     """Yield the ids of visible blocks whose facts or file do not open."""
-    blocks = Blocks(core)
+    blocks = BlockStore(core)
     with core.database.session() as session:
         rows = session.execute(select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")).all()
     for item, sealed in rows:

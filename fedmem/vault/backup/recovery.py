@@ -29,7 +29,7 @@ from fedmem.vault.backup.recovery_kit import CODE_BYTES, GivenKeys, Kit, encode,
 from fedmem.vault.crypto import container, rekey
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import hpke as recipients
-from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
 from fedmem.vault.crypto.keystore import Ask, Keystore
 from fedmem.vault.opening import DEVICE_KEY, check_sealed, public_pem
@@ -120,7 +120,7 @@ def _table(files: Files, root: Path, kit: Kit) -> KeyTable:
     return KeyTable.open(files, root / "table.fmk", GivenKeys(keys, notes_of(known, files)), known.id)
 
 
-def notes_of(known: Facts, files: Files) -> Keystore | None:
+def notes_of(known: Header, files: Files) -> Keystore | None:
     """What is left of a keystore, for its notes; None where it does not answer."""
     try:
         return public.bare_keystore(known, files, rekey.slots_of(known.id))

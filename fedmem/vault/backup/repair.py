@@ -31,10 +31,10 @@ from fedmem.vault.crypto import container
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store import ledger_anchor as heads
-from fedmem.vault.store.blocks import BlockInfo, Blocks
+from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import BlockRow, ErasureRow, RecordRow, RunRow
-from fedmem.vault.store.ledger import SPEND, WISH, Event, Ledger
+from fedmem.vault.store.ledger import PLANNED, SPEND, Event, Ledger
 from fedmem.vault.store.topics import rewrite
 from fedmem.vault.vault import Vault
 
@@ -185,7 +185,7 @@ def _save_runs(old: Core, core: Core, charged: set[str], counts: _Counts) -> Non
         except (FedmemError, KeyError):
             counts.lost["run"] += 1
             continue
-        if row.state != WISH and row.id not in charged:
+        if row.state != PLANNED and row.id not in charged:
             counts.lost["run"] += 1
             continue
         keys[row.id] = key
@@ -198,7 +198,7 @@ def _save_runs(old: Core, core: Core, charged: set[str], counts: _Counts) -> Non
 
 
 def _save_blocks(old: Core, core: Core, charged: set[str], counts: _Counts) -> None:
-    blocks, target = Blocks(old), Blocks(core)
+    blocks, target = BlockStore(old), BlockStore(core)
     with old.database.session() as session:
         rows = session.execute(
             select(BlockRow.id, BlockRow.created, BlockRow.sealed).where(BlockRow.state == "live")
@@ -257,9 +257,9 @@ def _resealed_opening(old: Core, core: Core, erasure: str, sealed: str) -> str:
 
 
 def _save_egress(old: Core, core: Core, counts: _Counts) -> None:
-    ledger = egress.Egress(core)
+    ledger = egress.EgressLog(core)
     try:
-        lines = egress.Egress(old).entries()
+        lines = egress.EgressLog(old).entries()
     except FedmemError:
         lines = []
     for line in lines:

@@ -33,8 +33,8 @@ from fedmem.vault.backup.backup import (
     DATABASE,
     FOLDERS,
     TABLE,
-    Manifest,
-    Opened,
+    BackupManifest,
+    OpenedBackup,
     keystore_for,
     open_backup,
     present_facts,
@@ -45,7 +45,7 @@ from fedmem.vault.backup.backup import (
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
-from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, seal
 from fedmem.vault.crypto.keystore import Ask, Keystore
 from fedmem.vault.opening import DEVICE_KEY, check_sealed
@@ -59,7 +59,7 @@ from fedmem.vault.vault import Vault
 
 
 @dataclass(frozen=True)
-class Newest:
+class LaterErasures:
     """What is known of the erasures after a backup, from verified receipts.
 
     Attributes:
@@ -99,7 +99,7 @@ def restore(
     ask: Ask | None = None,
     kit: Kit | None = None,
     backend: str = "keyfile",
-    newest: Newest | None = None,
+    newest: LaterErasures | None = None,
     files: Files | None = None,
 ) -> Restored:
     """Make a vault at `root`, absent or empty, from the backup at `place`. Other copies of the vault open no more.
@@ -138,7 +138,9 @@ def restore(
     return Restored(manifest.vault, missing, unbounded, len(newest.erased))
 
 
-def _checked_newest(found: Opened, keystore: Keystore | None, newest: Newest | None, *, lost: bool) -> Newest:
+def _checked_newest(
+    found: OpenedBackup, keystore: Keystore | None, newest: LaterErasures | None, *, lost: bool
+) -> LaterErasures:
     """What to erase again. Raises Refused where more was erased than is told."""
     seen = noted(keystore)[1:] if keystore is not None else (0, 0)
     if newest is None and lost and not seen[1]:
@@ -146,7 +148,7 @@ def _checked_newest(found: Opened, keystore: Keystore | None, newest: Newest | N
             "The keystore is lost, so nothing here says what was erased after this backup. Give the newest receipts "
             "with --receipts, or say with --nothing-erased-since that there are none."
         )
-    told = newest or Newest(found.manifest.generation)
+    told = newest or LaterErasures(found.manifest.generation)
     if seen[0] > max(told.generation, found.manifest.generation):
         raise Refused(
             "Something was erased after this backup, and the receipts given do not tell all of it. Give the newest "
@@ -157,8 +159,8 @@ def _checked_newest(found: Opened, keystore: Keystore | None, newest: Newest | N
 
 @contextlib.contextmanager
 def _new_keystore(
-    files: Files, found: Opened, old: Keystore | None, kit: Kit | None, backend: str, ask: Ask | None
-) -> Iterator[tuple[Facts, Keystore]]:
+    files: Files, found: OpenedBackup, old: Keystore | None, kit: Kit | None, backend: str, ask: Ask | None
+) -> Iterator[tuple[Header, Keystore]]:
     """The keystore of the restored vault: the one that is there, or beside a kit a new set of slots."""
     if kit is None and old is not None:
         yield found.known, old
@@ -179,11 +181,11 @@ def _build(
     files: Files,
     place: Path,
     stage: Path,
-    found: Opened,
-    now: Facts,
+    found: OpenedBackup,
+    now: Header,
     keystore: Keystore,
     old: Keystore | None,
-    newest: Newest,
+    newest: LaterErasures,
     subject: str,
 ) -> bool:
     """Everything of the restored vault, in `stage`; whether its ledger may lack spends."""
@@ -211,13 +213,13 @@ def _build(
     return unbounded
 
 
-def _next(found: Opened, old: Keystore | None) -> Numbers:
+def _next(found: OpenedBackup, old: Keystore | None) -> Numbers:
     """Epoch and serial after all that backup and keystore know of; the greater generation."""
     epoch, generation, serial = map(max, found.numbers, noted(old) if old is not None else (0, 0, 0))
     return epoch + 1, generation, serial + 1
 
 
-def _copy(files: Files, place: Path, stage: Path, manifest: Manifest, newest: Newest) -> None:
+def _copy(files: Files, place: Path, stage: Path, manifest: BackupManifest, newest: LaterErasures) -> None:
     for folder in (stage, *(stage / name for name in FOLDERS)):
         files.make_folder(folder)
     for name, expected in manifest.files.items():
@@ -231,7 +233,9 @@ def _copy(files: Files, place: Path, stage: Path, manifest: Manifest, newest: Ne
         files.sync_folder(stage / name)
 
 
-def _mend(files: Files, stage: Path, table: KeyTable, found: Opened, newest: Newest, old: Keystore | None) -> bool:
+def _mend(
+    files: Files, stage: Path, table: KeyTable, found: OpenedBackup, newest: LaterErasures, old: Keystore | None
+) -> bool:
     """Leave out what was erased since, and tell the ledger where it may lack spends; whether it may."""
     database = Database(stage / DATABASE, write=True)
     core = Core(stage, found.known.id, found.known.simulated, files, table.keystore, table, database, write=True)

@@ -21,7 +21,7 @@ from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFail
 from fedmem.storage.files import Files
 from fedmem.vault import opening
 from fedmem.vault.crypto import header as public
-from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import acknowledgement
@@ -50,7 +50,7 @@ class Remains:
         faults: what does not fit, in the order in which it was met.
     """
 
-    header: Facts | None = None
+    header: Header | None = None
     core: Core | None = None
     note: Acknowledged | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -100,21 +100,21 @@ def open_remains(root: Path, *, subject: str, ask: Ask | None, files: Files | No
     return remains
 
 
-def _header(files: Files, root: Path) -> Facts:
+def _header(files: Files, root: Path) -> Header:
     header, _ = opening.read_header(files, root)
     if (root / opening.TABLE).is_file():
         opening.check_same_vault(files, root, header)
     return header
 
 
-def _copied_header(files: Files, root: Path) -> Facts:
+def _copied_header(files: Files, root: Path) -> Header:
     vault_id = str(opening.table_header(files, root).get("vault"))
     if not re.fullmatch("[0-9a-f]{32}", vault_id):  # it becomes the name of a folder
         raise VerificationFailed("The key table names no vault. Restore the vault from a backup.")
     return public.decode(files.read(paths.slots_dir() / vault_id / public.NAME))
 
 
-def _open_core(files: Files, root: Path, remains: Remains, header: Facts, subject: str, ask: Ask | None) -> None:
+def _open_core(files: Files, root: Path, remains: Remains, header: Header, subject: str, ask: Ask | None) -> None:
     slots = paths.slots_dir() / header.id
     keystore = remains.attempt("keys", lambda: public.open_keystore(header, files, slots, ask))
     if keystore is None:

@@ -26,7 +26,7 @@ BACKENDS = ("keyfile", "passphrase", "keyring")
 
 
 @dataclass(frozen=True)
-class Facts:
+class Header:
     """Public facts of one vault.
 
     Attributes:
@@ -48,15 +48,15 @@ class Facts:
         return canonical_json({name: fact for name, fact in asdict(self).items() if fact != ""})
 
 
-def new_facts(vault_id: str, keystore: str, simulated: bool, slots: str = "") -> Facts:
+def new_facts(vault_id: str, keystore: str, simulated: bool, slots: str = "") -> Header:
     """Facts of a vault to be created, or whose keys move. Raises UsageError for an unknown backend."""
     if keystore not in BACKENDS:
         raise UsageError(f"There is no such keystore. Choose one of {', '.join(BACKENDS)}.")
     kdf = {"name": "argon2id", "salt": secrets.token_hex(16), **ARGON2ID} if keystore == "passphrase" else None
-    return Facts(vault_id, keystore, simulated, kdf, slots)
+    return Header(vault_id, keystore, simulated, kdf, slots)
 
 
-def read_facts(files: Files, root: Path) -> tuple[Facts, bytes]:
+def read_facts(files: Files, root: Path) -> tuple[Header, bytes]:
     """The facts of the vault at `root` and their bytes.
 
     Raises:
@@ -68,27 +68,27 @@ def read_facts(files: Files, root: Path) -> tuple[Facts, bytes]:
     return decode(data), data
 
 
-def keep_copy(files: Files, facts: Facts) -> None:
+def keep_copy(files: Files, facts: Header) -> None:
     """Keep a copy beside the key slots, for a vault that loses its header (`fedmem vault repair`)."""
     folder = paths.slots_dir() / facts.id
     files.make_folder(folder)
     files.replace(folder / NAME, facts.encode())
 
 
-def decode(data: bytes) -> Facts:
+def decode(data: bytes) -> Header:
     """The facts that `Facts.encode` wrote. Raises VersionMismatch, VerificationFailed."""
     try:
         known = json.loads(data)
         if known["format"] != FORMAT:
             raise VersionMismatch("This vault has a format that this fedmem does not read. Update fedmem.")
-        facts = Facts(**known)
+        facts = Header(**known)
         _check(facts)
     except (ValueError, TypeError, KeyError):
         raise VerificationFailed("The vault's public facts are damaged. Restore vault.json from a backup.") from None
     return facts
 
 
-def _check(facts: Facts) -> None:
+def _check(facts: Header) -> None:
     kdf = None if facts.keystore != "passphrase" else {"name": "argon2id", **ARGON2ID}
     given = None if facts.kdf is None else {name: facts.kdf[name] for name in facts.kdf if name != "salt"}
     # Parameters from a file are never obeyed: weaker or gigantic ones are damage.
@@ -100,28 +100,28 @@ def _check(facts: Facts) -> None:
         raise ValueError
 
 
-def start_keystore(facts: Facts, files: Files, slots: Path, ask: Ask | None) -> Keystore:
+def start_keystore(facts: Header, files: Files, slots: Path, ask: Ask | None) -> Keystore:
     """The keystore of a new vault; `slots` is the folder of all its sets of slots."""
     if facts.keystore == "passphrase":
         return PassphraseKeys.start(_slots(facts, files, slots), _asked(ask), _salt(facts))
     return bare_keystore(facts, files, slots)
 
 
-def open_keystore(facts: Facts, files: Files, slots: Path, ask: Ask | None) -> Keystore:
+def open_keystore(facts: Header, files: Files, slots: Path, ask: Ask | None) -> Keystore:
     """The keystore of an existing vault; the backend that its facts name and no other."""
     if facts.keystore == "passphrase":
         return PassphraseKeys.resume(_slots(facts, files, slots), _asked(ask), _salt(facts))
     return bare_keystore(facts, files, slots)
 
 
-def bare_keystore(facts: Facts, files: Files, slots: Path) -> Keystore:
+def bare_keystore(facts: Header, files: Files, slots: Path) -> Keystore:
     """The keystore without a passphrase: enough to read notes and to discard everything."""
     if facts.keystore == "keyring":
         return KeyringKeys(f"fedmem:{facts.id}" + (f":{facts.slots}" if facts.slots else ""))
     return _slots(facts, files, slots)
 
 
-def _slots(facts: Facts, files: Files, slots: Path) -> KeyfileKeys:
+def _slots(facts: Header, files: Files, slots: Path) -> KeyfileKeys:
     return KeyfileKeys(files, slots / facts.slots if facts.slots else slots)
 
 
@@ -139,5 +139,5 @@ def _asked(ask: Ask | None) -> str:
     return ask()
 
 
-def _salt(facts: Facts) -> bytes:
+def _salt(facts: Header) -> bytes:
     return bytes.fromhex((facts.kdf or {})["salt"])

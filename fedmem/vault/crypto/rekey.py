@@ -22,7 +22,7 @@ from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.crypto import header as public
-from fedmem.vault.crypto.header import Facts
+from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, backup_name, epoch_name
 from fedmem.vault.crypto.keystore import NOTES, Ask, Keystore
 from fedmem.vault.store.core import Core
@@ -32,7 +32,7 @@ MOVING = "moving"
 
 
 def move(
-    files: Files, root: Path, table: KeyTable, old: Facts, new: Facts, start: Callable[[], Keystore], *, lost: bool
+    files: Files, root: Path, table: KeyTable, old: Header, new: Header, start: Callable[[], Keystore], *, lost: bool
 ) -> Keystore:
     """Move the keys of an open table from its keystore into the one that `start` makes and `new` describes.
 
@@ -52,7 +52,7 @@ def move(
 
 
 def renew(
-    files: Files, root: Path, table: KeyTable, old: Facts, backend: str, ask: Ask | None, *, lost: bool = False
+    files: Files, root: Path, table: KeyTable, old: Header, backend: str, ask: Ask | None, *, lost: bool = False
 ) -> Keystore:
     """Move the keys into a fresh set of slots of `backend`; `ask` gives the passphrase where it needs one."""
     new = public.new_facts(old.id, backend, old.simulated, secrets.token_hex(8))
@@ -126,7 +126,7 @@ def slots_of(vault_id: str) -> Path:
     return paths.slots_dir() / vault_id
 
 
-def _discard(files: Files, table: KeyTable, gone: Facts) -> None:
+def _discard(files: Files, table: KeyTable, gone: Header) -> None:
     epochs = [epoch_name(table.epoch + step) for step in (-1, 0, 1)]
     names = [DEVICE, *epochs, *(backup_name(table.generation + step) for step in (-1, 0))]
     public.bare_keystore(gone, files, slots_of(gone.id)).discard(names)

@@ -43,7 +43,7 @@ class BlockInfo:
     created: float
 
 
-class Blocks:
+class BlockStore:
     """The blocks of an open vault."""
 
     def __init__(self, core: Core) -> None:

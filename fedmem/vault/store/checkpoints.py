@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.vault.crypto import container
-from fedmem.vault.store.content_stores import Item, container_item
+from fedmem.vault.store.content_stores import StoredItem, container_item
 from fedmem.vault.store.core import Core
 
 FOLDER = "training"
@@ -89,7 +89,7 @@ class CheckpointStore:
     def __init__(self, core: Core) -> None:
         self._core, self._checkpoints = core, Checkpoints(core)
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         return [self._item(item) for item in sorted(ids) if self._checkpoints.path(item).exists()]
 
     def erase(self, ids: frozenset[str]) -> None:
@@ -98,7 +98,7 @@ class CheckpointStore:
     def scan(self, ids: frozenset[str]) -> list[str]:
         return [f"the checkpoint of run key {item.id} exists" for item in self.enumerate(ids)]
 
-    def _item(self, key_id: str) -> Item:
+    def _item(self, key_id: str) -> StoredItem:
         data = self._core.files.read(self._checkpoints.path(key_id))
         return container_item(self.name, key_id, "checkpoint", data)
 

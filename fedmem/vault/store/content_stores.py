@@ -29,7 +29,7 @@ PATIENCE = 2.0  # seconds that an erasure gives a reader to notice
 
 
 @dataclass(frozen=True, order=True)
-class Item:
+class StoredItem:
     """One thing that a store holds.
 
     Attributes:
@@ -53,7 +53,7 @@ class ContentStore(Protocol):
     method: str
     claims: frozenset[str]
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         """What this store holds of `ids`."""
 
     def erase(self, ids: frozenset[str]) -> None:
@@ -73,10 +73,10 @@ class KeyTableStore:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         table = self._core.table
-        rules = [Item(self.name, item, "retention") for item in ids & table.facts["retention"].keys()]
-        return sorted([*(Item(self.name, item, "key") for item in ids & table.keys.keys()), *rules])
+        rules = [StoredItem(self.name, item, "retention") for item in ids & table.facts["retention"].keys()]
+        return sorted([*(StoredItem(self.name, item, "key") for item in ids & table.keys.keys()), *rules])
 
     def erase(self, ids: frozenset[str]) -> None:
         if self.enumerate(ids):
@@ -102,7 +102,7 @@ class BlockFileStore:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         return [self._item(item) for item in sorted(ids) if self._core.block_file(item).exists()]
 
     def erase(self, ids: frozenset[str]) -> None:
@@ -119,17 +119,17 @@ class BlockFileStore:
     def _folder(self) -> Path:
         return self._core.root / "blocks"
 
-    def _item(self, block_id: str) -> Item:
+    def _item(self, block_id: str) -> StoredItem:
         return container_item(self.name, block_id, "block", self._core.files.read(self._core.block_file(block_id)))
 
 
-def container_item(store: str, item: str, kind: str, data: bytes) -> Item:
+def container_item(store: str, item: str, kind: str, data: bytes) -> StoredItem:
     """The item that a container file is; a damaged one has no salt, and must still be erasable."""
     try:
         salt = container.body_salt(data).hex()
     except container.ContainerCorrupt:
         salt = ""
-    return Item(store, item, kind, hashlib.sha256(data).hexdigest(), salt)
+    return StoredItem(store, item, kind, hashlib.sha256(data).hexdigest(), salt)
 
 
 class DatabaseStore:
@@ -144,7 +144,7 @@ class DatabaseStore:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         items = []
         with self._core.database.session() as session:
             for kind, table in self._tables:
@@ -162,9 +162,9 @@ class DatabaseStore:
     def scan(self, ids: frozenset[str]) -> list[str]:
         return [f"the row of {item.kind} {item.id} exists" for item in self.enumerate(ids)]
 
-    def _item(self, kind: str, item: str, sealed: bytes) -> Item:
+    def _item(self, kind: str, item: str, sealed: bytes) -> StoredItem:
         salt = sealed[: container.SALT_BYTES].hex()
-        return Item(self.name, item, kind, hashlib.sha256(sealed).hexdigest(), salt)
+        return StoredItem(self.name, item, kind, hashlib.sha256(sealed).hexdigest(), salt)
 
 
 class ReaderStore:
@@ -177,7 +177,7 @@ class ReaderStore:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def enumerate(self, ids: frozenset[str]) -> list[Item]:
+    def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
         return []  # what a reader fetched is its own; that it may hold something is said by `scan`
 
     def erase(self, ids: frozenset[str]) -> None:

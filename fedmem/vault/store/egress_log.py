@@ -44,7 +44,7 @@ PATIENCE = 10.0  # seconds that one message waits for another one to be entered
 
 
 @dataclass(frozen=True)
-class Entered:
+class EgressLine:
     """A line of the ledger: `seq` from 0, `when` in seconds since 1970, `chain` covers all lines up to this one."""
 
     seq: int
@@ -54,7 +54,7 @@ class Entered:
 
 
 @serialised_methods
-class Egress:
+class EgressLog:
     """The egress ledger of an open vault; a reader of the vault may enter too."""
 
     def __init__(self, core: Core) -> None:
@@ -62,11 +62,11 @@ class Egress:
         self._path = core.root / NAME
         self._log = HashChainedLog(core.files, self._path, HEX)
 
-    def enter(self, entry: EgressEntry) -> Entered:
+    def enter(self, entry: EgressEntry) -> EgressLine:
         """Add one line, durably. Raises StorageError, Busy, VerificationFailed: then the message must not leave."""
         return self.enter_at(time.time(), entry)
 
-    def enter_at(self, when: float, entry: EgressEntry) -> Entered:
+    def enter_at(self, when: float, entry: EgressEntry) -> EgressLine:
         """Add one line of a given time, in seconds since 1970, as `enter` does: for lines saved from another vault."""
         self.core.reading()
         with self._alone():
@@ -75,7 +75,7 @@ class Egress:
             seq = self._log.count
             plain = canonical_json({"when": when, **asdict(entry)})
             line = self._log.append(self.core.seal("egress", str(seq), self._key(), plain))
-        return Entered(seq, when, entry, line.digest)
+        return EgressLine(seq, when, entry, line.digest)
 
     def settle(self) -> None:
         """Note the head in the keystore. One that cannot do so now does so after the next line."""
@@ -87,7 +87,7 @@ class Egress:
             if known is None or known[0] < head[0] or [*known] == self.core.table.facts.get(GAP):
                 self.core.keystore.note(NOTE, heads.packed(head))
 
-    def entries(self) -> list[Entered]:
+    def entries(self) -> list[EgressLine]:
         """All lines, oldest first. Raises VerificationFailed where one was changed or the end is lost."""
         self.core.reading()
         return [self._opened(line) for line in self._checked()]
@@ -105,10 +105,10 @@ class Egress:
             raise VerificationFailed("The egress ledger has lost its end. Put its newest file back.")
         return lines
 
-    def _opened(self, line: LogEntry) -> Entered:
+    def _opened(self, line: LogEntry) -> EgressLine:
         identity = self.core.identity("egress", str(line.number))
         fields = json.loads(container.open_cell(self._key(), line.content, identity=identity))
-        return Entered(line.number, fields.pop("when"), EgressEntry(**fields), line.digest)
+        return EgressLine(line.number, fields.pop("when"), EgressEntry(**fields), line.digest)
 
     def _key(self) -> bytes:
         return self.core.table.keys[self.core.table.facts["ledger"]]

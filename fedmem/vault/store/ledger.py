@@ -29,7 +29,7 @@ from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.core import Core, serialised_methods
 from fedmem.vault.store.database import EventRow, RunRow
 
-SPEND, WISH = "spend", "wanted"
+SPEND, PLANNED = "spend", "wanted"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Ledger:
         heads.check(self.core)
         with self.core.database.session() as session:
             # Runs before events: one that begins meanwhile is charged before it is seen.
-            begun = session.execute(select(RunRow.id).where(RunRow.state != WISH)).scalars().all()
+            begun = session.execute(select(RunRow.id).where(RunRow.state != PLANNED)).scalars().all()
         events = list(self._verified())
         if not {*begun} <= {event.payload.get("run") for event in events if event.kind == SPEND}:
             raise VerificationFailed(

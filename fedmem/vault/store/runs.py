@@ -27,7 +27,7 @@ from fedmem.errors import NothingMatched, Refused, UsageError
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.ids import new_id
 from fedmem.vault.crypto import container
-from fedmem.vault.store.blocks import BlockInfo, Blocks
+from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import BlockRow, RunRow
@@ -35,11 +35,11 @@ from fedmem.vault.store.ledger import Ledger
 from fedmem.vault.store.topics import ids_of, rewrite
 
 KEY_BYTES = 32
-WANTED = "wanted"
+PLANNED = "wanted"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A training run that has been charged.
 
     Attributes:
@@ -56,7 +56,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Learned:
+class RunRecord:
     """What a run is about, from its sealed facts.
 
     Attributes:
@@ -76,13 +76,13 @@ class Learned:
 
     def may_hold(self, records: Collection[str]) -> bool:
         """Whether one of `records` took part, or may have, for lack of lineage. A wish has learned nothing."""
-        return self.state != WANTED and (not self.records or not self.records.isdisjoint(records))
+        return self.state != PLANNED and (not self.records or not self.records.isdisjoint(records))
 
 
 class Runs:
     """The runs of an open vault."""
 
-    def __init__(self, core: Core, ledger: Ledger, blocks: Blocks, checkpoints: Checkpoints) -> None:
+    def __init__(self, core: Core, ledger: Ledger, blocks: BlockStore, checkpoints: Checkpoints) -> None:
         self._core = core
         self._ledger = ledger
         self._blocks = blocks
@@ -97,7 +97,7 @@ class Runs:
         record_ids: Sequence[str],
         spend: Mapping[str, Any],
         run_key: bytes | None = None,
-    ) -> Run:
+    ) -> TrainingRun:
         """Charge a run and return it, or resume the open run of this topic and release with equal data and plan.
 
         Raises:
@@ -110,7 +110,7 @@ class Runs:
             old = self._open_runs(topic, release)
             for row, known in old:
                 if _equal(known, facts):
-                    return Run(row.id, self._core.table.keys[row.key_id], True, row.block_id)
+                    return TrainingRun(row.id, self._core.table.keys[row.key_id], True, row.block_id)
             return self._start(facts, spend, run_key or container.new_key(), [row for row, _ in old])
 
     def end_changed(
@@ -127,17 +127,17 @@ class Runs:
                 self._end(changed)
         return bool(changed)
 
-    def save(self, run: Run, step: int, data: bytes) -> None:
+    def save(self, run: TrainingRun, step: int, data: bytes) -> None:
         """Seal where an open run stands after `step` steps. Raises NothingMatched, StorageError."""
         with self._core.writing():
             self._checkpoints.save(self._open_row(run).key_id, run.key, step, data)
 
-    def saved(self, run: Run) -> tuple[int, bytes] | None:
+    def saved(self, run: TrainingRun) -> tuple[int, bytes] | None:
         """(step, data) that was sealed last for an open run. Raises NothingMatched."""
         self._core.reading()
         return self._checkpoints.load(self._open_row(run).key_id, run.key)
 
-    def want(self, wishes: Sequence[Learned], commit: Callable[[Session], None]) -> None:
+    def want(self, wishes: Sequence[RunRecord], commit: Callable[[Session], None]) -> None:
         """Write wishes to train, in one transaction with what `commit` writes. Charges nothing."""
         keys = {wish.id: container.new_key() for wish in wishes}
         if keys:
@@ -146,13 +146,13 @@ class Runs:
             for wish in wishes:
                 facts = {"topic": wish.topic, "release": wish.release, "plan": wish.plan, "records": []}
                 sealed = self._core.seal("run", wish.id, keys[wish.id], canonical_json(facts))
-                named = {"id": wish.id, "key_id": wish.key_id, "block_id": wish.block_id, "state": WANTED}
+                named = {"id": wish.id, "key_id": wish.key_id, "block_id": wish.block_id, "state": PLANNED}
                 session.add(RunRow(**named, created=time.time(), sealed=sealed))
             commit(session)
 
-    def unwant(self, ids: Collection[str]) -> None:
+    def drop_planned(self, ids: Collection[str]) -> None:
         """Give up wishes that have not begun; others are left as they are."""
-        mine = {run.id for run in self.get(ids) if run.state == WANTED}
+        mine = {run.id for run in self.get(ids) if run.state == PLANNED}
         if not mine:
             return
         with self._core.database.session() as session:
@@ -160,11 +160,11 @@ class Runs:
                 session.delete(row)
         rewrite(self._core.table, without=mine)
 
-    def of(self, topic: str) -> list[Learned]:
+    def of(self, topic: str) -> list[RunRecord]:
         """The runs of one topic, oldest first."""
         return self.get(ids_of(self._core.table, topic))
 
-    def get(self, ids: Collection[str]) -> list[Learned]:
+    def get(self, ids: Collection[str]) -> list[RunRecord]:
         """Those of `ids` that are runs, oldest first."""
         self._core.reading()
         rows: list[RunRow] = []
@@ -176,7 +176,7 @@ class Runs:
                 if row.id in self._core.table.keys]  # fmt: skip
 
     def finish(
-        self, run: Run, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
+        self, run: TrainingRun, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
     ) -> BlockInfo:
         """Seal `rows` (safetensors) as the run's block, destroy the run key, and make the block visible.
 
@@ -197,7 +197,7 @@ class Runs:
             self._checkpoints.drop({self._key_id(run)})
         return self._blocks.get(run.block_id)
 
-    def fail(self, run: Run) -> None:
+    def fail(self, run: TrainingRun) -> None:
         """End an open run without a block. It stays charged and its key is destroyed."""
         with self._core.writing():
             self._end([self._open_row(run)])
@@ -241,9 +241,13 @@ class Runs:
         if topic in _strings(spend):
             raise Refused("A spend is kept for ever, so it must not name the topic. Name the run instead.")
 
-    def _start(self, facts: dict[str, Any], spend: Mapping[str, Any], run_key: bytes, old: list[RunRow]) -> Run:
-        wish = next((w for w in self.of(facts["topic"]) if (w.state, w.release) == (WANTED, facts["release"])), None)
-        run = Run(wish.id, run_key, False, wish.block_id) if wish else Run(new_id(), run_key, False, new_id())
+    def _start(self, facts: dict[str, Any], spend: Mapping[str, Any], run_key: bytes, old: list[RunRow]) -> TrainingRun:
+        wish = next((w for w in self.of(facts["topic"]) if (w.state, w.release) == (PLANNED, facts["release"])), None)
+        run = (
+            TrainingRun(wish.id, run_key, False, wish.block_id)
+            if wish
+            else TrainingRun(new_id(), run_key, False, new_id())
+        )
         # A wish keeps its cell key: until the row is written, the old cell must open.
         key_id, cell_key = new_id(), self._core.table.keys[wish.id] if wish else container.new_key()
         sealed = self._core.seal("run", run.id, cell_key, canonical_json(facts))
@@ -274,12 +278,12 @@ class Runs:
         facts: dict[str, Any] = json.loads(self._core.open_cell("run", row.id, row.sealed))
         return facts
 
-    def _learned(self, row: RunRow) -> Learned:
+    def _learned(self, row: RunRow) -> RunRecord:
         facts = self.facts(row)
         about = facts["topic"], facts["release"], facts["plan"], frozenset(facts["records"])
-        return Learned(row.id, row.key_id, row.block_id, row.state, *about)
+        return RunRecord(row.id, row.key_id, row.block_id, row.state, *about)
 
-    def _open_row(self, run: Run) -> RunRow:
+    def _open_row(self, run: TrainingRun) -> RunRow:
         with self._core.database.session() as session:
             session.expire_on_commit = False
             row = session.get(RunRow, run.id)
@@ -287,11 +291,11 @@ class Runs:
             raise NothingMatched("This run is not open in this vault. Begin a new one; it is charged again.")
         return row
 
-    def _key_id(self, run: Run) -> str:
+    def _key_id(self, run: TrainingRun) -> str:
         with self._core.database.session() as session:
             return session.execute(select(RunRow.key_id).where(RunRow.id == run.id)).scalar_one()
 
-    def _prepare(self, run: Run, facts: dict[str, Any], key: bytes) -> None:
+    def _prepare(self, run: TrainingRun, facts: dict[str, Any], key: bytes) -> None:
         sealed = self._core.seal("block-facts", run.block_id, key, canonical_json(facts))
         with self._core.database.session() as session:
             session.add(BlockRow(id=run.block_id, state="pending", created=time.time(), sealed=sealed))
