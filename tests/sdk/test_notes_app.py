@@ -52,9 +52,10 @@ def test_many_processes_at_once_lose_nothing(each: int) -> None:
         draws = random.Random(name)
         for number in range(each):
             if number and draws.random() < 0.2:
-                notes("find", f"note {number}")
+                notes("find", "Where does the river run?")
             else:
-                notes("add", text := f"note {number} of person {name}")
+                # The policy places this under no topic, whatever the numbers: health would be forgotten.
+                notes("add", text := f"The river runs to the sea, {number} {name}.")
                 added.add(text)
 
     def forget() -> None:
