@@ -7,7 +7,7 @@ Invariants
   may have by now.
 - The files hold a random run id, public step numbers, a process id, and the sentence of an error; nothing private (I8).
 
-    with Mark(vault.root) as mark:
+    with SessionLock(vault.root) as mark:
         mark.say(run.id, step=3, steps=80)
         if mark.asked() == "pause": ...
     ask(vault.root, "pause")          # from any process

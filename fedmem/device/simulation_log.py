@@ -5,9 +5,9 @@ Invariants
 - They are complete and in the order of the answers, in whichever process the devices run.
 - Of a failure only the class of the error is kept: its text may quote a record.
 
->>> aside = Noted({})
+>>> aside = SimulationLog({})
 >>> aside.failed(ValueError("what a patient said"))
->>> there, here = aside.take(0), Noted({})
+>>> there, here = aside.take(0), SimulationLog({})
 >>> here.put(0, there)
 >>> aside.failures, here.failures
 ([], ['ValueError'])

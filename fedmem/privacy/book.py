@@ -12,7 +12,7 @@ Invariants
 
 Shapes: B sequences, T tokens, I and O the dimensions of a matrix, X values of the block, K kept sequences.
 
->>> book = Book.of(torch.tensor([[3.0, 4.0], [0.0, 0.1]]))
+>>> book = GradBook.of(torch.tensor([[3.0, 4.0], [0.0, 0.1]]))
 >>> book.clipped(np.array([0, 1]), clip=1.0).value[0]
 tensor([0.6000, 0.9000])
 """

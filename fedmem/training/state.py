@@ -4,8 +4,8 @@ Invariants
 - A folder belongs to one set of inputs; others are refused before anything is touched.
 - Inputs are public: settings and digests.
 
->>> Trace([{"step": 1}, {"step": 3}], 0.5).upto(2)
-Trace(curve=[{'step': 1}], seconds=0.5)
+>>> TrainingTrace([{"step": 1}, {"step": 3}], 0.5).upto(2)
+TrainingTrace(curve=[{'step': 1}], seconds=0.5)
 """
 
 import json

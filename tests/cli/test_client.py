@@ -113,8 +113,8 @@ STOPPED = """
 import sys
 from pathlib import Path
 from fedmem.errors import BudgetExceeded
-from fedmem.device.session_lock import Mark
-with Mark(Path(sys.argv[1])):
+from fedmem.device.session_lock import SessionLock
+with SessionLock(Path(sys.argv[1])):
     raise BudgetExceeded("It would pass the budget.")
 """
 

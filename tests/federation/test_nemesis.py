@@ -223,7 +223,7 @@ def test_a_disk_that_fills_in_mid_round_stops_the_run_and_a_later_one_gives_the_
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", full)
-            with pytest.raises(StorageError, match="Free space"):
+            with pytest.raises(StorageError, match="free some space"):
                 made.run()
         got, journal = made.run()
         assert bytes_of(got) == bytes_of(want)
