@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
 from fedmem.device.inproc import InprocPort
 from fedmem.federation import wire
 from fedmem.federation.device import Device
@@ -28,7 +30,7 @@ class Replay:
     @cached_property
     def sim(self) -> Simulation:
         whole = run.simulation(RunFolder(self.folder.resolve().parents[1]), lambda *_: None)
-        return replace(whole, scenario=replace(whole.scenario, private=[]))
+        return replace(whole, scenario=msgspec.structs.replace(whole.scenario, private=[]))
 
     @cached_property
     def agreement(self) -> Agreement:
