@@ -15,7 +15,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from fedmem.errors import QualityGateFailed, UsageError
 from fedmem.eval import audit as room
 from fedmem.eval import exposed, one_run, planted
-from fedmem.eval.one_run import Ground, attacks
+from fedmem.eval.one_run import AuditSetup, attacks
 from fedmem.eval.planted import BUGS, EXACT, first_failed
 from fedmem.eval.throwaway import Learning
 from fedmem.privacy import dpsgd
@@ -36,7 +36,7 @@ def stream(label=b"audit"):
 
 @cache
 def ground():
-    return Ground.new(FEW)
+    return AuditSetup.new(FEW)
 
 
 def likely(n, k, bias):
@@ -227,7 +227,7 @@ def test_the_mechanism_as_it_is_fails_no_exact_test():
 def test_an_attack_reads_the_release_alone():
     """Another set of canaries with the same trace gives the same scores: no coin goes in beside it."""
     trace = ground().run(ground().canaries(np.arange(FEW) % 2 == 0), PLAN, stream())
-    found, again = attacks(ground(), PLAN, trace), attacks(Ground.new(FEW), PLAN, trace)
+    found, again = attacks(ground(), PLAN, trace), attacks(AuditSetup.new(FEW), PLAN, trace)
     assert all(np.array_equal(found[name], again[name]) for name in found)
     assert set(found) == {"white_box_product", "white_box_decoded", "black_box"}
 
@@ -250,7 +250,7 @@ def test_what_canaries_give_away(home, monkeypatch):
     monkeypatch.setattr(exposed, "MOST", 3)
     monkeypatch.setattr(exposed, "LEARNING", Learning(steps=40, width=32, length=32))
     noisy = PrivacyPlan(0.5, 4, 0.1, 20.0, 4.0, 1e-5, 1000)
-    found = exposed.leaks(noisy)
+    found = exposed.measure_exposure(noisy)
     bits, extracted = found["exposure"], found["extraction"]
     assert set(bits) == set(extracted) == {"before", "after_dp", "after_non_dp", "after_erasure"}
     assert bits["after_non_dp"] > max(bits["before"], bits["after_dp"]) + 1.5
