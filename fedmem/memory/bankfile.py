@@ -123,7 +123,7 @@ class BlockFile:
         if not has_header or actual != expected:
             if actual < expected:
                 raise StorageError(f"{path.name} is truncated: {actual} bytes of {expected}; fetch or build it again.")
-            raise VersionMismatch(f"{path.name} does not fit the bank it lies in; fetch or build the bank again.")
+            raise VersionMismatch(f"{path.name} has another shape than its bank; fetch or build the bank again.")
 
     def read(self, block: int, parts: Sequence[memoryview]) -> None:
         """Read the bytes of a block into `parts`, one after the other.

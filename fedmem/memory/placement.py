@@ -25,7 +25,9 @@ def widths(width: int, layers: int, how: str) -> tuple[int, ...]:
         UsageError: the placement does not exist, the width is negative, or there is no layer.
     """
     if how not in PLACEMENTS or width < 0 or layers < 1:
-        raise UsageError(f"A placement is one of {', '.join(PLACEMENTS)}, with a width of 0 or more and a layer.")
+        raise UsageError(
+            f"Choose a placement of {', '.join(PLACEMENTS)}, a width of at least 0, and at least one layer."
+        )
     half = (layers + 1) // 2
     start = {"late": layers - half, "early": 0, "middle": (layers - half) // 2}
     if how in start:

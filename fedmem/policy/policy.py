@@ -123,7 +123,7 @@ class Policy:
         """
         declared_topics = [None] * len(texts) if declared is None else declared
         if any(topic is not None and topic not in self.topics for topic in declared_topics):
-            raise UsageError(f"A declared topic is not in the policy; known are {', '.join(self.topics)}.")
+            raise UsageError(f"A declared topic is not in the policy. Choose one of {', '.join(self.topics)}.")
         shape = (len(texts), self._layers[-1].embedder.dim)
         if len(declared_topics) != len(texts) or (vectors is not None and vectors.shape != shape):
             raise UsageError("Give one vector of the policy's embedder, and one declared topic or None, for each text.")

@@ -3,12 +3,12 @@
 Invariants
 - A pass keeps one piece of at most `_ROWS` rows in memory, whatever the size of the source's chunks.
 - Every pass yields the same rows in the same order, or raises a UsageError. All rows are finite float32 of one width.
-- The sample of a node depends on (rows, node, seed), never on chunks, on `held`, or on other nodes.
-- At most `held` rows are in memory at a time; other nodes are read in further passes. In addition about 30 bytes a
+- The sample of a node depends on (rows, node, seed), never on chunks, on `capacity`, or on other nodes.
+- At most `capacity` rows are in memory at a time; other nodes are read in further passes. In addition about 30 bytes a
   row are needed: its node, and the row numbers in the order of their nodes.
 
 >>> stream = Stream.of(lambda: iter([np.eye(4, dtype=np.float32)[:3], np.eye(4, dtype=np.float32)[3:]]))
->>> by_node = samples(stream, np.array([1, 0, 0, 1]), (9,), 2, most=2, held=2)
+>>> by_node = samples(stream, np.array([1, 0, 0, 1]), (9,), 2, most=2, capacity=2)
 >>> [(node, rows_MD.argmax(axis=1).tolist()) for node, rows_MD in by_node]
 [(0, [1, 2]), (1, [0, 3])]
 """
@@ -72,7 +72,7 @@ class Stream:
 
 
 def samples(
-    stream: Stream, nodes_N: NDArray[Any], seed: Sequence[int], nodes: int, *, most: int, held: int
+    stream: Stream, nodes_N: NDArray[Any], seed: Sequence[int], nodes: int, *, most: int, capacity: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield each node with its rows, in the order of the stream.
 
@@ -84,14 +84,14 @@ def samples(
         seed: decides which rows are drawn.
         nodes: number of nodes.
         most: the most rows of a node. A larger node gets so many rows, drawn uniformly.
-        held: the most rows in memory, at least `most`. One pass serves as many nodes as fit.
+        capacity: the most rows in memory, at least `most`. One pass serves as many nodes as fit.
 
     Raises:
         UsageError: the vectors changed between two passes.
     """
     row_numbers = _chosen_rows(nodes_N, seed, nodes, most)
     sizes = np.array([len(rows) for rows in row_numbers])
-    groups = list(_groups(sizes.tolist(), held))
+    groups = list(_groups(sizes.tolist(), capacity))
     buffer_HD = np.empty((max(sizes[first:last].sum() for first, last in groups), stream.dim), dtype=np.float32)
     for first, last in groups:
         rows_MD = buffer_HD[: sizes[first:last].sum()]
@@ -109,11 +109,11 @@ def _chosen_rows(nodes_N: NDArray[Any], seed: Sequence[int], nodes: int, most: i
     return node_rows
 
 
-def _groups(sizes: Sequence[int], held: int) -> Iterator[tuple[int, int]]:
-    """Yield runs of nodes, as (first, last + 1), whose sizes add up to at most `held`."""
+def _groups(sizes: Sequence[int], capacity: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of nodes, as (first, last + 1), whose sizes add up to at most `capacity`."""
     first, total = 0, 0
     for node, size in enumerate(sizes):
-        if total + size > held:
+        if total + size > capacity:
             yield first, node
             first, total = node, 0
         total += size
@@ -139,6 +139,6 @@ def _checked_pieces(source: Chunks) -> Iterator[tuple[int, NDArray[np.float32]]]
         for low in range(0, len(chunk_ND), _ROWS):
             piece_ND = np.ascontiguousarray(chunk_ND[low : low + _ROWS], dtype=np.float32)
             if not np.isfinite(piece_ND).all():
-                raise UsageError("A tree needs finite vectors; some hold NaN or infinity. Look at the embedder.")
+                raise UsageError("A tree needs finite vectors; some hold NaN or infinity. Check the embedder.")
             yield start, piece_ND
             start += len(piece_ND)

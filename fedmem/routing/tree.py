@@ -139,7 +139,7 @@ def _children(
     from fedmem.routing.kmeans import NODE_POINTS, balanced_kmeans  # here: it loads faiss, and using a tree needs none
 
     children = list[NDArray[np.float32]]()
-    for node, points_MD in samples(stream, nodes_N, seed, len(parents_KD), most=NODE_POINTS, held=HELD):
+    for node, points_MD in samples(stream, nodes_N, seed, len(parents_KD), most=NODE_POINTS, capacity=HELD):
         children.append(balanced_kmeans(points_MD, branching, np.random.default_rng([*seed, node]), parents_KD[node]))
     return np.concatenate(children)
 
