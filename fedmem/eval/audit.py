@@ -114,7 +114,7 @@ def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress
     """
     if not QUICK <= canaries <= MOST:
         raise UsageError(f"An audit takes {QUICK} to {MOST} canaries.")
-    torch.set_num_threads(1)  # how a sum is split among several was seen to change under load (I9)
+    torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
     start, total = time.monotonic(), len(BUGS) + 2
     plan, stream = audited_plan(canaries), PrivacyStream(key or secrets.token_bytes(KEY_BYTES), b"audit")
     run, claimed = OneRun(AuditSetup.new(canaries), plan, stream), plan.epsilon()

@@ -118,7 +118,7 @@ def measure_unlearning(
         UsageError: there are too few authors.
         FedmemError: vault, training or erasure failed.
     """
-    torch.set_num_threads(1)  # how a sum is split among several was seen to change under load (I9)
+    torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
     start, sets, reader = time.monotonic(), choose(facts, plan), Reader(release, embedder, plan.length)
     learning, arms = Learning(plan.steps, plan.width, reader.length), dict[str, Arm]()
 
