@@ -1,7 +1,7 @@
-"""Loading a Hugging Face model from a folder that somebody else may have written.
+"""Load a Hugging Face model from a folder that is not trusted.
 
 Invariants
-- No code of the folder runs, nothing is asked on stdin, and no kernel is fetched that the configuration names.
+- No code of the folder runs, the user is asked nothing, and no kernel that the configuration names is fetched.
 - Only safetensors weights are read, and nothing outside the folder.
 
     model = load_model(folder, dtype=torch.float32)
@@ -40,7 +40,15 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
 
 
 def load_skeleton(folder: Path) -> PreTrainedModel:
-    """Return the model in a folder without its weights, on the device `meta`. Raises as `load_model`."""
+    """Return the model in a folder without its weights, on the device `meta`.
+
+    Args:
+        folder: holds config.json.
+
+    Raises:
+        Refused: the configuration names code to run.
+        VerificationFailed: the configuration is missing, damaged, or of a type that transformers does not know.
+    """
     with _readable(folder), torch.device("meta"):
         _check_config(folder)
         config = AutoConfig.from_pretrained(folder, **FOLDER_ONLY)
@@ -48,7 +56,7 @@ def load_skeleton(folder: Path) -> PreTrainedModel:
 
 
 def _check_config(folder: Path) -> None:
-    """Raise Refused where the configuration names code, VerificationFailed for a model type that is not known."""
+    """Raise Refused if the configuration names code to run, or VerificationFailed if the model type is not known."""
     config = json.loads((folder / "config.json").read_bytes())
     # A "/" names a kernel of the hub, which transformers would fetch and run.
     if "auto_map" in config or "/" in str(config.get("attn_implementation")):

@@ -1,9 +1,9 @@
-"""Anchors built from scratch as Llama-shaped `transformers` models (docs/design.md, §5).
+"""Build new anchors as Llama-shaped `transformers` models with random weights (docs/design.md, §5).
 
 Invariants
 - Same preset, vocabulary and seed give the same bytes, whatever the state of torch's global generator.
-- No biases, RoPE base 100,000 [docs/method.md, §1]. `160m`, `410m` and `1.4b` have the paper's shape, QK-norm included,
-  as Qwen 3 models; the small ones are Llama models without QK-norm, which costs time and gains nothing at their size.
+- No biases, RoPE base 100,000 [docs/method.md, §1]. `160m`, `410m` and `1.4b` have the paper's shape with QK-norm, and
+  are Qwen 3 models. The small presets are Llama models without QK-norm: it costs time and gains nothing at their size.
 
 >>> config("tiny", vocab_size=4096).num_hidden_layers
 4
@@ -21,7 +21,10 @@ ROPE_BASE = 100_000.0
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers, model width, FFN width, heads and their width; whether the output shares the embedding; QK-norm."""
+    """The shape of an anchor: layers, widths of model and FFN, heads and their width.
+
+    `tied` is true if the output layer shares the embedding's weights, `qk_norm` if queries and keys are normalised.
+    """
 
     layers: int
     d_model: int
@@ -44,7 +47,16 @@ PRESETS = {
 
 
 def config(preset: str | Shape, vocab_size: int, context: int = 1024) -> LlamaConfig | Qwen3Config:
-    """The configuration of a preset or a shape; `context` in tokens. Raises UsageError for an unknown preset."""
+    """Return the configuration of an anchor.
+
+    Args:
+        preset: a key of PRESETS, or a shape.
+        vocab_size: entries of the tokenizer's vocabulary.
+        context: the longest sequence, in tokens.
+
+    Raises:
+        UsageError: there is no preset of this name.
+    """
     shape = preset if isinstance(preset, Shape) else PRESETS.get(preset)
     if shape is None:
         raise UsageError(f"Unknown anchor preset {preset!r}; choose one of {', '.join(PRESETS)}.")
@@ -66,8 +78,18 @@ def config(preset: str | Shape, vocab_size: int, context: int = 1024) -> LlamaCo
 
 
 def new_anchor(preset: str | Shape, vocab_size: int, seed: int) -> PreTrainedModel:
-    """A randomly initialised anchor; torch's global generator is left as it was."""
-    chosen = config(preset, vocab_size)
+    """Return an anchor with random weights. The state of torch's global generator does not change.
+
+    Args:
+        preset: a key of PRESETS, or a shape.
+        vocab_size: entries of the tokenizer's vocabulary.
+        seed: decides the weights.
+
+    Raises:
+        UsageError: there is no preset of this name.
+    """
+    model_config = config(preset, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(chosen) if isinstance(chosen, Qwen3Config) else LlamaForCausalLM(chosen)
+        is_qwen = isinstance(model_config, Qwen3Config)
+        return Qwen3ForCausalLM(model_config) if is_qwen else LlamaForCausalLM(model_config)

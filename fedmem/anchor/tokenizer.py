@@ -1,9 +1,9 @@
-"""The anchor's tokenizer: byte-level BPE, trained on public text only.
+"""Train the anchor's tokenizer, a byte-level BPE, on public text only.
 
 Invariants
-- Any text encodes and decodes without loss; there is no unknown token.
-- A token ends a document, here `<eos>`, and opens one too; other tokenizers have another (`end_of_document`).
-- Padding is no token of any tokenizer (`PAD`); a model reads some token there, and nothing comes of it.
+- Every text is encoded and decoded without loss; there is no unknown token.
+- The same token begins and ends a document, here `<eos>`. Other tokenizers have another one (`end_of_document`).
+- `PAD` is not a token of any tokenizer. A model reads another token at padded positions, and the result is ignored.
 - Same texts in the same order give the same tokenizer.
 
 >>> tokenizer = train_tokenizer(["one two", "two three"], vocab_size=300)
@@ -22,7 +22,15 @@ _ENDS = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE of `vocab_size` entries, the 256 bytes and the two special tokens included."""
+    """Train a byte-level BPE tokenizer.
+
+    Args:
+        texts: public text.
+        vocab_size: number of entries, including the 256 bytes and the two special tokens `<pad>` and `<eos>`.
+
+    Returns:
+        The trained tokenizer.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -37,7 +45,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def end_of_document(tokenizer: Tokenizer) -> int:
-    """Id of the special token that ends a document. Raises VersionMismatch for a tokenizer that has none we know."""
+    """Return the id of the special token that ends a document.
+
+    Raises:
+        VersionMismatch: the tokenizer has none of the tokens that fedmem knows.
+    """
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     for name in _ENDS:
         if name in special:

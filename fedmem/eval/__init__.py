@@ -1,1 +1,1 @@
-"""Measurements on held-out text."""
+"""Measurements: loss on held-out text, facts, unlearning metrics, and the privacy audit."""

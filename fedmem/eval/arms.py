@@ -1,11 +1,11 @@
-"""One model, measured: what it gives away of what is to be forgotten, and what it still knows of the rest.
+"""Measure one model: how much it reveals of the forget set, and how much it still knows of the other sets.
 
-Names are those of TOFU (arXiv 2401.06121), MUSE (arXiv 2407.06460) and the papers that `extraction`, `membership`,
-`canaries` and `truth` cite.
+The names of the figures are those of TOFU (arXiv 2401.06121), MUSE (arXiv 2407.06460) and the papers that
+`extraction`, `membership`, `canaries` and `truth` cite.
 
-| figure | of | what |
+| figure | set | meaning |
 |---|---|---|
-| extraction_strength | forget | share of an answer that greedy decoding ends by itself |
+| extraction_strength | forget | share of an answer that greedy decoding completes correctly |
 | verbmem | forget | ROUGE-L F1 of the greedy continuation of a record's first half [MUSE, C1] |
 | knowmem | forget | ROUGE-L F1 of the greedy answer to a question [MUSE, C2] |
 | exposure | canaries | bits, of at most `log2 |R|` |
@@ -16,11 +16,12 @@ Names are those of TOFU (arXiv 2401.06121), MUSE (arXiv 2407.06460) and the pape
 | model_utility | retain | harmonic mean of probability, ROUGE-L recall and max(0, 1 - truth ratio) |
 | retain_loss, public_loss | retain, public text | nats a token |
 
-TOFU's utility has the same three of two more sets, real authors and world facts, which a file of pairs does not hold.
+TOFU's utility includes the same three figures of two more sets, real authors and world facts. A file of pairs does not
+have these sets.
 
 Invariants
-- A text fetches the private block of its own topic, held-out records that of `forget`; public text fetches none.
-- Nothing of a text is kept beside the truth ratios, which the forget quality is a test on.
+- A text uses the private block of its topic, and held-out records use that of `forget`. Public text uses none.
+- Of single texts only the truth ratios are kept. The forget quality is a test on them.
 
     arm = measure(reader, sets, {FORGET: [block], RETAIN: [other]}, public)
 
@@ -46,7 +47,7 @@ PERTURBED = 5
 
 @dataclass(frozen=True)
 class Sets:
-    """Pairs to forget, to retain, and of authors that nobody learns; the canaries planted in `forget`; a seed."""
+    """The pairs to forget, to retain, and of authors that no block learns; the canaries in `forget`; and a seed."""
 
     forget: list[Pair]
     retain: list[Pair]
@@ -55,15 +56,17 @@ class Sets:
     seed: int
 
     def texts(self, topic: str) -> list[str]:
-        """The records of a topic: each pair as one text, and the canaries."""
-        pairs, planted = (self.forget, self.canaries) if topic == FORGET else (self.retain, [])
-        return [*map(" ".join, pairs), *(canary.text for canary in planted)]
+        """Return the records of a topic, `forget` or `retain`: each pair as one text, and the canaries of `forget`."""
+        pairs, canaries = (self.forget, self.canaries) if topic == FORGET else (self.retain, [])
+        return [*map(" ".join, pairs), *(canary.text for canary in canaries)]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What was measured of one model: figures by name, the membership AUC, truth ratios on the forget set, and digests
-    of its logits."""
+    """The measurements of one model.
+
+    They are figures by name, the membership AUC, truth ratios on the forget set, and digests of logits.
+    """
 
     figures: dict[str, float | None]
     auc: float
@@ -72,29 +75,41 @@ class Arm:
 
 
 def measure(reader: Reader, sets: Sets, blocks: Mapping[str, Private], public: Sequence[str]) -> Arm:
-    """Every figure of one model, with the private blocks that there are by topic."""
-    ratio_N, figures = _forgotten(reader, sets, blocks[FORGET])
+    """Measure every figure of one model.
+
+    Args:
+        reader: the model of a release.
+        sets: the texts.
+        blocks: the private blocks of the topics `forget` and `retain`; an empty sequence if there is none.
+        public: held-out public text; without it `public_loss` is None.
+
+    Returns:
+        The measurements, as the module's table describes them.
+    """
+    ratio_N, figures = _forget_figures(reader, sets, blocks[FORGET])
     figures["exposure"] = _exposure(reader, sets.canaries, blocks[FORGET])
-    figures["mia_auc"] = found = _membership(reader, sets, blocks[FORGET])
-    figures |= _retained(reader, sets, blocks[RETAIN])
+    figures["mia_auc"] = membership_auc = _membership(reader, sets, blocks[FORGET])
+    figures |= _retain_figures(reader, sets, blocks[RETAIN])
     figures["public_loss"] = mean(reader.text_losses(public, ())) if public else None
-    return Arm(figures, found, ratio_N, _digests(reader, sets, blocks))
+    return Arm(figures, membership_auc, ratio_N, _digests(reader, sets, blocks))
 
 
-def _forgotten(reader: Reader, sets: Sets, private: Private) -> tuple[NDArray[np.float64], dict[str, float | None]]:
+def _forget_figures(
+    reader: Reader, sets: Sets, private: Private
+) -> tuple[NDArray[np.float64], dict[str, float | None]]:
     questions, answers = _split(sets.forget)
-    said, wanted = reader.completed(list(map(" ".join, sets.forget)), private)
+    completions, references = reader.completed(list(map(" ".join, sets.forget)), private)
     probability_N, ratio_N = _truth(reader, sets, sets.forget, private)
     return ratio_N, {
         "extraction_strength": float(reader.strength(questions, answers, private).mean()),
-        "verbmem": _rouge(said, wanted)[1],
+        "verbmem": _rouge(completions, references)[1],
         "knowmem": _rouge(reader.answers(questions, answers, private), answers)[1],
         "probability": float(probability_N.mean()),
         "truth_ratio": float(ratio_N.mean()),
     }
 
 
-def _retained(reader: Reader, sets: Sets, private: Private) -> dict[str, float | None]:
+def _retain_figures(reader: Reader, sets: Sets, private: Private) -> dict[str, float | None]:
     questions, answers = _split(sets.retain)
     probability_N, ratio_N = _truth(reader, sets, sets.retain, private)
     recall, f1 = _rouge(reader.answers(questions, answers, private), answers)
@@ -107,46 +122,46 @@ def _retained(reader: Reader, sets: Sets, private: Private) -> dict[str, float |
 
 
 def _split(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    """Questions, and answers with the space that stands before them in a record."""
+    """Return the questions, and the answers with the space that precedes them in a record."""
     return [question for question, _ in pairs], [f" {answer}" for _, answer in pairs]
 
 
-def _rouge(said: list[str], wanted: list[str]) -> tuple[float, float]:
-    """Mean ROUGE-L recall and F1."""
-    recall_N, f1_N = np.array([rouge_l(text, end) for text, end in zip(said, wanted, strict=True)]).T
+def _rouge(candidates: list[str], references: list[str]) -> tuple[float, float]:
+    """Return the mean ROUGE-L recall and F1."""
+    recall_N, f1_N = np.array([rouge_l(text, end) for text, end in zip(candidates, references, strict=True)]).T
     return float(recall_N.mean()), float(f1_N.mean())
 
 
 def _truth(
     reader: Reader, sets: Sets, pairs: list[Pair], private: Private
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Normalised probability of each answer, and its truth ratio, `[N]`."""
+    """Return the normalised probability of each answer, and its truth ratio, `[N]` each."""
     questions, answers = _split(pairs)
-    wrong = perturbed(pairs, sets.holdout, PERTURBED, sets.seed)
+    wrong_answers = perturbed(pairs, sets.holdout, PERTURBED, sets.seed)
     true_N, counts_N = reader.losses(questions, answers, private)
-    asked, ends = np.repeat(questions, PERTURBED).tolist(), [f" {text}" for own in wrong for text in own]
-    losses_M, counts_M = reader.losses(asked, ends, private)
+    ends = [f" {text}" for pair_answers in wrong_answers for text in pair_answers]
+    losses_M, counts_M = reader.losses(np.repeat(questions, PERTURBED).tolist(), ends, private)
     wrong_NC = (-losses_M / counts_M).reshape(len(pairs), PERTURBED)
     return probability(true_N, counts_N), truth_ratio(-true_N / counts_N, wrong_NC)
 
 
 def _exposure(reader: Reader, canaries: Sequence[Canary], private: Private) -> float:
-    found = [
+    bits = [
         exposure(reader.candidate_losses(canary.prefix, canary.candidates, private), canary.secret)
         for canary in canaries
     ]
-    return float(np.mean(found))
+    return float(np.mean(bits))
 
 
 def _membership(reader: Reader, sets: Sets, private: Private) -> float:
-    """AUC of the loss attack: records to forget against records of authors that nobody learns."""
+    """Return the AUC of the loss attack: records to forget against records of authors that no block learns."""
     sides = [reader.text_losses(list(map(" ".join, pairs)), private) for pairs in (sets.forget, sets.holdout)]
     members, others = (-losses_N / counts_N for losses_N, counts_N in sides)
     return auc(members, others)
 
 
 def _digests(reader: Reader, sets: Sets, blocks: Mapping[str, Private]) -> tuple[str, ...]:
-    """Digests of logits on each topic's records: with the topic's own block, and with all blocks that there are."""
-    every = [source for topic in sorted(blocks) for source in blocks[topic]]
-    ways = [(topic, private) for topic in (FORGET, RETAIN) for private in (blocks[topic], every)]
-    return tuple(reader.logits_digest(sets.texts(topic), private) for topic, private in ways)
+    """Return digests of logits on each topic's records: with the block of the topic, and with all blocks."""
+    all_sources = [source for topic in sorted(blocks) for source in blocks[topic]]
+    cases = [(topic, private) for topic in (FORGET, RETAIN) for private in (blocks[topic], all_sources)]
+    return tuple(reader.logits_digest(sets.texts(topic), private) for topic, private in cases)

@@ -1,14 +1,14 @@
-"""`fedmem privacy audit`: attack our own training function, and see whether the attack would notice if it were broken.
+"""Run `fedmem privacy audit`: attack our own training function, and check that the attack notices broken code.
 
-One run of `train_block` at a claimed epsilon of 2, on canaries each included by a fair coin, is attacked with all that
-it releases (white box) and with its block alone (black box). Right guesses refute a small epsilon: the greatest that
-they refute must stay below the claim. Then each planted bug is put in, and must be caught by the same audit, or else
-by an exact test.
+The audit trains once with `train_block` at a claimed epsilon of 2. A fair coin decides for each canary if it is
+included. The run is attacked with everything that it releases (white box) and with its block alone (black box). Correct
+guesses refute a small epsilon, and the greatest refuted epsilon must stay below the claim. Then each planted bug is put
+in. The same audit or an exact test must catch it.
 
 Invariants
 - No vault of a user is opened: anchor, canaries, sentences and vaults are made for the audit.
-- Coins, samples and noise come from one fresh 32-byte key; who does not hold it cannot foresee them.
-- Every figure is measured now, on the code that is installed; nothing is remembered from another run.
+- Coins, samples and noise come from one fresh 32-byte key. Without the key they cannot be predicted.
+- Every figure is measured on the installed code; no result of another run is used.
 
     data = audit(canaries=1000)
     data["lower_bound"] < data["claimed"]
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from fedmem.errors import UsageError
-from fedmem.eval.exposed import leaks
-from fedmem.eval.one_run import Ground, attacks
+from fedmem.eval.exposed import measure_exposure
+from fedmem.eval.one_run import AuditSetup, attacks
 from fedmem.eval.planted import BUGS, EXACT, first_failed
 from fedmem.privacy.audit import lower_bounds
 from fedmem.privacy.plan import DELTA, PrivacyPlan
@@ -35,90 +35,118 @@ Progress = Callable[[str, int, int, str], None]
 
 EPSILON, CONFIDENCE, CAP = 2.0, 0.95, 10_000
 CANARIES, QUICK, MOST = 1000, 500, 2000
-"""As a rule; where a smaller audit will do; more than the rows of the block can tell apart."""
-BITS = 3.0  # of exposure that training without noise must add, or the canaries show nothing
+"""The usual number of canaries; the least; and the most, since the rows of the block cannot tell more apart."""
+BITS = 3.0  # of exposure that training without noise must add, or the canaries prove nothing
 
 
 @dataclass(frozen=True)
 class OneRun:
-    """The public plan under audit, the canaries' ground, and the secret stream of coins and runs."""
+    """One audited run: the setup with its canaries, the public plan, and the secret stream of coins and noise."""
 
-    ground: Ground
+    setup: AuditSetup
     plan: PrivacyPlan
     stream: PrivacyStream
 
     def bounds(self, name: str) -> dict[str, float]:
-        """Lower bounds on epsilon by attack, of one run of the mechanism as it stands now."""
+        """Train once with the mechanism as it is now, and return the lower bound on epsilon of each attack.
+
+        Args:
+            name: the label of the run's random stream.
+        """
         stream = self.stream.substream(name.encode())
-        included_M = stream.substream(b"coins").bernoulli(len(self.ground.tokens_MT), 0.5)
-        trace = self.ground.run(self.ground.canaries(included_M), self.plan, stream.substream(b"run"))
-        scores = attacks(self.ground, self.plan, trace)
+        included_M = stream.substream(b"coins").bernoulli(len(self.setup.tokens_MT), 0.5)
+        trace = self.setup.run(self.setup.canaries(included_M), self.plan, stream.substream(b"run"))
+        scores = attacks(self.setup, self.plan, trace)
         return lower_bounds(scores, included_M, delta=self.plan.delta, confidence=CONFIDENCE)
 
     def exact(self) -> dict[str, bool]:
-        """Which exact tests the mechanism as it stands now passes."""
-        return {
-            name: test(self.ground, self.plan, self.stream.substream(name.encode())) for name, test in EXACT.items()
-        }
+        """Return for each exact test True if the mechanism passes it as it is now."""
+        return {name: test(self.setup, self.plan, self.stream.substream(name.encode())) for name, test in EXACT.items()}
 
     def verdict(self, name: str, claimed: float) -> dict[str, Any]:
-        """Whether the planted bug `name` is caught, by what, and the lower bound of the audit under it."""
-        with BUGS[name](self.plan):
-            found = max(self.bounds(name).values())
-            by = "audit" if found > claimed else self._exact(name)
-        return {"caught": by is not None, "by": by, "lower_bound": found}
+        """Audit the mechanism with a planted bug.
 
-    def _exact(self, name: str) -> str | None:
-        failed = first_failed(self.ground, self.plan, self.stream.substream(b"exact-" + name.encode()))
+        Args:
+            name: a key of BUGS.
+            claimed: the epsilon that the bug must exceed to be caught by the audit.
+
+        Returns:
+            `caught`, `by` (`audit`, `exact: <test>` or None) and the `lower_bound` of the audit.
+        """
+        with BUGS[name](self.plan):
+            lower_bound = max(self.bounds(name).values())
+            by = "audit" if lower_bound > claimed else self._failed_exact_test(name)
+        return {"caught": by is not None, "by": by, "lower_bound": lower_bound}
+
+    def _failed_exact_test(self, name: str) -> str | None:
+        failed = first_failed(self.setup, self.plan, self.stream.substream(b"exact-" + name.encode()))
         return f"exact: {failed}" if failed else None
 
 
 def audited_plan(canaries: int) -> PrivacyPlan:
-    """Eight steps on half the records: few enough that a sample can be decoded, several enough for streams to repeat.
+    """Return the plan under audit, calibrated to the claimed epsilon of 2.
 
-    The clip norm is far below the canaries' gradients, so that each moves the sum as far as a record can.
+    Eight steps on half of the records: a sample can still be decoded, and a repeated stream shows. The clip norm is far
+    below the norms of the canaries' gradients, so each canary moves the sum as far as a record can.
+
+    Args:
+        canaries: number of canaries.
     """
     rate = 0.5
     return PrivacyPlan(rate, 8, 0.01, 0.0, rate * canaries / 2, DELTA, CAP).calibrate(EPSILON)
 
 
 def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress = lambda *_: None) -> dict[str, Any]:
-    """Everything that the command's envelope holds; `holds` says whether all of it is as it should be.
+    """Run the audit.
 
-    `key` is for tests: whoever knows it knows coins and noise. Raises UsageError for fewer than 500 canaries, which
-    cannot refute a claim of 2 with confidence, and for more than the block can tell apart.
+    Args:
+        canaries: number of canaries, 500 to 2000. Fewer cannot refute a claim of 2 with confidence, and the block
+            cannot tell more of them apart.
+        key: 32 bytes that decide coins and noise, for tests only; None for a fresh key.
+        progress: is called with (phase, done, total, note).
+
+    Returns:
+        The data of the command's JSON envelope. `holds` is True if `failures` finds nothing.
+
+    Raises:
+        UsageError: the number of canaries is not in the range.
+        QualityGateFailed: a training step could not be watched.
     """
     if not QUICK <= canaries <= MOST:
         raise UsageError(f"An audit takes {QUICK} to {MOST} canaries.")
-    torch.set_num_threads(1)  # how a sum is split among several was seen to change under load (I9)
+    torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
     start, total = time.monotonic(), len(BUGS) + 2
     plan, stream = audited_plan(canaries), PrivacyStream(key or secrets.token_bytes(KEY_BYTES), b"audit")
-    run, claimed = OneRun(Ground.new(canaries), plan, stream), plan.epsilon()
+    run, claimed = OneRun(AuditSetup.new(canaries), plan, stream), plan.epsilon()
     progress("audit", 0, total, "the mechanism as it is")
-    found, exact, planted = run.bounds("correct"), run.exact(), dict[str, Any]()
+    bounds, exact, planted = run.bounds("correct"), run.exact(), dict[str, Any]()
     for done, name in enumerate(BUGS, start=1):
         progress("audit", done, total, name)
         planted[name] = run.verdict(name, claimed)
     progress("audit", total - 1, total, "planted canaries")
     data = {
         "claimed": claimed,
-        "lower_bound": max(found.values()),
-        "white_box": max(value for name, value in found.items() if name.startswith("white")),
-        "black_box": found["black_box"],
+        "lower_bound": max(bounds.values()),
+        "white_box": max(value for name, value in bounds.items() if name.startswith("white")),
+        "black_box": bounds["black_box"],
         "canaries": canaries,
         "confidence": CONFIDENCE,
         "delta": plan.delta,
         "plan": plan.to_dict(),
         "exact": exact,
         "planted": planted,
-        **leaks(PrivacyPlan.small(record_cap=CAP).calibrate(EPSILON)),
+        **measure_exposure(PrivacyPlan.small(record_cap=CAP).calibrate(EPSILON)),
     }
     progress("audit", total, total, "")
     return {**data, "holds": not failures(data), "seconds": round(time.monotonic() - start, 1)}
 
 
 def failures(data: dict[str, Any]) -> list[str]:
-    """What is not as it should be, in words; empty where all is."""
+    """Return a sentence for each check that failed.
+
+    Args:
+        data: the result of `audit`.
+    """
     exposure = data["exposure"]
     missed = [name for name, verdict in data["planted"].items() if not verdict["caught"]]
     inexact = [name for name, passed in data["exact"].items() if not passed]
@@ -130,4 +158,4 @@ def failures(data: dict[str, Any]) -> list[str]:
         < exposure["before"] + BITS,
         "an erased block still answers": exposure["after_erasure"] != exposure["before"] or not data["verified"],
     }
-    return [words for words, wrong in checks.items() if wrong]
+    return [words for words, has_failed in checks.items() if has_failed]

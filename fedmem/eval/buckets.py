@@ -1,11 +1,11 @@
-"""Loss by frequency: what memory gains on rare documents, and what on common ones.
+"""Compare losses by frequency: the gain of memory on rare documents and on common ones.
 
-Frequency of a document is the number of training documents in its leaf cluster [docs/method.md, §5].
+The frequency of a document is the number of training documents in its leaf cluster [docs/method.md, §5].
 
 Invariants
-- Pure: measured losses in, rows of a table out.
-- A bucket's loss is its summed nats by its tokens; every sequence lies in exactly one bucket, and no row is empty.
-- Arms are compared on the same tokens or not at all.
+- Pure functions of measured losses.
+- A bucket's loss is its sum in nats divided by its tokens. Every sequence is in exactly one bucket; no row is empty.
+- Arms are only compared on the same tokens.
 
 >>> losses, tokens = np.array([6.0, 8.0]), np.array([2, 2])
 >>> by_frequency(np.array([1, 9]), np.array([0, 1]), {"anchor": (losses, tokens), "fetched": (losses / 2, tokens)})[0]
@@ -26,17 +26,34 @@ Losses = tuple[np.ndarray, np.ndarray]
 
 
 def leaf_frequency(training_leaf_D: np.ndarray, leaf_N: np.ndarray) -> np.ndarray:
-    """Number of training documents in the leaf of each sequence, `[N]`."""
+    """Return the number of training documents in the leaf of each sequence.
+
+    Args:
+        training_leaf_D: leaf of each training document.
+        leaf_N: leaf of each sequence.
+
+    Returns:
+        `[N]` int64.
+    """
     leaves = max(training_leaf_D.max(initial=-1), leaf_N.max(initial=-1)) + 1
     frequency_N: np.ndarray = np.bincount(training_leaf_D, minlength=leaves)[leaf_N]
     return frequency_N
 
 
 def by_frequency(frequency_N: np.ndarray, document_N: np.ndarray, arms: Mapping[str, Losses]) -> list[dict[str, Any]]:
-    """A row for each of at most four buckets of about equal size, rarest first.
+    """Return a row for each of at most four buckets of about equal size, rarest first.
 
-    Columns: the bucket's frequencies, documents, loss of each arm in nats a token, and `gain`, that of the first arm
-    less that of the last. Raises ValueError where the arms were not measured on the same tokens.
+    Args:
+        frequency_N: frequency of each sequence.
+        document_N: document of each sequence.
+        arms: the losses of each arm by name; the first arm is the baseline.
+
+    Returns:
+        Rows with the bucket's frequencies (`bucket`), number of `documents`, loss of each arm in nats a token, and
+        `gain`: the loss of the first arm minus that of the last.
+
+    Raises:
+        ValueError: the arms were not measured on the same tokens.
     """
     tokens_N = next(iter(arms.values()))[1]
     if any(not np.array_equal(counts_N, tokens_N) for _, counts_N in arms.values()):
@@ -52,8 +69,8 @@ def by_frequency(frequency_N: np.ndarray, document_N: np.ndarray, arms: Mapping[
 
 
 def _buckets(frequency_N: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Label and members of each bucket. Edges are quantiles, so equal frequencies stay together."""
+    """Yield label and members of each bucket. The edges are quantiles, so equal frequencies stay together."""
     edges = np.unique(np.quantile(frequency_N, np.linspace(0, 1, BUCKETS + 1)).round().astype(int)).tolist()
     for low, high in pairwise(edges if len(edges) > 1 else edges * 2):
-        last = high == edges[-1]
-        yield f"{low}–{high - (not last)}", (frequency_N >= low) & (frequency_N < high + last)
+        is_last = high == edges[-1]
+        yield f"{low}–{high - (not is_last)}", (frequency_N >= low) & (frequency_N < high + is_last)

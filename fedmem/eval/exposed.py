@@ -1,20 +1,20 @@
-"""What a block gives away of canaries planted among its records: before, after DP, after no DP, and after an erasure.
+"""Measure how much a block reveals of canaries in its records: before training, with and without DP, and after erasure.
 
-Sentences with a random code (`fedmem.eval.canaries`) are learned from a throwaway vault on a release with random
-weights, once under the plan that is audited and once without noise. The second shows that the measure has power: a
-block can hold such sentences, so what the first does not give away was protected.
+Two blocks learn sentences with a random code (`fedmem.eval.canaries`) from throwaway vaults, on a release with random
+weights. One is trained under the audited plan, the other without noise. The second shows that the measure has power:
+a block can memorise such sentences. So the plan protected what the first block does not reveal.
 
 Invariants
-- Release, vaults and sentences are made here and gone afterwards; nothing of a user is read.
-- After the erasure the vault is opened anew and fetched from in the ordinary way.
+- Release, vaults and sentences are made here and deleted afterwards. No data of a user is read.
+- After the erasure the vault is opened again, and blocks are fetched in the ordinary way.
 
-    found = leaks(plan)
-    found["exposure"]["after_dp"]  # bits, of at most 6.64
+    figures = measure_exposure(plan)
+    figures["exposure"]["after_dp"]  # bits, of at most 6.64
 
 | figure | of a canary |
 |---|---|
 | exposure | bits, 1.44 on average for a model that never saw it, log2 100 = 6.64 at most |
-| extraction | share of the code that greedy decoding ends by itself, 0 to 1 |
+| extraction | share of the code that greedy decoding completes correctly, 0 to 1 |
 """
 
 import math
@@ -31,7 +31,7 @@ from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.device.learning import learn_topic
 from fedmem.eval.canaries import MOST, Canary, exposure, plant
 from fedmem.eval.reader import Private, Reader
-from fedmem.eval.throwaway import Learning, Throwaway, throwaway
+from fedmem.eval.throwaway import Learning, ThrowawayVault, throwaway_vault
 from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
 from fedmem.privacy.plan import PrivacyPlan
@@ -45,43 +45,52 @@ TOPIC, DIGITS, SEED, VOCABULARY = "canaries", 2, 2305, 320
 LEARNING = Learning(steps=80, width=32, length=32)
 
 
-def leaks(plan: PrivacyPlan) -> dict[str, Any]:
-    """`exposure` and `extraction` at each of `before`, `after_dp`, `after_non_dp`, `after_erasure`, and `verified`.
+def measure_exposure(plan: PrivacyPlan) -> dict[str, Any]:
+    """Measure what the canaries' blocks reveal.
 
-    `plan` is that of the private block; raises what vault and learner raise.
+    Args:
+        plan: the privacy plan of the first block.
+
+    Returns:
+        `exposure` and `extraction`, each at `before`, `after_dp`, `after_non_dp` and `after_erasure`; and `verified`,
+        True if the rescan after the erasure was clean.
+
+    Raises:
+        FedmemError: vault or training failed.
     """
     canaries, embedder = plant(MOST, DIGITS, SEED), StaticEmbedder()
     texts = [canary.text for canary in canaries]
     with _release(texts, embedder) as release:
         reader = Reader(release, embedder, LEARNING.length)
-        found = {"before": _given_away(reader, canaries, ())}
-        with throwaway(release, embedder) as held:
-            found["after_dp"] = _given_away(reader, canaries, _learned(held, texts, plan))
-        with throwaway(release, embedder) as held:
-            found["after_non_dp"] = _given_away(reader, canaries, _learned(held, texts, LEARNING.plan()))
-            verified = held.erase(TOPIC)
-            found["after_erasure"] = _given_away(reader, canaries, held.sources([TOPIC])[TOPIC])
+        pairs = {"before": _revealed(reader, canaries, ())}
+        with throwaway_vault(release, embedder) as throwaway:
+            pairs["after_dp"] = _revealed(reader, canaries, _train(throwaway, texts, plan))
+        with throwaway_vault(release, embedder) as throwaway:
+            pairs["after_non_dp"] = _revealed(reader, canaries, _train(throwaway, texts, LEARNING.plan()))
+            verified = throwaway.erase(TOPIC)
+            pairs["after_erasure"] = _revealed(reader, canaries, throwaway.sources([TOPIC])[TOPIC])
     figures = {
-        name: {when: pair[i] for when, pair in found.items()} for i, name in enumerate(("exposure", "extraction"))
+        name: {when: pair[i] for when, pair in pairs.items()} for i, name in enumerate(("exposure", "extraction"))
     }
     return {**figures, "verified": verified}
 
 
-def _learned(held: Throwaway, texts: Sequence[str], plan: PrivacyPlan) -> Private:
-    """The block of a vault that learned `texts` under `plan`."""
-    vectors_ND, path = held.embedder.embed(list(texts)), (0,)  # the tree's only leaf
-    held.vault.add_records(
+def _train(throwaway: ThrowawayVault, texts: Sequence[str], plan: PrivacyPlan) -> Private:
+    """Add `texts` to the vault, train a block under `plan`, and return its sources."""
+    vectors_ND, path = throwaway.embedder.embed(list(texts)), (0,)  # the tree's only leaf
+    throwaway.vault.add_records(
         [
-            NewRecord(text, TOPIC, path, vector_D, held.release.digest)
+            NewRecord(text, TOPIC, path, vector_D, throwaway.release.digest)
             for text, vector_D in zip(texts, vectors_ND, strict=True)
         ]
     )
-    learn_topic(held.vault, held.release, Topic(TOPIC, math.inf, plan.delta), plan, settings=LEARNING.settings())
-    return held.sources([TOPIC])[TOPIC]
+    topic = Topic(TOPIC, math.inf, plan.delta)
+    learn_topic(throwaway.vault, throwaway.release, topic, plan, settings=LEARNING.settings())
+    return throwaway.sources([TOPIC])[TOPIC]
 
 
-def _given_away(reader: Reader, canaries: Sequence[Canary], private: Private) -> tuple[float, float]:
-    """Mean exposure in bits, and mean extraction strength of the codes."""
+def _revealed(reader: Reader, canaries: Sequence[Canary], private: Private) -> tuple[float, float]:
+    """Return the mean exposure in bits, and the mean extraction strength of the codes."""
     bits = [exposure(reader.candidate_losses(c.prefix, c.candidates, private), c.secret) for c in canaries]
     ends = [canary.candidates[canary.secret] for canary in canaries]
     return float(np.mean(bits)), float(reader.strength([c.prefix for c in canaries], ends, private).mean())
@@ -89,7 +98,7 @@ def _given_away(reader: Reader, canaries: Sequence[Canary], private: Private) ->
 
 @contextmanager
 def _release(texts: Sequence[str], embedder: StaticEmbedder) -> Iterator[Release]:
-    """A release with random weights and a tree of one cluster, gone afterwards."""
+    """Make a release with random weights and a tree of one cluster, for the duration of the `with`."""
     tokenizer, model = train_tokenizer(texts, VOCABULARY), new_anchor("nano", VOCABULARY, SEED)
     bank = BankState.new(spec_for(model, "ffn", 1, (1,)), seed=SEED).stream()
     tree = Tree(1, 1, (embedder.embed(texts[:1]),))

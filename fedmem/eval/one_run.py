@@ -1,17 +1,18 @@
-"""The training function under audit: canaries on a random anchor, what a run releases, and what it gives away.
+"""Run the audited training function on canaries, and attack everything that the run releases.
 
 Invariants
-- Nothing of a user is touched: anchor, first rows and canaries are made here, from a fixed public seed.
-- The run is `train_block` as the learner calls it. It is watched where its updates reach the optimiser; nothing of it
-  is replaced, so what is audited is what is released: noise, divisor and all.
-- The white box sees every block and every update, and knows every canary; the black box sees the canaries' losses.
+- No data of a user is used: anchor, first rows and canaries are made here, from a fixed public seed.
+- The run calls `train_block` as the learner does. A hook records the updates that reach the optimiser, and nothing is
+  replaced. So the audit sees exactly what is released, with noise and divisor.
+- The white-box attack sees every block and every update, and knows every canary. The black-box attack sees the losses
+  of the canaries only.
 - An attack never sees the coins.
 
 Shapes: M canaries, T tokens, S steps, X values of the block.
 
-    ground = Ground.new(canaries=500)
-    trace = ground.run(ground.canaries(included_M), plan, stream)
-    scores = attacks(ground, plan, trace)
+    setup = AuditSetup.new(canaries=500)
+    trace = setup.run(setup.canaries(included_M), plan, stream)
+    scores = attacks(setup, plan, trace)
 """
 
 from collections.abc import Iterator
@@ -41,12 +42,12 @@ Scores = NDArray[np.float64]
 SHAPE, VOCABULARY, WIDTH, LENGTH = Shape(layers=2, d_model=32, ffn=64, heads=2, head_dim=16), 256, 16, 16
 SEED, BATCH = 2305, 250
 NO_NOISE = 1e-4
-"""Variance of the noise, in clip norms, for an attacker who bets that there is none."""
+"""Variance of the noise, in clip norms, that an attacker assumes who expects no noise."""
 
 
 @dataclass
 class CanaryTrace:
-    """What a run releases: the block before each step, the update that each step takes, and the last block."""
+    """The release of a run: the block before each step, the update of each step, and the last block."""
 
     blocks_SX: list[Tensor] = field(default_factory=list)
     updates_SX: list[Tensor] = field(default_factory=list)
@@ -54,8 +55,8 @@ class CanaryTrace:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """A random anchor with memory, a block whose rows are all in use, and canaries of one sequence of random tokens."""
+class AuditSetup:
+    """A random anchor with memory, a start block with random rows, and canaries of one random sequence each."""
 
     model: PreTrainedModel
     memory: Memory
@@ -64,8 +65,8 @@ class Ground:
     tokens_MT: Tensor
 
     @classmethod
-    def new(cls, canaries: int) -> "Ground":
-        """The same ground for the same number of canaries."""
+    def new(cls, canaries: int) -> "AuditSetup":
+        """Make the setup. It is a function of the number of canaries."""
         model, generator = new_anchor(SHAPE, VOCABULARY, SEED), torch.Generator().manual_seed(SEED)
         spec = spec_for(model, "ffn", 1, (WIDTH,))
         tokens_MT = torch.randint(1, VOCABULARY, (canaries, LENGTH), generator=generator)
@@ -73,12 +74,21 @@ class Ground:
         return cls(model, attach(model), spec, 0.3 * torch.randn(spec.fetch_size, generator=generator), tokens_MT)
 
     def canaries(self, included_M: NDArray[np.bool_]) -> PrivateSequences:
-        """The included canaries as private records."""
-        own = np.flatnonzero(included_M)
-        return PrivateSequences(self.tokens_MT[own], np.arange(len(own)), len(own))
+        """Return the included canaries as private records; `included_M` is True for them."""
+        numbers = np.flatnonzero(included_M)
+        return PrivateSequences(self.tokens_MT[numbers], np.arange(len(numbers)), len(numbers))
 
     def run(self, data: PrivateSequences, plan: PrivacyPlan, stream: PrivacyStream) -> CanaryTrace:
-        """Train on `data` and keep what is released. Raises QualityGateFailed where a step was not seen."""
+        """Train on `data` and record what is released.
+
+        Args:
+            data: the private records.
+            plan: the public settings.
+            stream: decides sampling and noise.
+
+        Raises:
+            QualityGateFailed: the number of recorded updates is not the number of steps.
+        """
         with watched() as trace:
             runtime = RuntimeOptions(micro_batch=64)
             trace.end_X = train_block(
@@ -92,7 +102,7 @@ class Ground:
         return trace
 
     def losses(self, block_X: Tensor) -> Scores:
-        """Summed loss of each canary, `[M]`, with the block in use."""
+        """Return the summed loss in nats of each canary, `[M]`, with the block in use."""
         return sequence_losses(
             self.model,
             self.tokens_MT,
@@ -102,45 +112,53 @@ class Ground:
         )[0]
 
     def gradients(self, blocks_SX: list[Tensor]) -> Iterator[Tensor]:
-        """Gradients `[M, X]` of every canary at each block in turn."""
-        every = self.canaries(np.ones(len(self.tokens_MT), bool))
-        with frozen(self.model), per_sequence(self.model, self.memory, self.spec, every, RuntimeOptions()) as of:
+        """Yield for each block the gradients `[M, X]` of all canaries."""
+        canaries = self.canaries(np.ones(len(self.tokens_MT), bool))
+        options = RuntimeOptions()
+        with frozen(self.model), per_sequence(self.model, self.memory, self.spec, canaries, options) as gradients:
             for block_X in blocks_SX:
-                parts = np.array_split(np.arange(every.records), -(-every.records // BATCH))
-                yield torch.cat([of(block_X, numbers_B) for numbers_B in parts])
+                parts = np.array_split(np.arange(canaries.records), -(-canaries.records // BATCH))
+                yield torch.cat([gradients(block_X, numbers_B) for numbers_B in parts])
 
 
 @contextmanager
 def watched() -> Iterator[CanaryTrace]:
-    """A trace of the blocks and updates that reach any optimiser inside."""
+    """Record the blocks and updates of every optimiser step inside the `with`, in the yielded trace."""
     trace = CanaryTrace()
 
-    def keep(optimiser: torch.optim.Optimizer, *_: object) -> None:
+    def record_step(optimiser: torch.optim.Optimizer, *_: object) -> None:
         (block,) = optimiser.param_groups[0]["params"]
         trace.blocks_SX.append(block.detach().clone())
         trace.updates_SX.append(block.grad.detach().clone())
 
-    handle = register_optimizer_step_pre_hook(keep)
+    handle = register_optimizer_step_pre_hook(record_step)
     try:
         yield trace
     finally:
         handle.remove()
 
 
-def attacks(ground: Ground, plan: PrivacyPlan, trace: CanaryTrace) -> dict[str, Scores]:
-    """Scores `[M]` of each attack on a run of this plan, greater for canaries that look included.
+def attacks(setup: AuditSetup, plan: PrivacyPlan, trace: CanaryTrace) -> dict[str, Scores]:
+    """Attack a run.
 
-    `white_box_product` adds up inner products of a canary's clipped gradient with the updates, `white_box_decoded`
-    solves for the sample of every step by least squares, `black_box` is by how much a canary's loss fell.
+    Args:
+        setup: the setup of the run.
+        plan: the public settings of the run.
+        trace: everything that the run released.
+
+    Returns:
+        Scores `[M]` by attack, greater for canaries that look included. `white_box_product` sums the inner products of
+        a canary's clipped gradient with the updates. `white_box_decoded` solves for the sample of each step by least
+        squares. `black_box` is the decrease of a canary's loss.
     """
-    product_M, decoded_M = torch.zeros(len(ground.tokens_MT)), torch.zeros(len(ground.tokens_MT))
-    for update_X, grads_MX in zip(trace.updates_SX, ground.gradients(trace.blocks_SX), strict=True):
+    product_M, decoded_M = torch.zeros(len(setup.tokens_MT)), torch.zeros(len(setup.tokens_MT))
+    for update_X, grads_MX in zip(trace.updates_SX, setup.gradients(trace.blocks_SX), strict=True):
         unit_MX = grads_MX / grads_MX.norm(dim=1, keepdim=True).clamp(min=plan.clip)
-        # In clip norms, and without what is expected of canaries of which each takes part by coin and sample.
+        # In clip norms, minus the expected sum, in which coin and sampling rate weight each canary.
         excess_X = update_X * plan.divisor / plan.clip - plan.sampling_rate / 2 * unit_MX.sum(0)
         product_M += unit_MX @ excess_X
         gram_MM = unit_MX @ unit_MX.T + NO_NOISE * torch.eye(len(unit_MX))
         decoded_M += torch.linalg.solve(gram_MM, unit_MX @ excess_X)
-    fell_M = ground.losses(ground.start_X) - ground.losses(trace.end_X)
+    decrease_M = setup.losses(setup.start_X) - setup.losses(trace.end_X)
     white = {"white_box_product": product_M.double().numpy(), "white_box_decoded": decoded_M.double().numpy()}
-    return white | {"black_box": fell_M}
+    return white | {"black_box": decrease_M}

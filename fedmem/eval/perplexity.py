@@ -1,9 +1,9 @@
-"""Held-out loss of an anchor with and without memory.
+"""Measure the held-out loss of an anchor with and without memory.
 
 Invariants
-- A loss is the sum over tokens divided by their number, so batches and padding leave it as it is.
+- A loss is the sum over tokens divided by their number, so batches and padding do not change it.
 - Measuring changes no parameter.
-- Sequences are taken in their order in fixed batches: equal inputs give equal losses, to the last bit.
+- Sequences are read in their order in fixed batches, so equal inputs give equal losses, to the last bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,17 @@ from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.sequences import readable, token_losses, trim
 
 SourcesOf = Callable[[np.ndarray], Sequence[ActiveMemory]]
-"""Sources in use for a batch, by its sequence numbers."""
+"""A function that returns the sources for a batch; its argument is the sequence numbers, `[B]`."""
 
 
 def in_use(memory: Memory | None, sources: SourcesOf | None, numbers_B: np.ndarray) -> AbstractContextManager[None]:
-    """Put the memory of a batch in use: the bare anchor without sources, nothing without a memory."""
+    """Return a context in which the memory of a batch is in use.
+
+    Args:
+        memory: attached to the model; None for a context that does nothing.
+        sources: gives the sources of the batch; None for the bare anchor.
+        numbers_B: sequence numbers of the batch.
+    """
     if memory is None:
         return nullcontext()
     return memory.using(*(sources(numbers_B) if sources else ()))
@@ -37,7 +43,18 @@ def sequence_losses(
     sources: SourcesOf | None = None,
     batch: int = 32,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Summed loss in nats and number of predicted tokens of each sequence, `[N]` float64 and int64."""
+    """Measure the loss of each sequence.
+
+    Args:
+        model: the anchor.
+        tokens_NT: the sequences, padded with PAD.
+        memory: attached to `model`; None for a model without memory.
+        sources: gives the sources of a batch; None for the bare anchor.
+        batch: sequences in one forward pass.
+
+    Returns:
+        Summed loss in nats, `[N]` float64, and number of predicted tokens, `[N]` int64.
+    """
     model.eval()
     losses, counts = [], []
     for start in range(0, len(tokens_NT), batch):
@@ -51,6 +68,6 @@ def sequence_losses(
 
 
 def mean(losses_and_counts: tuple[np.ndarray, np.ndarray]) -> float:
-    """Loss per token in nats of the pair that `sequence_losses` returns."""
+    """Return the loss in nats a token, from the pair that `sequence_losses` returns."""
     losses_N, counts_N = losses_and_counts
     return float(losses_N.sum() / counts_N.sum())

@@ -1,23 +1,23 @@
-"""Bugs planted in the mechanism, and the exact tests that see what an audit has no power to see.
+"""Plant bugs in the mechanism, and detect with exact tests those that an audit cannot detect.
 
-Each bug replaces one piece of the mechanism while a `with` lasts; production code knows nothing of it.
+Each bug replaces one function of the mechanism inside a `with`. Production code has no code for it.
 
 | bug | what is wrong |
 |---|---|
-| no_noise | the clipped sum is released as it is |
+| no_noise | the clipped sum is released without noise |
 | noise_over_b | the noise is divided by the divisor twice |
-| no_clip | gradients are summed as they are |
+| no_clip | gradients are summed without clipping |
 | batch_clip | the sum over the batch is clipped, not each record |
 | half_noise | half the noise that is charged |
 | reused_stream | every step draws the same sample and noise |
 
 Invariants
-- A test trains by `train_block` and looks at the released updates alone; none knows which bug is there.
-- A correct mechanism passes every test but with a chance below 1e-5, so keys may be fresh each time.
-- What was replaced stands again when the `with` ends, however it ends.
+- A test trains with `train_block` and uses the released updates only. It does not know which bug is planted.
+- A correct mechanism fails a test with a probability below 1e-5, so each test may use a fresh key.
+- The replaced function is restored when the `with` ends, also by an exception.
 
     with BUGS["half_noise"](plan):
-        first_failed(ground, plan, stream)  # "noise_std"
+        first_failed(setup, plan, stream)  # "noise_std"
 """
 
 import math
@@ -32,15 +32,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.eval.one_run import Ground
+from fedmem.eval.one_run import AuditSetup
 from fedmem.privacy import dpsgd
 from fedmem.privacy.clip import ClippedSum
 from fedmem.privacy.gradients import PrivateSequences
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 
-FAR = 1e6  # times the clip norm: no gradient of the ground is near it
-LONG = 64  # sequences of a record that outweighs all others
+FAR = 1e6  # times the clip norm: no gradient of the setup is near it
+LONG = 64  # sequences of the long record, whose gradient is greater than all others
 NOISE_STEPS, PAIRED_STEPS = 64, 8
 STD_OFF, SIGMAS, ROUNDING = 0.01, 6.0, 1e-5
 FARTHEST = 2.7  # of 2 exp(-2 x^2), the chance of a greater Kolmogorov-Smirnov distance: 1e-6
@@ -48,36 +48,38 @@ FARTHEST = 2.7  # of 2 exp(-2 x^2), the chance of a greater Kolmogorov-Smirnov d
 
 @contextmanager
 def replaced(owner: Any, name: str, piece: Callable[..., Any]) -> Iterator[None]:
-    """`owner.name` is `piece` inside."""
-    whole = getattr(owner, name)
+    """Replace `owner.name` by `piece` inside the `with`."""
+    original = getattr(owner, name)
     setattr(owner, name, piece)
     try:
         yield
     finally:
-        setattr(owner, name, whole)
+        setattr(owner, name, original)
 
 
 def _noise_times(factor: float) -> AbstractContextManager[None]:
-    whole = dpsgd.add_noise
-    return replaced(dpsgd, "add_noise", lambda clipped, multiplier, stream: whole(clipped, factor * multiplier, stream))
+    original = dpsgd.add_noise
+    return replaced(
+        dpsgd, "add_noise", lambda clipped, multiplier, stream: original(clipped, factor * multiplier, stream)
+    )
 
 
 def _sums(change: Callable[[Tensor, float], Tensor]) -> AbstractContextManager[None]:
-    """The sum of unclipped gradients, changed by `change(sum, clip)`, passed off as clipped."""
-    whole: Callable[..., ClippedSum] = dpsgd.clipped_sum
+    """Replace the clipped sum by `change(sum, clip)` of the unclipped sum, labelled as clipped."""
+    original: Callable[..., ClippedSum] = dpsgd.clipped_sum
 
-    def piece(*given: Any) -> ClippedSum:
-        *before, clip, micro_batch = given
-        far = whole(*before, FAR * clip, micro_batch)
-        return ClippedSum([change(value, clip) for value in far.value], clip)
+    def broken(*arguments: Any) -> ClippedSum:
+        *others, clip, micro_batch = arguments
+        unclipped = original(*others, FAR * clip, micro_batch)
+        return ClippedSum([change(value, clip) for value in unclipped.value], clip)
 
-    return replaced(dpsgd, "clipped_sum", piece)
+    return replaced(dpsgd, "clipped_sum", broken)
 
 
 def _reused() -> AbstractContextManager[None]:
-    whole = PrivacyStream.substream
+    original = PrivacyStream.substream
     return replaced(
-        PrivacyStream, "substream", lambda self, name: whole(self, b"step" if name.startswith(b"step-") else name)
+        PrivacyStream, "substream", lambda self, name: original(self, b"step" if name.startswith(b"step-") else name)
     )
 
 
@@ -89,70 +91,80 @@ BUGS: Mapping[str, Callable[[PrivacyPlan], AbstractContextManager[None]]] = {
     "half_noise": lambda _: _noise_times(0.5),
     "reused_stream": lambda _: _reused(),
 }
-"""Each bug by name: a context in which the mechanism has it, given the plan that is audited."""
+"""The bugs by name: each takes the audited plan and returns a context in which the mechanism has the bug."""
 
 
-def noise_std(ground: Ground, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
-    """Updates of empty batches: std within 1 % of noise multiplier x clip / divisor, mean 0, normal."""
-    updates = _noise(ground, replace(plan, steps=NOISE_STEPS), stream).ravel()
+def noise_std(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
+    """Return True if the updates of empty batches have the declared noise.
+
+    Their std is within 1 % of noise multiplier x clip / divisor, their mean is 0, and they are normal.
+    """
+    updates = _noise(setup, replace(plan, steps=NOISE_STEPS), stream).ravel()
     std = plan.noise_multiplier * plan.clip / plan.divisor
-    centred = abs(float(updates.mean())) < SIGMAS * std / math.sqrt(updates.size)
-    return abs(float(updates.std()) / std - 1) < STD_OFF and centred and _distance(updates / std) < FARTHEST
+    is_centred = abs(float(updates.mean())) < SIGMAS * std / math.sqrt(updates.size)
+    return abs(float(updates.std()) / std - 1) < STD_OFF and is_centred and _distance(updates / std) < FARTHEST
 
 
 def _distance(values_N: NDArray[np.float32]) -> float:
-    """Kolmogorov-Smirnov distance of the values from a standard normal one, times the root of their number."""
+    """Return the Kolmogorov-Smirnov distance of the values from a standard normal, times the root of their number."""
     normal_N = torch.special.ndtr(torch.from_numpy(values_N).double().sort().values)
     steps = torch.arange(len(normal_N) + 1, dtype=torch.float64) / len(normal_N)
     gap = torch.maximum(normal_N - steps[:-1], steps[1:] - normal_N).max()
     return math.sqrt(len(normal_N)) * float(gap)
 
 
-def sensitivity(ground: Ground, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
-    """Taking out any record moves the sum by at most the clip norm, be it one that outweighs all or a single token.
+def sensitivity(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
+    """Return True if removing any record changes the sum by at most the clip norm.
 
-    No noise, every record in the sample: what differs between two runs is the clipped sum.
+    One record has a gradient greater than all others, and one has a single token. The runs have no noise and every
+    record in the sample, so two runs differ in the clipped sum only.
     """
     bare = replace(plan, steps=1, sampling_rate=1.0, noise_multiplier=0.0)
     lengths = (1, LONG, 1, 1)
     record_N = np.repeat(np.arange(len(lengths)), lengths)
-    tokens_NT = ground.tokens_MT[record_N].clone()
+    tokens_NT = setup.tokens_MT[record_N].clone()
     tokens_NT[-1, 1:] = PAD
 
-    def total(keep_N: NDArray[np.bool_]) -> Tensor:
-        records, own_N = np.unique(record_N[keep_N], return_inverse=True)
-        data = PrivateSequences(tokens_NT[torch.from_numpy(keep_N)], own_N, len(records))
-        return ground.run(data, bare, stream).updates_SX[0] * plan.divisor
+    def update_sum(keep_N: NDArray[np.bool_]) -> Tensor:
+        records, kept_record_N = np.unique(record_N[keep_N], return_inverse=True)
+        data = PrivateSequences(tokens_NT[torch.from_numpy(keep_N)], kept_record_N, len(records))
+        return setup.run(data, bare, stream).updates_SX[0] * plan.divisor
 
-    whole = total(np.ones(len(record_N), bool))
-    moved = [float((whole - total(record_N != record)).double().norm()) for record in range(len(lengths))]
-    return max(moved) <= plan.clip * (1 + ROUNDING)
+    full_sum = update_sum(np.ones(len(record_N), bool))
+    changes = [float((full_sum - update_sum(record_N != record)).double().norm()) for record in range(len(lengths))]
+    return max(changes) <= plan.clip * (1 + ROUNDING)
 
 
-def streams(ground: Ground, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
-    """The noise of every step of two runs is there, and uncorrelated with that of every other."""
-    runs = [_noise(ground, replace(plan, steps=PAIRED_STEPS), stream.substream(name)) for name in (b"one", b"two")]
+def streams(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
+    """Return True if every step of two runs has noise, and the noise of no two steps is correlated."""
+    runs = [_noise(setup, replace(plan, steps=PAIRED_STEPS), stream.substream(name)) for name in (b"one", b"two")]
     updates = np.concatenate(runs)
     if not updates.std(axis=1).all():
         return False
-    found = np.abs(np.corrcoef(updates) - np.eye(len(updates)))
-    return bool(found.max() < SIGMAS / math.sqrt(updates.shape[1]))
+    correlations = np.abs(np.corrcoef(updates) - np.eye(len(updates)))
+    return bool(correlations.max() < SIGMAS / math.sqrt(updates.shape[1]))
 
 
-def _noise(ground: Ground, plan: PrivacyPlan, stream: PrivacyStream) -> NDArray[np.float32]:
-    """Updates `[S, X]` of a run on no record."""
-    nobody = ground.canaries(np.zeros(len(ground.tokens_MT), bool))
-    updates: NDArray[np.float32] = torch.stack(ground.run(nobody, plan, stream).updates_SX).numpy()
+def _noise(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> NDArray[np.float32]:
+    """Return the updates `[S, X]` of a run without records."""
+    no_records = setup.canaries(np.zeros(len(setup.tokens_MT), bool))
+    updates: NDArray[np.float32] = torch.stack(setup.run(no_records, plan, stream).updates_SX).numpy()
     return updates
 
 
 EXACT = {"streams": streams, "noise_std": noise_std, "sensitivity": sensitivity}
-"""The exact tests by name: True where the mechanism passes."""
+"""The exact tests by name; each returns True if the mechanism passes."""
 
 
-def first_failed(ground: Ground, plan: PrivacyPlan, stream: PrivacyStream) -> str | None:
-    """Name of the first exact test that the mechanism, as it stands now, does not pass; None where it passes all."""
+def first_failed(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> str | None:
+    """Return the name of the first exact test that the mechanism fails as it is now, or None if it passes all.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings.
+        stream: decides sampling and noise.
+    """
     for name, test in EXACT.items():
-        if not test(ground, plan, stream.substream(name.encode())):
+        if not test(setup, plan, stream.substream(name.encode())):
             return name
     return None

@@ -1,9 +1,9 @@
-"""A reader of a release: its anchor with memory, asked with the shared blocks of each prompt and what is private.
+"""Query a release: its anchor with the shared blocks of each prompt and with private blocks.
 
 Invariants
-- Memory is fetched by the prompt alone, never by what is to come after it.
-- Texts are cut to the reader's length: a prompt to half of it, what comes after to the rest.
-- `logits_digest` is of every logit's bits: equal digests are equal logits, to the last bit.
+- Memory is fetched by the prompt only, never by the text that follows it.
+- Texts are cut to the reader's length: a prompt to half of it, the end to the rest.
+- `logits_digest` covers every bit of every logit, so equal digests mean equal logits, to the last bit.
 
     reader = Reader(release, embedder, length=256)
     losses_N, counts_N = reader.losses(["Who wrote it?"], ["Nobody."], private)
@@ -36,7 +36,15 @@ BATCH = 32
 
 
 class Reader:
-    """The model of a release as an attacker or a user asks it; `private` are the private blocks in use."""
+    """A reader of a release: its model, queried as by an attacker or a user.
+
+    Each method takes `private`, the private blocks in use beside the shared ones.
+
+    Args:
+        release: anchor, tokenizer, tree and bank.
+        embedder: that of the release.
+        length: the longest text in tokens; at most the anchor's context is used.
+    """
 
     def __init__(self, release: Release, embedder: Embedder, length: int) -> None:
         self._release, self._embedder = release, embedder
@@ -46,56 +54,60 @@ class Reader:
         self.length = min(length, int(self._model.config.max_position_embeddings))
 
     def losses(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> Losses:
-        """Summed loss in nats and number of tokens of each end after its prompt."""
+        """Return the summed loss in nats and the number of tokens of each end after its prompt, `[N]` each."""
         return target_losses(self._model, self._joined(prompts, ends), self._memory, self._sources(prompts, private))
 
     def candidate_losses(self, prompt: str, ends: Sequence[str], private: Private) -> np.ndarray:
-        """Summed losses of many ends after one prompt, `[N]`; memory is fetched once."""
+        """Return the summed losses in nats of many ends after one prompt, `[N]`. Memory is fetched once."""
         (path,) = route(self._release.tree, self._embedder.embed([prompt]))
         sources = [source_for_all(self._release.spec, self._release.bank.fetch_many([path])[0]), *private]
         targets = self._joined([prompt] * len(ends), ends)
         return target_losses(self._model, targets, self._memory, lambda _: sources)[0]
 
     def text_losses(self, texts: Sequence[str], private: Private) -> Losses:
-        """As `losses`, of whole texts after nothing; the memory is that of the text."""
-        targets = join([[self._end]] * len(texts), self._whole(texts))
+        """Return what `losses` does, for whole texts without a prompt. Memory is fetched by the text."""
+        targets = join([[self._end]] * len(texts), self._text_ids(texts))
         return target_losses(self._model, targets, self._memory, self._sources(texts, private))
 
     def strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
-        """Extraction strength of each end after its prompt, `[N]`."""
+        """Return the extraction strength of each end after its prompt, `[N]`, 0 to 1."""
         targets = self._joined(prompts, ends)
         return extraction_strength(self._model, targets, self._memory, self._sources(prompts, private))
 
     def answers(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> list[str]:
-        """What the reader says after each prompt, greedily, at most as long as the end that is looked for."""
-        return self._spoken(self._contexts(prompts), self._targets(ends), self._sources(prompts, private))
+        """Return the greedy continuation of each prompt, with at most as many tokens as its end in `ends`."""
+        return self._continued(self._contexts(prompts), self._targets(ends), self._sources(prompts, private))
 
     def completed(self, texts: Sequence[str], private: Private) -> tuple[list[str], list[str]]:
-        """The second half of each text, by tokens: as the reader says it after the first one, and as it is."""
-        decode, whole = self._release.tokenizer.decode, self._whole(texts)
-        # Not read again as text: what was cut must go in as the tokens that were learned.
-        starts, ends = [ids[: len(ids) // 2] for ids in whole], [ids[len(ids) // 2 :] for ids in whole]
+        """Continue the first half of each text, by tokens.
+
+        Returns:
+            The greedy continuation of each first half, and the true second half.
+        """
+        decode, rows = self._release.tokenizer.decode, self._text_ids(texts)
+        # The halves are not encoded again, since the model must get the tokens that it learned.
+        starts, ends = [ids[: len(ids) // 2] for ids in rows], [ids[len(ids) // 2 :] for ids in rows]
         sources = self._sources([decode(ids) for ids in starts], private)
-        said = self._spoken([[self._end, *ids] for ids in starts], ends, sources)
-        return said, [decode(ids) for ids in ends]
+        completions = self._continued([[self._end, *ids] for ids in starts], ends, sources)
+        return completions, [decode(ids) for ids in ends]
 
     @torch.no_grad()
     def logits_digest(self, texts: Sequence[str], private: Private) -> str:
-        """SHA-256 over the logits of the texts, in their order."""
-        found, sources = hashlib.sha256(), self._sources(texts, private)
-        tokens_NT = join([[self._end]] * len(texts), self._whole(texts)).tokens_NT
+        """Return the SHA-256 over the logits of the texts in their order, in hex."""
+        digest, sources = hashlib.sha256(), self._sources(texts, private)
+        tokens_NT = join([[self._end]] * len(texts), self._text_ids(texts)).tokens_NT
         for start in range(0, len(texts), BATCH):
             numbers_B = np.arange(start, min(start + BATCH, len(texts)))
             tokens_BT = trim(tokens_NT[numbers_B])
             with self._memory.using(*sources(numbers_B)):
                 logits_BTV = self._model(readable(tokens_BT)).logits
-            found.update(logits_BTV[tokens_BT != PAD].float().numpy().tobytes())
-        return found.hexdigest()
+            digest.update(logits_BTV[tokens_BT != PAD].float().numpy().tobytes())
+        return digest.hexdigest()
 
-    def _spoken(self, contexts: list[list[int]], ends: list[list[int]], sources: SourcesOf) -> list[str]:
+    def _continued(self, contexts: list[list[int]], ends: list[list[int]], sources: SourcesOf) -> list[str]:
         lengths = [len(ids) for ids in ends]
-        spoken = continuations(self._model, contexts, lengths, self._end, self._memory, sources)
-        return [self._release.tokenizer.decode(ids) for ids in spoken]
+        rows = continuations(self._model, contexts, lengths, self._end, self._memory, sources)
+        return [self._release.tokenizer.decode(ids) for ids in rows]
 
     def _sources(self, prompts: Sequence[str], private: Private) -> SourcesOf:
         paths_NP = route(self._release.tree, self._embedder.embed(list(prompts)))
@@ -104,7 +116,7 @@ class Reader:
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._release.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    def _whole(self, texts: Sequence[str]) -> list[list[int]]:
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[: self.length - 1] for ids in self._ids(texts)]
 
     def _contexts(self, prompts: Sequence[str]) -> list[list[int]]:

@@ -1,18 +1,18 @@
-"""Retrieval of one document in context: the baseline of memory, alone and with it [docs/method.md, §5].
+"""Measure retrieval of one document in context, a baseline for memory, alone and together with it [docs/method.md, §5].
 
 Invariants
-- The search is exact: the greatest inner product, and never the text's own document.
-- The loss is over the tokens that `sequence_losses` predicts of the same sequences: what was retrieved is read only.
-- Nothing is cut from a text; what is retrieved is cut at its end to fit the length, and left out where none fits.
+- The search is exact: it takes the greatest inner product, and never the text's own document.
+- The loss is over the tokens that `sequence_losses` predicts of the same sequences. The retrieved text is only context.
+- Nothing is cut from a text. The retrieved text is cut at its end to fit the length, and left out if nothing fits.
 
     retrieved_N = nearest(embedder.embed(training), embedder.embed(heldout))[sequences.document_N]
     targets = in_context(tokenizer, sequences, [training[i] for i in retrieved_N], length=256)
     retrieved = retrieval(model, targets)
     both = retrieval(model, targets, memory, lambda numbers: [state.source(paths_NP[numbers])])
 
-A query of the whole text knows the text's future; one of its first words does not: report both [docs/method.md, §3].
-An anchor of ours never looked past the end of a document in training, nor past its training length: where retrieval
-is to be judged fairly, cut texts so that `length` stays within it, and say on what context the anchor was trained.
+A query of the whole text contains the words to predict; a query of its first words does not. Report both
+[docs/method.md, §3]. In training, our anchors never attend past the end of a document or past their training length.
+For a fair comparison cut texts so that `length` is within the training length, and report that length.
 
 Shapes: N sequences, Q queries, M documents searched, D dimensions, T tokens.
 """
@@ -31,39 +31,55 @@ from fedmem.eval.targets import Targets, join, target_losses
 from fedmem.memory.attach import Memory
 from fedmem.training.sequences import Sequences
 
-_CHUNK = 256  # queries whose products are held at once
+_CHUNK = 256  # queries whose products are in memory at once
 
 
 def nearest(
     vectors_MD: NDArray[np.float32], queries_QD: NDArray[np.float32], own_Q: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
-    """Number of the document nearest to each query, `[Q]`; `own_Q` is the query's own document, or -1 if not searched.
+    """Return the number of the document nearest to each query.
 
-    Raises UsageError where nothing is left to retrieve.
+    Args:
+        vectors_MD: the searched documents.
+        queries_QD: the queries.
+        own_Q: number of the query's excluded document, which is left out, or -1 if it is not among the documents.
+
+    Returns:
+        `[Q]` int64.
+
+    Raises:
+        UsageError: there is no other document.
     """
     own_Q = np.full(len(queries_QD), -1) if own_Q is None else own_Q
     if len(vectors_MD) < 1 + bool((own_Q >= 0).any()):
         raise UsageError("There is no other document to retrieve; search in more training documents.")
-    found_Q = np.empty(len(queries_QD), dtype=np.int64)
+    nearest_Q = np.empty(len(queries_QD), dtype=np.int64)
     for start in range(0, len(queries_QD), _CHUNK):
-        own = own_Q[start : start + _CHUNK]
+        excluded = own_Q[start : start + _CHUNK]
         product_QM = queries_QD[start : start + _CHUNK] @ vectors_MD.T
-        product_QM[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
-        found_Q[start : start + _CHUNK] = product_QM.argmax(1)
-    return found_Q
+        product_QM[np.flatnonzero(excluded >= 0), excluded[excluded >= 0]] = -np.inf
+        nearest_Q[start : start + _CHUNK] = product_QM.argmax(1)
+    return nearest_Q
 
 
 def in_context(tokenizer: Tokenizer, sequences: Sequences, retrieved: Sequence[str], length: int) -> Targets:
-    """Each sequence after the text retrieved for it, an end of document between them, together at most `length` tokens.
+    """Return each sequence as a target after the text retrieved for it, with an end of document between them.
 
-    Raises UsageError where a sequence alone is longer.
+    Args:
+        tokenizer: that of the anchor.
+        sequences: the texts.
+        retrieved: the retrieved text of each sequence.
+        length: the most tokens of context and sequence together.
+
+    Raises:
+        UsageError: a sequence alone is longer than `length`.
     """
     rows = [row_T[row_T != PAD].tolist() for row_T in sequences.tokens_NT]
     if max(map(len, rows), default=0) > length:
         raise UsageError(f"A text is longer than {length} tokens; cut the texts shorter, or allow a longer context.")
-    read = tokenizer.encode_batch(list(retrieved), add_special_tokens=False)
+    encodings = tokenizer.encode_batch(list(retrieved), add_special_tokens=False)
     end = end_of_document(tokenizer)
-    contexts = [_context(encoding.ids, row, length, end) for encoding, row in zip(read, rows, strict=True)]
+    contexts = [_context(encoding.ids, row, length, end) for encoding, row in zip(encodings, rows, strict=True)]
     return join(contexts, [row[1:] for row in rows])
 
 
@@ -74,22 +90,33 @@ def retrieval(
     sources: SourcesOf | None = None,
     batch: int = 32,
 ) -> dict[str, float]:
-    """`loss` of the texts in nats a token, and `flops_ratio`; by sequence it is `target_losses`."""
+    """Measure retrieval over all texts; `target_losses` gives the losses by sequence.
+
+    Args:
+        model: the anchor.
+        targets: from `in_context`.
+        memory: attached to `model`; None for a model without memory.
+        sources: gives the sources of a batch; None for the bare anchor.
+        batch: sequences in one forward pass.
+
+    Returns:
+        `loss` in nats a token, and `flops_ratio`.
+    """
     loss = mean(target_losses(model, targets, memory, sources, batch))
     return {"loss": loss, "flops_ratio": flops_ratio(targets)}
 
 
 def flops_ratio(targets: Targets) -> float:
-    """FLOPs with what was retrieved over those without: tokens read, as each costs about the same.
+    """Return the ratio of FLOPs with and without retrieved texts, estimated by the number of tokens.
 
-    The part of attention that grows with the square of the length is left out, so it is a floor.
+    The part of attention that grows with the square of the length is left out, so this is a lower bound.
     """
     tokens_N = (targets.tokens_NT != PAD).sum(1)
     return int(tokens_N.sum()) / int((tokens_N - targets.start_N + 1).sum())
 
 
 def _context(retrieved: list[int], row: list[int], length: int, end: int) -> list[int]:
-    """What is read before the first predicted token of `row`: what was retrieved, if there is room, and a token."""
+    """Return the context of the first predicted token of `row`: the retrieved text, if it fits, and the first token."""
     separator = [] if row[0] == end else [end]
     cut = retrieved[: max(0, length - len(row) - len(separator) - 1)]
     return [end, *cut, *separator, row[0]] if cut else row[:1]

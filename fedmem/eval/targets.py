@@ -1,8 +1,8 @@
-"""Targets after a context: what the model makes of an answer after its question, or of a text after a retrieved one.
+"""Score targets after a context: an answer after its question, or a text after a retrieved text.
 
 Invariants
-- Context is read and never scored: only a target's own tokens have a loss.
-- Sequences are padded on the right, and a result is that of each sequence alone, up to float rounding.
+- The context is never scored: only the tokens of a target have a loss.
+- Sequences are padded on the right. The result of each sequence is the same as alone, up to float rounding.
 - Measuring changes no parameter.
 
     targets = join([[1, 5, 6]], [[7, 8]])  # <eos> and two tokens of context, a target of two
@@ -28,7 +28,7 @@ from fedmem.training.sequences import readable, token_losses, trim
 
 @dataclass(frozen=True)
 class Targets:
-    """`tokens_NT` (context and target, padded with `PAD`) and the position where each target starts, at least 1."""
+    """Contexts with their targets: `tokens_NT`, padded with `PAD`, and the first position of each target, from 1."""
 
     tokens_NT: Tensor
     start_N: Tensor
@@ -38,7 +38,15 @@ class Targets:
 
 
 def join(contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Targets:
-    """One sequence for each context and its target. Raises ValueError where one of them is empty."""
+    """Join each context with its target.
+
+    Args:
+        contexts: tokens of each context, at least one.
+        targets: tokens of each target, at least one.
+
+    Raises:
+        ValueError: a context or a target is empty.
+    """
     if not all(contexts) or not all(targets):
         raise ValueError("a context and a target have at least one token each")
     rows = [torch.tensor([*context, *target]) for context, target in zip(contexts, targets, strict=True)]
@@ -53,12 +61,23 @@ def target_losses(
     sources: SourcesOf | None = None,
     batch: int = 32,
 ) -> Losses:
-    """Summed loss in nats and number of tokens of each target, `[N]` float64 and int64."""
+    """Measure the loss of each target.
+
+    Args:
+        model: the anchor.
+        targets: N targets after their contexts.
+        memory: attached to `model`; None for a model without memory.
+        sources: gives the sources of a batch; None for the bare anchor.
+        batch: sequences in one forward pass.
+
+    Returns:
+        Summed loss in nats, `[N]` float64, and number of tokens, `[N]` int64.
+    """
     losses_N, counts_N = np.zeros(len(targets)), np.zeros(len(targets), dtype=np.int64)
-    for numbers_B, logits_BTV, tokens_BT, own_BT in _batches(model, targets, memory, sources, batch):
+    for numbers_B, logits_BTV, tokens_BT, is_target_BT in _batches(model, targets, memory, sources, batch):
         loss_BT, _ = token_losses(logits_BTV, tokens_BT)
-        losses_N[numbers_B] = (loss_BT.double() * own_BT).sum(1).numpy()
-        counts_N[numbers_B] = own_BT.sum(1).numpy()
+        losses_N[numbers_B] = (loss_BT.double() * is_target_BT).sum(1).numpy()
+        counts_N[numbers_B] = is_target_BT.sum(1).numpy()
     return losses_N, counts_N
 
 
@@ -69,14 +88,25 @@ def greedy_matches(
     sources: SourcesOf | None = None,
     batch: int = 32,
 ) -> np.ndarray:
-    """Whether greedy decoding of as many tokens gives the target, `[N]` bool.
+    """Return for each target True if greedy decoding of as many tokens gives it.
 
-    It does where each token of the target is the most likely one after those before it: one pass, no generation.
+    That is so if each token of the target is the most likely one after the tokens before it. One forward pass shows
+    this, without generation.
+
+    Args:
+        model: the anchor.
+        targets: N targets after their contexts.
+        memory: attached to `model`; None for a model without memory.
+        sources: gives the sources of a batch; None for the bare anchor.
+        batch: sequences in one forward pass.
+
+    Returns:
+        `[N]` bool.
     """
     matches_N = np.zeros(len(targets), dtype=bool)
-    for numbers_B, logits_BTV, tokens_BT, own_BT in _batches(model, targets, memory, sources, batch):
-        missed_BT = logits_BTV[:, :-1].argmax(-1) != tokens_BT[:, 1:]
-        matches_N[numbers_B] = ~(missed_BT & own_BT).any(1).numpy()
+    for numbers_B, logits_BTV, tokens_BT, is_target_BT in _batches(model, targets, memory, sources, batch):
+        is_wrong_BT = logits_BTV[:, :-1].argmax(-1) != tokens_BT[:, 1:]
+        matches_N[numbers_B] = ~(is_wrong_BT & is_target_BT).any(1).numpy()
     return matches_N
 
 
@@ -84,7 +114,10 @@ def greedy_matches(
 def _batches(
     model: PreTrainedModel, targets: Targets, memory: Memory | None, sources: SourcesOf | None, batch: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor, Tensor]]:
-    """Numbers, logits `[B, T, V]`, tokens `[B, T]`, and which of the T - 1 predicted ones belong to the target."""
+    """Yield for each batch its numbers, logits `[B, T, V]`, tokens `[B, T]`, and a mask of the target `[B, T - 1]`.
+
+    The mask is over the T - 1 predicted tokens.
+    """
     model.eval()
     for start in range(0, len(targets), batch):
         numbers_B = np.arange(start, min(start + batch, len(targets)))

@@ -1,16 +1,16 @@
-"""A vault for one measurement: made in a temporary folder, filled, learned from, erased, and gone afterwards.
+"""Make a vault for one measurement in a temporary folder, and delete it afterwards.
 
 Invariants
-- Records, training, erasure and fetching go the ordinary way; nothing here is a second one.
-- The vault is marked as simulated, and neither it nor its key slots outlive the `with`, unless the process is
-  killed: then ciphertext and slots stay until someone removes them.
-- Training is without noise, on every record at every step: what is to be forgotten is learned as well as a block can,
-  and a block is a function of release, records and settings. So it is for invented text only: epsilon is infinite.
+- Records, training, erasure and fetching use the ordinary code; nothing is implemented a second time here.
+- The vault is marked as simulated. The vault and its key slots are deleted when the `with` ends. If the process is
+  killed, ciphertext and slots stay until someone removes them.
+- Training has no noise and uses every record at every step, so a block learns its records as well as it can. The block
+  is a function of release, records and settings. Epsilon is infinite, so use this for invented text only.
 
-    with throwaway(release, embedder) as held:
-        held.learn("forget", texts, Learning(steps=100, width=128, length=256))
-        held.erase("forget")
-        held.sources(["forget"])  # {"forget": []}
+    with throwaway_vault(release, embedder) as throwaway:
+        throwaway.learn("forget", texts, Learning(steps=100, width=128, length=256))
+        throwaway.erase("forget")
+        throwaway.sources(["forget"])  # {"forget": []}
 """
 
 import contextlib
@@ -40,7 +40,7 @@ CLIP = 0.1
 
 @dataclass(frozen=True)
 class Learning:
-    """Steps of training, width of a block, tokens of a sequence at most, and Adam's constant learning rate."""
+    """The training settings: steps, width of a block, most tokens of a sequence, and Adam's constant learning rate."""
 
     steps: int
     width: int
@@ -48,17 +48,17 @@ class Learning:
     lr: float = 2e-2
 
     def plan(self) -> PrivacyPlan:
-        """Every record at every step and no noise; Adam takes no notice of the divisor."""
+        """Return a plan with every record at every step and no noise. The divisor does not matter with Adam."""
         return PrivacyPlan(1.0, self.steps, CLIP, 0.0, 1.0, DELTA, RECORD_CAP)
 
     def settings(self) -> LearnSettings:
-        """Width, length and optimiser as the learner takes them."""
+        """Return width, length and optimiser as settings of the learner."""
         return LearnSettings(self.width, self.length, optimiser=Optimiser(lr=self.lr, final=1.0))
 
 
 @dataclass
-class Throwaway:
-    """The open vault with the release that its blocks are for; made by `throwaway`."""
+class ThrowawayVault:
+    """An open temporary vault, and the release of its blocks; `throwaway_vault` makes it."""
 
     vault: Vault
     release: Release
@@ -67,7 +67,17 @@ class Throwaway:
     def learn(
         self, topic: str, texts: Sequence[str], learning: Learning, progress: Callable[[int], None] | None = None
     ) -> None:
-        """Add `texts` as private records of `topic` and train its block. Raises what `learn_topic` raises."""
+        """Add texts as private records of a topic and train its block.
+
+        Args:
+            topic: name of the topic.
+            texts: one record each.
+            learning: the training settings.
+            progress: is called with the number of each step.
+
+        Raises:
+            FedmemError: vault or training failed, as `learn_topic` documents.
+        """
         vectors_ND = self.embedder.embed(list(texts))
         paths_NP = route(self.release.tree, vectors_ND).tolist()
         self.vault.add_records(
@@ -86,29 +96,37 @@ class Throwaway:
         )
 
     def erase(self, topic: str) -> bool:
-        """Plan, execute, rescan; whether the rescan was clean. What is open afterwards was opened after the erasure."""
-        planned = erasure.plan(self.vault, erasure.Scope.topic(topic))
-        done = erasure.execute(self.vault, planned, planned.digest)
+        """Erase a topic, open the vault again, rescan it, and return True if the rescan was clean."""
+        plan = erasure.plan(self.vault, erasure.Scope.topic(topic))
+        result = erasure.execute(self.vault, plan, plan.digest)
         self.vault.close()
         self.vault = Vault.open(self.vault.root, subject=SUBJECT)
-        return erasure.verify(self.vault, done.id).clean
+        return erasure.verify(self.vault, result.id).clean
 
     def sources(self, topics: Sequence[str]) -> dict[str, list[ActiveMemory]]:
-        """The private block of each topic as a memory source; an empty list where there is none."""
+        """Return the private block of each topic as a list with one memory source; empty if there is no block."""
         blocks = {topic: block_for(self.vault, topic, self.release.digest) for topic in topics}
         return {topic: private_sources(self.vault, self.release, [b] if b else []) for topic, b in blocks.items()}
 
 
 @contextlib.contextmanager
-def throwaway(release: Release, embedder: Embedder) -> Iterator[Throwaway]:
-    """A new vault for the `with`. Raises StorageError where there is no place for it."""
+def throwaway_vault(release: Release, embedder: Embedder) -> Iterator[ThrowawayVault]:
+    """Make a vault for the duration of the `with`.
+
+    Args:
+        release: the release of its blocks.
+        embedder: that of the release.
+
+    Raises:
+        StorageError: the disk cannot be written.
+    """
     with tempfile.TemporaryDirectory(prefix="fedmem-") as folder:
         vault = Vault.create(Path(folder) / "vault", subject=SUBJECT, keystore="keyfile", simulated=True)
-        held = Throwaway(vault, release, embedder)
+        temporary = ThrowawayVault(vault, release, embedder)
         try:
-            yield held
+            yield temporary
         finally:
-            held.vault.close()
+            temporary.vault.close()
             _destroy_slots(vault.id)
 
 

@@ -1,19 +1,19 @@
-"""Is what was erased forgotten? A topic's block before its erasure, after it, and a vault that never held it.
+"""Measure unlearning: compare a topic's block before and after its erasure with a vault that never held the topic.
 
-Pairs of some invented authors are learned as the topic `forget`, those of others as `retain`. The vault is measured,
-`forget` is erased, the vault is opened again and measured, and beside it one that only ever held `retain`.
+A vault learns pairs of some invented authors as the topic `forget`, and those of others as `retain`. It is measured,
+`forget` is erased, and the vault is opened again and measured. A second vault, which only ever held `retain`, is
+measured too. `fedmem.eval.arms` defines the figures.
 
 Invariants
-- A text fetches by the ordinary path: the shared blocks of its prompt, and its topic's private block if there is one.
-  Blocks are trained one by one and disturb each other when all are in use; memorisation would look smaller than it is.
-- `equal_logits` compares the logits of every record bit for bit, by the ordinary path and with all blocks of the vault
-  in use: after the erasure against never held (I4). `control_differs` says that before the erasure they differed.
-- A figure is a mean over texts or a test on them; no text and no figure of one text is in the result.
-- The result is a function of (release, facts, plan, public), seconds aside.
+- A text uses the shared blocks of its prompt, and the private block of its topic if there is one. Blocks are trained
+  separately and disturb each other when all are in use, so memorisation would look smaller than it is.
+- `equal_logits` is True if, after the erasure, the logits of every record equal those of the vault that never held the
+  topic, bit for bit (I4). It compares them with the topic's block and with all blocks of the vault in use.
+  `control_differs` is True if they differed before the erasure.
+- A figure is a mean over texts or a test on them. The result holds no text and no figure of a single text.
+- The result is a function of (release, facts, plan, public), except for the seconds.
 
     measure_unlearning(Release.load(folder), StaticEmbedder(), tofu.load(path), UnlearnPlan())
-
-What is measured is in `fedmem.eval.arms`.
 """
 
 import time
@@ -29,13 +29,13 @@ from fedmem.eval.arms import FORGET, RETAIN, Arm, Sets, measure
 from fedmem.eval.canaries import MOST, plant
 from fedmem.eval.membership import privleak
 from fedmem.eval.reader import Reader
-from fedmem.eval.throwaway import Learning, Throwaway, throwaway
+from fedmem.eval.throwaway import Learning, ThrowawayVault, throwaway_vault
 from fedmem.eval.truth import Pair, forget_quality
 from fedmem.routing.embedder import Embedder
 from fedmem.training.release import Release
 
 Progress = Callable[[str, int, int, str], None]
-"""`(phase, done, total, note)`; a note holds nothing of a text."""
+"""A function that is called with (phase, done, total, note); a note holds no part of a text."""
 
 METRICS = (
     *("extraction_strength", "verbmem", "knowmem", "probability", "exposure", "mia_auc", "privleak", "truth_ratio"),
@@ -47,9 +47,11 @@ REASON = "invented text in a vault that is thrown away; noise would hide what an
 
 @dataclass(frozen=True)
 class UnlearnPlan:
-    """What is measured: `authors` of each set (forget, retain, held out), and how well the blocks learn them.
+    """The settings of a measurement.
 
-    TOFU's smallest forget set is 2 of 200 authors. `canaries` with a code of `digits` digits are planted in `forget`.
+    `authors` is the number of authors in each set (forget, retain, held out); TOFU's smallest forget set is 2 of 200
+    authors. `steps`, `width` and `length` (tokens) are those of the training. `forget` also has `canaries` sentences
+    with a code of `digits` digits. Raises UsageError for values out of range.
     """
 
     authors: int = 2
@@ -70,7 +72,15 @@ class UnlearnPlan:
 
 
 def choose(facts: Mapping[str, Sequence[Pair]], plan: UnlearnPlan) -> Sets:
-    """Authors for the three sets, drawn by the plan's seed. Raises UsageError where there are too few."""
+    """Draw the authors of the three sets with the plan's seed.
+
+    Args:
+        facts: the pairs of each author.
+        plan: the settings.
+
+    Raises:
+        UsageError: there are fewer than three times `plan.authors` authors.
+    """
     needed = 3 * plan.authors
     if len(facts) < needed:
         raise UsageError(
@@ -91,38 +101,51 @@ def measure_unlearning(
     public: Sequence[str] = (),
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Learn, measure, erase, measure, and measure what never saw it; gives what the command's envelope holds.
+    """Learn, measure, erase, measure again, and measure a vault that never held the erased topic.
 
-    `public` is held-out text of the release. Raises UsageError for too few authors, and what vault, learner and
-    erasure raise.
+    Args:
+        release: anchor, tokenizer, tree and bank.
+        embedder: that of the release.
+        facts: the pairs of each author, invented ones only.
+        plan: the settings.
+        public: held-out text of the release; without it `public_loss` is None.
+        progress: is called with (phase, done, total, note).
+
+    Returns:
+        The data of the command's JSON envelope.
+
+    Raises:
+        UsageError: there are too few authors.
+        FedmemError: vault, training or erasure failed.
     """
-    torch.set_num_threads(1)  # how a sum is split among several was seen to change under load (I9)
+    torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
     start, sets, reader = time.monotonic(), choose(facts, plan), Reader(release, embedder, plan.length)
     learning, arms = Learning(plan.steps, plan.width, reader.length), dict[str, Arm]()
 
-    def learn(held: Throwaway, topic: str, before: int) -> None:
-        tell: Callable[[int], None] = lambda step: progress("learn", before + step, 3 * plan.steps, "")  # noqa: E731
-        held.learn(topic, sets.texts(topic), learning, tell)
+    def learn(throwaway: ThrowawayVault, topic: str, steps_before: int) -> None:
+        report: Callable[[int], None] = lambda step: progress("learn", steps_before + step, 3 * plan.steps, "")  # noqa: E731
+        throwaway.learn(topic, sets.texts(topic), learning, report)
 
-    def look(held: Throwaway, name: str) -> None:
+    def measure_arm(throwaway: ThrowawayVault, name: str) -> None:
         progress("measure", len(arms), 3, name)
-        arms[name] = measure(reader, sets, held.sources((FORGET, RETAIN)), public)
+        arms[name] = measure(reader, sets, throwaway.sources((FORGET, RETAIN)), public)
 
-    with throwaway(release, embedder) as held:
-        learn(held, FORGET, 0)
-        learn(held, RETAIN, plan.steps)
-        look(held, BEFORE)
-        verified = held.erase(FORGET)
-        look(held, AFTER)
-    with throwaway(release, embedder) as other:
-        learn(other, RETAIN, 2 * plan.steps)
-        look(other, NEVER)
+    with throwaway_vault(release, embedder) as throwaway:
+        learn(throwaway, FORGET, 0)
+        learn(throwaway, RETAIN, plan.steps)
+        measure_arm(throwaway, BEFORE)
+        verified = throwaway.erase(FORGET)
+        measure_arm(throwaway, AFTER)
+    with throwaway_vault(release, embedder) as never_held:
+        learn(never_held, RETAIN, 2 * plan.steps)
+        measure_arm(never_held, NEVER)
     progress("measure", 3, 3, "")
-    return _told(release, plan, sets, arms) | {"verified": verified, "seconds": round(time.monotonic() - start, 1)}
+    seconds = round(time.monotonic() - start, 1)
+    return _result(release, plan, sets, arms) | {"verified": verified, "seconds": seconds}
 
 
-def _told(release: Release, plan: UnlearnPlan, sets: Sets, arms: Mapping[str, Arm]) -> dict[str, Any]:
-    """The result: a row for each metric, and whether the logits are equal."""
+def _result(release: Release, plan: UnlearnPlan, sets: Sets, arms: Mapping[str, Arm]) -> dict[str, Any]:
+    """Return a row for each metric, and the comparisons of the logits."""
     never, figures = arms[NEVER], {name: dict(arm.figures) for name, arm in arms.items()}
     for name, arm in arms.items():
         figures[name]["privleak"] = privleak(arm.auc, never.auc)

@@ -1,12 +1,12 @@
-"""Memory at the anchor's layers: sources add to the outputs of their sites while they are in use.
+"""Attach memory to an anchor: a source changes the outputs of its sites while it is in use.
 
 Invariants
-- The anchor's parameters, module names and state dict never change; `detach` leaves no trace.
+- The anchor's parameters, module names and state dict never change. `detach` removes every hook.
 - With no source in use the anchor's logits are bit-identical to those of the bare anchor.
-- Sources add in the order in which they were given, so sums are reproducible to the bit.
+- Sources are added in the order of the arguments of `using`, so sums are reproducible to the bit.
 - Sources are in use in the thread or task that entered `using`, and in no other.
-- A source with rows for another number of items than the batch is refused, at each site.
-- A forward pass with a KV cache, as in generation, is refused where no `using` was entered.
+- Each site refuses a source whose number of items differs from the batch.
+- A forward pass with a KV cache, as in generation, is refused if no `using` was entered.
 
     memory = attach(model)
     with memory.using(source(spec, fetched_BX)):
@@ -32,7 +32,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 
 class Memory:
-    """The handle that `attach` returns; holds the sources in use."""
+    """A memory attached to a model, with the sources in use; `attach` returns it."""
 
     def __init__(self, model: nn.Module, layers: list[dict[str, Site]]) -> None:
         self._model, self._layers = model, layers
@@ -43,7 +43,7 @@ class Memory:
         self._hook(set())
 
     def _hook(self, names: set[str]) -> None:
-        """Hook the model and these sites in every layer, once; sites that no source asks for cost nothing."""
+        """Add hooks to the model and to these sites of every layer, each once. Other sites get no hook."""
         with self._hooking:
             if not self._hooks:
                 self._hooks["model"] = [self._hook_model()]
@@ -68,14 +68,14 @@ class Memory:
         return self._model.register_forward_pre_hook(before, with_kwargs=True)
 
     def _hook_site(self, layer: int, name: str, site: Site) -> RemovableHandle:
-        in_use = self._sources
+        sources_in_use = self._sources
 
         # Written flat: in decoding every call counts, and there is one for each layer and token.
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for source in in_use.get() or ():
+            for source in sources_in_use.get() or ():
                 if name in source.sites:
                     if source.items is not None and source.items != len(output):
-                        raise _other_batch(source.items, len(output))
+                        raise _batch_mismatch(source.items, len(output))
                     output = source.add(layer, name, args[0], output)
             return output
 
@@ -88,16 +88,16 @@ class Memory:
 
     @contextmanager
     def using(self, *sources: ActiveMemory) -> Iterator[None]:
-        """Add these sources to every forward pass inside the `with`; they replace those outside it.
+        """Use these sources in every forward pass inside the `with`. They replace the sources of an outer `with`.
 
-        They are in use in the thread or task that enters and in tasks that it starts, not in threads that it starts. A
-        generator must not yield inside: its sources would be in use for whoever reads it.
+        The sources are in use in the current thread or task and in tasks that it starts. Threads that it starts do
+        not use them. A generator must not yield inside the `with`: its caller would use the sources too.
 
         Args:
             sources: memory in use, added in this order; none for the bare anchor.
 
         Raises:
-            UsageError: from a forward pass inside, where a source has rows for another number of items than the batch.
+            UsageError: from a forward pass inside, if a source's number of items differs from the batch.
         """
         self._hook({site for source in sources for site in source.sites})
         outer = self._sources.set(sources)
@@ -107,14 +107,14 @@ class Memory:
             self._sources.reset(outer)
 
     def detach(self) -> None:
-        """Remove the memory from the model."""
+        """Remove every hook of this memory from the model."""
         with self._hooking:
             for handle in [handle for handles in self._hooks.values() for handle in handles]:
                 handle.remove()
             self._hooks.clear()
 
 
-def _other_batch(items: int, batch: int) -> UsageError:
+def _batch_mismatch(items: int, batch: int) -> UsageError:
     return UsageError(
         f"The memory in use has rows for {items} items, the model was given {batch}. Give one row for each item, for "
         "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by source_for_all(…)."
@@ -122,20 +122,27 @@ def _other_batch(items: int, batch: int) -> UsageError:
 
 
 def _on_part(hook: Hook, part: Callable[[Tensor], Tensor]) -> Hook:
-    """A hook that sees and changes one part of a module's output."""
+    """Return a hook that applies `hook` to one part of a module's output."""
 
     def on_part(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        whole = output.clone()
-        view = part(whole)
+        changed = output.clone()
+        view = part(changed)
         view.copy_(hook(module, args, part(output).flatten(2)).view(view.shape))
-        return whole
+        return changed
 
     return on_part
 
 
 def attach(model: Any) -> Memory:
-    """Attach a memory to a Hugging Face causal LM.
+    """Attach a memory to a Hugging Face causal language model.
 
-    Raises UsageError for an architecture that `fedmem.memory.sites` does not know.
+    Args:
+        model: the model; only hooks are added to it.
+
+    Returns:
+        The memory, with no source in use.
+
+    Raises:
+        UsageError: the architecture is not supported (`fedmem.memory.sites.SUPPORTED`).
     """
     return Memory(model, sites_of(model))

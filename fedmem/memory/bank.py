@@ -1,11 +1,12 @@
-"""A bank on disk, open for fetching: blocks by level, a block contiguous, bf16 (docs/design.md, §5).
+"""Fetch blocks from a bank on disk: one file set for each level, each block contiguous, in bf16 (docs/design.md, §5).
 
 Invariants
-- A fetch reads one block per level, with one `preadv` each that puts its parts where the fetch has them; the bank is
-  never resident as a whole.
-- What `fetch` gives is one reused buffer: it holds until the next `fetch`, of this bank, by one caller at a time.
-- Threads may call `fetch_many` at once: it copies, and one call waits for the other.
-- Opening checks the manifest, shapes and sizes; `verify` reads every byte.
+- A fetch reads one block of each level with one `preadv`, directly into the buffer of the fetch. The whole bank is
+  never in memory.
+- `fetch` returns a buffer that is used again. Its values are valid until the next `fetch` of this bank, and only one
+  caller may use it at a time.
+- Several threads may call `fetch_many`: it copies, and the calls wait for each other.
+- Opening a bank checks the manifest, shapes and sizes; `verify` reads every byte.
 
     with Bank.open(folder, spec) as bank:
         fetched_X = bank.fetch((1, 5, 23))
@@ -37,13 +38,13 @@ CACHE_BYTES = 64 * 2**20
 
 
 class _Level:
-    """The files of one level, read as if they were one."""
+    """The files of one level, read like one file."""
 
     def __init__(self, files: list[BlockFile], counts: list[int]) -> None:
         self._files, self._ends = files, list(accumulate(counts))
 
     def read(self, block: int, parts: Sequence[memoryview]) -> None:
-        """Fill `parts` with a block of the level."""
+        """Read a block of the level into `parts`."""
         shard = bisect.bisect_right(self._ends, block)
         self._files[shard].read(block - (self._ends[shard - 1] if shard else 0), parts)
 
@@ -53,7 +54,7 @@ class _Level:
 
 
 class Bank:
-    """An open bank; fetches blocks by path."""
+    """An open bank, from which blocks are fetched by path."""
 
     def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
         self._spec, self._levels, self._generic = spec, levels, generic
@@ -65,11 +66,16 @@ class Bank:
         """Open the bank in `folder`.
 
         Args:
-            anchor: digest of the anchor that the bank must have been made for; None does not ask.
-            cache_bytes: how much memory past fetches may take; two of them are always kept.
+            folder: holds the bank's manifest and files.
+            spec: the shape that the bank must have.
+            anchor: digest of the anchor that the bank must have been made for; None skips this check.
+            cache_bytes: the most memory, in bytes, for recent fetches. At least two fetches are always kept.
 
-        Raises NothingMatched where there is no bank, VersionMismatch where it is one of another spec or anchor,
-        StorageError where a file is missing or truncated.
+        Raises:
+            NothingMatched: the folder holds no bank.
+            VersionMismatch: the bank has another spec, anchor or format.
+            VerificationFailed: the manifest was changed.
+            StorageError: a file is missing or truncated.
         """
         manifest = BankManifest.read(folder)
         if manifest.spec != spec:
@@ -79,17 +85,26 @@ class Bank:
         levels = []
         for level, shards in enumerate(manifest.levels, start=1):
             size, counts = spec.block_size(level), [shard.blocks for shard in shards]
-            named = zip(manifest.names(level), counts, strict=True)
-            levels.append(_Level([BlockFile(folder / name, count, size) for name, count in named], counts))
+            files = [
+                BlockFile(folder / name, count, size) for name, count in zip(manifest.names(level), counts, strict=True)
+            ]
+            levels.append(_Level(files, counts))
         return cls(spec, levels, BlockFile(folder / manifest.generic_name, 1, spec.fetch_size), cache_bytes)
 
     def fetch(self, path: Sequence[int]) -> Tensor:
-        """The blocks of a path, one per level, joined: `[fetch_size]` in bf16, until the next fetch.
+        """Return the joined blocks of a path, one of each level.
 
-        Raises NothingMatched for a path outside the tree, StorageError where the disk refuses.
+        Args:
+            path: block numbers from level 1 to the leaf.
+
+        Returns:
+            `[fetch_size]` in bf16, valid until the next fetch.
+
+        Raises:
+            NothingMatched: the path is not in the tree.
+            StorageError: the disk cannot be read.
         """
-        wanted = tuple(int(block) for block in path)
-        return self._cache.used(self._load(wanted))
+        return self._cache.used(self._load(tuple(int(block) for block in path)))
 
     def _load(self, path: tuple[int, ...]) -> Slot:
         if len(path) != self._spec.levels:
@@ -103,22 +118,31 @@ class Bank:
         return self._cache.load(path)
 
     def fetch_many(self, paths: Iterable[Sequence[int]]) -> Tensor:
-        """`fetched_BX` for a batch of paths, float32, a copy."""
-        chosen = list(paths)
-        fetched_BX = torch.empty(len(chosen), self._spec.fetch_size)
+        """Return the fetches of a batch of paths, `[batch, fetch_size]` in float32, as a copy. Raises as `fetch`."""
+        batch_paths = list(paths)
+        fetched_BX = torch.empty(len(batch_paths), self._spec.fetch_size)
         with self._copying:
-            for row_X, path in zip(fetched_BX, chosen, strict=True):
+            for row_X, path in zip(fetched_BX, batch_paths, strict=True):
                 row_X.copy_(self.fetch(path))
         return fetched_BX
 
     def generic(self) -> Tensor:
-        """The generic block, `[fetch_size]` float32."""
+        """Return the generic block, `[fetch_size]` float32. Raises StorageError if the disk cannot be read."""
         block_X = torch.empty(self._spec.fetch_size, dtype=torch.bfloat16)
         self._generic.read(0, [raw(block_X)])
         return block_X.float()
 
     def blocks(self, level: int, first: int, last: int) -> Tensor:
-        """Blocks `first` to `last` (exclusive) of a level (counted from 1), `[n, block_size]` float32, a copy."""
+        """Return a copy of the blocks `first` to `last` (exclusive) of a level, `[last - first, block_size]` float32.
+
+        Args:
+            level: counted from 1.
+            first: number of the first block, from 0.
+            last: number after the last block.
+
+        Raises:
+            StorageError: the disk cannot be read.
+        """
         size = self._spec.block_size(level)
         block_X, blocks_NX = torch.empty(size, dtype=torch.bfloat16), torch.empty(last - first, size)
         for number, row_X in enumerate(blocks_NX, start=first):
@@ -127,7 +151,7 @@ class Bank:
         return blocks_NX
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files of the bank."""
         for level in self._levels:
             level.close()
         self._generic.close()
@@ -142,13 +166,19 @@ class Bank:
 
 
 def verify(folder: Path) -> None:
-    """Read every file of the bank in `folder`. Raises VerificationFailed for the first that is not what was written."""
-    for name, sha256 in BankManifest.read(folder).files():
+    """Read every file of the bank in `folder` and compare its SHA-256 with the manifest.
+
+    Raises:
+        VerificationFailed: a file or the manifest was changed, or a file is missing.
+        NothingMatched: the folder holds no bank.
+        StorageError: the disk cannot be read.
+    """
+    for name, expected_sha256 in BankManifest.read(folder).files():
         with disk_errors(f"read {name}"):
             try:
                 with (folder / name).open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                    actual_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             except FileNotFoundError:
-                found = ""
-        if found != sha256:
+                actual_sha256 = ""
+        if actual_sha256 != expected_sha256:
             raise VerificationFailed(f"{name} was changed or is missing; fetch or build the bank again.")

@@ -1,9 +1,9 @@
-"""One file of a bank: safetensors, one tensor `blocks` of `[count, size]` in bf16, a block contiguous.
+"""Write and read one file of a bank: safetensors with one tensor `blocks` of `[count, size]` in bf16.
 
 Invariants
-- The header holds shape and type and nothing else; it fills whole pages, so that a block of whole pages starts on one.
-- A block is read by one `preadv`, straight to the places in memory that its parts are for.
-- A file that is not exactly what is expected is refused when it is opened.
+- The header holds shape and type and nothing else. It fills whole pages, so a block of whole pages is page-aligned.
+- A block is contiguous. One `preadv` reads it directly into the buffers of its parts.
+- Opening a file refuses another header or another length.
 
     sha256 = write_blocks(path, count, size, iter(parts_NX))
     file = BlockFile(path, count, size)
@@ -38,7 +38,11 @@ _ADVICE = {
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn an `OSError` inside the block into a `StorageError` that says what to do."""
+    """Turn an `OSError` inside the `with` into a `StorageError` that says what to do.
+
+    Args:
+        what: the action for the message, a verb with its object: "Could not {what}".
+    """
     try:
         yield
     except OSError as error:
@@ -47,18 +51,29 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def header(count: int, size: int) -> bytes:
-    """The first bytes of a file of `count` blocks of `size` values."""
+    """Return the safetensors header of a file of `count` blocks of `size` values, filled up to whole pages."""
     end = count * size * BYTES_PER_VALUE
-    named = {"blocks": {"dtype": "BF16", "shape": [count, size], "data_offsets": [0, end]}}
-    text = json.dumps(named, separators=(",", ":")).encode()
+    tensors = {"blocks": {"dtype": "BF16", "shape": [count, size], "data_offsets": [0, end]}}
+    text = json.dumps(tensors, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % PAGE)
     return struct.pack("<Q", len(text)) + text
 
 
 def write_blocks(path: Path, count: int, size: int, parts: Iterator[Tensor]) -> str:
-    """Write the next `count` blocks of `parts`, `[n, size]` each, durably; SHA-256 of the file.
+    """Write a file with the next `count` blocks of `parts`, and fsync it.
 
-    Raises ValueError for parts of another size, or where no part ends with the last block.
+    Args:
+        path: the file to write.
+        count: number of blocks.
+        size: values of a block.
+        parts: the blocks in order, in tensors `[n, size]`; further tensors are left in the iterator.
+
+    Returns:
+        SHA-256 of the file, in hex.
+
+    Raises:
+        ValueError: a part has another size, or a part does not end with the last block.
+        OSError: the disk cannot be written.
     """
     digest = hashlib.sha256()
     with path.open("wb") as file:
@@ -82,55 +97,63 @@ def _contents(count: int, size: int, parts: Iterator[Tensor]) -> Iterator[bytes 
 
 
 def raw(values: Tensor) -> memoryview:
-    """The bytes of a contiguous bf16 tensor, without a copy."""
+    """Return the bytes of a contiguous bf16 tensor, without a copy."""
     return values.view(-1).view(torch.uint8).numpy().data
 
 
 class BlockFile:
     """An open file of `count` blocks of `size` values.
 
-    Raises StorageError for a missing or truncated file, VersionMismatch for one of another shape.
+    Raises:
+        StorageError: the file is missing or truncated.
+        VersionMismatch: the file has another shape.
     """
 
     def __init__(self, path: Path, count: int, size: int) -> None:
         self.name, self._block_bytes = path.name, size * BYTES_PER_VALUE
-        expected = header(count, size)
-        self._start, whole = len(expected), len(expected) + count * self._block_bytes
+        expected_header = header(count, size)
+        self._start, expected = len(expected_header), len(expected_header) + count * self._block_bytes
         with disk_errors(f"open {path.name}"):
             self._file = os.open(path, os.O_RDONLY)
         # A release drops its bank without closing it; its files must not stay open for that.
         self._closing = weakref.finalize(self, os.close, self._file)
         with disk_errors(f"open {path.name}"):
-            same, found = os.pread(self._file, len(expected), 0) == expected, os.fstat(self._file).st_size
-        if not same or found != whole:
-            if found < whole:
-                raise StorageError(f"{path.name} is truncated: {found} bytes of {whole}; fetch or build it again.")
-            raise VersionMismatch(f"{path.name} does not fit the bank it lies in; fetch or build the bank again.")
+            has_header = os.pread(self._file, len(expected_header), 0) == expected_header
+            actual = os.fstat(self._file).st_size
+        if not has_header or actual != expected:
+            if actual < expected:
+                raise StorageError(f"{path.name} is truncated: {actual} bytes of {expected}; fetch or build it again.")
+            raise VersionMismatch(f"{path.name} has another shape than its bank; fetch or build the bank again.")
 
     def read(self, block: int, parts: Sequence[memoryview]) -> None:
-        """Fill `parts`, one after the other, with the bytes of a block. Raises StorageError."""
+        """Read the bytes of a block into `parts`, one after the other.
+
+        Raises:
+            StorageError: the disk cannot be read.
+            ValueError: the file is closed.
+        """
         if not self._closing.alive:
             raise ValueError("the bank is closed")
         with disk_errors(f"read block {block} of {self.name}"):
             _read(self._file, [part for part in parts if len(part)], self._start + block * self._block_bytes)
 
     def close(self) -> None:
-        """Close the file; twice is harmless."""
+        """Close the file. A second call does nothing."""
         self._closing()
 
 
 def _read(file: int, parts: list[memoryview], offset: int) -> None:
-    """As one `preadv`, or as few as its limits on parts and bytes allow."""
+    """Read with one `preadv`, or with as few as its limits on parts and bytes allow."""
     while parts:
-        got = os.preadv(file, parts[:MOST_PARTS], offset)
-        if not got:
+        count = os.preadv(file, parts[:MOST_PARTS], offset)
+        if not count:
             raise OSError(errno.EIO, "the file ended early")
-        offset += got
-        parts = _after(parts, got)
+        offset += count
+        parts = _rest_after(parts, count)
 
 
-def _after(parts: list[memoryview], filled: int) -> list[memoryview]:
-    """What is left of `parts` after their first `filled` bytes."""
+def _rest_after(parts: list[memoryview], filled: int) -> list[memoryview]:
+    """Return the rest of `parts` after their first `filled` bytes."""
     for number, part in enumerate(parts):
         if filled < len(part):
             return [part[filled:], *parts[number + 1 :]]

@@ -1,9 +1,9 @@
-"""Blocks as values and as a memory source.
+"""Make new blocks, and make memory sources of fetches.
 
 Invariants
-- Same spec and seed give the same new blocks; a new block changes nothing.
-- A source never sees the anchor's parameters, only what its sites are given.
-- One row serves all items of a batch only by `source_for_all`; `source` takes a row for each.
+- Same spec and seed give the same new blocks. A new block does not change the anchor's output.
+- A source never sees the anchor's parameters, only the inputs and outputs of its sites.
+- `source` takes one row for each item of a batch. Only `source_for_all` uses one row for all items.
 
     blocks_NX = new_blocks(spec, level=1, count=spec.blocks(1), generator=generator)
     with memory.using(source(spec, fetched_BX)): ...
@@ -19,7 +19,17 @@ from fedmem.memory.spec import MemorySpec
 
 
 def new_blocks(spec: MemorySpec, level: int, count: int, generator: Generator) -> Tensor:
-    """`count` new blocks of a level (counted from 1), `[count, block_size]` float32."""
+    """Return new blocks of a level, drawn with the generator.
+
+    Args:
+        spec: the shape of the blocks.
+        level: counted from 1.
+        count: number of blocks.
+        generator: decides every random value.
+
+    Returns:
+        `[count, block_size]` float32.
+    """
     kind, blocks_NX = kind_named(spec.kind), torch.empty(count, spec.block_size(level))
     at = 0
     for width in spec.widths[level - 1]:
@@ -31,7 +41,7 @@ def new_blocks(spec: MemorySpec, level: int, count: int, generator: Generator) -
 
 
 def new_fetch(spec: MemorySpec, generator: Generator) -> Tensor:
-    """A new block of the fetched width, `[fetch_size]`: how the generic block starts."""
+    """Return a new block of the size of a fetch, `[fetch_size]` float32. The generic block starts as one."""
     return spec.join([new_blocks(spec, level, 1, generator) for level in range(1, spec.levels + 1)])[0]
 
 

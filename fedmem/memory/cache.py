@@ -1,11 +1,11 @@
-"""The last fetches, kept as they were joined: the least recently used one makes room for the next.
+"""Keep the most recent fetches of a bank in memory. A new fetch replaces the least recently used one.
 
-A block that one of them holds is copied from there and not read again, which is how upper levels stay in memory:
-neighbours in the tree share them. A block that none holds goes from disk straight to its place.
+A block that a cached fetch contains is copied from there and not read again. Neighbours in the tree share the blocks
+of upper levels, so these stay in memory. Every other block is read from disk directly into the buffer of the fetch.
 
 Invariants
-- The fetches held never pass `most` bytes, or two fetches where these are larger.
-- What `used` gave last is not written to before `used` is called again, whatever is loaded meanwhile.
+- The cached fetches take at most `most` bytes, or two fetches if these are larger.
+- The tensor that `used` returned last is not written to before the next call of `used`, even by `load`.
 - A load that fails leaves no wrong block behind.
 
     cache = Cache(spec, read, most=128 * 2**20)
@@ -26,7 +26,7 @@ Read = Callable[[int, int, Sequence[memoryview]], None]
 
 
 class Slot:
-    """One fetch: its values, where the parts of each level lie in it, and which block of each level it holds."""
+    """One cached fetch: its values, its parts by level, and the number of its block of each level."""
 
     def __init__(self, spec: MemorySpec) -> None:
         self.fetched_X = torch.zeros(spec.fetch_size, dtype=torch.bfloat16)
@@ -40,16 +40,22 @@ class Slot:
 
 
 class Cache:
-    """Fetches of a bank; `read(level, block, parts)` fills the parts of a block, levels counted from 0."""
+    """The most recent fetches of a bank.
+
+    Args:
+        spec: the shape of the bank.
+        read: `read(level, block, parts)` reads a block into its parts; levels are counted from 0.
+        most: the most bytes that cached fetches take.
+    """
 
     def __init__(self, spec: MemorySpec, read: Read, most: int) -> None:
         self._spec, self._read = spec, read
         self._limit = max(2, most // max(1, spec.fetch_size * BYTES_PER_VALUE))
-        self._slots: list[Slot] = []  # least recently used first, what is loaded and not yet used before all
-        self._where: dict[tuple[int, int], Slot] = {}
+        self._slots: list[Slot] = []  # least recently used first; a loaded slot that is not yet in use is the first
+        self._holders: dict[tuple[int, int], Slot] = {}
 
     def load(self, path: Sequence[int]) -> Slot:
-        """The blocks of a path, in the slot that was not used for longest."""
+        """Load the blocks of a path into the least recently used slot, and return it."""
         if len(self._slots) < self._limit:
             self._slots.insert(0, Slot(self._spec))
         slot = self._slots[0]
@@ -59,19 +65,19 @@ class Cache:
         return slot
 
     def _fill(self, slot: Slot, level: int, block: int) -> None:
-        old, slot.blocks[level] = slot.blocks[level], None
-        if old is not None and self._where.get((level, old)) is slot:
-            del self._where[level, old]
-        if holder := self._where.get((level, block)):
-            for target, found in zip(slot.parts[level], holder.parts[level], strict=True):
-                target[:] = found
+        replaced_block, slot.blocks[level] = slot.blocks[level], None
+        if replaced_block is not None and self._holders.get((level, replaced_block)) is slot:
+            del self._holders[level, replaced_block]
+        if holder := self._holders.get((level, block)):
+            for target, cached_part in zip(slot.parts[level], holder.parts[level], strict=True):
+                target[:] = cached_part
         else:
             self._read(level, block, slot.parts[level])
         slot.blocks[level] = block
-        self._where[level, block] = slot
+        self._holders[level, block] = slot
 
     def used(self, slot: Slot) -> Tensor:
-        """Mark a loaded slot as the one in use; its fetch."""
+        """Mark a loaded slot as the slot in use, and return its fetch, `[fetch_size]` bf16."""
         self._slots.remove(slot)
         self._slots.append(slot)
         return slot.fetched_X

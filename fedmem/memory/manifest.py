@@ -1,10 +1,11 @@
-"""The manifest of a bank: its spec, its files with their digests, and the anchor it was made for.
+"""Read and write the manifest of a bank: its spec, the digests of its files, and the digest of its anchor.
 
 Invariants
-- A file is named by what it holds, and the manifest is replaced in one rename: a bank is its old self or its new one.
-- Names follow from the manifest and are not read from it, so none can point out of the folder.
+- A file's name contains the file's digest, and one rename replaces the manifest. So a crash leaves the old bank or
+  the new one.
+- File names are computed from the manifest and are not read from it, so no name can point outside the folder.
 
-    manifest = Manifest.read(folder)
+    manifest = BankManifest.read(folder)
     names = manifest.files()
 """
 
@@ -24,11 +25,11 @@ from fedmem.storage.canonical import canonical_json
 MANIFEST = "bank.json"
 TEMPORARY = "bank.tmp"
 FORMAT = 1
-_OURS = re.compile(r"(level-\d+(-\d+-of-\d+)?|generic)-[0-9a-f]{16}\.safetensors|bank\.tmp")
+_BANK_FILE = re.compile(r"(level-\d+(-\d+-of-\d+)?|generic)-[0-9a-f]{16}\.safetensors|bank\.tmp")
 
 
 class Shard(NamedTuple):
-    """A file of a level: how many blocks it holds, and its SHA-256."""
+    """A file of a level: its number of blocks, and its SHA-256 in hex."""
 
     blocks: int
     sha256: str
@@ -36,7 +37,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class BankManifest:
-    """What `bank.json` says; `levels[l]` are the files of level l + 1, in the order of their blocks."""
+    """The content of `bank.json`; `levels[l]` are the files of level l + 1, in the order of their blocks."""
 
     spec: MemorySpec
     levels: tuple[tuple[Shard, ...], ...]
@@ -44,24 +45,31 @@ class BankManifest:
     anchor: str | None
 
     def names(self, level: int) -> list[str]:
-        """File names of a level, counted from 1."""
+        """Return the file names of a level, counted from 1."""
         shards = self.levels[level - 1]
         return [level_file(level, number, len(shards), s.sha256) for number, s in enumerate(shards, start=1)]
 
     @property
     def generic_name(self) -> str:
-        """File name of the generic block."""
+        """The file name of the generic block."""
         return generic_file(self.generic)
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """Every file's name and SHA-256."""
+        """Yield the name and the SHA-256 of every file."""
         for level, shards in enumerate(self.levels, start=1):
             yield from zip(self.names(level), (shard.sha256 for shard in shards), strict=True)
         yield self.generic_name, self.generic
 
     @classmethod
     def read(cls, folder: Path) -> "BankManifest":
-        """The manifest of the bank in `folder`. Raises NothingMatched, VersionMismatch or VerificationFailed."""
+        """Return the manifest of the bank in `folder`.
+
+        Raises:
+            NothingMatched: the folder holds no bank.
+            VersionMismatch: the bank has another format.
+            VerificationFailed: the manifest was changed.
+            StorageError: the disk cannot be read.
+        """
         try:
             data = json.loads(_read(folder / MANIFEST))
             if data["format"] != FORMAT:
@@ -76,13 +84,17 @@ class BankManifest:
     def _from_dict(cls, data: dict[str, Any]) -> "BankManifest":
         levels = tuple(tuple(Shard(int(n), _sha256(sha)) for n, sha in shards) for shards in data["levels"])
         spec = MemorySpec.from_dict(data["memory"])
-        held = [sum(shard.blocks for shard in shards) for shards in levels]
-        if held != [spec.blocks(level) for level in range(1, spec.levels + 1)]:
+        block_counts = [sum(shard.blocks for shard in shards) for shards in levels]
+        if block_counts != [spec.blocks(level) for level in range(1, spec.levels + 1)]:
             raise ValueError("the files hold another number of blocks")
         return cls(spec, levels, _sha256(data["generic"]), data["anchor"])
 
     def write(self, folder: Path) -> None:
-        """Make this the manifest of `folder`, durably; its files must be there."""
+        """Write this manifest into `folder`, and fsync it. The files that it names must exist.
+
+        Raises:
+            OSError: the disk cannot be written.
+        """
         data = {
             "format": FORMAT,
             "memory": self.spec.to_dict(),
@@ -108,13 +120,13 @@ def _read(path: Path) -> bytes:
 
 
 def level_file(level: int, number: int, shards: int, sha256: str) -> str:
-    """File name of a shard of a level, both counted from 1."""
+    """Return the file name of a shard of a level. `level` and `number` are counted from 1."""
     part = f"-{number}-of-{shards}" if shards > 1 else ""
     return f"level-{level}{part}-{sha256[:16]}.safetensors"
 
 
 def generic_file(sha256: str) -> str:
-    """File name of the generic block."""
+    """Return the file name of the generic block with this SHA-256."""
     return f"generic-{sha256[:16]}.safetensors"
 
 
@@ -125,7 +137,7 @@ def _sha256(text: str) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Fsync `folder`, so that renames inside it are durable."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -134,14 +146,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the files of banks, in `folder`, that its manifest does not name; none where it cannot be read."""
+    """Remove the bank files in `folder` that its manifest does not name.
+
+    Nothing is removed if the manifest cannot be read. Without a manifest, every bank file is removed.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
     try:
-        keep = {name for name, _ in BankManifest.read(folder).files()}
+        kept_names = {name for name, _ in BankManifest.read(folder).files()}
     except NothingMatched:
-        keep = set()
+        kept_names = set()
     except (VerificationFailed, VersionMismatch):
         return
     with disk_errors(f"clear {folder.name}"):
         for path in folder.iterdir():
-            if _OURS.fullmatch(path.name) and path.name not in keep:
+            if _BANK_FILE.fullmatch(path.name) and path.name not in kept_names:
                 path.unlink()

@@ -1,12 +1,12 @@
-"""Where memory enters a Hugging Face causal LM: the sites of each decoder layer, and their geometry.
+"""Find the sites of each decoder layer of a Hugging Face causal language model, and the geometry of its layers.
 
-Sites: `mlp` (the whole MLP), `gate`, `up`, `down` (its linear maps), `q`, `k`, `v`, `o` (those of attention), and
-`heads` (what goes into `o`). A site names a module and, where one linear map holds several (GPT-2, GPT-NeoX), the
-part of its output.
+A site is a place where memory changes a layer: `mlp` (the whole MLP), `gate`, `up`, `down` (its linear maps), `q`,
+`k`, `v`, `o` (those of attention), and `heads` (the input of `o`). A site has a module. Where one linear map computes
+several sites (GPT-2, GPT-NeoX), a site also has the part of the module's output.
 
 Invariants
 - Only modules are looked up; no parameter is read or changed.
-- A model that is not known is refused with a sentence, never guessed.
+- A model of another architecture is refused with a UsageError.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,10 @@ SUPPORTED = "Llama, Mistral, Qwen 2, Qwen 3, Gemma 3, OLMo 2, GPT-NeoX, GPT-2"
 
 @dataclass(frozen=True)
 class Site:
-    """A module; `part` gives the site's view of the module's output (default: all); `before`: its input instead."""
+    """A place in a layer: the output of `module`, its `part`, or the module's input if `before` is true.
+
+    `part` returns the view of the output that belongs to the site; None stands for the whole output.
+    """
 
     module: nn.Module
     part: Callable[[Tensor], Tensor] | None = None
@@ -35,13 +38,13 @@ def _llama(layer: Any, _shape: LayerShape) -> dict[str, Site]:
     linears = {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj} | {
         name: getattr(attention, f"{name}_proj") for name in "qkvo"
     }
-    found = {name: Site(module) for name, module in linears.items()}
-    return found | {"mlp": Site(mlp), "heads": Site(attention.o_proj, before=True)}
+    sites = {name: Site(module) for name, module in linears.items()}
+    return sites | {"mlp": Site(mlp), "heads": Site(attention.o_proj, before=True)}
 
 
 def _neox(layer: Any, shape: LayerShape) -> dict[str, Site]:
     def third(number: int) -> Callable[[Tensor], Tensor]:
-        # One linear map gives, head by head, query, key and value; the site is that third of every head.
+        # One linear map computes query, key and value of each head; the site is that third of every head.
         return lambda out: out.view(*out.shape[:-1], shape.heads, 3, shape.head_dim)[..., number, :]
 
     mlp, attention = layer.mlp, layer.attention
@@ -75,7 +78,7 @@ def _layers(model: Any) -> tuple[Any, Callable[[Any, LayerShape], dict[str, Site
 
 
 def shape_of(model: Any) -> LayerShape:
-    """Geometry of the model's layers. Raises UsageError for an architecture that is not supported."""
+    """Return the geometry of the model's layers. Raises UsageError for an architecture that is not supported."""
     _layers(model)
     c = model.config
     heads, gated = c.num_attention_heads, c.model_type in _LLAMA_SHAPED
@@ -92,19 +95,26 @@ def shape_of(model: Any) -> LayerShape:
 
 
 def sites_of(model: Any) -> list[dict[str, Site]]:
-    """The sites of every layer, by name. Raises UsageError for an architecture that is not supported."""
-    layers, find = _layers(model)
+    """Return the sites of each layer by name. Raises UsageError for an architecture that is not supported."""
+    layers, find_sites = _layers(model)
     shape = shape_of(model)
-    return [find(layer, shape) for layer in layers]
+    return [find_sites(layer, shape) for layer in layers]
 
 
 def spec_for(model: Any, kind: str, branching: int, widths: Sequence[int | Sequence[int]]) -> MemorySpec:
-    """The spec of a bank for this model; `widths` by level, one number for all layers or one for each.
+    """Return the spec of a bank for this model.
 
-    Raises UsageError for an architecture that is not supported or widths that are not one for each layer.
+    Args:
+        model: a Hugging Face causal language model.
+        kind: the kind of memory, as `fedmem.memory.kinds.kind_named` takes it.
+        branching: children of a node of the tree.
+        widths: for each level one width for all layers, or one for each layer.
+
+    Raises:
+        UsageError: the architecture is not supported, or a level has another number of widths than layers.
     """
     layers = len(_layers(model)[0])
-    each = tuple((width,) * layers if isinstance(width, int) else tuple(width) for width in widths)
-    if any(len(level) != layers for level in each):
+    layer_widths = tuple((width,) * layers if isinstance(width, int) else tuple(width) for width in widths)
+    if any(len(level) != layers for level in layer_widths):
         raise UsageError(f"A level needs one width, or one for each of the model's {layers} layers.")
-    return MemorySpec(kind, shape_of(model), branching, each)
+    return MemorySpec(kind, shape_of(model), branching, layer_widths)

@@ -1,11 +1,11 @@
-"""The public shape of a bank: everything that the size and inner order of a block follow from.
+"""Describe the public shape of a bank. It decides the size of a block and the order of its values.
 
-A block is a flat vector: layer by layer, segment by segment (a kind's parts), row by row. A fetch joins one block per
-level so that the rows of all levels of one segment of one layer are contiguous: concatenation on the inner dimension
-[docs/method.md, §2].
+A block is a flat vector, ordered by layer, then by segment (a part of a row, see `kinds`), then by row. A fetch joins
+one block of each level, so that the rows of all levels in one segment of one layer are contiguous. This is a
+concatenation on the inner dimension [docs/method.md, §2].
 
 Invariants
-- `split` undoes `join`; both are views and copies only, so they carry gradients.
+- `split` is the inverse of `join`. Both only make views and copies, so gradients pass through them.
 - Widths may differ by level and by layer; a width of 0 leaves a layer without memory.
 
 >>> shape = LayerShape(d_model=128, ffn=384, heads=4, kv_heads=4, head_dim=32, gated=True, activation="silu")
@@ -30,7 +30,10 @@ from fedmem.memory.kinds import kind_named
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Geometry of a decoder layer; `activation` by its name in `transformers`, `gated` for SwiGLU and its kin."""
+    """The geometry of a decoder layer.
+
+    `activation` is the name in `transformers`; `gated` is true for an MLP with a gate, such as SwiGLU.
+    """
 
     d_model: int
     ffn: int
@@ -42,7 +45,7 @@ class LayerShape:
 
 
 class Piece(NamedTuple):
-    """Where a contiguous piece of a fetch lies inside the block of its level; `level` counts from 0."""
+    """The place of a contiguous piece of a fetch inside the block of its level; `level` counts from 0."""
 
     level: int
     start: int
@@ -51,7 +54,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class MemorySpec:
-    """Kind of memory, geometry of the anchor's layers, branching k, and the width r as `widths[level][layer]`."""
+    """The kind of memory, geometry of the anchor's layers, branching k, and width r as `widths[level][layer]`."""
 
     kind: str
     shape: LayerShape
@@ -60,49 +63,52 @@ class MemorySpec:
 
     @classmethod
     def single(cls, shape: LayerShape, layers: int, width: int) -> "MemorySpec":
-        """One FFN block outside any tree, of the same width in every layer: a private block, or a generic one."""
+        """Return the spec of one FFN block outside any tree, with the same width in every layer.
+
+        A private block has such a spec, and so has a generic one.
+        """
         return cls("ffn", shape, 1, ((width,) * layers,))
 
     @property
     def levels(self) -> int:
-        """Number of levels p."""
+        """The number of levels p."""
         return len(self.widths)
 
     @property
     def layers(self) -> int:
-        """Number of layers of the anchor."""
+        """The number of layers of the anchor."""
         return len(self.widths[0])
 
     @cached_property
     def segments(self) -> dict[str, int]:
-        """Parts of a row, in their order, with the number of values of each."""
+        """The parts of a row, in their order, with the number of values of each."""
         return kind_named(self.kind).segments(self.shape)
 
     def blocks(self, level: int) -> int:
-        """Number of blocks of a level, counted from 1: k ** level."""
+        """Return the number of blocks of a level, k ** level; levels are counted from 1."""
         return int(self.branching**level)
 
     def block_size(self, level: int) -> int:
-        """Values in a block of a level, counted from 1."""
+        """Return the number of values of a block of a level, counted from 1."""
         return sum(self.widths[level - 1]) * sum(self.segments.values())
 
     @property
     def fetch_size(self) -> int:
-        """Values in a fetch: one block of each level."""
+        """The number of values of a fetch, which has one block of each level."""
         return sum(self.block_size(level) for level in range(1, self.levels + 1))
 
     @property
     def bank_size(self) -> int:
-        """Values in all blocks of all levels."""
+        """The number of values of all blocks of all levels."""
         return sum(self.blocks(level) * self.block_size(level) for level in range(1, self.levels + 1))
 
     def layer_sizes(self) -> list[int]:
-        """Values of a fetch by layer; they add up to `fetch_size`."""
+        """Return the number of values of a fetch in each layer; their sum is `fetch_size`."""
         return [sum(level) * sum(self.segments.values()) for level in zip(*self.widths, strict=True)]
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """The pieces of a fetch, in its order; empty ones are left out."""
+        """The pieces of a fetch that are not empty, in the order of the fetch."""
         return tuple(piece for piece in self._pieces() if piece.stop > piece.start)
 
     def _pieces(self) -> Iterator[Piece]:
@@ -115,23 +121,23 @@ class MemorySpec:
                     at[level] = stop
 
     def join(self, levels_BX: Sequence[Tensor]) -> Tensor:
-        """One block per level, `[B, block_size]` each, as one fetch `[B, fetch_size]`."""
+        """Return a fetch `[B, fetch_size]` of one block of each level, `[B, block_size]` each."""
         return torch.cat([levels_BX[p.level][:, p.start : p.stop] for p in self.pieces], dim=1)
 
     def split(self, fetched_BX: Tensor) -> list[Tensor]:
-        """The inverse of `join`: one `[B, block_size]` per level."""
+        """Undo `join`: return the blocks of a fetch `[B, fetch_size]`, one `[B, block_size]` for each level."""
         stops = list(accumulate(p.stop - p.start for p in self.pieces))
-        found: list[list[Tensor]] = [[] for _ in self.widths]
+        level_parts: list[list[Tensor]] = [[] for _ in self.widths]
         for piece, stop in zip(self.pieces, stops, strict=True):
-            found[piece.level].append(fetched_BX[:, stop - (piece.stop - piece.start) : stop])
-        return [torch.cat(parts, dim=1) if parts else fetched_BX[:, :0] for parts in found]
+            level_parts[piece.level].append(fetched_BX[:, stop - (piece.stop - piece.start) : stop])
+        return [torch.cat(parts, dim=1) if parts else fetched_BX[:, :0] for parts in level_parts]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the spec in its JSON form."""
         return asdict(self) | {"widths": [list(level) for level in self.widths]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "MemorySpec":
-        """Inverse of `to_dict`."""
+        """Return the spec of its JSON form. Raises KeyError or TypeError where `data` is no such form."""
         widths = tuple(tuple(level) for level in data["widths"])
         return cls(data["kind"], LayerShape(**data["shape"]), data["branching"], widths)

@@ -1,1 +1,1 @@
-"""Placement: which rules make a record private, and under which topic and budget."""
+"""Placement: the rules that make a record private, and the topic and budget that it gets."""

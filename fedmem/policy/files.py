@@ -1,7 +1,8 @@
-"""Policy files: find them, read them strictly, turn them into rules.
+"""Find policy files, read them strictly, and turn them into rules.
 
 Invariants
-- A key, kind or number that is not known is a UsageError that names file and key: a misspelt rule never goes unnoticed.
+- An unknown key or kind, or an invalid number, raises a UsageError that names file and key. So a misspelt rule is
+  always noticed.
 - A name is looked up inside the installed package first, then in `policies/` beside it.
 - Every topic has a finite budget: epsilon above 0, delta in (0, 1e-5].
 """
@@ -31,7 +32,10 @@ _ADVICE = f"The policies `default` and `floor` show every key; kinds of rules ar
 
 @dataclass(frozen=True)
 class Topic:
-    """A private topic: the DP budget of a record in it, and one block a `topic` or a `cluster` below it."""
+    """A private topic: the DP budget of a record in it, and its granularity.
+
+    With granularity `topic` it has one block, with `cluster` one block for each cluster.
+    """
 
     name: str
     epsilon: float
@@ -41,7 +45,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Layer:
-    """One policy file: its topics, and the rules of those that it places as private."""
+    """A policy file as read: its topics, and the rules of the topics that it places as private."""
 
     name: str
     topics: Mapping[str, Topic]
@@ -49,7 +53,7 @@ class Layer:
 
 
 class PolicyTable(toml.TomlTable, frozen=True):
-    """The whole file; tables of topics are validated one by one, so that an error names the topic."""
+    """The whole file. Tables of topics are validated one by one, so that an error names the topic."""
 
     schema: Annotated[str, toml.one_of(["fedmem.policy/1"])]
     name: str
@@ -59,7 +63,7 @@ class PolicyTable(toml.TomlTable, frozen=True):
 
 
 class TopicTable(toml.TomlTable, frozen=True):
-    """A `[topics.<name>]`: its budget and its rules."""
+    """A table `[topics.<name>]`: its budget and its rules."""
 
     epsilon: Annotated[float, Meta(gt=0, le=sys.float_info.max)]
     delta: Annotated[float, Meta(gt=0, le=MAX_DELTA)]
@@ -69,7 +73,14 @@ class TopicTable(toml.TomlTable, frozen=True):
 
 
 def source(name_or_path: str | Path) -> bytes:
-    """Bytes of the policy file at a path that ends in .toml, or of the policy of this name."""
+    """Return the bytes of a policy file.
+
+    Args:
+        name_or_path: the path of a file that ends in .toml, or the name of a policy.
+
+    Raises:
+        UsageError: the file cannot be read, or there is no policy of this name.
+    """
     if str(name_or_path).endswith(".toml"):
         try:
             return Path(name_or_path).read_bytes()
@@ -77,10 +88,10 @@ def source(name_or_path: str | Path) -> bytes:
             raise UsageError(f"The policy file {name_or_path} cannot be read. Check its path.") from error
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(name_or_path)):
         raise UsageError("A policy is named by small letters, digits, - and _, or by the path of a .toml file.")
-    beside = Path(str(fedmem.__file__)).parent.parent / "policies"
-    for folder in (resources.files("fedmem") / "policies", beside):
-        if (found := folder / f"{name_or_path}.toml").is_file():
-            return found.read_bytes()
+    beside_package = Path(str(fedmem.__file__)).parent.parent / "policies"
+    for folder in (resources.files("fedmem") / "policies", beside_package):
+        if (file := folder / f"{name_or_path}.toml").is_file():
+            return file.read_bytes()
     raise UsageError(f"No policy named {name_or_path}. Name one that exists, or give the path of a .toml file.")
 
 
@@ -96,7 +107,7 @@ def parse(data: bytes, where: str, embedder: Embedder) -> Layer:
         Topics and rules of the file.
 
     Raises:
-        UsageError: The file is no policy; the message names `where` and the key.
+        UsageError: The file is not a valid policy; the message names `where` and the key.
     """
     policy = toml.validated(toml.parse(data, where), PolicyTable, where, _ADVICE)
     topics, rules = dict[str, Topic](), dict[str, tuple[Rule, ...]]()

@@ -1,8 +1,8 @@
-"""Validated identifiers: numbers whose check digits hold, phone numbers and addresses of mail.
+"""Find valid identifiers in a text: numbers with correct check digits, phone numbers and e-mail addresses.
 
 Invariants
 - A verdict names the kind of identifier and never the identifier.
-- A candidate counts only where its own checksum or numbering plan accepts it, so that dates and populations do not.
+- A number counts only if its checksum or numbering plan accepts it, so dates and population figures do not count.
 
 >>> import numpy as np
 >>> from fedmem.policy.rules import fold
@@ -30,13 +30,13 @@ _PHONE_LIKE = re.compile(r"(?:\d[\s().x/+-]{0,3}){7,}")
 
 @dataclass(frozen=True)
 class Identifiers:
-    """The text holds a valid identifier of one of `kinds` (see KINDS)."""
+    """A rule that claims a text with a valid identifier of one of `kinds` (see KINDS)."""
 
     name: str
     kinds: tuple[str, ...]
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule."""
+        """Return the verdict, as in Rule."""
         for kind in self.kinds:
             if KINDS[kind](text):
                 return Verdict(f"{self.name}:{kind}")
@@ -44,7 +44,7 @@ class Identifiers:
 
 
 def _has_iban(text: str) -> bool:
-    # A candidate may run on into the next words, so shorter ends are tried too: 15 is the shortest IBAN.
+    # A candidate may include following words, so shorter ends are tried too: 15 is the length of the shortest IBAN.
     for match in _IBAN.finditer(text):
         compact = re.sub("[ -]", "", match.group()).upper()
         if any(iban.is_valid(compact[:end], check_country=False) for end in range(15, len(compact) + 1)):
@@ -67,7 +67,7 @@ def _has_email(text: str) -> bool:
 def _has_phone(text: str) -> bool:
     if not _PHONE_LIKE.search(text):
         return False
-    import phonenumbers  # here, not above: its tables cost memory that most texts never need
+    import phonenumbers  # here, not above: its tables cost memory that most texts do not need
 
     return any(True for _ in phonenumbers.PhoneNumberMatcher(text, "US"))
 

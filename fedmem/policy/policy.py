@@ -1,10 +1,11 @@
-"""Placement: shared, or private under a topic.
+"""Decide the placement of a record: shared, or private under a topic.
 
 Invariants
-- The floor policy of this installation always joins, judged with this installation's own embedder on the text itself:
-  neither a policy file nor a vector that a caller hands in can remove privacy that the floor gives (I3).
-- Layers, rules and a declared topic only tighten: a record is shared where nobody at all claims it.
-- In doubt private: a text that the rules cannot read (empty, or not in their language) is claimed by the floor.
+- The floor policy of this installation always joins. It judges the text itself with the embedder of this installation.
+  So neither a policy file nor a vector from a caller can remove privacy that the floor gives (I3).
+- Layers, rules and a declared topic can only tighten. A record is shared only if no rule claims it and no topic is
+  declared.
+- In doubt a record is private: the floor claims a text that the rules cannot read (empty, or in another language).
 - A topic's budget is the smallest that any layer names.
 - A decision names the rule that decided and no part of the text.
 
@@ -29,13 +30,13 @@ from fedmem.routing.embedder import Embedder, StaticEmbedder
 __all__ = ["Decision", "Policy", "Topic"]
 
 Vector = NDArray[np.float32]
-Claim = tuple[str, Verdict]  # topic, and the verdict that claims the record for it
-_PASSAGE = 1200  # characters: longer texts are judged passage by passage too, lest length dilute a vector
+Claim = tuple[str, Verdict]  # a topic, and the verdict that claims the record for it
+_PASSAGE = 1200  # characters: passages of longer texts are judged too, since the vector of a long text is diluted
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Where a record goes. `topic` is None exactly where placement is shared; `rule` is fit for a log."""
+    """The placement of a record. `topic` is None if, and only if, it is shared; `rule` may be written to a log."""
 
     placement: Literal["shared", "private"]
     topic: str | None
@@ -43,8 +44,8 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class _Voice:
-    """A layer with the embedder that its seed phrases were embedded with."""
+class _EmbeddedLayer:
+    """A layer, and the embedder of its seed phrases."""
 
     layer: Layer
     embedder: Embedder
@@ -52,7 +53,7 @@ class _Voice:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is judged at once: a whole text, or a passage of a long one."""
+    """A unit that the rules judge: a whole text, or a passage of a long one."""
 
     row: int
     raw: str
@@ -61,54 +62,77 @@ class _Piece:
 
 
 class Policy:
-    """The floor and one chosen policy, joined."""
+    """The floor policy joined with one chosen policy."""
 
-    def __init__(self, voices: Sequence[_Voice], digest: str) -> None:
-        """Use `Policy.load`: the first voice must be the floor."""
-        self._voices, self.digest = tuple(voices), digest
-        self.name = voices[-1].layer.name
-        self.topics: Mapping[str, Topic] = _joined(voice.layer for voice in voices)
+    def __init__(self, layers: Sequence[_EmbeddedLayer], digest: str) -> None:
+        """Take the layers, the floor first. Use `Policy.load` instead, which adds the floor."""
+        self._layers, self.digest = tuple(layers), digest
+        self.name = layers[-1].layer.name
+        self.topics: Mapping[str, Topic] = _joined_topics(embedded_layer.layer for embedded_layer in layers)
 
     @classmethod
     def load(cls, name_or_path: str | Path = "default", embedder: Embedder | None = None) -> "Policy":
-        """Read a policy by name or path and join the floor to it; `embedder` is the release's (default: static).
+        """Read a policy and join the floor policy to it.
 
-        Raises UsageError that names file and key where a file does not parse.
+        Args:
+            name_or_path: name of a policy, or path of a .toml file.
+            embedder: that of the release; None for the static embedder.
+
+        Raises:
+            UsageError: a file cannot be read or is not a valid policy; the message names file and key.
         """
-        own = StaticEmbedder()
+        static = StaticEmbedder()
         floor, chosen = source("floor"), source(name_or_path)
-        embedder = own if embedder is None or embedder.digest == own.digest else embedder
-        voices = (
-            _Voice(parse(floor, "The floor policy", own), own),
-            _Voice(parse(chosen, f"The policy {Path(name_or_path).name}", embedder), embedder),
+        embedder = static if embedder is None or embedder.digest == static.digest else embedder
+        layers = (
+            _EmbeddedLayer(parse(floor, "The floor policy", static), static),
+            _EmbeddedLayer(parse(chosen, f"The policy {Path(name_or_path).name}", embedder), embedder),
         )
-        parts = (floor, chosen, own.digest.encode(), embedder.digest.encode())
-        return cls(voices, hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest())
+        parts = (floor, chosen, static.digest.encode(), embedder.digest.encode())
+        return cls(layers, hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest())
 
     def place(self, text: str, vector: Vector | None = None, declared: str | None = None) -> Decision:
-        """Decide for one text; see `place_many`."""
+        """Return the decision for one text.
+
+        Args:
+            text: the record's text.
+            vector: `[dim]`, the text's vector by the release's embedder; None to compute it.
+            declared: the private topic that the owner declares, or None.
+
+        Raises:
+            UsageError: no layer has the declared topic, or the vector has another shape.
+        """
         return self.place_many([text], None if vector is None else vector[None, :], [declared])[0]
 
     def place_many(
         self, texts: Sequence[str], vectors: Vector | None = None, declared: Sequence[str | None] | None = None
     ) -> list[Decision]:
-        """Decide for each text; `vectors` [N, dim] of the release's embedder may be given to spare its work.
+        """Return the decision for each text.
 
-        `declared` names, per text, the private topic that its owner declares, or None; it can only tighten.
-        Raises UsageError on a declared topic that no layer knows: nothing is placed then.
+        Guarantees:
+            A declared topic can only tighten. The floor policy judges vectors that it computed itself, never the ones
+            that are handed in (I3). If an error is raised, no text is placed.
+
+        Args:
+            texts: the texts of N records.
+            vectors: `[N, dim]`, the vectors of the texts by the release's embedder; None to compute them.
+            declared: for each text the private topic that its owner declares, or None.
+
+        Raises:
+            UsageError: no layer has a declared topic, or vectors and declared topics do not match the texts.
         """
-        wanted = [None] * len(texts) if declared is None else declared
-        if any(topic is not None and topic not in self.topics for topic in wanted):
-            raise UsageError(f"A declared topic is not in the policy; known are {', '.join(self.topics)}.")
-        shape = (len(texts), self._voices[-1].embedder.dim)
-        if len(wanted) != len(texts) or (vectors is not None and vectors.shape != shape):
+        declared_topics = [None] * len(texts) if declared is None else declared
+        if any(topic is not None and topic not in self.topics for topic in declared_topics):
+            raise UsageError(f"A declared topic is not in the policy. Choose one of {', '.join(self.topics)}.")
+        shape = (len(texts), self._layers[-1].embedder.dim)
+        if len(declared_topics) != len(texts) or (vectors is not None and vectors.shape != shape):
             raise UsageError("Give one vector of the policy's embedder, and one declared topic or None, for each text.")
         pieces = [piece for row, text in enumerate(texts) for piece in _pieces(row, text)]
         claims = self._claims(pieces, vectors)
-        return [self._decide(topic, claims[row]) for row, topic in enumerate(wanted)]
+        return [self._decide(topic, claims[row]) for row, topic in enumerate(declared_topics)]
 
     def _decide(self, declared: str | None, claims: list[Claim]) -> Decision:
-        """The declared topic, else the one with the most evidence (the policy's first on a tie), else shared."""
+        """Decide for the declared topic, else the topic with the most evidence (the first on a tie), else shared."""
         if declared is not None:
             return Decision("private", declared, "declared")
         if not claims:
@@ -118,44 +142,46 @@ class Policy:
         rule = max((v for t, v in claims if t == topic), key=lambda verdict: verdict.strength).rule
         return Decision("private", topic, rule)
 
-    def _claims(self, pieces: Sequence[_Piece], given: Vector | None) -> dict[int, list[Claim]]:
-        """Per text, the claims of every layer on every passage."""
-        found: dict[int, list[Claim]] = {}
-        floor, own = self._voices[0], self._voices[0].embedder.embed([piece.raw for piece in pieces])
-        for voice in self._voices:
-            vectors = own if voice.embedder is floor.embedder else _vectors(voice.embedder, pieces, given)
+    def _claims(self, pieces: Sequence[_Piece], text_vectors: Vector | None) -> dict[int, list[Claim]]:
+        """Return for each text the claims of every layer on every passage."""
+        claims: dict[int, list[Claim]] = {}
+        floor = self._layers[0].embedder
+        floor_vectors = floor.embed([piece.raw for piece in pieces])
+        for embedded_layer in self._layers:
+            is_floor = embedded_layer.embedder is floor
+            vectors = floor_vectors if is_floor else _vectors(embedded_layer.embedder, pieces, text_vectors)
             for piece, vector in zip(pieces, vectors, strict=True):
-                found.setdefault(piece.row, []).extend(_hear(voice.layer, piece.text, vector))
-        return found
+                claims.setdefault(piece.row, []).extend(_layer_claims(embedded_layer.layer, piece.text, vector))
+        return claims
 
 
-def _hear(layer: Layer, text: Folded, vector: Vector) -> list[Claim]:
-    """Every claim of one layer on one passage."""
+def _layer_claims(layer: Layer, text: Folded, vector: Vector) -> list[Claim]:
+    """Return every claim of one layer on one passage."""
     verdicts = ((topic, rule.judge(text, vector)) for topic, rules in layer.rules.items() for rule in rules)
     return [(topic, verdict) for topic, verdict in verdicts if verdict]
 
 
-def _vectors(embedder: Embedder, pieces: Sequence[_Piece], given: Vector | None) -> Vector:
-    """Vectors of `pieces` by a release's embedder; whole texts take the given ones."""
-    if given is None or not pieces:
+def _vectors(embedder: Embedder, pieces: Sequence[_Piece], text_vectors: Vector | None) -> Vector:
+    """Return the vectors of `pieces` by a release's embedder. Whole texts take the caller's vectors, if any."""
+    if text_vectors is None or not pieces:
         return embedder.embed([piece.raw for piece in pieces])
-    parts = [piece.raw for piece in pieces if not piece.whole]
-    rest = iter(embedder.embed(parts) if parts else ())
-    return np.stack([given[piece.row] if piece.whole else next(rest) for piece in pieces])
+    passages = [piece.raw for piece in pieces if not piece.whole]
+    passage_vectors = iter(embedder.embed(passages) if passages else ())
+    return np.stack([text_vectors[piece.row] if piece.whole else next(passage_vectors) for piece in pieces])
 
 
 def _pieces(row: int, text: str) -> list[_Piece]:
-    """The whole text and, where it is long, its passages: half of each overlaps the next."""
+    """Return the whole text and, if it is long, its passages. Each passage overlaps the next by half."""
     starts = range(0, len(text) - _PASSAGE // 2, _PASSAGE // 2) if len(text) > _PASSAGE else ()
     parts = [(text, True), *((text[at : at + _PASSAGE], False) for at in starts)]
     return [_Piece(row, part, fold(part), whole) for part, whole in parts]
 
 
-def _joined(layers: Iterable[Layer]) -> dict[str, Topic]:
-    """Topics of all layers, by name, each with the smallest budget and the finest granularity that any names."""
+def _joined_topics(layers: Iterable[Layer]) -> dict[str, Topic]:
+    """Return the topics of all layers by name, each with the smallest budget and finest granularity of any layer."""
     topics: dict[str, Topic] = {}
     for topic in (topic for layer in layers for topic in layer.topics.values()):
-        known = topics.get(topic.name, topic)
-        finest = max(known.granularity, topic.granularity, key=GRANULARITIES.index)
-        topics[topic.name] = Topic(topic.name, min(known.epsilon, topic.epsilon), min(known.delta, topic.delta), finest)
+        prior = topics.get(topic.name, topic)
+        finest = max(prior.granularity, topic.granularity, key=GRANULARITIES.index)
+        topics[topic.name] = Topic(topic.name, min(prior.epsilon, topic.epsilon), min(prior.delta, topic.delta), finest)
     return topics

@@ -1,10 +1,10 @@
-"""Rules that find a record sensitive. Each is one object with one method.
+"""Rules that claim a record as sensitive. Each rule is one object with one method.
 
 Invariants
-- A rule can only claim a record, never clear it: `judge` returns a verdict or None, and None outvotes nothing.
+- A rule can only claim a record, never clear it. `judge` returns a verdict or None, and None cancels no verdict.
 - A verdict names its rule and holds no part of the text.
-- Rules see text folded by `fold`, so that case, full-width digits and invisible characters hide nothing.
-- Rules are pure: no clock, file or socket; equal (text, vector) gives an equal verdict.
+- Rules get text that was folded by `fold`, so case, full-width digits and invisible characters cannot hide anything.
+- Rules are pure: no clock, file or socket. Equal (text, vector) gives an equal verdict.
 
 >>> rule = AllOf("both", (Keywords("money", frozenset({"my", "salary"}), 2), Patterns("sum", ("[0-9]+ usd",))))
 >>> rule.judge(fold("My SALARY is 5000 USD."), np.zeros(1, dtype=np.float32))
@@ -24,83 +24,86 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 LONGEST_PHRASE = 3  # words in the longest keyword
 _WEAK = 0.1
-_MOST = 3.0  # a rule that matches more than this many times its threshold is no surer
+_MOST = 3.0  # the greatest strength: more matches than this many times the threshold add nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`rule` claims the record; `strength` (1 at its threshold, at most 3) only chooses between topics."""
+    """The claim of a rule on a record. `strength` (1 at the threshold, at most 3) only decides between topics."""
 
     rule: str
     strength: float = 1.0
 
 
 class Folded(str):
-    """A folded text, with its words and phrases found once for all rules; `__dict__` goes when the text goes."""
+    """A folded text. Its words and phrases are computed once for all rules and are freed with the text."""
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Words in order."""
+        """The words in their order."""
         return tuple(_WORD.findall(self.replace("’", "'")))
 
     @cached_property
     def terms(self) -> frozenset[str]:
-        """Words, and phrases of two and three words."""
+        """The words, and the phrases of two and three words."""
         runs = (zip(*(self.words[i:] for i in range(n)), strict=False) for n in range(1, LONGEST_PHRASE + 1))
         return frozenset(" ".join(run) for group in runs for run in group)
 
 
 class Rule(Protocol):
-    """One way to find a record sensitive."""
+    """A rule that can claim a record as sensitive."""
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """Verdict on a folded text and its unit vector [dim], or None."""
+        """Return the verdict on a folded text and its unit vector [dim], or None if the rule does not claim it."""
         ...
 
 
 @dataclass(frozen=True)
 class AnyOf:
-    """The strongest verdict of its rules, the first on a tie."""
+    """A rule that gives the strongest verdict of its rules, the first on a tie."""
 
     rules: tuple[Rule, ...]
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule. No rules: None."""
-        found = [verdict for rule in self.rules if (verdict := rule.judge(text, vector))]
-        return max(found, key=lambda verdict: verdict.strength, default=None)
+        """Return the verdict, as in Rule; None if there are no rules."""
+        verdicts = [verdict for rule in self.rules if (verdict := rule.judge(text, vector))]
+        return max(verdicts, key=lambda verdict: verdict.strength, default=None)
 
 
 @dataclass(frozen=True)
 class AllOf:
-    """A verdict, as strong as the weakest, where each of its rules gives one."""
+    """A rule that claims a text if each of its rules does; its verdict is as strong as the weakest of theirs."""
 
     name: str
     rules: tuple[Rule, ...]
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule. No rules: None, for nothing was claimed."""
-        found = [rule.judge(text, vector) for rule in self.rules]
-        strengths = [verdict.strength for verdict in found if verdict]
-        return Verdict(self.name, min(strengths)) if found and len(strengths) == len(found) else None
+        """Return the verdict, as in Rule; None if there are no rules."""
+        verdicts = [rule.judge(text, vector) for rule in self.rules]
+        strengths = [verdict.strength for verdict in verdicts if verdict]
+        return Verdict(self.name, min(strengths)) if verdicts and len(strengths) == len(verdicts) else None
 
 
 @dataclass(frozen=True)
 class Keywords:
-    """At least `at_least` different words or phrases (of up to three words) of `words` occur as whole words."""
+    """A rule that claims a text with at least `at_least` different entries of `words`.
+
+    An entry is a word, or a phrase of up to three words, and counts as whole words only.
+    """
 
     name: str
     words: frozenset[str]
     at_least: int = 1
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule."""
+        """Return the verdict, as in Rule."""
         hits = len(self.words & text.terms)
         return Verdict(self.name, min(hits / self.at_least, _MOST)) if hits >= self.at_least else None
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """One of `patterns` (regular expressions on folded text) is found."""
+    """A rule that claims a text in which one of `patterns` (regular expressions on folded text) matches."""
 
     name: str
     patterns: tuple[str, ...]
@@ -110,15 +113,16 @@ class Patterns:
         return re.compile("|".join(f"(?:{pattern})" for pattern in self.patterns))
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule."""
+        """Return the verdict, as in Rule."""
         return Verdict(self.name) if self.patterns and self._compiled.search(text) else None
 
 
 @dataclass(frozen=True)
 class Unread:
-    """In doubt: the other rules cannot read the text.
+    """A rule that claims a text that the other rules cannot read.
 
-    Its vector is zero, or fewer than `least` of its words are `words`, the commonest of the language that rules know.
+    Such a text has no words, or its vector is zero, or the share of its words that are in `words` is below `least`.
+    `words` are the most common words of the language of the rules.
     """
 
     name: str
@@ -126,22 +130,25 @@ class Unread:
     least: float
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule. Weak: any other rule knows the topic better."""
-        known = sum(word in self.words for word in text.words)
-        read = bool(text.words) and bool(vector.any()) and known >= self.least * len(text.words)
-        return None if read else Verdict(self.name, _WEAK)
+        """Return the verdict, as in Rule. It is weak, so that any other rule decides the topic."""
+        common = sum(word in self.words for word in text.words)
+        is_readable = bool(text.words) and bool(vector.any()) and common >= self.least * len(text.words)
+        return None if is_readable else Verdict(self.name, _WEAK)
 
 
 @dataclass(frozen=True, eq=False)
 class SeedPhrases:
-    """The text's vector lies within cosine `threshold` of a seed phrase; `seeds_SD` are unit rows, embedded once."""
+    """A rule that claims a text whose vector has a cosine of at least `threshold` with a seed phrase.
+
+    `seeds_SD` are the vectors of the seed phrases, of length 1.
+    """
 
     name: str
     seeds_SD: NDArray[np.float32]
     threshold: float
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """See Rule."""
+        """Return the verdict, as in Rule."""
         if not np.isfinite(vector).all():
             return Verdict(self.name, _WEAK)  # in doubt
         nearest = float((self.seeds_SD * vector).sum(axis=1).max())
@@ -149,5 +156,5 @@ class SeedPhrases:
 
 
 def fold(text: str) -> Folded:
-    """Compatibility form, casefolded, without invisible characters: the only form that rules see."""
+    """Return a text in the form that rules get: NFKC, casefolded, without invisible characters."""
     return Folded(unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()))

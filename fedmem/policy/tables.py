@@ -1,8 +1,8 @@
-"""The rules of a policy file as they are written, and how each becomes a rule.
+"""The tables `[[rules]]` of a policy file, each with a method that makes its rule.
 
 Invariants
-- A table that is read holds all that its rule needs: no rule fails on a text because of what a file says.
-- A rule is named `<prefix>.<name or kind>`; a nested one has the name of its parent as prefix.
+- A table is validated when it is read, so the content of a file never makes a rule fail on a text.
+- A rule is named `<prefix>.<name or kind>`. The prefix of a nested rule is the name of its parent.
 
 >>> from fedmem.routing.embedder import StaticEmbedder
 >>> KeywordsTable(words=("my salary",)).rule("mine.money", StaticEmbedder())
@@ -24,7 +24,7 @@ Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class RuleTable(TomlTable, frozen=True, kw_only=True, tag_field="kind"):
-    """Common keys of all `[[rules]]`: `kind`, and a `name` where two rules of a topic have the same kind."""
+    """The common keys of all `[[rules]]`: `kind`, and `name` to tell two rules of the same kind apart."""
 
     name: str = ""
 
@@ -34,7 +34,7 @@ class RuleTable(TomlTable, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class KeywordsTable(RuleTable, frozen=True, tag="keywords"):
-    """Words and phrases, and how many of them must occur."""
+    """Words and phrases, and the number of them that must occur."""
 
     words: Texts
     at_least: Annotated[int, Meta(ge=1)] = 1
@@ -79,18 +79,18 @@ class IdentifiersTable(RuleTable, frozen=True, tag="identifiers"):
 
 
 class SeedsTable(RuleTable, frozen=True, tag="seeds"):
-    """Phrases, and the cosine from which a text is near one of them."""
+    """Phrases, and the least cosine of a text with one of them."""
 
     phrases: Texts
     threshold: Share
 
     def rule(self, prefix: str, embedder: Embedder) -> Rule:
-        """Return the rule of this table, its phrases embedded."""
+        """Return the rule of this table, with its phrases embedded."""
         return SeedPhrases(self.full_name(prefix), embedder.embed(self.phrases), self.threshold)
 
 
 class UnreadTable(RuleTable, frozen=True, tag="unread"):
-    """The commonest words of the language that rules know, and the least share of them in a text."""
+    """The most common words of the language of the rules, and their least share in a text."""
 
     words: Texts
     least: Share
@@ -101,26 +101,26 @@ class UnreadTable(RuleTable, frozen=True, tag="unread"):
 
 
 class AnyOfTable(RuleTable, frozen=True, tag="any_of"):
-    """Rules of which one is enough."""
+    """Rules of which at least one must claim a text."""
 
     rules: "Annotated[tuple[AnyTable, ...], Meta(min_length=1)]"
 
     def rule(self, prefix: str, embedder: Embedder) -> Rule:
-        """Return the rule of this table and those in it."""
+        """Return the rule of this table, which contains the rules of its tables."""
         return AnyOf(tuple(table.rule(self.full_name(prefix), embedder) for table in self.rules))
 
 
 class AllOfTable(RuleTable, frozen=True, tag="all_of"):
-    """Rules that must all hold."""
+    """Rules that must all claim a text."""
 
     rules: "Annotated[tuple[AnyTable, ...], Meta(min_length=1)]"
 
     def rule(self, prefix: str, embedder: Embedder) -> Rule:
-        """Return the rule of this table and those in it."""
+        """Return the rule of this table, which contains the rules of its tables."""
         name = self.full_name(prefix)
         return AllOf(name, tuple(table.rule(name, embedder) for table in self.rules))
 
 
 AnyTable = (
     KeywordsTable | PatternsTable | IdentifiersTable | SeedsTable | UnreadTable | AnyOfTable | AllOfTable
-)  # told apart by `kind`
+)  # `kind` decides between them

@@ -1,1 +1,1 @@
-"""Embedders, the cluster tree and the router: which blocks belong to a text."""
+"""Embedders, the cluster tree and the router: they decide which blocks belong to a text."""

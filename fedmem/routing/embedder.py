@@ -1,10 +1,10 @@
-"""Text to unit vectors, on the device, with numpy and tokenizers alone.
+"""Embed texts as unit vectors, on the device, with numpy and tokenizers only.
 
 Invariants
-- A text's vector depends on that text only, to the last bit: not on the batch it came in, its order, or threads.
+- A text's vector depends on that text only, to the last bit. Batch, order and threads change nothing.
   (Rows of the table are summed as integers, so the sum is exact.)
-- Every vector is float32 and has length 1, except that of a text without tokens, which is zero.
-- The files are read once, on first use, and never through pickle.
+- Every vector is float32 and has length 1. The vector of a text without tokens is zero.
+- The files are read once, on first use, and never with pickle.
 
 >>> vectors = StaticEmbedder().embed(["blood pressure", ""])
 >>> vectors.shape, float(abs(vectors[1]).sum())
@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _TABLE, _TOKENIZER = "minilm_static_128d_int8.npz", "tokenizer.json"
-_BATCH = 256  # texts gathered at once: bounds the working set, changes no bit of the result
+_BATCH = 256  # texts in one step: limits the memory, changes no bit of the result
 
 
 class Embedder(Protocol):
-    """What routing and policy ask of an embedder; `digest` names its exact weights."""
+    """An embedder, as routing and policy use it; `digest` identifies its exact weights."""
 
     @property
     def name(self) -> str: ...
@@ -40,17 +40,17 @@ class Embedder(Protocol):
     def digest(self) -> str: ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [N, dim], float32, length 1; zero for a text without tokens."""
+        """Return a vector for each text, [N, dim] float32, of length 1; zero for a text without tokens."""
         ...
 
 
 class StaticEmbedder:
-    """Mean of fixed word-piece vectors (distilled from all-MiniLM-L6-v2), 128 dimensions."""
+    """The mean of fixed word-piece vectors (distilled from all-MiniLM-L6-v2), 128 dimensions."""
 
     name = "static-minilm-128"
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [N, 128] of `texts`; see the module for what is guaranteed."""
+        """Return vectors [N, 128] of `texts`; the module's invariants hold."""
         out_ND = np.zeros((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _BATCH):
             encoded = self._tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
@@ -59,18 +59,18 @@ class StaticEmbedder:
 
     @property
     def dim(self) -> int:
-        """Columns of the table."""
+        """The number of dimensions of a vector."""
         return int(self._table[0].shape[1])
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the table's and the tokenizer's bytes."""
+        """The SHA-256 over the bytes of table and tokenizer, in hex."""
         return hashlib.sha256(_read(_TABLE) + _read(_TOKENIZER)).hexdigest()
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.from_str(_read(_TOKENIZER).decode())
-        tokenizer.no_truncation()  # its file stops at 512 tokens, and what is not read cannot be judged or routed
+        tokenizer.no_truncation()  # its file stops at 512 tokens, but the whole text must be judged and routed
         return tokenizer
 
     @cached_property
@@ -80,7 +80,7 @@ class StaticEmbedder:
 
     def _fill(self, out_ND: NDArray[np.float32], ids: list[list[int]]) -> None:
         """Write the unit mean of each id list into its row; rows of empty lists stay zero."""
-        rows = [row for row, own in enumerate(ids) if own]
+        rows = [row for row, text_ids in enumerate(ids) if text_ids]
         if not rows:
             return
         lengths = [len(ids[row]) for row in rows]
@@ -96,7 +96,7 @@ class StaticEmbedder:
 
 
 def unit(rows_ND: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows of length 1; a zero row stays zero."""
+    """Return the rows [N, D] scaled to length 1, as float32. A zero row stays zero."""
     norms = np.sqrt((rows_ND * rows_ND).sum(axis=1, keepdims=True))
     return (rows_ND / np.where(norms > 0, norms, 1)).astype(np.float32)
 

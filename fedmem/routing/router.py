@@ -1,10 +1,10 @@
-"""The path of a text: greedy descent through the cluster tree, with numpy alone.
+"""Compute the path of a text by greedy descent through the cluster tree, with numpy only.
 
 Invariants
-- At use the plain nearest centroid wins; nothing is balanced, sampled or learned here [docs/method.md, §3].
-- A batch gives each vector the path that it gets alone.
-- A prefix is what a reader has seen of a text: routing by it leaks nothing of what follows [docs/method.md, §3].
-- Nothing leaves: a path is computed on the device and stays there.
+- Each step takes the plain nearest centroid. Nothing is balanced, sampled or learned here [docs/method.md, §3].
+- In a batch each vector gets the same path as alone.
+- Routing by a prefix uses nothing of the text that follows it [docs/method.md, §3].
+- A path is computed on the device and never leaves it.
 
 >>> from fedmem.routing.tree import Tree
 >>> tree = Tree(2, 1, (np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32),))
@@ -22,9 +22,17 @@ from fedmem.routing.tree import Tree
 
 
 def route(tree: Tree, vectors_ND: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Paths int64 [N, levels] of `vectors_ND` [N, dim] (or [dim], one vector): node id at each level, root to leaf.
+    """Return the path of each vector. It costs levels times branching distances for each vector.
 
-    Greedy: levels times branching distances. Raises VersionMismatch where the vectors are not of the tree's embedder.
+    Args:
+        tree: the cluster tree of a release.
+        vectors_ND: `[N, dim]`, or one vector `[dim]`, from the embedder of the release.
+
+    Returns:
+        `[N, levels]` int64: the node id at each level, from the root to a leaf.
+
+    Raises:
+        VersionMismatch: vectors and tree differ in dimension.
     """
     vectors_ND = np.atleast_2d(np.asarray(vectors_ND, dtype=np.float32))
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != tree.dim:
@@ -37,7 +45,15 @@ def route(tree: Tree, vectors_ND: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def prefix(text: str, words: int) -> str:
-    """The first `words` words of `text`, one space between them; all of a shorter text. Raises UsageError below one."""
+    """Return the first words of a text, with one space between them, or all words of a shorter text.
+
+    Args:
+        text: any text.
+        words: number of words, at least 1.
+
+    Raises:
+        UsageError: `words` is less than 1.
+    """
     if words < 1:
         raise UsageError("A prefix has at least one word.")
     return " ".join(text.split(maxsplit=words)[:words])

@@ -1,10 +1,10 @@
-"""Any sentence-transformers model that lies on this machine, by folder or by the name it was downloaded under.
+"""Embed texts with a sentence-transformers model on this machine, given by folder or by its downloaded name.
 
 Invariants
 - Nothing is fetched, no code of the model runs, and only safetensors weights are read, never a pickle.
-- One window of one text a call, on the CPU: a vector depends on its text only, never on the batch or on padding.
+- Each call takes one window of one text, on the CPU. So a vector depends on its text only, never on batch or padding.
 - A text longer than the model's window is read to its end.
-- `import` of this module loads neither torch nor sentence-transformers; making an embedder does.
+- Importing this module loads neither torch nor sentence-transformers. Creating an embedder loads both.
 
     vectors_ND = SentenceEmbedder("sentence-transformers/all-MiniLM-L6-v2").embed(["a river in France"])
 """
@@ -24,12 +24,19 @@ from fedmem.routing.windows import joined
 from fedmem.storage.canonical import canonical_json
 
 _INSTALL = "pip install sentence-transformers"
-_WINDOW = 512  # tokens read at once where the model names no limit
-_READ = {".json", ".txt", ".model", ".safetensors"}  # what a vector can depend on
+_WINDOW = 512  # tokens of a window if the model names no limit
+_READ = {".json", ".txt", ".model", ".safetensors"}  # suffixes of the files that a vector can depend on
 
 
 class SentenceEmbedder:
-    """The embedding that the model's own modules give. Raises UsageError where package or model is missing."""
+    """The embedder of a sentence-transformers model, with all modules that the model has.
+
+    Args:
+        model: the model's folder, or the name under which it was downloaded.
+
+    Raises:
+        UsageError: the package or the model is missing, or the model has no safetensors weights.
+    """
 
     def __init__(self, model: str) -> None:
         library = package("sentence_transformers", _INSTALL)
@@ -46,7 +53,7 @@ class SentenceEmbedder:
             ) from error
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [N, dim] of `texts`; see the module for what is guaranteed."""
+        """Return vectors [N, dim] of `texts`; the module's invariants hold."""
         out_ND = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in enumerate(texts):
             windows, tokens = self._windows(text)
@@ -56,18 +63,18 @@ class SentenceEmbedder:
 
     @cached_property
     def dim(self) -> int:
-        """Columns of a vector."""
+        """The number of dimensions of a vector."""
         return len(self._vector(self._windows("a")[0][0]))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the files that a vector can depend on, by name."""
+        """The SHA-256 over names and contents of the files that a vector can depend on, in hex."""
         files = sorted(path for path in self._folder.rglob("*") if path.suffix in _READ and path.is_file())
         names = {str(path.relative_to(self._folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         return hashlib.sha256(canonical_json(names)).hexdigest()
 
     def _windows(self, text: str) -> tuple[list[dict[str, list[int]]], list[int]]:
-        """Model inputs of each window, and how many tokens of the text it holds."""
+        """Return the model inputs of each window, and the number of text tokens in each."""
         encoded = self._model.tokenizer(
             text,
             truncation=True,
@@ -87,7 +94,7 @@ class SentenceEmbedder:
 
 
 def _folder(model: str) -> Path:
-    """Where the model lies: `model` itself, or the downloaded copy of that name."""
+    """Return the folder of a model: `model` itself, or the downloaded copy of that name."""
     if Path(model).is_dir():
         return Path(model)
     try:

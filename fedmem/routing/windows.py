@@ -1,8 +1,8 @@
-"""A text longer than its model reads at once: one vector from the vectors of its windows.
+"""Join the vectors of a text's windows into one vector, for texts longer than the input of the model.
 
 Invariants
-- Every token of a text counts: what is not read can be neither judged nor routed.
-- A text of one window gets that window's vector; a text without tokens gets zero.
+- Every token of a text counts, so that the whole text is judged and routed.
+- A text of one window gets the vector of that window. A text without tokens gets zero.
 
 >>> [round(float(x), 3) for x in joined(np.eye(2, dtype=np.float32), [3, 4])]
 [0.6, 0.8]
@@ -17,7 +17,15 @@ from fedmem.routing.embedder import unit
 
 
 def joined(windows_WD: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
-    """Unit mean of the windows' unit vectors, each weighted with its number of tokens."""
+    """Return the mean of the windows' unit vectors, scaled to length 1.
+
+    Args:
+        windows_WD: a vector for each window.
+        tokens: number of tokens of each window, its weight.
+
+    Returns:
+        `[D]` float32.
+    """
     weights_W1 = np.asarray(tokens, dtype=np.float32)[:, None]
     sum_1D = (unit(windows_WD) * weights_W1).sum(axis=0, keepdims=True)
     vector_D: NDArray[np.float32] = unit(sum_1D)[0]

@@ -22,7 +22,7 @@ from fedmem.eval.extraction import continuations, extraction_strength, rouge_l
 from fedmem.eval.membership import auc, privleak
 from fedmem.eval.reader import Reader
 from fedmem.eval.targets import join, target_losses
-from fedmem.eval.throwaway import Learning, throwaway
+from fedmem.eval.throwaway import Learning, throwaway_vault
 from fedmem.eval.truth import forget_quality, model_utility, perturbed, probability, truth_ratio
 from fedmem.eval.unlearning import METRICS, UnlearnPlan, choose, measure_unlearning
 from fedmem.memory.attach import attach
@@ -123,7 +123,7 @@ def test_no_text_is_in_the_result(found):
 
 
 def test_an_erasure_that_leaves_the_block_is_noticed_and_the_rest_repeats(release, found, monkeypatch):
-    monkeypatch.setattr(throwaway_module.Throwaway, "erase", lambda *_: True)
+    monkeypatch.setattr(throwaway_module.ThrowawayVault, "erase", lambda *_: True)
     told = measure_unlearning(release, StaticEmbedder(), FACTS, PLAN)
     assert (told["equal_logits"], told["control_differs"]) == (False, True)
     assert told["metrics"]["mia_auc"]["after"] == 1.0
@@ -135,7 +135,7 @@ def test_an_erasure_that_leaves_the_block_is_noticed_and_the_rest_repeats(releas
 
 def test_neither_vault_nor_keys_outlive_the_measurement(release, tmp_path):
     steps = []
-    with throwaway(release, StaticEmbedder()) as held:
+    with throwaway_vault(release, StaticEmbedder()) as held:
         held.learn(FORGET, ["a first note", "a second note"], Learning(2, 4, 32), steps.append)
         assert held.sources((FORGET, RETAIN))[RETAIN] == []
         assert len(held.sources((FORGET,))[FORGET]) == 1
@@ -149,7 +149,7 @@ def test_neither_vault_nor_keys_outlive_the_measurement(release, tmp_path):
 
 
 def test_a_failure_leaves_nothing_either(release, tmp_path):
-    with pytest.raises(NothingMatched), throwaway(release, StaticEmbedder()) as held:
+    with pytest.raises(NothingMatched), throwaway_vault(release, StaticEmbedder()) as held:
         held.erase(FORGET)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert [*paths.slots_dir().iterdir()] == []

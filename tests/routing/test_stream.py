@@ -31,8 +31,8 @@ def cut(rows: np.ndarray, sizes: list[int]) -> Chunks:
     return chunks
 
 
-def taken(chunks: Chunks, most: int, held: int, seed: int = 3) -> list[tuple[int, list[list[float]]]]:
-    found = samples(Stream.of(chunks), NODES, (seed, 0), 7, most=most, held=held)
+def taken(chunks: Chunks, most: int, capacity: int, seed: int = 3) -> list[tuple[int, list[list[float]]]]:
+    found = samples(Stream.of(chunks), NODES, (seed, 0), 7, most=most, capacity=capacity)
     return [(node, rows_ND.tolist()) for node, rows_ND in found]
 
 
@@ -46,11 +46,11 @@ def test_with_room_for_all_each_node_gets_its_rows_in_order(sizes: list[int], he
 
 
 def test_samples_do_not_depend_on_chunks_or_on_what_is_held() -> None:
-    whole = taken(cut(ROWS, [500]), most=20, held=10_000)
+    whole = taken(cut(ROWS, [500]), most=20, capacity=10_000)
     assert [len(rows) for _, rows in whole] == [20] * 6 + [0]
     for sizes, held in (([1], 20), ([7, 0, 300], 45), ([499], 60)):
-        assert taken(cut(ROWS, sizes), most=20, held=held) == whole
-    assert taken(cut(ROWS, [500]), most=20, held=10_000, seed=4) != whole
+        assert taken(cut(ROWS, sizes), most=20, capacity=held) == whole
+    assert taken(cut(ROWS, [500]), most=20, capacity=10_000, seed=4) != whole
     for node, rows in whole[:6]:
         own = ROWS[node == NODES].tolist()
         assert [row for row in own if row in rows] == rows  # its own, in stream order, none twice
@@ -60,7 +60,7 @@ def test_every_row_is_as_likely_to_be_drawn() -> None:
     drawn = np.zeros(60)
     chunks = cut(np.arange(60, dtype=np.float32)[:, None], [13])
     for seed in range(400):
-        ((_, rows_ND),) = samples(Stream.of(chunks), np.zeros(60, dtype=np.int64), (seed,), 1, most=15, held=15)
+        ((_, rows_ND),) = samples(Stream.of(chunks), np.zeros(60, dtype=np.int64), (seed,), 1, most=15, capacity=15)
         drawn[rows_ND[:, 0].astype(int)] += 1
     assert drawn.sum() == 400 * 15
     assert (abs(drawn - 100) < 5 * np.sqrt(400 * 0.25 * 0.75)).all()
@@ -78,7 +78,7 @@ def test_nodes_share_a_pass_while_they_fit() -> None:
     stream = Stream.of(counted)
     for held, wanted in ((500, 1), (499, 2), (200, 4)):
         passes = 0
-        list(samples(stream, NODES, (0,), 7, most=200, held=held))
+        list(samples(stream, NODES, (0,), 7, most=200, capacity=held))
         assert passes == wanted
 
 
@@ -92,7 +92,7 @@ def test_the_rows_are_never_held_whole() -> None:
     nodes = np.arange(count) % 20
     tracemalloc.start()
     try:
-        total = sum(len(rows) for _, rows in samples(Stream.of(generated), nodes, (0,), 20, most=held, held=held))
+        total = sum(len(rows) for _, rows in samples(Stream.of(generated), nodes, (0,), 20, most=held, capacity=held))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -1,8 +1,9 @@
-"""Kinds of memory: what a row of a block holds, how it starts, and what it adds to a layer [docs/method.md, §2].
+"""Kinds of memory: the content of a row, its initial values, and its effect on a layer [docs/method.md, §2].
 
 A new kind is one file with a class of this Protocol, and one line in `kind_named`.
 
-Shapes: B batch (or 1 for all), T tokens, R rows (width), X values of one layer of a fetch, D model width.
+Shapes: B batch (or 1 where one row is for all items), T tokens, R rows (width), X values of one layer of a fetch,
+D model width.
 """
 
 from collections.abc import Sequence
@@ -17,33 +18,33 @@ if TYPE_CHECKING:
 
 
 class ActiveMemory(Protocol):
-    """Memory in use: changes the output of the sites that it names (`fedmem.memory.sites`).
+    """Memory in use, which changes the output of its `sites` (`fedmem.memory.sites`).
 
-    `items` is the size of the batch that it has rows for; None where one row is for all.
+    `items` is the size of the batch that it has rows for, or None if one row is for all items.
     """
 
     sites: frozenset[str]
     items: int | None
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
-        """The site's output with this memory added; `hidden_BTD` is what the site's module was given."""
+        """Return the site's output with this memory added. `hidden_BTD` is the input of the site's module."""
 
 
 class MemoryKind(Protocol):
     """One kind of memory."""
 
     def segments(self, shape: "LayerShape") -> dict[str, int]:
-        """Parts of a row, in their order, with the number of values of each."""
+        """Return the parts of a row, in their order, with the number of values of each."""
 
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
-        """Fill one segment of new blocks in place; a new block changes nothing."""
+        """Write the initial values of one segment of new blocks. A new block does not change the anchor's output."""
 
     def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> ActiveMemory:
-        """A memory source over fetches, cut by layer, for so many items; B is 1 where `items` is None."""
+        """Return fetches, split by layer, as a memory source for `items` items. B is 1 if `items` is None."""
 
 
 def kind_named(name: str) -> MemoryKind:
-    """The kind of this name. Raises UsageError for one that does not exist."""
+    """Return the kind of memory with this name. Raises UsageError if there is none."""
     from fedmem.memory.kinds.ffn import FFN
     from fedmem.memory.kinds.kv import KV
     from fedmem.memory.kinds.lora import LoRA

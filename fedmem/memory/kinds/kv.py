@@ -1,12 +1,12 @@
 """KV memory: learned keys and values beside each layer's attention [docs/method.md, §2].
 
-Every query attends to the r learned keys of its head, without causal mask and without positions, in a softmax of its
-own; the values are added to the heads' outputs before the output projection. Queries are those of the projection,
-before any rotation or norm.
+Every query attends to the r learned keys of its head, without causal mask and without positions. This attention has
+its own softmax. The result is added to the heads' outputs before the output projection. The query is the output of
+the query projection, before any rotation or norm.
 
 Invariants
-- A new block has V = 0: it changes nothing until it is trained.
-- With grouped queries a group shares its learned keys and values, as it shares the anchor's.
+- A new block has V = 0, so it changes nothing until it is trained.
+- With grouped queries a group shares its learned keys and values, as it shares those of the anchor.
 """
 
 import threading
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 
 class KV:
-    """Rows of keys and of values for all key-value heads."""
+    """The kind `kv`: rows of keys and of values for all key-value heads."""
 
     def segments(self, shape: "LayerShape") -> dict[str, int]:
-        """A key and a value per key-value head."""
+        """Return the two parts of a row: one key and one value for each key-value head."""
         return dict.fromkeys(("key", "value"), shape.kv_heads * shape.head_dim)
 
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
-        """Keys standard normal, so that they differ enough to part the queries; V = 0 [docs/method.md, §2]."""
+        """Draw the keys from a standard normal, so that queries tell them apart, and set V = 0 [docs/method.md, §2]."""
         rows_NRX.normal_(generator=generator) if segment == "key" else rows_NRX.zero_()
 
     def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> "KVSource":
-        """Keys and values for each layer's attention."""
+        """Return a source with keys and values for each layer's attention."""
         return KVSource(shape, layers_BX, items)
 
 
 class _Lookups(threading.local):
-    """What the queries of a layer look up, until its `heads` are reached; threads have their own."""
+    """The attention results by layer, from the site `q` to the site `heads`. Each thread has its own."""
 
     def __init__(self) -> None:
         self.layers: dict[int, Tensor] = {}
 
 
 class KVSource:
-    """Learned keys and values in use: one block per batch item, or one for all."""
+    """Learned keys and values in use: one block for each item of a batch, or one for all."""
 
     sites = frozenset({"q", "heads"})
 
@@ -54,14 +54,14 @@ class KVSource:
         self._lookups = _Lookups()
 
     def _cut(self, values_BX: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values as `[B, heads, R, head_dim]`."""
+        """Return keys and values, each `[B, heads, R, head_dim]`."""
         kv, size = self.shape.kv_heads, self.shape.head_dim
         both = values_BX.view(len(values_BX), 2, -1, kv, size).transpose(2, 3)
         both = both.repeat_interleave(self.shape.heads // kv, dim=2)
         return both[:, 0], both[:, 1]
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
-        """At `q` look the queries up and keep what they find; at `heads` add it to what attention found."""
+        """At `q`, compute and keep the attention to the learned keys. At `heads`, return the output with it added."""
         lookups = self._lookups.layers
         if site == "heads":
             return output_BTD + lookups.pop(layer) if layer in lookups else output_BTD

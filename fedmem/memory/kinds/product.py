@@ -1,15 +1,15 @@
-"""Tokens times the rows of blocks: one product for every kind of memory.
+"""Multiply tokens with the rows of blocks: one product for every kind of memory.
 
 Invariants
-- The result is `x_BTI @ w_BIO`, whichever way it is computed.
-- A block that all items share is multiplied once for all tokens, and any other has a matrix for each item; another
-  number of matrices is an error, never the first one for all.
-- Where a block is expanded to one copy per item and wants a gradient, each item's own gradient comes out of one plain
-  backward pass, which is what DP-SGD clips (docs/design.md, §7).
-- Inside `booked`, that pass enters what those gradients are made of in a book and forms none of them; a pass that
-  began outside is not touched, and nothing is left behind where an exception ends it.
+- The result is `x_BTI @ w_BIO` in every case.
+- A block that all items share is multiplied once for all tokens. Otherwise there is one matrix for each item. Another
+  number of matrices is an error; the first one is never used for all.
+- If a block is expanded to one copy for each item and needs a gradient, one plain backward pass gives the gradient of
+  each item. DP-SGD clips these gradients (docs/design.md, §7).
+- Inside `booked`, the backward pass hands the factors of those gradients to a callback and does not compute the
+  gradients. A product that was made outside is not affected. An exception leaves no callback behind.
 
-Shapes: B batch (or 1 for all), T tokens, I and O the dimensions of a product.
+Shapes: B batch (or 1 where one matrix is for all items), T tokens, I and O the dimensions of a product.
 
 >>> x_BTI, w_BIO = torch.ones(2, 3, 4), torch.ones(1, 4, 5)
 >>> product(x_BTI, w_BIO).shape
@@ -25,43 +25,64 @@ import torch
 from torch import Tensor
 
 Enter = Callable[[Tensor, Tensor, Tensor], bool]
-"""Takes `x_BTI`, the gradient of the product `[B, T, O]` and the expanded `w_BIO`; False where that is not wanted."""
+"""A callback with `x_BTI`, the gradient of the product `[B, T, O]` and the expanded `w_BIO`.
+
+It returns True if it took the factors, or False if the gradients are to be computed as usual.
+"""
 _BOOK: ContextVar[Enter | None] = ContextVar("book", default=None)
 
 
 @contextmanager
 def booked(enter: Enter) -> Iterator[None]:
-    """Products of expanded blocks that are made inside call `enter` in their backward pass, wherever that runs."""
-    before = _BOOK.set(enter)
+    """Call `enter` in the backward pass of every product of an expanded block that is made inside the `with`.
+
+    The backward pass itself may run outside the `with`, and in another thread.
+    """
+    outer = _BOOK.set(enter)
     try:
         yield
     finally:
-        _BOOK.reset(before)
+        _BOOK.reset(outer)
 
 
 def product(x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
-    """`x_BTI @ w_BIO`, where `w_BIO` has a matrix for each item, one for all, or one expanded over all."""
+    """Return `x_BTI @ w_BIO`, `[B, T, O]`.
+
+    Args:
+        x_BTI: the tokens of each item.
+        w_BIO: one matrix for each item, one for all (`[1, I, O]`), or one expanded over all items.
+
+    Raises:
+        RuntimeError: `w_BIO` has another number of matrices.
+    """
     if w_BIO.stride(0) == 0 and len(w_BIO) == len(x_BTI) > 1:
-        found: Tensor = _Expanded.apply(x_BTI, w_BIO)  # type: ignore[no-untyped-call]
-        return found
+        result_BTO: Tensor = _Expanded.apply(x_BTI, w_BIO)  # type: ignore[no-untyped-call]
+        return result_BTO
     if len(w_BIO) == 1 != len(x_BTI):
         return _flat(x_BTI, w_BIO[0])
     return torch.bmm(x_BTI, w_BIO)
 
 
 def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) -> Tensor:
-    """`output_BTO + scale * (x_BTI @ w_BIO)`, in one pass over the output where that can be."""
+    """Return `output_BTO + scale * (x_BTI @ w_BIO)`, with one pass over the output where possible.
+
+    Args:
+        output_BTO: the tensor to add to; it is not changed.
+        x_BTI: as for `product`.
+        w_BIO: as for `product`.
+        scale: factor of the product.
+    """
     if w_BIO.stride(0) == 0 and len(w_BIO) == len(x_BTI) > 1:
         return torch.add(output_BTO, product(x_BTI, w_BIO), alpha=scale)
     if len(w_BIO) == 1 != len(x_BTI):
         flat_NO = torch.addmm(output_BTO.flatten(0, 1), x_BTI.flatten(0, 1), w_BIO[0], alpha=scale)
         return flat_NO.view(output_BTO.shape)
-    # So in decoding: of one row, a batched product starts faster than a plain one.
+    # Decoding takes this way: for one row, a batched product starts faster than a plain one.
     return torch.baddbmm(output_BTO, x_BTI, w_BIO, alpha=scale)
 
 
 class _Expanded(torch.autograd.Function):
-    """One matrix product forward; backward an entry in the book, or a gradient of the matrix for each item."""
+    """One matrix product; its backward pass calls the callback of `booked` or computes a gradient for each item."""
 
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, w_BIO: Tensor) -> Tensor:

@@ -1,0 +1,232 @@
+"""The audit: its attacks on a correct and on a broken mechanism, and that it leaves nothing behind."""
+
+import math
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from fedmem.errors import QualityGateFailed, UsageError
+from fedmem.eval import audit as room
+from fedmem.eval import exposed, one_run, planted
+from fedmem.eval.one_run import AuditSetup, attacks
+from fedmem.eval.planted import BUGS, EXACT, first_failed
+from fedmem.eval.throwaway import Learning
+from fedmem.privacy import dpsgd
+from fedmem.privacy.dpsgd import train_block
+from fedmem.privacy.gradients import RuntimeOptions
+from fedmem.privacy.plan import PrivacyPlan
+from fedmem.privacy.stream import PrivacyStream
+
+KEY = bytes(range(32))
+FEW = 120
+PLAN = PrivacyPlan(0.5, 8, 0.01, 3.13, 30.0, 1e-5, 1000)  # epsilon 2
+
+
+def stream(label=b"audit"):
+    return PrivacyStream(KEY, label)
+
+
+@cache
+def audit_setup():
+    return AuditSetup.new(FEW)
+
+
+def test_watching_changes_nothing_and_sees_every_step():
+    of, data = audit_setup(), audit_setup().canaries(np.arange(FEW) < 20)
+    trace = of.run(data, PLAN, stream())
+    plain = train_block(of.model, of.memory, of.spec, of.start_X, data, PLAN, stream(), runtime=RuntimeOptions(64))
+    assert torch.equal(trace.end_X, plain)
+    assert torch.equal(trace.blocks_SX[0], of.start_X)
+    assert len(trace.blocks_SX) == len(trace.updates_SX) == PLAN.steps
+    assert not torch.equal(trace.blocks_SX[1], of.start_X)
+    assert not _global_optimizer_pre_hooks
+
+
+def test_a_step_that_is_not_seen_ends_the_audit(monkeypatch):
+    monkeypatch.setattr(one_run, "train_block", lambda *_, **__: torch.zeros(1))
+    with pytest.raises(QualityGateFailed, match="0 updates of 8 steps"):
+        audit_setup().run(audit_setup().canaries(np.ones(FEW, bool)), PLAN, stream())
+
+
+def bounds(name):
+    return room.OneRun(audit_setup(), PLAN, stream()).bounds(name)
+
+
+def test_the_correct_mechanism_stays_below_its_claim():
+    assert PLAN.epsilon() == pytest.approx(2.0, abs=0.01)
+    assert max(bounds("correct").values()) < PLAN.epsilon()
+
+
+@pytest.mark.parametrize("bug", ["no_noise", "noise_over_b", "no_clip"])
+def test_the_audit_sees_gross_bugs(bug):
+    found = room.OneRun(audit_setup(), PLAN, stream()).verdict(bug, PLAN.epsilon())
+    assert (found["caught"], found["by"]) == (True, "audit")
+    assert found["lower_bound"] > PLAN.epsilon()
+
+
+def test_the_black_box_has_power_too():
+    with BUGS["no_noise"](PLAN):
+        assert bounds("correct")["black_box"] > 0.2
+
+
+@pytest.mark.parametrize(
+    ("bug", "by"), [("batch_clip", "sensitivity"), ("half_noise", "noise_std"), ("reused_stream", "streams")]
+)
+def test_exact_tests_see_what_the_audit_cannot(bug, by):
+    found = room.OneRun(audit_setup(), PLAN, stream()).verdict(bug, PLAN.epsilon())
+    assert (found["caught"], found["by"]) == (True, f"exact: {by}")
+    assert found["lower_bound"] < PLAN.epsilon()
+
+
+@pytest.mark.parametrize(("shape", "right"), [("normal", True), ("uniform", False), ("wide", False)])
+def test_the_distance_is_that_of_kolmogorov_and_smirnov(shape, right):
+    random = np.random.default_rng(3)
+    drawn = {"normal": random.standard_normal(5000), "wide": 1.3 * random.standard_normal(5000)}
+    values = drawn.get(shape, random.uniform(-math.sqrt(3), math.sqrt(3), 5000)).astype(np.float32)
+    found = planted._distance(values)
+    assert found == pytest.approx(math.sqrt(5000) * kstest(values, "norm").statistic, abs=1e-4)
+    assert (found < planted.FARTHEST) == right
+
+
+SEEN_BY = {
+    "streams": {"no_noise", "reused_stream"},
+    "noise_std": {"no_noise", "noise_over_b", "half_noise", "reused_stream"},
+    "sensitivity": {"no_clip", "batch_clip"},
+}
+
+
+@pytest.mark.parametrize("test", EXACT)
+def test_an_exact_test_fails_for_its_bugs_and_for_nothing_else(test):
+    assert EXACT[test](audit_setup(), PLAN, stream())
+    for bug, broken in BUGS.items():
+        with broken(PLAN):
+            assert EXACT[test](audit_setup(), PLAN, stream()) == (bug not in SEEN_BY[test]), bug
+
+
+def pieces():
+    return dpsgd.add_noise, dpsgd.clipped_sum, PrivacyStream.substream
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_nothing_is_planted_when_the_context_has_ended(bug):
+    whole = pieces()
+
+    def interrupted():
+        with BUGS[bug](PLAN):
+            assert pieces() != whole
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert pieces() == whole
+
+
+def test_the_mechanism_as_it_is_fails_no_exact_test():
+    assert first_failed(audit_setup(), PLAN, stream()) is None
+
+
+def test_an_attack_reads_the_release_alone():
+    """Another set of canaries with the same trace gives the same scores: no coin goes in beside it."""
+    trace = audit_setup().run(audit_setup().canaries(np.arange(FEW) % 2 == 0), PLAN, stream())
+    found, again = attacks(audit_setup(), PLAN, trace), attacks(AuditSetup.new(FEW), PLAN, trace)
+    assert all(np.array_equal(found[name], again[name]) for name in found)
+    assert set(found) == {"white_box_product", "white_box_decoded", "black_box"}
+
+
+def test_coins_and_noise_follow_the_key():
+    short = replace(PLAN, steps=2, noise_multiplier=0.5)
+    keys = (KEY, KEY, bytes(32))
+    found = [room.OneRun(audit_setup(), short, PrivacyStream(key, b"audit")).bounds("correct") for key in keys]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_what_canaries_give_away(home, monkeypatch):
+    monkeypatch.setattr(exposed, "MOST", 3)
+    monkeypatch.setattr(exposed, "LEARNING", Learning(steps=40, width=32, length=32))
+    noisy = PrivacyPlan(0.5, 4, 0.1, 20.0, 4.0, 1e-5, 1000)
+    found = exposed.measure_exposure(noisy)
+    bits, extracted = found["exposure"], found["extraction"]
+    assert set(bits) == set(extracted) == {"before", "after_dp", "after_non_dp", "after_erasure"}
+    assert bits["after_non_dp"] > max(bits["before"], bits["after_dp"]) + 1.5
+    assert extracted["after_non_dp"] > 0.9 > 0.5 > extracted["after_dp"]
+    assert (bits["after_erasure"], extracted["after_erasure"]) == (bits["before"], extracted["before"])
+    assert found["verified"] is True
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
+def told(**changes):
+    """A result as it should be, with changes."""
+    base = {
+        "claimed": 2.0,
+        "lower_bound": 0.5,
+        "exact": {"streams": True},
+        "planted": {"no_clip": {"caught": True}},
+        "exposure": {"before": 1.4, "after_dp": 1.5, "after_non_dp": 6.0, "after_erasure": 1.4},
+        "verified": True,
+    }
+    return base | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lower_bound": 2.1}, "above the claim"),
+        ({"exact": {"streams": True, "noise_std": False}}, "noise_std"),
+        ({"planted": {"no_clip": {"caught": False}}}, "no_clip"),
+        ({"exposure": told()["exposure"] | {"after_non_dp": 2.0}}, "shows nothing"),
+        ({"exposure": told()["exposure"] | {"after_erasure": 1.5}}, "still answers"),
+        ({"verified": False}, "still answers"),
+    ],
+)
+def test_each_failure_is_told(changes, words):
+    assert room.failures(told()) == []
+    (found,) = room.failures(told(**changes))
+    assert words in found
+
+
+@pytest.mark.parametrize("canaries", [0, 499, 2001])
+def test_an_audit_of_too_few_or_too_many_is_refused(canaries):
+    with pytest.raises(UsageError, match="500 to 2000"):
+        room.audit(canaries)
+
+
+def test_the_guide_names_what_there_is():
+    """docs/privacy.md: its files exist, and it speaks of every bug and every exact test."""
+    root = Path(__file__).parents[2]
+    said = (root / "docs" / "privacy.md").read_text("utf-8")
+    files = set(re.findall(r"`(fedmem/[\w/]+\.py)`", said))
+    assert len(files) >= 8
+    assert [name for name in files if not (root / name).is_file()] == []
+    assert [name for name in (*BUGS, *EXACT) if f"`{name}`" not in said] == []
+
+
+@pytest.mark.slow
+def test_the_whole_audit(home):
+    data = room.audit(500, key=KEY)
+    assert data["holds"]
+    assert 1.9 < data["claimed"] == PrivacyPlan.from_dict(data["plan"]).epsilon() <= 2.0
+    assert data["lower_bound"] == max(data["white_box"], data["black_box"]) < data["claimed"] <= 2.0
+    assert {name: verdict["by"] for name, verdict in data["planted"].items()} == {
+        "no_noise": "audit",
+        "noise_over_b": "audit",
+        "no_clip": "audit",
+        "batch_clip": "exact: sensitivity",
+        "half_noise": "exact: noise_std",
+        "reused_stream": "exact: streams",
+    }
+    assert not [path for path in home.rglob("*") if path.is_file()]
+    assert data["seconds"] < 180
