@@ -24,7 +24,7 @@ from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.seeds import derived
 from fedmem.training.settings import Trained
 from fedmem.training.state import Watch
-from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
+from tests.coordinator.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
 
 FROZEN = plan("frozen")
 
@@ -84,7 +84,7 @@ def test_another_process_makes_the_same_part(release, whole, tmp_path):
         "from pathlib import Path; import sys\n"
         "from fedmem.coordinator.bank_training import train_bank\n"
         "from fedmem.training.state import Watch\n"
-        "from tests.training.workplace import CORPUS, EMBEDDER, plan\n"
+        "from tests.coordinator.workplace import CORPUS, EMBEDDER, plan\n"
         "train_bank(CORPUS, Path(sys.argv[1]), Path(sys.argv[2]), plan('frozen'), EMBEDDER, Watch(), [1])\n"
     )
     subprocess.run([sys.executable, "-c", code, str(release.root), str(tmp_path)], check=True)
