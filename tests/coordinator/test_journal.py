@@ -139,9 +139,9 @@ def test_a_round_spent_under_other_terms_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.record_spend({"round": 1, "plan": {"clip": 1.0}})
     for again in (journal, Journal(tmp_path)):
-        assert again.spent({"round": 1, "plan": {"clip": 1.0}}) == Durable(1)
+        assert again.record_spend({"round": 1, "plan": {"clip": 1.0}}) == Durable(1)
         with pytest.raises(Refused, match="other terms"):
-            again.spent({"round": 1, "plan": {"clip": 9.0}})
+            again.record_spend({"round": 1, "plan": {"clip": 9.0}})
     # Another federation's round 1 is another round.
     journal.record_spend({"round": 1, "plan": {"clip": 9.0, "run": "another"}})
     assert len(journal.ledger.entries()) == 2
@@ -153,7 +153,7 @@ def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
     journal.record_abort(Traffic(1, 0, 0, "", 0, aborted=True))
     for again in (journal, Journal(tmp_path)):
         with pytest.raises(Refused, match="over"):
-            again.spent({"round": 1, "plan": {}})
+            again.record_spend({"round": 1, "plan": {}})
         left = again.resume()
         assert left is not None
         assert (left.done, left.params, left.state) == (1, None, {})
