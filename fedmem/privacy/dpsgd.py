@@ -8,8 +8,8 @@ Invariants
 - No gradient is computed for the anchor or for shared rows, and neither changes.
 - Losses, norms and figures of single records neither leave this module nor reach a log. `progress` gets step numbers.
 - The sum is the same, to float rounding, for every micro-batch size and both engines.
-- A training that resumes from a `State` gives the same bytes as one without a break: every step draws from its own
-  substream, and the steps before the break count against the charge.
+- A training that resumes from a `State` gives the same bytes as one without a break. Every step draws from its own
+  substream. The steps before the break count against the charge.
 
 An engine gives the gradient of each sequence (`fedmem.privacy.gradients`). Sampling, clipping, noise and accounting are
 ours.

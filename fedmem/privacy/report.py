@@ -1,4 +1,4 @@
-"""Print a `Statement` as the privacy report: one HTML page, for print and for critical readers.
+"""Render a `Statement` as the privacy report: one HTML page, for print and for critical readers.
 
 Invariants
 - The page is a pure function of the statement. It loads nothing, and every value is escaped, see `fedmem.pages`.
