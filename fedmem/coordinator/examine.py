@@ -1,8 +1,8 @@
-"""Look at a release: what its bank is, and whether its parts belong together.
+"""Describe the bank of a release, and check that the parts of a release fit together.
 
 Invariants
-- Looking changes nothing and loads no weight of the anchor: its configuration gives its shape.
-- What does not fit is a VerificationFailed that names the two parts, whatever was done to the files.
+- A check changes nothing. It loads no weight of the anchor: the configuration gives the shape.
+- Two parts that do not fit give a VerificationFailed that names both, however the files were changed.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,22 @@ from fedmem.training.release import Release
 
 
 def verify(folder: Path) -> Release:
-    """A release whose files are those of its manifest, and whose anchor, tree, tokenizer and bank fit each other.
+    """Open a release; check its files against its manifest, and anchor, tree, tokenizer and bank against each other.
 
-    Raises NothingMatched where there is none, Refused where its anchor names code to run, VerificationFailed for
-    everything else that is wrong with one.
+    Args:
+        folder: the folder of the release.
+
+    Returns:
+        The opened release.
+
+    Raises:
+        NothingMatched: the folder holds no release.
+        Refused: the configuration of the anchor names code to run.
+        VerificationFailed: any other fault.
     """
     try:
         release = Release.load(folder.resolve())
-        _check(release, skeleton(release))
+        _check_parts(release, load_anchor_shape(release))
     except (NothingMatched, Refused, VerificationFailed):
         raise
     except (FedmemError, KeyError, TypeError, ValueError, OSError) as error:
@@ -34,12 +42,12 @@ def verify(folder: Path) -> Release:
     return release
 
 
-def skeleton(release: Release) -> PreTrainedModel:
-    """The anchor without its weights."""
+def load_anchor_shape(release: Release) -> PreTrainedModel:
+    """Return the anchor of a release without its weights."""
     return load_skeleton(release.root / "anchor")
 
 
-def _check(release: Release, anchor: PreTrainedModel) -> None:
+def _check_parts(release: Release, anchor: PreTrainedModel) -> None:
     spec, tree = release.spec, release.tree
     entries = max(release.tokenizer.get_vocab(with_added_tokens=True).values())
     faults = {
@@ -48,15 +56,15 @@ def _check(release: Release, anchor: PreTrainedModel) -> None:
         "its tree has another branching or depth than its bank": (tree.branching, tree.levels)
         != (spec.branching, spec.levels),
         "its tokenizer has more entries than its anchor": entries >= anchor.config.vocab_size,
-        "its bank has other blocks than its manifest says": not _whole(release),
+        "its bank has other blocks than its manifest says": not _bank_has_all_blocks(release),
     }
-    for fault, found in faults.items():
-        if found:
+    for fault, is_present in faults.items():
+        if is_present:
             raise VerificationFailed(f"The release in {release.root} does not hold together: {fault}. Make it again.")
 
 
-def _whole(release: Release) -> bool:
-    """Whether every file of the bank has the shape that the spec gives it."""
+def _bank_has_all_blocks(release: Release) -> bool:
+    """Return True if every file of the bank has the shape that the spec gives it."""
     try:
         Bank.open(release.root / "bank", release.spec).close()
     except FedmemError:
@@ -66,7 +74,16 @@ def _whole(release: Release) -> bool:
 
 @dataclass(frozen=True)
 class LevelFacts:
-    """One level of a bank: blocks, width by layer, values of one block and of all, bytes of all on disk."""
+    """The size of one level of a bank.
+
+    Attributes:
+        level: number of the level, from 1.
+        blocks: number of blocks.
+        widths: width of a block in each layer, in rows.
+        block_values: number of values of one block.
+        values: number of values of all blocks.
+        bytes: bytes of all blocks on disk.
+    """
 
     level: int
     blocks: int
@@ -78,7 +95,7 @@ class LevelFacts:
 
 @dataclass(frozen=True)
 class BankFacts:
-    """What `fedmem bank show` shows; `share` is the fetched values over the anchor's parameters."""
+    """The facts that `fedmem bank show` prints. `share` is `fetched_values` divided by `anchor_parameters`."""
 
     release: str
     folder: str
@@ -94,11 +111,11 @@ class BankFacts:
 
 
 def describe(folder: Path) -> BankFacts:
-    """The bank of a release, its files checked. Raises as `verify`."""
+    """Return the facts of the bank of a release, after its files are checked. Raises as `verify`."""
     release = verify(folder)
-    spec, anchor = release.spec, skeleton(release)
+    spec, anchor = release.spec, load_anchor_shape(release)
     parameters = sum(parameter.numel() for parameter in anchor.parameters())
-    levels = tuple(_level(spec, number) for number in range(1, spec.levels + 1))
+    levels = tuple(_level_facts(spec, number) for number in range(1, spec.levels + 1))
     return BankFacts(
         release=release.digest,
         folder=str(folder),
@@ -114,6 +131,6 @@ def describe(folder: Path) -> BankFacts:
     )
 
 
-def _level(spec: MemorySpec, level: int) -> LevelFacts:
+def _level_facts(spec: MemorySpec, level: int) -> LevelFacts:
     size, blocks = spec.block_size(level), spec.blocks(level)
     return LevelFacts(level, blocks, spec.widths[level - 1], size, blocks * size, 2 * blocks * size)

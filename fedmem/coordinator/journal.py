@@ -1,17 +1,19 @@
-"""What a coordinator has done, on disk: a journal, a ledger and one checkpoint a round (I6, I7, I9).
+"""Keep the rounds of a coordinator on disk: a journal, a ledger, and one checkpoint for each round (I6, I7, I9).
 
 Invariants
-- Append only, one JSON line an entry, each chained to the one before by SHA-256, each fsynced before the call returns;
-  only an open entry, which promises nothing, waits for the next one's fsync.
-- A line cut short by a crash was never acknowledged and is dropped; a changed line is `VerificationFailed`.
-- A round's spend is in the ledger before `Durable` exists, and is there once however often the round is run again.
-- A round is done when its close or abort entry is written; a closed one's checkpoint, parameters and server state, is
-  whole by then. So a coordinator killed at any point resumes after the last such round and ends with the same bytes.
-- What a round costs here does not grow with the rounds before it.
+- Journal and ledger are append-only. An entry is one JSON line, chained to the line before it by SHA-256.
+- Each entry is fsynced before the call returns. One exception: an open entry promises nothing, so it becomes durable
+  with the next entry.
+- A line that a crash cut short was never acknowledged; it is dropped. A changed line gives `VerificationFailed`.
+- The spend of a round is in the ledger before its `Durable` exists. It is there once, even if the round is run again.
+- A round is over when its close or abort entry is written. The checkpoint of a closed round (parameters and server
+  state) is complete before that. So a coordinator that is killed at any point resumes after the last such round, and
+  ends with the same bytes.
+- The cost of a round here does not grow with the number of earlier rounds.
 
 >>> import tempfile, pathlib
 >>> journal = Journal(pathlib.Path(tempfile.mkdtemp()))
->>> journal.spent({"round": 1, "plan": {}}).number
+>>> journal.record_spend({"round": 1, "plan": {}}).number
 1
 >>> [event["round"] for event in journal.ledger.entries()]
 [1]
@@ -31,14 +33,14 @@ from fedmem.storage.canonical import canonical_json, digest
 from fedmem.storage.files import Files
 from fedmem.storage.hash_chained_log import JSON, HashChainedLog
 
-# Beside the parameters in a checkpoint; no parameter has such a name.
-_STATE = "server-state/"
+# The server state lies beside the parameters in a checkpoint; no parameter has such a name.
+_STATE_PREFIX = "server-state/"
 
 
 class AppendLog:
-    """The entries of a hash-chained log of JSON objects, kept in memory by the one process that appends.
+    """A hash-chained log of JSON objects. The one process that appends keeps all entries in memory.
 
-    Raises VerificationFailed where an entry was changed.
+    Raises VerificationFailed if an entry was changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,29 +52,46 @@ class AppendLog:
 
     @property
     def head(self) -> str:
-        """Digest of the last entry: it commits to every entry before it; "" where there is none."""
+        """The digest of the last entry, which commits to all earlier entries; "" for an empty log."""
         return self._log.head
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return the bodies, oldest first."""
+        """Return the bodies of all entries, oldest first."""
         return list(self._entries)
 
-    def holds(self, body: dict[str, Any]) -> bool:
-        """Return True if an entry with exactly this body is there."""
+    def contains(self, body: dict[str, Any]) -> bool:
+        """Return True if the log has an entry with exactly this body."""
         return digest(body) in self._digests
 
     def append(self, body: dict[str, Any], *, durable: bool = True) -> None:
-        """Add one entry; on disk when this returns, or with the next one. After a StorageError nothing was added."""
+        """Add one entry.
+
+        Args:
+            body: a JSON object.
+            durable: if True, the entry is on disk when this returns; else it is on disk with the next durable entry.
+
+        Raises:
+            StorageError: the disk refuses; the log is as it was before.
+        """
         content = canonical_json(body)
         self._log.append(content, durable=durable)
-        # Through JSON, so that a body reads alike before and after a restart.
+        # Through JSON, so that a body is equal before and after a restart.
         self._entries.append(json.loads(content))
         self._digests.add(digest(body))
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """One round on the wire: bytes of all payloads, order-free digest of all messages, replies counted, its end."""
+    """The messages of one round, in figures.
+
+    Attributes:
+        round: number of the round, from 1.
+        down: bytes of all payloads to devices.
+        up: bytes of all payloads from devices.
+        wire: digest of all messages; their order has no effect.
+        counted: number of replies that were counted.
+        aborted: True if the round ended without a result.
+    """
 
     round: int
     down: int
@@ -84,7 +103,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a federation was left: rounds over, and parameters and server state of the last closed one, if any."""
+    """The state from which a federation resumes.
+
+    Attributes:
+        done: number of rounds that are over.
+        params: parameters after the last closed round; None if no round was closed.
+        state: server state after the last closed round; empty if no round was closed.
+    """
 
     done: int
     params: Params | None
@@ -92,7 +117,11 @@ class ResumePoint:
 
 
 class Journal:
-    """`root/journal.jsonl`, `root/ledger.jsonl` (or the ledger given) and `root/checkpoints/`."""
+    """The round journal of a federation in the folder `root`.
+
+    Its files are `journal.jsonl`, `ledger.jsonl` (unless another `ledger` is given) and `checkpoints/`.
+    Raises VerificationFailed if an entry was changed.
+    """
 
     def __init__(self, root: Path, ledger: AppendLog | None = None) -> None:
         self.root = root
@@ -101,93 +130,105 @@ class Journal:
         (root / "checkpoints").mkdir(exist_ok=True)
         self._ends: dict[int, dict[str, Any]] = {}
         for body in self.log.entries():
-            self._index(body)
-        self._spends = {_round_of(body): body for body in self.ledger.entries()}
+            self._index_end(body)
+        self._spends = {_spend_key(body): body for body in self.ledger.entries()}
 
-    def _index(self, body: dict[str, Any]) -> None:
+    def _index_end(self, body: dict[str, Any]) -> None:
         if body["kind"] in ("close", "abort"):
             self._ends[body["round"]] = body
 
     def _append(self, body: dict[str, Any]) -> None:
         self.log.append(body)
-        self._index(body)
+        self._index_end(body)
 
     @property
     def done(self) -> int:
-        """Rounds that are over, closed or aborted."""
+        """The number of rounds that are over: closed or aborted."""
         return max(self._ends, default=0)
 
-    def opened(self, number: int) -> None:
-        """Round `number` is about to be sent."""
+    def record_open(self, number: int) -> None:
+        """Record that the request of round `number` is about to be sent."""
         self.log.append({"kind": "open", "round": number}, durable=False)
 
-    def spent(self, event: dict[str, Any]) -> Durable:
-        """Make a round's privacy event durable, once, and say so.
+    def record_spend(self, event: dict[str, Any]) -> Durable:
+        """Make the privacy event of a round durable in the ledger, once.
 
-        Raises Refused for a round that is over, and for one whose event stands in the ledger with other terms.
+        Args:
+            event: the spend of the round, with its number under `round`.
+
+        Returns:
+            The proof that the event is durable.
+
+        Raises:
+            Refused: the round is over, or the ledger has an event of this round with other terms.
         """
         if self.done >= event["round"]:
             raise Refused("This round is over; it cannot be spent again. Resume from the journal.")
         body = {"kind": "device-round", **event}
-        if not self.ledger.holds(body):
-            if _round_of(body) in self._spends:
+        if not self.ledger.contains(body):
+            if _spend_key(body) in self._spends:
                 raise Refused("This round was spent under other terms. Resume with the plan that it was begun with.")
             self.ledger.append(body)
-            self._spends[_round_of(body)] = body
+            self._spends[_spend_key(body)] = body
         return Durable(int(event["round"]))
 
-    def closed(self, params: Params, traffic: Traffic, state: Params | None = None) -> None:
-        """Checkpoint of parameters and server state, then the entry that makes the round count."""
-        data = save(params | {f"{_STATE}{name}": value for name, value in (state or {}).items()})
+    def record_close(self, params: Params, traffic: Traffic, state: Params | None = None) -> None:
+        """Write the checkpoint of parameters and server state, then the close entry that ends the round."""
+        data = save(params | {f"{_STATE_PREFIX}{name}": value for name, value in (state or {}).items()})
         Files().replace(self._checkpoint(traffic.round), data)
         self._append({"kind": "close", "params": digest(data), **asdict(traffic)})
 
-    def aborted(self, traffic: Traffic) -> None:
-        """The round is over without a result."""
+    def record_abort(self, traffic: Traffic) -> None:
+        """Write the abort entry: the round is over without a result."""
         self._append({"kind": "abort", **asdict(traffic)})
 
     def traffic(self) -> list[Traffic]:
-        """Every round that is over, oldest first."""
+        """Return the traffic of all rounds that are over, oldest first."""
         names = Traffic.__dataclass_fields__
         return [Traffic(**{name: body[name] for name in names if name in body}) for body in self._ends.values()]
 
     def wire_digest(self) -> str:
-        """One digest over the messages of all rounds that are over; equal with and without a crash in between."""
+        """Return one digest over the messages of all rounds that are over; a crash in between does not change it."""
         return digest([traffic.wire for traffic in self.traffic()])
 
     def resume(self) -> ResumePoint | None:
-        """Where to go on; None before the first round is over. Raises VerificationFailed."""
+        """Return the state to resume from; None before the first round is over.
+
+        Raises VerificationFailed if a checkpoint was changed.
+        """
         if not self._ends:
             return None
-        closed = self._last_closed(self.done)
-        return ResumePoint(self.done, *(self._read(closed) if closed else (None, {})))
+        close_entry = self._last_close(self.done)
+        return ResumePoint(self.done, *(self._read_checkpoint(close_entry) if close_entry else (None, {})))
 
     def params_at(self, number: int) -> Params:
-        """Parameters after round `number`; an aborted one left those before it.
+        """Return the parameters after round `number`. An aborted round leaves the parameters as they were.
 
-        Raises NothingMatched for a round that is not over or has no closed one before it, and VerificationFailed.
+        Raises:
+            NothingMatched: the round is not over, or no round up to it was closed.
+            VerificationFailed: the checkpoint was changed.
         """
-        entry = self._last_closed(number) if number in self._ends else None
+        entry = self._last_close(number) if number in self._ends else None
         if entry is None:
             raise NothingMatched(f"Round {number} is not closed. Run the federation on to it first.")
-        return self._read(entry)[0]
+        return self._read_checkpoint(entry)[0]
 
-    def _last_closed(self, number: int) -> dict[str, Any] | None:
-        closed = (self._ends[n] for n in range(number, 0, -1) if n in self._ends and self._ends[n]["kind"] == "close")
-        return next(closed, None)
+    def _last_close(self, number: int) -> dict[str, Any] | None:
+        entries = (self._ends[n] for n in range(number, 0, -1) if n in self._ends and self._ends[n]["kind"] == "close")
+        return next(entries, None)
 
-    def _read(self, entry: dict[str, Any]) -> tuple[Params, Params]:
+    def _read_checkpoint(self, entry: dict[str, Any]) -> tuple[Params, Params]:
         data = self._checkpoint(entry["round"]).read_bytes()
         if digest(data) != entry["params"]:
             raise VerificationFailed(f"The checkpoint of round {entry['round']} was changed. Restore it from a backup.")
         arrays = load(data)
-        params = {name: value for name, value in arrays.items() if not name.startswith(_STATE)}
-        return params, {name.removeprefix(_STATE): arrays[name] for name in arrays.keys() - params.keys()}
+        params = {name: value for name, value in arrays.items() if not name.startswith(_STATE_PREFIX)}
+        return params, {name.removeprefix(_STATE_PREFIX): arrays[name] for name in arrays.keys() - params.keys()}
 
     def _checkpoint(self, number: int) -> Path:
         return self.root / "checkpoints" / f"round-{number:06d}.safetensors"
 
 
-def _round_of(body: dict[str, Any]) -> tuple[str, int]:
-    """The one thing that is spent once: a round of a named federation."""
+def _spend_key(body: dict[str, Any]) -> tuple[str, int]:
+    """Return the key that has at most one spend: the name of the federation and the number of the round."""
     return str(body.get("plan", {}).get("run", "")), int(body.get("round", 0))

@@ -1,9 +1,9 @@
-"""The loop over rounds, for every Grid: in process, Flower's simulation engine, SuperLink.
+"""Run the rounds of a federation on any Grid: in process, Flower's simulation engine, or SuperLink.
 
 Invariants
-- Replies are added as they arrive. An aborted round is journalled and the loop goes on; after `ABORTS` of them in a row
-  it ends with the typed error.
-- Time comes from one clock: the one given, else the grid's own virtual one, else the machine's.
+- Replies are added as they arrive. An aborted round is entered in the journal, and the loop continues. After `ABORTS`
+  aborted rounds in a row it ends with the typed error.
+- There is one clock: the given one, else the virtual clock of the grid, else that of the machine.
 
     traffic = run_rounds(grid, coordinator, Journal(folder), until=3)
 """
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fedmem.coordinator import round as exchange
+from fedmem.coordinator.exchange import exchange_messages
 from fedmem.coordinator.journal import Journal, Traffic
 from fedmem.errors import RemoteError
 from fedmem.federation import wire
@@ -26,12 +26,18 @@ _log = logging.getLogger("fedmem.coordinator")
 Progress = Callable[[int, int], None]
 
 ABORTS = 3
-"""Rounds in a row that may end without a result before a federation does."""
+"""Number of aborted rounds in a row after which a federation ends."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a coordinator waits for `nodes` devices to connect, and between two looks, in seconds."""
+    """Waiting times of a coordinator.
+
+    Attributes:
+        nodes: number of devices that must be connected before a round is opened.
+        connect: the longest time to wait for them, in seconds.
+        poll: time between two looks at the grid, in seconds.
+    """
 
     nodes: int = 1
     connect: float = 60.0
@@ -49,17 +55,33 @@ def run_rounds(
     closing: Callable[[], None] | None = None,
     clock: Clock | None = None,
 ) -> list[Traffic]:
-    """Run rounds until `until` are over in all; returns the traffic of every round, earlier ones included.
+    """Run rounds until `until` rounds are over, earlier ones included.
 
-    `progress(done, until)` is told after each round; `closing` is called before one is closed, and what it raises
-    leaves the round open. Raises BudgetExceeded before a round the plan does not allow, RemoteError if too few devices
-    connect, RoundAborted after `ABORTS` rounds in a row without a result, and StorageError where the disk refuses.
-    Killed anywhere and called again on `resumed(...)`, it gives the same bytes.
+    A call that is killed at any point can be repeated on `resumed(...)`; it gives the same bytes.
+
+    Args:
+        grid: Flower's grid.
+        coordinator: the state machine of the federation.
+        journal: the round journal on disk.
+        until: total number of rounds.
+        progress: called as `progress(done, until)` after each round.
+        patience: waiting times.
+        closing: called before a round is closed. If it raises, the round stays open.
+        clock: gives the time; default is the clock of the grid, else that of the machine.
+
+    Returns:
+        The traffic of all rounds, those before this call included.
+
+    Raises:
+        BudgetExceeded: the plan does not allow the next round; the round is not opened.
+        RemoteError: too few devices connect in time.
+        RoundAborted: `ABORTS` rounds in a row ended without a result.
+        StorageError: the disk refuses.
     """
-    ticks, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
+    clock, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
     while coordinator.done < until:
         try:
-            _one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None), ticks)
+            _run_one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None), clock)
             aborts = 0
         except RoundAborted as error:
             aborts += 1
@@ -72,17 +94,26 @@ def run_rounds(
 
 
 def resumed(journal: Journal, make: Callable[[wire.Params | None, int], Coordinator]) -> Coordinator:
-    """The coordinator as the journal left it: `make(params, rounds over)`; params are None before a round is closed."""
-    left = journal.resume()
-    if left is None:
+    """Return a coordinator in the state that the journal holds.
+
+    Args:
+        journal: the round journal.
+        make: called as `make(params, done)` with the number of rounds that are over. `params` is None if no round was
+            closed.
+
+    Raises:
+        VerificationFailed: a checkpoint was changed.
+    """
+    resume_point = journal.resume()
+    if resume_point is None:
         return make(None, 0)
-    coordinator = make(left.params, left.done)
-    if left.params is not None:
-        coordinator.restore(left.state)
+    coordinator = make(resume_point.params, resume_point.done)
+    if resume_point.params is not None:
+        coordinator.restore(resume_point.state)
     return coordinator
 
 
-def _one_round(
+def _run_one_round(
     grid: Grid,
     coordinator: Coordinator,
     journal: Journal,
@@ -90,43 +121,47 @@ def _one_round(
     closing: Callable[[], None],
     clock: Clock,
 ) -> None:
-    nodes = _connected(grid, max(patience.nodes, coordinator.settings.minimum), patience, clock)
-    opened, wire_log = coordinator.open(nodes, clock.now()), Transcript()
-    journal.opened(opened.number)
-    exchange.run(grid, coordinator, opened, wire_log, clock, patience.poll)
+    nodes = _wait_for_nodes(grid, max(patience.nodes, coordinator.settings.minimum), patience, clock)
+    opened, transcript = coordinator.open(nodes, clock.now()), Transcript()
+    journal.record_open(opened.number)
+    exchange_messages(grid, coordinator, opened, transcript, clock, patience.poll)
     closing()
-    proof = journal.spent(coordinator.spend())
+    proof = journal.record_spend(coordinator.spend())
     group, counted, short = str(opened.number), coordinator.counted, coordinator.short
-    traffic = Traffic(opened.number, *wire_log.traffic(group), wire_log.digest(group), counted, short)
+    traffic = Traffic(opened.number, *transcript.traffic(group), transcript.digest(group), counted, short)
     if short:
         coordinator.abort(proof)
-        journal.aborted(traffic)
+        journal.record_abort(traffic)
         raise RoundAborted(f"Round {opened.number} was aborted: {counted} replies counted. Look after the devices.")
     params = coordinator.close(proof)
-    journal.closed(params, traffic, coordinator.state)
+    journal.record_close(params, traffic, coordinator.state)
 
 
-def _connected(grid: Grid, enough: int, patience: Patience, clock: Clock) -> list[int]:
-    """Node ids, once enough are there: Flower may start `main` before any is."""
+def _wait_for_nodes(grid: Grid, minimum: int, patience: Patience, clock: Clock) -> list[int]:
+    """Wait until `minimum` devices are connected and return their node ids: Flower may start `main` before that."""
     deadline = clock.now() + patience.connect
-    while len(nodes := sorted(grid.get_node_ids())) < max(1, enough):
+    while len(nodes := sorted(grid.get_node_ids())) < max(1, minimum):
         if clock.now() >= deadline:
-            raise RemoteError(f"Of {enough} devices {len(nodes)} are connected. Start the others and run again.")
+            raise RemoteError(f"Of {minimum} devices {len(nodes)} are connected. Start the others and run again.")
         clock.sleep(max(patience.poll, 1e-3))
     return nodes
 
 
 def make_server_app(start: Callable[[Context], tuple[Coordinator, Journal, int, Patience]]) -> ServerApp:
-    """A ServerApp whose `main` runs what `start` prepares from Flower's run config."""
+    """Return a ServerApp whose `main` runs the rounds.
+
+    Args:
+        start: makes coordinator, journal, total number of rounds and waiting times from Flower's context.
+    """
     app = ServerApp()
 
     def main(grid: Grid, context: Context) -> None:
         coordinator, journal, until, patience = start(context)
-        run_rounds(grid, coordinator, journal, until=until, patience=patience, progress=_say)
+        run_rounds(grid, coordinator, journal, until=until, patience=patience, progress=_log_progress)
 
     app.main()(main)
     return app
 
 
-def _say(done: int, until: int) -> None:
+def _log_progress(done: int, until: int) -> None:
     _log.warning("Round %d of %d is closed.", done, until)

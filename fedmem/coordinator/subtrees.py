@@ -1,16 +1,18 @@
-"""A bank under a frozen anchor, trained as independent jobs that merge to the same bytes [docs/method.md, §4].
+"""Train a bank under a frozen anchor as independent jobs, and merge their parts [docs/method.md, §4].
 
-One job per level-1 subtree trains its blocks on its rows; one more trains the generic block on all rows. A job's
-steps are its share of the rows, the generic block's a k-th of all: with a moving anchor it stands in as often.
+One job for each level-1 subtree trains the blocks of this subtree on its rows. One more job trains the generic block
+on all rows. The steps of a subtree's job are proportional to its rows. The generic block gets 1 / k of all steps: in
+co-training it is used about as often.
 
 Invariants
-- A job is a function of (release, its rows, settings, seed, its own name): no other job, order or machine matters.
-- What a job made is one file, `parts/<job>.safetensors`: tied to the training's inputs, checked when it is merged.
+- The result of a job is a function of (release, its rows, settings, seed, its name). Other jobs, their order and the
+  machine have no effect.
+- The result of a job is one file, `parts/<job>.safetensors`. It names the inputs of the training; merging checks it.
 - Together the jobs train every block of the bank once.
 
     for name in job_names(spec):
         run_job(training, name, watch)
-    bank = merged(training)
+    bank = merge_parts(training)
 
 Shapes: N blocks, X values of a block or a fetch, M rows, P levels.
 """
@@ -41,7 +43,7 @@ from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows
 from fedmem.training.release import Release
 from fedmem.training.resumable import ResumableRun
-from fedmem.training.seeds import derived
+from fedmem.training.seeds import derive_seed
 from fedmem.training.settings import Settings, Trained
 from fedmem.training.state import TrainingTrace, Watch, read_json, write_json
 
@@ -50,7 +52,17 @@ GENERIC = "generic"
 
 @dataclass(frozen=True)
 class SubtreeTraining:
-    """What every job of a training has at hand: the release it starts from, rows, settings, and where it works."""
+    """The inputs that all jobs of a training share.
+
+    Attributes:
+        release: the release to start from.
+        train: rows to train on, with their paths.
+        heldout: held-out rows, with their paths.
+        settings: settings of the whole training; `steps` is split among the jobs.
+        seed: seed of the training.
+        out: folder of the training.
+        inputs: digest of the inputs of the training.
+    """
 
     release: Release
     train: Rows
@@ -62,18 +74,18 @@ class SubtreeTraining:
 
     @cached_property
     def anchor(self) -> tuple[PreTrainedModel, Memory]:
-        """The frozen anchor with a memory attached; every job reads it and none changes it."""
+        """The frozen anchor with a memory attached. All jobs read it and none changes it."""
         model = self.release.anchor()
         return model, attach(model)
 
     def part(self, name: str) -> Path:
-        """Where a job leaves its blocks."""
+        """Return the path of a job's part."""
         return self.out / "parts" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job: the blocks it starts from, as a bank of its own, its rows and its steps."""
+    """One job: the blocks to start from, as a bank of their own, its rows, and its number of steps."""
 
     start: BankStream
     train: Rows
@@ -82,17 +94,28 @@ class Job:
 
 
 def subtree_name(subtree: int) -> str:
-    """The name of a subtree's job."""
+    """Return the name of the job of a subtree."""
     return f"subtree-{subtree}"
 
 
 def job_names(spec: MemorySpec) -> list[str]:
-    """All jobs of a bank: its subtrees in order, then the generic block."""
+    """Return the names of all jobs of a bank: its subtrees in order, then the generic block."""
     return [*(subtree_name(subtree) for subtree in range(spec.branching)), GENERIC]
 
 
 def run_job(training: SubtreeTraining, name: str, watch: Watch) -> None:
-    """Run what is left of a job; nothing where its part is there. Raises UsageError for a job that does not exist."""
+    """Run the remaining steps of a job and write its part. If the part exists, check it and do nothing else.
+
+    Args:
+        training: the inputs of all jobs.
+        name: the name of the job, one of `job_names`.
+        watch: callbacks for progress and figures.
+
+    Raises:
+        UsageError: no job has this name.
+        VerificationFailed: the existing part is damaged.
+        VersionMismatch: the existing part, or the state of the job, belongs to other inputs.
+    """
     if name not in job_names(training.release.spec):
         raise UsageError(
             f"There is no job {name}: this bank's subtrees are 0 to {training.release.spec.branching - 1}."
@@ -101,14 +124,14 @@ def run_job(training: SubtreeTraining, name: str, watch: Watch) -> None:
         if training.part(name).exists():
             read_part(training, name)
             return
-        job = _generic(training) if name == GENERIC else _subtree(training, int(name.rpartition("-")[2]))
+        job = _generic_job(training) if name == GENERIC else _subtree_job(training, int(name.rpartition("-")[2]))
         settings = replace(training.settings, steps=job.steps)
         trace = (
             run.drive(_trainer(training, job, settings, name, run), job.heldout, watch)
             if job.steps
             else TrainingTrace()
         )
-        tokens = job.train.tokens(job.steps, settings.batch, derived(training.seed, name))
+        tokens = job.train.tokens(job.steps, settings.batch, derive_seed(training.seed, name))
         write_json(training.part(name).with_suffix(".json"), asdict(trace) | {"tokens": tokens, "steps": job.steps})
         _write_part(training, name, run.trained(job.start) if job.steps else job.start)
         run.remove_state()
@@ -116,14 +139,14 @@ def run_job(training: SubtreeTraining, name: str, watch: Watch) -> None:
 
 def _trainer(training: SubtreeTraining, job: Job, settings: Settings, name: str, run: ResumableRun) -> Trainer:
     model, memory = training.anchor
-    levels, none = run.levels(job.start), LazyAdamW(torch.empty(0, job.start.spec.fetch_size))
+    levels, no_generic = run.levels(job.start), LazyAdamW(torch.empty(0, job.start.spec.fetch_size))
     trained = Trained(anchor=False, levels=frozenset(range(1, len(levels) + 1)), generic=False)
-    bank = BankTrainer(memory, job.start.spec, levels, none, job.train.paths_MP, settings, trained)
-    return Trainer(model, job.train.packed, settings, derived(training.seed, name), bank, anchor=False)
+    bank = BankTrainer(memory, job.start.spec, levels, no_generic, job.train.paths_MP, settings, trained)
+    return Trainer(model, job.train.packed, settings, derive_seed(training.seed, name), bank, anchor=False)
 
 
-def _subtree(training: SubtreeTraining, subtree: int) -> Job:
-    """The blocks and rows below one node of level 1, both counted from the node's first."""
+def _subtree_job(training: SubtreeTraining, subtree: int) -> Job:
+    """Return the job of a subtree. Its blocks and paths are numbered from the first block of the subtree."""
     release, spec = training.release, training.release.spec
     first_P = np.array([subtree * spec.branching**level for level in range(spec.levels)])
 
@@ -132,67 +155,72 @@ def _subtree(training: SubtreeTraining, subtree: int) -> Job:
             yield release.bank.blocks(level, *(int(first_P[level - 1]) + number for number in (first, last)))
 
     start = BankStream(spec, pieces, release.bank.generic(), root=1)
-    train, heldout = (_below(rows, subtree, first_P) for rows in (training.train, training.heldout))
+    train, heldout = (_rows_of_subtree(rows, subtree, first_P) for rows in (training.train, training.heldout))
     steps = max(1, round(training.settings.steps * len(train) / len(training.train))) if len(train) else 0
     return Job(start, train, heldout, steps)
 
 
-def _below(rows: Rows, subtree: int, first_P: np.ndarray) -> Rows:
-    own = rows.select(rows.paths_MP[:, 0] == subtree)
-    return Rows(own.packed, own.paths_MP - first_P)
+def _rows_of_subtree(rows: Rows, subtree: int, first_P: np.ndarray) -> Rows:
+    selected = rows.select(rows.paths_MP[:, 0] == subtree)
+    return Rows(selected.packed, selected.paths_MP - first_P)
 
 
-def _generic(training: SubtreeTraining) -> Job:
-    """The generic block as a bank of one block that every row fetches: a fetch and a block of its width look alike."""
+def _generic_job(training: SubtreeTraining) -> Job:
+    """Return the job of the generic block: a bank of one block as wide as a whole fetch, which every row fetches."""
     spec = training.release.spec
-    whole = MemorySpec(spec.kind, spec.shape, 1, (tuple(map(sum, zip(*spec.widths, strict=True))),))
+    generic_spec = MemorySpec(spec.kind, spec.shape, 1, (tuple(map(sum, zip(*spec.widths, strict=True))),))
     train, heldout = (
         Rows(rows.packed, np.zeros((len(rows), 1), dtype=np.int64)) for rows in (training.train, training.heldout)
     )
     steps = max(1, round(training.settings.steps / spec.branching))
     generic_X = training.release.bank.generic()
-    return Job(BankStream(whole, lambda _: [generic_X[None]], generic_X), train, heldout, steps)
+    return Job(BankStream(generic_spec, lambda _: [generic_X[None]], generic_X), train, heldout, steps)
 
 
 def _write_part(training: SubtreeTraining, name: str, bank: BankStream) -> None:
-    """Keep the job's blocks as the bank will: bf16. A part passes through memory: a k-th of the bank."""
+    """Write the blocks of a job in bf16, as the bank will hold them. All of it (1 / k of the bank) is in memory."""
     numbers = range(1, bank.spec.levels + 1)
     tensors = {f"level-{n}": torch.cat([piece.to(torch.bfloat16) for piece in bank.pieces(n)]) for n in numbers}
-    # One entry: safetensors writes several in no fixed order.
-    about = canonical_json({"inputs": training.inputs, "job": name, "sha256": _digest(tensors)}).decode()
+    # One metadata entry: safetensors writes several in no fixed order.
+    header = canonical_json({"inputs": training.inputs, "job": name, "sha256": _digest(tensors)}).decode()
     Files().make_folder(training.part(name).parent)
-    Files().replace(training.part(name), save(tensors, metadata={"part": about}))
+    Files().replace(training.part(name), save(tensors, metadata={"part": header}))
 
 
 def read_part(training: SubtreeTraining, name: str) -> list[Tensor]:
-    """A job's blocks by level, float32.
+    """Return the blocks of a job by level, each `[N, X]`, float32.
 
-    Raises VerificationFailed for a damaged part, VersionMismatch for one of another training.
+    Raises:
+        VerificationFailed: the part is damaged.
+        VersionMismatch: the part belongs to another training.
     """
     path = training.part(name)
     damaged = f"{path} is damaged; remove it, and the job is run again."
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["part"])
+            header = json.loads((file.metadata() or {})["part"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a mapping
     except (SafetensorError, ValueError, KeyError) as error:
         raise VerificationFailed(damaged) from error
-    if about.get("sha256") != _digest(tensors):
+    if header.get("sha256") != _digest(tensors):
         raise VerificationFailed(damaged)
-    if (about.get("inputs"), about.get("job")) != (training.inputs, name):
+    if (header.get("inputs"), header.get("job")) != (training.inputs, name):
         raise VersionMismatch(f"{path} is of a training with other inputs; take the part of this one, or remove it.")
     return [tensors[f"level-{number}"].float() for number in range(1, len(tensors) + 1)]
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    found = hashlib.sha256(canonical_json({name: list(tensor.shape) for name, tensor in tensors.items()}))
+    sha256 = hashlib.sha256(canonical_json({name: list(tensor.shape) for name, tensor in tensors.items()}))
     for _, tensor in sorted(tensors.items()):
-        found.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
-def merged(training: SubtreeTraining) -> BankStream:
-    """All parts as one bank: a level is its subtrees' blocks in their order. Raises as `read_part`."""
+def merge_parts(training: SubtreeTraining) -> BankStream:
+    """Return the parts of all jobs as one bank: a level holds the blocks of its subtrees in order.
+
+    Raises as `read_part`.
+    """
     *subtrees, generic = job_names(training.release.spec)
 
     def pieces(level: int) -> Iterator[Tensor]:
@@ -201,6 +229,6 @@ def merged(training: SubtreeTraining) -> BankStream:
     return BankStream(training.release.spec, pieces, read_part(training, generic)[0][0])
 
 
-def traces(training: SubtreeTraining) -> list[dict[str, Any]]:
-    """What each job has to tell, in the order of the jobs: its curve, seconds, tokens and steps."""
+def read_job_facts(training: SubtreeTraining) -> list[dict[str, Any]]:
+    """Return curve, seconds, tokens and steps of each job, in the order of the jobs."""
     return [read_json(training.part(name).with_suffix(".json")) for name in job_names(training.release.spec)]

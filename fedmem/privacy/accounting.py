@@ -1,9 +1,9 @@
-"""Epsilon of a list of spends: exact by PLD, and an upper bound by RDP in plain numpy.
+"""Compute the epsilon of a list of spends: tightly by PLD, and as a looser upper bound by RDP in plain numpy.
 
 Invariants
-- Both figures are upper bounds; RDP is never below PLD beyond PLD's discretisation.
-- Composition is over every spend given, in any order: equal lists in another order give equal figures.
-- GDP (central limit) accounting is not offered: it under-states epsilon.
+- Both figures are upper bounds. RDP is never below PLD, except by PLD's discretisation.
+- All spends compose. Their order has no effect.
+- GDP (central limit) accounting is not offered, because it understates epsilon.
 - Only `epsilon_pld` loads `dp_accounting`; the rest needs numpy alone.
 
 Edge cases, for both
@@ -11,7 +11,7 @@ Edge cases, for both
 |---|---|
 | none, zero steps, or rate 0 | 0 |
 | noise multiplier 0 | inf |
-| RDP bound above 100 | the RDP bound, for both: PLD's grid would take gigabytes, and no privacy is left |
+| RDP bound above 100 | the RDP bound, for both: PLD's grid would take gigabytes, and such an epsilon protects nothing |
 | delta outside (0, 1), or NaN | UsageError |
 
 >>> spends = [SpendEvent(0.1, 1.0, 100)]
@@ -31,14 +31,16 @@ from fedmem.errors import UsageError
 from fedmem.privacy.spend import SpendEvent
 
 Merged = tuple[tuple[float, float, int], ...]
+"""Distinct mechanisms as (sampling rate, noise multiplier, steps), sorted."""
 ORDERS = np.array([*range(2, 64), 72, 80, 96, 112, 128, 192, 256, 384, 512, 1024], dtype=np.int64)
 FINE, COARSE = 1e-4, 1e-3
-"""Widths of PLD's grid of privacy losses; rounding is towards a larger epsilon on either."""
+"""Widths of PLD's grid of privacy losses. With both, rounding is towards a larger epsilon."""
 HOPELESS = 100.0
+"""RDP bound above which PLD is not computed."""
 
 
 def _merge(spends: Iterable[SpendEvent]) -> Merged:
-    """Sum the steps of equal mechanisms, sorted, so that order changes nothing and equal questions are cached."""
+    """Sum the steps of equal mechanisms and sort them: order has no effect, and equal lists hit the cache."""
     steps: Counter[tuple[float, float]] = Counter()
     for spend in spends:
         if spend.steps and spend.sampling_rate:
@@ -46,7 +48,7 @@ def _merge(spends: Iterable[SpendEvent]) -> Merged:
     return tuple(sorted((rate, noise, count) for (rate, noise), count in steps.items()))
 
 
-def _trivial(merged: Merged, delta: float) -> float | None:
+def _edge_case_epsilon(merged: Merged, delta: float) -> float | None:
     if not 0.0 < delta < 1.0:
         raise UsageError("delta must lie strictly between 0 and 1.")
     if not merged:
@@ -55,10 +57,18 @@ def _trivial(merged: Merged, delta: float) -> float | None:
 
 
 def epsilon_pld(spends: Iterable[SpendEvent], delta: float, *, grid: float = FINE) -> float:
-    """Epsilon of all spends together at `delta`, by numerical composition of privacy loss distributions.
+    """Return the epsilon of all spends together, by numerical composition of privacy loss distributions.
 
     Guarantees: an upper bound on the epsilon of (epsilon, delta)-DP for adding or removing one record that
-    took part in every spend (Koskela et al. 2020; dissemination "connect the dots", Doroshenko et al. 2022).
+    took part in every spend (Koskela et al. 2020; discretisation "connect the dots", Doroshenko et al. 2022).
+
+    Args:
+        spends: the spends to compose.
+        delta: strictly between 0 and 1.
+        grid: width of the grid of privacy losses; a coarser grid is faster and gives a larger epsilon.
+
+    Raises:
+        UsageError: delta is not strictly between 0 and 1.
     """
     merged = _merge(spends)
     bound = _rdp_epsilon(merged, delta)
@@ -78,24 +88,31 @@ def _pld(merged: Merged, delta: float, grid: float) -> float:
 
 
 def epsilon_rdp(spends: Iterable[SpendEvent], delta: float) -> float:
-    """Upper bound on epsilon at `delta` by Rényi DP at integer orders; no dependency beside numpy.
+    """Return an upper bound on the epsilon of all spends together, by Rényi DP at integer orders.
 
     Guarantees: (epsilon, delta)-DP by Canonne, Kamath and Steinke 2020, Proposition 12, minimised over orders.
+
+    Args:
+        spends: the spends to compose.
+        delta: strictly between 0 and 1.
+
+    Raises:
+        UsageError: delta is not strictly between 0 and 1.
     """
     return _rdp_epsilon(_merge(spends), delta)
 
 
 def _rdp_epsilon(merged: Merged, delta: float) -> float:
-    trivial = _trivial(merged, delta)
-    if trivial is not None:
-        return trivial
+    edge_case = _edge_case_epsilon(merged, delta)
+    if edge_case is not None:
+        return edge_case
     orders = ORDERS.astype(np.float64)
     epsilons = rdp(merged) + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
     return max(0.0, float(epsilons.min()))
 
 
 def rdp(merged: Merged) -> NDArray[np.float64]:
-    """Rényi divergence of the composition at each of `ORDERS`; `merged` holds (rate, noise multiplier, steps)."""
+    """Return the Rényi divergence of the composition at each of `ORDERS`."""
     total = np.zeros(len(ORDERS))
     for rate, noise, steps in merged:
         total += steps * _rdp_step(rate, noise)
@@ -104,7 +121,10 @@ def rdp(merged: Merged) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=1024)
 def _rdp_step(rate: float, noise: float) -> NDArray[np.float64]:
-    """One Poisson-subsampled Gaussian at each of `ORDERS` (Mironov, Talwar and Zhang 2019, section 3.3)."""
+    """Return the Rényi divergence of one Poisson-subsampled Gaussian at each of `ORDERS`.
+
+    The formula is that of Mironov, Talwar and Zhang 2019, section 3.3.
+    """
     if noise == 0.0:
         return np.full(len(ORDERS), math.inf)
     if rate == 1.0:

@@ -1,9 +1,9 @@
-"""Clip per record and sum: the value carries its own sensitivity.
+"""Clip the gradient of each record and sum; the sum carries its own sensitivity.
 
 Invariants
-- A record's gradient is the sum over all its sequences, clipped once; sequences are never clipped on their own.
-- Nothing is averaged over the sampled records: their number appears nowhere.
-- Arithmetic is float32 at least, whatever the dtype of the gradients.
+- The gradient of a record is the sum over all its sequences, clipped once. A single sequence is never clipped.
+- Nothing is averaged over the sampled records: their number has no effect.
+- Arithmetic is at least float32, whatever the dtype of the gradients.
 
 Shapes: R records, trailing dimensions those of a parameter; a list holds one tensor per parameter.
 
@@ -22,35 +22,39 @@ from torch import Tensor
 
 # Above this a float32 scale factor would become subnormal and inexact; no useful gradient is near it.
 NORM_LIMIT = 1e30
-# Keeps a clipped record inside the ball after float32 rounding of the scale factor and of the products.
+# Keeps the norm of a clipped record below the clip norm after float32 rounding of scale factor and products.
 INSIDE = 1 - 2.0**-22
 
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """A sum over records, one tensor per parameter, and its L2 sensitivity to one added or removed record."""
+    """A sum over records, one tensor for each parameter, and its L2 sensitivity to one added or removed record."""
 
     value: list[Tensor]
     sensitivity: float
 
     def __add__(self, other: "ClippedSum") -> "ClippedSum":
-        """The sum over both sets of records; they must be disjoint, as one record is then in one of them only."""
-        value = [mine + theirs for mine, theirs in zip(self.value, other.value, strict=True)]
+        """Return the sum over both sets of records.
+
+        Guarantees: the sensitivity is the greater of the two. This needs disjoint sets, so that a record is in one
+        sum only.
+        """
+        value = [left + right for left, right in zip(self.value, other.value, strict=True)]
         return ClippedSum(value, max(self.sensitivity, other.sensitivity))
 
     @classmethod
     def zero(cls, like: Sequence[Tensor], clip: float) -> "ClippedSum":
-        """The sum over no records, shaped as the parameters `like`."""
+        """Return the sum over no records, in the shapes of the parameters `like`."""
         return cls([torch.zeros(p.shape, dtype=at_least_float32(p.dtype), device=p.device) for p in like], clip)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """`dtype`, or float32 where that is wider."""
+    """Return `dtype`, or float32 if that is wider."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def clip_summed(grads: Sequence[Tensor], clip: float) -> ClippedSum:
-    """Clip each record's gradient, given per parameter as `[R, ...]`, to L2 norm `clip`, and sum over records.
+    """Clip the gradient of each record to L2 norm `clip`, and sum over records.
 
     Guarantees: adding or removing one record moves `value` by at most `clip`, up to float rounding of the sum
     (below 1e-5 of `clip`).
@@ -62,16 +66,26 @@ def clip_summed(grads: Sequence[Tensor], clip: float) -> ClippedSum:
     | any NaN or infinity, or a norm above 1e30 | zero |
     | zero | zero |
 
-    Raises ValueError for a clip that is not a finite number above 0.
+    Args:
+        grads: one tensor `[R, ...]` for each parameter.
+        clip: the clip norm, finite and above 0.
+
+    Raises:
+        ValueError: the clip norm is out of range.
     """
     scale_R = scales(torch.stack([record_norms(g) for g in grads]).norm(dim=0), clip)
     return ClippedSum([_scaled_sum(g, scale_R) for g in grads], clip)
 
 
 def scales(norms_R: Tensor, clip: float) -> Tensor:
-    """What each record's gradient is multiplied by, given its L2 norm in float64; 0 where it is not usable.
+    """Return the factor on the gradient of each record, `[R]`; 0 for an unusable record.
 
-    Raises ValueError for a clip that is not a finite number above 0.
+    Args:
+        norms_R: L2 norms, float64.
+        clip: the clip norm, finite and above 0.
+
+    Raises:
+        ValueError: the clip norm is out of range.
     """
     if not (math.isfinite(clip) and clip > 0):
         raise ValueError("a clip norm is a finite number above 0")
@@ -80,9 +94,9 @@ def scales(norms_R: Tensor, clip: float) -> Tensor:
 
 
 def record_norms(grads_R: Tensor) -> Tensor:
-    """L2 norms in float64, so that squares neither overflow nor lose the digits that the bound needs."""
+    """Return L2 norms `[R]` in float64, so that squares do not overflow and keep the digits that the bound needs."""
     norms_R = grads_R.new_empty(len(grads_R), dtype=torch.float64)
-    # One after the other in the cache: to convert within the reduction takes ten times as long.
+    # One record after the other, in the cache: a conversion within the reduction takes ten times as long.
     for norm, grad in zip(norms_R, grads_R, strict=True):
         norm.copy_(torch.linalg.vector_norm(grad.double()))
     return norms_R

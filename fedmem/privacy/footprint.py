@@ -1,13 +1,13 @@
-"""How much memory a private training takes, from public sizes, and what of a limit is left for the records.
+"""Compute the memory of a private training from public sizes, and the room that a memory limit leaves for records.
 
 Invariants
-- The micro-batch is a function of the limit and of public sizes alone: the same limit gives the same bytes of a block,
-  in every session of a run.
-- A limit that one sequence does not fit into is refused, before anything is read or charged.
-- Whatever the micro-batch, the block is the same to float rounding (`fedmem.privacy.dpsgd`).
+- The micro-batch is a function of the limit and of public sizes alone. So the same limit gives the same bytes of a
+  block in every session of a run.
+- A limit with too little room for one sequence is refused, before anything is read or charged.
+- The block is the same, to float rounding, for every micro-batch (`fedmem.privacy.dpsgd`).
 
-The factors are upper bounds of what was measured with `nano`, `tiny` and `small` anchors at 128 to 512 tokens and 512
-to 16,384 words.
+The factors are upper bounds on measurements with `nano`, `tiny` and `small` anchors, 128 to 512 tokens and 512 to
+16,384 words.
 
     footprint = fitting(1 << 30, spec, vocabulary=16384, length=128)
     RuntimeOptions(footprint.micro_batch)
@@ -21,22 +21,36 @@ from fedmem.memory.spec import MemorySpec
 PROCESS = 560 << 20  # Python with torch, transformers, accounting and an open vault
 MOST = 16  # sequences of a micro-batch; more are not faster on a CPU
 FLOAT = 4
-TEXT = 64  # bytes that tokenising takes for a byte of one record's text, at most
-TOKEN = 8
+TEXT = 64  # bytes of memory, at most, to tokenise one byte of text
+TOKEN = 8  # bytes of a token
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """`micro_batch` sequences at a time, and `room` bytes for all records as tokens and the text of the longest."""
+    """The sizes that keep a training below a memory limit.
+
+    Attributes:
+        micro_batch: number of sequences at a time.
+        room: bytes for the tokens of all records and for tokenising the longest text.
+    """
 
     micro_batch: int
     room: int
 
 
 def fitting(limit: int, spec: MemorySpec, vocabulary: int, length: int) -> Footprint:
-    """How to stay below `limit` bytes with a block of this spec, on an anchor of its shape, and sequences of `length`.
+    """Return the sizes that keep a training below a memory limit.
 
-    Records get at least half of what is left beside the process and the anchor. Raises Refused, with the least limit.
+    Records get at least half of the memory that process, anchor and block leave.
+
+    Args:
+        limit: the memory limit, in bytes.
+        spec: shape of the block, and of its anchor.
+        vocabulary: entries of the tokenizer.
+        length: tokens of a sequence.
+
+    Raises:
+        Refused: the limit is too small; the message names the smallest possible one.
     """
     sequence = per_sequence_bytes(spec, vocabulary, length)
     spare = limit - fixed_bytes(spec, vocabulary)
@@ -51,23 +65,26 @@ def fitting(limit: int, spec: MemorySpec, vocabulary: int, length: int) -> Footp
 
 
 def fixed_bytes(spec: MemorySpec, vocabulary: int) -> int:
-    """The process, the anchor, and eight tensors of the block's size: rows, moments, sum, noise and a checkpoint."""
+    """Return the bytes of the process, the anchor, and eight tensors of the block's size.
+
+    These tensors are rows, moments, sum, noise and a checkpoint.
+    """
     shape = spec.shape
     layer = shape.d_model * (4 * shape.heads * shape.head_dim + 3 * shape.ffn)
     return PROCESS + FLOAT * (2 * vocabulary * shape.d_model + spec.layers * layer + 8 * spec.fetch_size)
 
 
 def per_sequence_bytes(spec: MemorySpec, vocabulary: int, length: int) -> int:
-    """What one more sequence in a micro-batch takes: logits, activations, attention, and its own gradient."""
+    """Return the bytes of one more sequence in a micro-batch: logits, activations, attention, and its gradient."""
     inner = 18 * spec.shape.d_model + 5 * spec.shape.ffn + spec.shape.heads * length
     return FLOAT * (length * (4 * vocabulary + spec.layers * inner) + 5 * spec.fetch_size)
 
 
 def record_bytes(text: str) -> int:
-    """What tokenising one record takes for a moment."""
+    """Return the bytes that tokenising the text of one record needs; they are free again afterwards."""
     return TEXT * len(text.encode())
 
 
 def kept_bytes(sequences: int, length: int) -> int:
-    """What this many sequences take as tokens, for the whole training."""
+    """Return the bytes of the tokens of so many sequences; they are kept during the whole training."""
     return TOKEN * sequences * length

@@ -1,13 +1,14 @@
-"""Gradients of a private block for each sequence of a micro-batch, by one of two engines.
+"""Compute the gradient of a private block for each sequence of a micro-batch, by one of two engines.
 
-- `fused`: the block expanded to one copy per sequence, so that one plain backward pass gives each its own gradient;
-  a product of tokens and rows enters in a book what its gradients are made of (`fedmem.privacy.book`).
-- `opacus`: Opacus' hooks on linear maps that hold the block; FFN blocks only, and the oracle of the other.
+- `fused`: the block is expanded to one copy for each sequence, so one plain backward pass gives the gradient of each.
+  A product of tokens and rows enters the factors of its gradients in a book (`fedmem.privacy.book`).
+- `opacus`: Opacus' hooks on linear maps that hold the block. It trains FFN blocks only, and checks the other engine.
 
 Invariants
-- Both give the gradient that each sequence alone would have, to float rounding; `fused` for every kind of memory.
-- No gradient is computed for the anchor or for shared rows, and they are left as they were.
-- Gradients are float32 at least, whatever the precision of the forward pass.
+- Both engines give the gradient that each sequence alone would have, to float rounding. `fused` does so for every kind
+  of memory.
+- No gradient is computed for the anchor or for shared rows, and neither changes.
+- Gradients are at least float32, whatever the precision of the forward pass.
 
 Shapes: N sequences, T tokens (public length), B sequences of a micro-batch, X values of the block.
 
@@ -40,21 +41,28 @@ Fetch = Callable[[NDArray[np.int64]], ActiveMemory]
 
 @dataclass(frozen=True)
 class Gradients:
-    """An engine at work: `book` holds the gradients of a block `[X]` for the sequences of these numbers."""
+    """An engine in use.
+
+    Attributes:
+        book: computes the gradients of a block `[X]` for sequences with these numbers `[B]`.
+    """
 
     book: Callable[[Tensor, NDArray[np.int64]], GradBook]
 
     def __call__(self, block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
-        """Those gradients in full, `[B, X]`."""
+        """Return the full gradient of each of these sequences, `[B, X]`."""
         return self.book(block_X, numbers_B).full()
 
 
 @dataclass(frozen=True)
 class PrivateSequences:
-    """Records as sequences of public length: `tokens_NT` (int64, right-padded with `PAD`) and the record of each.
+    """Private records as sequences of public length. Raises ValueError if `record_N` is not as stated here.
 
-    `record_N` (int64) is sorted and counts records from 0 to `records` - 1; `shared` gives the rows that the
-    shared bank answers with, as a memory source for sequence numbers.
+    Attributes:
+        tokens_NT: token ids, int64, right-padded with `PAD`.
+        record_N: the record of each sequence, int64, sorted, from 0 to `records` - 1.
+        records: number of records.
+        shared: gives the shared blocks for sequence numbers, as a memory source; None without a shared bank.
     """
 
     tokens_NT: Tensor
@@ -71,7 +79,13 @@ class PrivateSequences:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """Speed and memory only: `micro_batch` sequences at a time; `bf16` autocast of the forward pass; the engine."""
+    """The settings of speed and memory; they do not change privacy. Raises ValueError for a micro-batch below 1.
+
+    Attributes:
+        micro_batch: number of sequences at a time.
+        bf16: run the forward pass under autocast.
+        engine: the engine of the gradients.
+    """
 
     micro_batch: int = 16
     bf16: bool = False
@@ -86,9 +100,17 @@ class RuntimeOptions:
 def per_sequence(
     model: PreTrainedModel, memory: Memory, spec: MemorySpec, data: PrivateSequences, runtime: RuntimeOptions
 ) -> Iterator[Gradients]:
-    """The gradients of a block of this spec by the engine of `runtime`; needs `frozen(model)` around it.
+    """Give the engine of `runtime` for blocks of a spec. Use it inside `frozen(model)`.
 
-    Raises UsageError where the engine cannot do the block's kind.
+    Args:
+        model: the frozen anchor.
+        memory: the memory that is attached to it.
+        spec: shape of the block.
+        data: the private records.
+        runtime: settings of speed and memory.
+
+    Raises:
+        UsageError: the engine cannot train this kind of block.
     """
     if runtime.engine == "opacus":
         from fedmem.privacy.opacus import hooked
@@ -124,18 +146,27 @@ def batch_loss(
     numbers_B: NDArray[np.int64],
     bf16: bool,
 ) -> Tensor:
-    """Summed loss of a micro-batch with the block in use."""
+    """Return the summed loss of a micro-batch with a block, divided by the public sequence length.
+
+    Args:
+        model: the anchor.
+        memory: the memory that is attached to it.
+        block: the block, as a memory source.
+        data: the private records.
+        numbers_B: numbers of the sequences.
+        bf16: run the forward pass under autocast.
+    """
     tokens_BT = trim(data.tokens_NT[numbers_B])
     shared = [data.shared(numbers_B)] if data.shared else []
     with memory.using(*shared, block), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss_BT, _ = token_losses(model(input_ids=readable(tokens_BT), use_cache=False).logits, tokens_BT)
-    # The public length, not the number of tokens, divides: a record's gradient depends on that record alone.
+    # Divided by the public length, not by the number of tokens: a record's gradient depends on that record alone.
     return loss_BT.sum() / data.tokens_NT.shape[1]
 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No gradient and no dropout for the anchor inside; its flags are as before afterwards."""
+    """Switch gradients and dropout of the anchor off inside the context; restore its flags at the end."""
     was_training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:

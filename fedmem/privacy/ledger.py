@@ -1,14 +1,14 @@
-"""What was spent, composed on demand: pure rules over the events of a vault's append-only ledger.
+"""Compute epsilon from the events of a vault's append-only ledger, by pure rules.
 
 Invariants
-- Epsilon is computed from spends and never stored; failed, resumed, erased and rolled-back runs all count.
-- A record's figure composes every run that it was ever in; the subject's is the greatest of its records'.
-- A run whose lineage is lost counts for every record; where all are lost, everything composes.
+- Epsilon is computed from spends and never stored. Failed, resumed, erased and rolled-back runs all count.
+- The epsilon of a record composes every run that it was ever in. That of the subject is the greatest over records.
+- A run whose lineage is lost counts for every record. If all lineage is lost, everything composes.
 - A training step that the durable charge does not cover is refused before it is taken (I6).
-- Nothing here reads a clock: the order of events is their order in the ledger.
+- No clock is read: the order of events is their order in the ledger.
 
-A spend's lineage is the list of the random ids of its records, sealed in the event; ids of erased records stay.
-`delta` is 1e-5 where none is given (docs/design.md, §7).
+The lineage of a spend is the list of the random ids of its records, sealed in the event. Ids of erased records stay.
+The default of `delta` is 1e-5 (docs/design.md, §7).
 
     subject_epsilon(vault.ledger.events())
 """
@@ -27,11 +27,11 @@ from fedmem.privacy.spend import SpendEvent
 SPEND, ENDED, ERASED = "spend", ("run_finished", "run_failed"), "erased"
 State = Literal["open", "finished", "failed", "erased", "lost"]
 Accountant = Callable[[Iterable[SpendEvent], float], float]
-"""What composes spends at a delta: `epsilon_pld`, or `epsilon_rdp`, which is never below it."""
+"""A function that composes spends at a delta: `epsilon_pld`, or `epsilon_rdp`, which is never below it."""
 
 
 class LedgerEvent(Protocol):
-    """An event of a vault's ledger, as far as these rules read it."""
+    """An event of a vault's ledger, with the fields that these rules read."""
 
     @property
     def kind(self) -> str: ...
@@ -45,7 +45,15 @@ Events = Iterable[LedgerEvent]
 
 @dataclass(frozen=True)
 class Charge:
-    """One training run's spend, by random ids; `records` is None where the lineage is lost, `release` is a digest."""
+    """The spend of one training run.
+
+    Attributes:
+        run: random id of the run.
+        block: random id of the block version.
+        spend: the facts from which its cost is computed.
+        records: random ids of the records; None if the lineage is lost.
+        release: digest of the release; "" if it is unknown.
+    """
 
     run: str
     block: str
@@ -54,19 +62,19 @@ class Charge:
     release: str = ""
 
     def may_hold(self, record: str) -> bool:
-        """Whether the record was, or for lack of lineage may have been, in this run."""
+        """Return True if the record was in this run, or if the lineage is lost."""
         return self.records is None or record in self.records
 
 
 def charges(events: Events) -> list[Charge]:
-    """The spends of a ledger, in order. Raises VerificationFailed for one that cannot be read."""
-    return [_charge(event.payload) for event in events if event.kind == SPEND]
+    """Return the spends of a ledger in order. Raises VerificationFailed if one cannot be read."""
+    return [_read_charge(event.payload) for event in events if event.kind == SPEND]
 
 
-def _charge(payload: Mapping[str, Any]) -> Charge:
+def _read_charge(payload: Mapping[str, Any]) -> Charge:
     try:
         records = payload.get("records")
-        lineage = None if records is None else frozenset(map(str, records)) or None  # no name: lost
+        lineage = None if records is None else frozenset(map(str, records)) or None  # an empty lineage counts as lost
         spend, release = SpendEvent.from_dict(payload["spend"]), str(payload.get("release", ""))
         return Charge(str(payload["run"]), str(payload["block"]), spend, lineage, release)
     except (KeyError, TypeError, AttributeError) as error:
@@ -74,95 +82,160 @@ def _charge(payload: Mapping[str, Any]) -> Charge:
 
 
 def states(events: Events) -> dict[str, State]:
-    """Run id -> how it stands, in the order of the charges.
+    """Return the state of each run by its id, in the order of the charges.
 
-    Erased where an erasure took the run or its block; lost for a charge that stands for what a restored backup lacks.
-    Raises VerificationFailed for a history that cannot be: a run that is charged twice, ends twice or without a
-    charge, or ends in another block.
+    | state | meaning |
+    |---|---|
+    | open | charged, not ended |
+    | finished, failed | ended |
+    | erased | an erasure took the run or its block |
+    | lost | the charge stands for spends that a restored backup may lack |
+
+    Raises:
+        VerificationFailed: a run is charged twice, ends twice, ends without a charge, or ends in another block; or a
+            spend cannot be read.
     """
-    found, blocks, gone = dict[str, State](), dict[str, str](), set[str]()
+    run_states, blocks, erased_ids = dict[str, State](), dict[str, str](), set[str]()
     for event in events:
         run = str(event.payload.get("run"))
         if event.kind == SPEND:
-            _require(run not in found)
-            charge = _charge(event.payload)
-            found[run] = "open" if charge.release or charge.records is not None else "lost"
+            _check_consistent(run not in run_states)
+            charge = _read_charge(event.payload)
+            run_states[run] = "open" if charge.release or charge.records is not None else "lost"
             blocks[run] = charge.block
         elif event.kind in ENDED:
-            finished = event.kind == ENDED[0]
-            _require(found.get(run) == "open" and (not finished or event.payload.get("block") == blocks[run]))
-            found[run] = "finished" if finished else "failed"
+            is_finished = event.kind == ENDED[0]
+            _check_consistent(
+                run_states.get(run) == "open" and (not is_finished or event.payload.get("block") == blocks[run])
+            )
+            run_states[run] = "finished" if is_finished else "failed"
         elif event.kind == ERASED:
-            gone |= set(event.payload.get("ids", ()))
-    return {run: "erased" if {run, blocks[run]} & gone else state for run, state in found.items()}
+            erased_ids |= set(event.payload.get("ids", ()))
+    return {run: "erased" if {run, blocks[run]} & erased_ids else state for run, state in run_states.items()}
 
 
-def _require(consistent: bool) -> None:
-    if not consistent:
+def _check_consistent(is_consistent: bool) -> None:
+    if not is_consistent:
         raise VerificationFailed("The ledger contradicts itself about a run; restore the vault from a backup.")
 
 
 def block_epsilon(events: Events, block: str, delta: float = DELTA) -> float:
-    """Epsilon of one block version alone, by its id or its run's; 0 where the ledger names no such block."""
-    return _composed(charges(events), delta, lambda charge: block in (charge.block, charge.run))
+    """Return the epsilon of one block version alone.
+
+    Args:
+        events: events of the ledger.
+        block: id of the block version, or of its run. The result is 0 if the ledger does not name it.
+        delta: strictly between 0 and 1.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
+    return _compose(charges(events), delta, lambda charge: block in (charge.block, charge.run))
 
 
 def record_epsilon(events: Events, record: str, delta: float = DELTA) -> float:
-    """Epsilon of one record over every run that it was, or may have been, in."""
-    return _composed(charges(events), delta, lambda charge: charge.may_hold(record))
+    """Return the epsilon of one record, over every run that it was in or, with lost lineage, may have been in."""
+    return _compose(charges(events), delta, lambda charge: charge.may_hold(record))
 
 
 def subject_epsilon(events: Events, delta: float = DELTA, accountant: Accountant = epsilon_pld) -> float:
-    """Greatest epsilon of any record of the subject, present or erased.
+    """Return the greatest epsilon of any record of the subject, present or erased.
 
-    Guarantees: an upper bound for every record, as composition is over all runs that name it and all that
-    name none. 0 for an empty ledger, infinite where a run had no noise.
+    Guarantees: an upper bound for every record. All runs that name the record compose, and all runs without lineage.
+
+    | case | result |
+    |---|---|
+    | empty ledger | 0 |
+    | a run without noise | infinite |
+
+    Args:
+        events: events of the ledger.
+        delta: strictly between 0 and 1.
+        accountant: composes the spends.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
     """
     ledger = charges(events)
-    return _greatest(ledger, delta, {record for charge in ledger for record in charge.records or ()}, accountant)
+    return _greatest_epsilon(
+        ledger, delta, {record for charge in ledger for record in charge.records or ()}, accountant
+    )
 
 
 def greatest_epsilon(
     events: Events, records: Collection[str], delta: float = DELTA, accountant: Accountant = epsilon_pld
 ) -> float:
-    """Greatest epsilon of any of `records`: what `check_budget` compares with a topic's budget."""
-    return _greatest(charges(events), delta, records, accountant)
+    """Return the greatest epsilon of any of these records: the figure that `check_budget` compares with a budget.
+
+    Args:
+        events: events of the ledger.
+        records: ids of the records.
+        delta: strictly between 0 and 1.
+        accountant: composes the spends.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
+    return _greatest_epsilon(charges(events), delta, records, accountant)
 
 
 def check_budget(events: Events, new: SpendEvent, records: Collection[str], *, budget: float, delta: float) -> None:
-    """Refuse a run on `records` that would bring one of them above epsilon `budget`. Raises BudgetExceeded.
+    """Raise BudgetExceeded if a new run would bring the epsilon of one of its records above the budget.
 
-    A budget that is NaN refuses everything; so does an infinite epsilon against a finite budget.
+    | case | result |
+    |---|---|
+    | the budget is NaN | refused |
+    | epsilon infinite, budget finite | refused |
+
+    Args:
+        events: events of the ledger.
+        new: the spend of the new run.
+        records: ids of its records.
+        budget: the greatest epsilon that is allowed.
+        delta: strictly between 0 and 1.
+
+    Raises:
+        BudgetExceeded: the run would exceed the budget.
+        VerificationFailed: a spend cannot be read.
     """
     ledger = [*charges(events), Charge("", "", new, frozenset(records))]
-    if not _greatest(ledger, delta, records) <= budget:
+    if not _greatest_epsilon(ledger, delta, records) <= budget:
         raise BudgetExceeded("This run would pass the topic's privacy budget; nothing was trained or charged.")
 
 
 def is_open(events: Events, release: str, records: Sequence[str], spend: Mapping[str, Any]) -> bool:
-    """Whether a charged run on exactly these records, release and spend has not ended: resuming it costs nothing."""
-    started, ended = list[Mapping[str, Any]](), set[Any]()
+    """Return True if a run with exactly this release, records and spend is charged and has not ended.
+
+    Resuming such a run costs nothing.
+
+    Args:
+        events: events of the ledger.
+        release: digest of the release.
+        records: ids of the records, in order.
+        spend: JSON form of the spend.
+    """
+    charged, ended_runs = list[Mapping[str, Any]](), set[Any]()
     for event in events:
         if event.kind == SPEND:
-            started.append(event.payload)
+            charged.append(event.payload)
         elif event.kind in ENDED:
-            ended.add(event.payload.get("run"))
-    wanted = (release, [*records], dict(spend))
+            ended_runs.add(event.payload.get("run"))
+    expected = (release, [*records], dict(spend))
     return any(
-        (payload.get("release"), payload.get("records"), payload.get("spend")) == wanted
-        for payload in started
-        if payload.get("run") not in ended
+        (payload.get("release"), payload.get("records"), payload.get("spend")) == expected
+        for payload in charged
+        if payload.get("run") not in ended_runs
     )
 
 
-def _composed(ledger: Iterable[Charge], delta: float, counts: Callable[[Charge], bool]) -> float:
+def _compose(ledger: Iterable[Charge], delta: float, counts: Callable[[Charge], bool]) -> float:
     return epsilon_pld([charge.spend for charge in ledger if counts(charge)], delta)
 
 
-def _greatest(
+def _greatest_epsilon(
     ledger: Sequence[Charge], delta: float, records: Collection[str], accountant: Accountant = epsilon_pld
 ) -> float:
-    """Greatest epsilon over records; histories are compared first, so that few are composed."""
+    """Return the greatest epsilon over records. Only histories that are part of no other one are composed."""
     lost = frozenset(i for i, charge in enumerate(ledger) if charge.records is None)
     histories = {frozenset(i for i, charge in enumerate(ledger) if charge.may_hold(r)) for r in records} | {lost}
     longest = [runs for runs in histories if not any(runs < other for other in histories)]
@@ -170,18 +243,26 @@ def _greatest(
 
 
 class Meter:
-    """Counts steps against one durable charge, by RDP at every order, before each is taken."""
+    """A counter of steps against one durable charge, by RDP at every order."""
 
     def __init__(self, charge: SpendEvent) -> None:
         self._charge = rdp(((charge.sampling_rate, charge.noise_multiplier, charge.steps),))
         self._taken: dict[tuple[float, float], int] = {}
 
     def take(self, sampling_rate: float, noise_multiplier: float) -> None:
-        """Count one more step. Raises BudgetExceeded if all steps together cost more than the charge at any order."""
+        """Count one more step, before it is taken.
+
+        Args:
+            sampling_rate: sampling rate of the step.
+            noise_multiplier: noise multiplier of the step.
+
+        Raises:
+            BudgetExceeded: at some order all steps together cost more than the charge. The step is not counted.
+        """
         mechanism = (sampling_rate, noise_multiplier)
         taken = self._taken | {mechanism: self._taken.get(mechanism, 0) + 1}
         spent = rdp(tuple((rate, noise, steps) for (rate, noise), steps in taken.items()))
-        # An infinite charge covers infinite cost; the slack is float rounding of a product against a product.
+        # An infinite charge covers an infinite cost. The slack allows for float rounding of two products.
         if not np.all((spent <= self._charge * (1 + 1e-9)) | (self._charge == np.inf)):
             raise BudgetExceeded("The next step is not covered by what the ledger was charged; training stopped.")
         self._taken = taken

@@ -1,7 +1,7 @@
-"""Opacus' hooks on a block that is written as linear maps: the engine `opacus`.
+"""Put Opacus' hooks on a block that is written as linear maps: the engine `opacus`.
 
 Invariants
-- Hooks and every attribute they set are gone when the context ends.
+- When the context ends, all hooks and the attributes that they set are removed.
 
 Shapes: B batch, R rows, D model width, X values of the block, T tokens.
 """
@@ -20,7 +20,7 @@ from fedmem.memory.spec import MemorySpec
 
 
 class LinearBlock(nn.Module):
-    """A gated FFN block as three linear maps a layer, and as a memory source.
+    """A gated FFN block as three linear maps for each layer. It is a memory source.
 
     The values of `block_X` have the order of `MemorySpec.single(shape, layers, width)`.
     """
@@ -36,18 +36,18 @@ class LinearBlock(nn.Module):
 
     @torch.no_grad()
     def load(self, block_X: Tensor) -> None:
-        """Take the values of a block, and its dtype."""
+        """Copy the values and the dtype of a block."""
         self.to(block_X.dtype)
         for number, rows_RD in enumerate(block_X.view(len(self.maps), -1, self.spec.shape.d_model)):
             self._weight(number).copy_(rows_RD.T if number % 3 == 2 else rows_RD)
 
     def take(self) -> Tensor:
-        """The gradients of each sequence since the last call, `[B, X]`."""
-        parts = [_take(self._weight(number)) for number in range(len(self.maps))]
+        """Return the gradient of each sequence, `[B, X]`, and clear the gradients."""
+        parts = [_take_gradients(self._weight(number)) for number in range(len(self.maps))]
         return torch.cat([(p.mT if n % 3 == 2 else p).flatten(1) for n, p in enumerate(parts)], dim=1)
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
-        """The MLP's output with the block's part added."""
+        """Return the output of the MLP plus the output of the block."""
         gate, up, down = self.maps[3 * layer : 3 * layer + 3]
         added: Tensor = down(F.silu(gate(hidden_BTD)) * up(hidden_BTD))
         return output_BTD + added
@@ -58,7 +58,7 @@ class LinearBlock(nn.Module):
         return weight
 
 
-def _take(parameter: nn.Parameter) -> Tensor:
+def _take_gradients(parameter: nn.Parameter) -> Tensor:
     grads_B: Tensor = vars(parameter)["grad_sample"]
     vars(parameter)["grad_sample"] = None
     parameter.grad = None
@@ -67,13 +67,16 @@ def _take(parameter: nn.Parameter) -> Tensor:
 
 @contextmanager
 def hooked(spec: MemorySpec) -> Iterator[LinearBlock]:
-    """A block whose linear maps keep a gradient for each sequence. Raises UsageError for another than a gated FFN."""
+    """Give a block whose linear maps keep a gradient for each sequence.
+
+    Raises UsageError if the block is not a gated FFN with SiLU.
+    """
     if (spec.kind, spec.shape.gated, spec.shape.activation) != ("ffn", True, "silu"):
         raise UsageError("The engine opacus trains FFN memory of a SwiGLU anchor only; use the engine fused.")
     block = LinearBlock(spec)
     hooks = GradSampleModule(block, loss_reduction="sum", strict=True)
     with warnings.catch_warnings():
-        # The first layer's input is frozen, as it should be; torch says so at each backward pass.
+        # The input of the first layer needs no gradient; torch warns about that at each backward pass.
         warnings.filterwarnings("ignore", message="Full backward hook is firing", category=UserWarning)
         try:
             yield block

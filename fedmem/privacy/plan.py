@@ -1,15 +1,16 @@
-"""The one frozen object that decides the privacy of a training run.
+"""Define the frozen plan that decides the privacy of a training run.
 
 Invariants
 - Every field is public configuration: none is a function of the private records, their number included.
-- A plan that cannot be meaningful is refused when it is made, not when it is used.
+- A plan that makes no sense is refused when it is made, not when it is used.
 - Sizes are checked against a declared public cap: delta <= 1 / (10 * record_cap).
 
 `PrivacyPlan.small` is for topics of 200 to 2,000 records, with a block of width 16 and Adam at a rate that falls from
-3e-2. A block starts with M3 = 0, where the gradient of a record has a norm of 0.05 to 0.1; a clip norm far above it is
-noise without signal. Chosen on public text alone: docs/privacy.md has the table.
+3e-2. A block starts with M3 = 0, where the gradient of a record has a norm of 0.05 to 0.1. A clip norm far above that
+adds noise and no signal. The values were chosen on public text alone: docs/privacy.md has the table.
 
-The divisor is the expected sample of a public nominal number of records; under Adam it sets the scale of its epsilon.
+The divisor is the expected sample size for a public nominal number of records. With Adam it sets the scale of Adam's
+epsilon.
 
 >>> plan = PrivacyPlan.small(record_cap=1000).calibrate(8.0)
 >>> bool(7.9 < plan.epsilon() <= 8.0)
@@ -33,16 +34,21 @@ DELTA = 1e-5
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """DP-SGD of one block at record level, add or remove one record.
+    """The plan of a DP-SGD run on one block. Unit: one record. Adjacency: add or remove one record.
 
-    Fields: `sampling_rate` per record and step; `steps`; `clip`, the L2 norm to which a record's gradient is cut;
-    `noise_multiplier`, noise std over `clip`; `divisor` of the noisy sum; `delta`; `record_cap`, the declared
-    greatest number of records.
+    Attributes:
+        sampling_rate: probability of each record in each step.
+        steps: number of steps.
+        clip: the L2 norm to which the gradient of a record is clipped.
+        noise_multiplier: noise std divided by `clip`.
+        divisor: divisor of the noisy sum.
+        delta: the delta of the guarantee.
+        record_cap: the declared greatest number of records.
 
     | value | outcome |
     |---|---|
     | rate outside (0, 1], steps < 1, clip, divisor <= 0, anything NaN or infinite | UsageError |
-    | more than 100,000 steps: no device takes them, and composing them takes minutes | UsageError |
+    | more than 100,000 steps: too many for a device, and composing them takes minutes | UsageError |
     | delta above 1 / (10 * record_cap) | Refused |
     | noise_multiplier 0 | allowed, epsilon is infinite: any finite budget refuses it |
     """
@@ -72,7 +78,13 @@ class PrivacyPlan:
 
     @classmethod
     def small(cls, *, record_cap: int, noise_multiplier: float = 0.0, nominal: int = 400) -> "PrivacyPlan":
-        """The default plan for small topics, to be calibrated; `nominal` is a public guess at their size."""
+        """Return the default plan for small topics; calibrate it before use.
+
+        Args:
+            record_cap: the declared greatest number of records.
+            noise_multiplier: noise std divided by the clip norm.
+            nominal: a public guess at the number of records; it sets the divisor.
+        """
         rate = 0.15
         return cls(
             sampling_rate=rate,
@@ -86,17 +98,24 @@ class PrivacyPlan:
 
     @property
     def spend(self) -> SpendEvent:
-        """What a whole run of this plan costs."""
+        """The spend of a complete run of this plan."""
         return SpendEvent(self.sampling_rate, self.noise_multiplier, self.steps)
 
     def epsilon(self) -> float:
-        """Epsilon of one run at this plan's delta, by PLD; infinite without noise."""
+        """Return the epsilon of one run at this plan's delta, by PLD; infinite without noise."""
         return epsilon_pld([self.spend], self.delta)
 
     def calibrate(self, target_epsilon: float) -> "PrivacyPlan":
-        """This plan with the smallest noise multiplier, to 0.1 %, whose epsilon is at most `target_epsilon`.
+        """Return this plan with the smallest noise multiplier, to 0.1 %, that gives at most `target_epsilon`.
 
-        Raises UsageError for a target that is not a finite number above 0, Refused if no noise reaches it.
+        Guarantees: the epsilon of the returned plan is at most `target_epsilon`.
+
+        Args:
+            target_epsilon: finite and above 0.
+
+        Raises:
+            UsageError: the target is out of range.
+            Refused: no noise multiplier up to 16,384 reaches the target.
         """
         if not (math.isfinite(target_epsilon) and target_epsilon > 0):
             raise UsageError("The target epsilon must be a finite number above 0.")
@@ -109,7 +128,7 @@ class PrivacyPlan:
             middle = (low + high) / 2
             low, high = (low, middle) if self._reaches(middle, target_epsilon) else (middle, high)
         plan = replace(self, noise_multiplier=high)
-        # The search ran on the coarse grid; what is reported is computed on the fine one.
+        # The search used the coarse grid; the reported epsilon is computed on the fine one.
         while plan.epsilon() > target_epsilon:
             plan = replace(plan, noise_multiplier=plan.noise_multiplier * (1 + PRECISION))
         return plan
@@ -119,12 +138,12 @@ class PrivacyPlan:
         return epsilon_pld([spend], self.delta, grid=COARSE) <= target_epsilon
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the JSON form."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PrivacyPlan":
-        """Inverse of `to_dict`. Raises UsageError for missing or unknown fields."""
+        """Return the plan of a JSON form. Raises UsageError for missing or unknown fields, and as `PrivacyPlan`."""
         if set(data) != {field.name for field in fields(cls)}:
             raise UsageError("A privacy plan has missing or unknown fields; compare it with PrivacyPlan.")
         return cls(**data)

@@ -1,9 +1,10 @@
-"""The privacy report: a `Statement` as one HTML page, for print and for a reader who will question it.
+"""Render a `Statement` as the privacy report: one HTML page, for print and for critical readers.
 
 Invariants
-- A pure function of the statement; the page loads nothing and every value is escaped, see `fedmem.pages`.
-- A spent ε is rounded up and what is left of a budget down, so that no figure shown is better than the one computed.
-- It names topics, as `privacy budget` does for who holds the keys, and says that it is a copy outside the vault.
+- The page is a pure function of the statement. It loads nothing, and every value is escaped, see `fedmem.pages`.
+- A spent ε is rounded up and the rest of a budget is rounded down. So no figure shown is better than the computed one.
+- The page names topics, as `privacy budget` does for the holder of the keys. It says that it is a copy outside the
+  vault.
 
     | value | shown as |
     |---|---|
@@ -24,13 +25,13 @@ from fedmem.pages import Cell, rendered
 from fedmem.privacy.statement import Spent, Statement, TopicSpent
 
 STATES = {"lost": "unknown: a restored backup may lack spends"}
-LEFT, WIDTH, ROW, NAME = 170, 420, 30, 22  # the chart: where bars begin, the longest one, a line's height in px
-BEYOND = 1.5  # how far the chart reaches, in greatest budgets
+LEFT, WIDTH, ROW, NAME = 170, 420, 30, 22  # the chart: start of bars, longest bar, row height (px); longest name
+BEYOND = 1.5  # the chart ends at this multiple of the greatest budget
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A line of the chart: `frame` and `filled` are the lengths of budget and spent ε, in px like `top`."""
+    """A bar of the chart, in px. `frame` is the length of the budget, `filled` that of the spent ε, `top` its place."""
 
     name: str
     top: int
@@ -40,60 +41,61 @@ class Bar:
     figures: str
 
 
-def page(said: Statement) -> str:
-    """The report as one HTML page."""
-    best = said.epsilon_rdp if said.epsilon_pld is None else said.epsilon_pld
-    exact = "not computed: dp-accounting is not installed" if said.epsilon_pld is None else up(said.epsilon_pld)
-    vouched = "none; a cut at the end would show in the runs only" if said.noted is None else f"the first {said.noted}"
+def page(statement: Statement) -> str:
+    """Return the report as one HTML page."""
+    best = statement.epsilon_rdp if statement.epsilon_pld is None else statement.epsilon_pld
+    pld = statement.epsilon_pld
+    noted = statement.noted
     return rendered(
         "privacy.html.j2",
-        said=said,
+        statement=statement,
         up=up,
         bound=f"ε = {up(best)}" if math.isfinite(best) else up(best),
-        exact=exact,
-        topics=[_topic(one) for one in said.topics],
-        chart=chart(said.topics) if said.topics else "",
-        runs=[_run(one) for one in said.runs],
-        vouched=vouched,
+        exact="not computed: dp-accounting is not installed" if pld is None else up(pld),
+        topics=[_topic_row(topic) for topic in statement.topics],
+        chart=chart(statement.topics) if statement.topics else "",
+        runs=[_run_row(run) for run in statement.runs],
+        vouched="none; a cut at the end would show in the runs only" if noted is None else f"the first {noted}",
     )
 
 
 def up(epsilon: float) -> str:
-    """A spent ε, rounded up to three digits after the point."""
+    """Return a spent ε, rounded up to three decimals; "not bounded" if it is not finite."""
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "not bounded"
 
 
 def down(left: float) -> str:
-    """What is left of a budget, rounded down."""
+    """Return the rest of a budget, rounded down to three decimals."""
     return f"{math.floor(left * 1000) / 1000:.3f}"
 
 
 def chart(topics: Sequence[TopicSpent]) -> Markup:
-    """Bars as SVG: ε spent of each topic, and its budget as the frame around it. A bar far beyond is cut."""
-    greatest = max(one.budget or 0.0 for one in topics)
+    """Return bars as SVG: for each topic the spent ε, and its budget as a frame. A bar beyond the chart is cut."""
+    greatest = max(topic.budget or 0.0 for topic in topics)
     scale = WIDTH / (BEYOND * greatest or 1.0)
-    bars = [_bar(one, 5 + ROW * row, scale) for row, one in enumerate(topics)]
+    bars = [_bar(topic, 5 + ROW * row, scale) for row, topic in enumerate(topics)]
     size = {"width": LEFT + WIDTH + 140, "height": ROW * len(topics) + 10}
     return Markup(rendered("budgets.svg.j2", bars=bars, left=LEFT, **size))  # noqa: S704 -- our template, its values escaped
 
 
-def _bar(one: TopicSpent, top: int, scale: float) -> Bar:
-    name = one.topic if len(one.topic) <= NAME else one.topic[: NAME - 1] + "…"
-    figures = f"{up(one.epsilon)}, no budget" if one.budget is None else f"{up(one.epsilon)} of {one.budget:g}"
-    return Bar(name, top, (one.budget or 0.0) * scale, min(one.epsilon * scale, WIDTH), _is_within(one), figures)
+def _bar(topic: TopicSpent, top: int, scale: float) -> Bar:
+    name = topic.topic if len(topic.topic) <= NAME else topic.topic[: NAME - 1] + "…"
+    figures = f"{up(topic.epsilon)}, no budget" if topic.budget is None else f"{up(topic.epsilon)} of {topic.budget:g}"
+    frame, filled = (topic.budget or 0.0) * scale, min(topic.epsilon * scale, WIDTH)
+    return Bar(name, top, frame, filled, _is_within_budget(topic), figures)
 
 
-def _is_within(one: TopicSpent) -> bool:
-    return one.epsilon <= (one.budget or 0.0)
+def _is_within_budget(topic: TopicSpent) -> bool:
+    return topic.epsilon <= (topic.budget or 0.0)
 
 
-def _topic(one: TopicSpent) -> tuple[str, ...]:
-    spent = Cell(up(one.epsilon), "" if _is_within(one) else "bad")
-    budget = "none in the policy" if one.budget is None else f"{one.budget:g}"
-    return one.topic, budget, f"{one.delta:g}", spent, down(one.left)
+def _topic_row(topic: TopicSpent) -> tuple[str, ...]:
+    spent = Cell(up(topic.epsilon), "" if _is_within_budget(topic) else "bad")
+    budget = "none in the policy" if topic.budget is None else f"{topic.budget:g}"
+    return topic.topic, budget, f"{topic.delta:g}", spent, down(topic.left)
 
 
-def _run(one: Spent) -> tuple[Any, ...]:
-    terms = (f"{one.sampling_rate:g}", f"{one.noise_multiplier:.4g}", one.steps)
-    state = STATES.get(one.state, one.state)
-    return one.block, one.topic or "–", one.release[:12] or "–", *terms, up(one.epsilon), state
+def _run_row(run: Spent) -> tuple[Any, ...]:
+    terms = (f"{run.sampling_rate:g}", f"{run.noise_multiplier:.4g}", run.steps)
+    state = STATES.get(run.state, run.state)
+    return run.block, run.topic or "–", run.release[:12] or "–", *terms, up(run.epsilon), state

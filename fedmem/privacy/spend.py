@@ -1,7 +1,7 @@
-"""A spend: what one training run costs, as a fact; epsilon is computed from it and never stored.
+"""Define a spend: the facts from which the cost of one training run is computed. Epsilon is never stored.
 
 Invariants
-- The meaning of a stored spend never changes; an unknown mechanism is refused, not guessed.
+- The meaning of a stored spend never changes. An unknown mechanism is refused.
 - Unit: one record. Adjacency: add or remove one record.
 
 >>> SpendEvent.from_dict(SpendEvent(0.1, 1.2, 60).to_dict()) == SpendEvent(0.1, 1.2, 60)
@@ -20,11 +20,15 @@ MECHANISM = "poisson-gaussian/1"
 
 @dataclass(frozen=True)
 class SpendEvent:
-    """`steps` Gaussian mechanisms of `noise_multiplier` (noise std over sensitivity), each on a Poisson sample.
+    """The spend of a training run: `steps` Gaussian mechanisms, each on a Poisson sample of the records.
 
-    Each record is in a step's sample with probability `sampling_rate`, on its own. A zero noise multiplier
-    is a spend too: its epsilon is infinite. Raises ValueError for a rate outside [0, 1], a negative or
-    non-finite noise multiplier, and a negative number of steps.
+    Attributes:
+        sampling_rate: probability, in [0, 1], of each record in the sample of a step, independent of other records.
+        noise_multiplier: noise std divided by the sensitivity, finite and at least 0; with 0 epsilon is infinite.
+        steps: number of steps, at least 0.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     sampling_rate: float
@@ -32,12 +36,12 @@ class SpendEvent:
     steps: int
 
     def __post_init__(self) -> None:
-        ok = 0.0 <= self.sampling_rate <= 1.0 and 0.0 <= self.noise_multiplier < math.inf and self.steps >= 0
-        if not ok or isinstance(self.steps, bool) or not isinstance(self.steps, int):
+        is_in_range = 0.0 <= self.sampling_rate <= 1.0 and 0.0 <= self.noise_multiplier < math.inf and self.steps >= 0
+        if not is_in_range or isinstance(self.steps, bool) or not isinstance(self.steps, int):
             raise ValueError("a spend needs a rate in [0, 1], a finite noise multiplier >= 0 and a step count >= 0")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as the ledger stores it."""
+        """Return the JSON form, as the ledger stores it."""
         return {
             "mechanism": MECHANISM,
             "sampling_rate": self.sampling_rate,
@@ -47,7 +51,10 @@ class SpendEvent:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SpendEvent":
-        """Inverse of `to_dict`; a digest of the public plan may stand beside it. Raises VerificationFailed."""
+        """Return the spend of a JSON form, which may also hold a digest of the public plan.
+
+        Raises VerificationFailed if the mechanism is unknown or a value is out of range.
+        """
         fields = ("sampling_rate", "noise_multiplier", "steps")
         if set(data) - {"plan"} != {"mechanism", *fields} or data["mechanism"] != MECHANISM:
             raise VerificationFailed("The ledger holds a spend of an unknown kind; use the version that wrote it.")

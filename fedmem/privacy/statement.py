@@ -1,9 +1,9 @@
-"""What a ledger says about privacy, as facts: the guarantee's terms, the subject's ε, topics and runs.
+"""Collect the facts of a ledger about privacy: terms of the guarantee, the subject's ε, topics and runs.
 
 Invariants
-- Every ε is computed from the events given; nothing is kept, and no clock is read.
-- A topic's figure is what the gate compares with its budget: the greatest ε of a record that it holds now.
-- What the figures do not cover stands beside them, always.
+- Every ε is computed from the given events. Nothing is stored, and no clock is read.
+- The ε of a topic is the figure that the gate compares with its budget: the greatest ε of a record that it holds now.
+- Every statement lists what its figures do not cover.
 
     | case | result |
     |---|---|
@@ -45,12 +45,18 @@ NOT_COVERED = (
 
 @dataclass(frozen=True)
 class Spent:
-    """One training run in the ledger, and what it cost alone.
+    """A training run in the ledger, and its cost alone.
 
     Attributes:
-        topic: None where the vault no longer knows it: the run's block was erased.
-        release: digest of the release that it was trained on; "" where that is unknown.
-        state: open, finished, failed, erased, or lost: spends that a restored backup may lack.
+        run: random id of the run.
+        block: random id of the block version.
+        topic: None if the vault does not know it any more, because the block of the run was erased.
+        epsilon: ε of this run alone, at δ = 1e-5.
+        release: digest of the release that it was trained on; "" if unknown.
+        sampling_rate: sampling rate of its steps.
+        noise_multiplier: noise multiplier of its steps.
+        steps: number of steps.
+        state: open, finished, failed, erased, or lost (spends that a restored backup may lack).
     """
 
     run: str
@@ -65,22 +71,30 @@ class Spent:
 
 
 class TopicBudget(Protocol):
-    """The budget of a topic, as a policy gives it."""
+    """The budget of a topic in a policy."""
 
     @property
     def epsilon(self) -> float:
-        """The most ε that a record of the topic may spend."""
+        """The greatest ε that a record of the topic may spend."""
         ...
 
     @property
     def delta(self) -> float:
-        """The δ that this ε is for."""
+        """The δ of this ε."""
         ...
 
 
 @dataclass(frozen=True)
 class TopicSpent:
-    """A topic against its budget; `epsilon` is that of its most used record, at `delta`. `left` is the difference."""
+    """A topic and its budget.
+
+    Attributes:
+        topic: name of the topic.
+        budget: its budget in the policy; None if the policy does not know the topic.
+        delta: the δ of both figures.
+        epsilon: the greatest ε of a record that the topic holds now.
+        left: the budget minus `epsilon`, at least 0; 0 without a budget.
+    """
 
     topic: str
     budget: float | None
@@ -91,12 +105,24 @@ class TopicSpent:
 
 @dataclass(frozen=True)
 class Statement:
-    """All that a report says.
+    """The content of a privacy report.
 
     Attributes:
-        epsilon_pld: None where `dp-accounting` is not installed; topics and runs are then by RDP.
-        events, head: number of events of the ledger, and the digest of the last one ("" where there is none).
-        noted: how many of the events the keystore vouches for; None where it knows of none.
+        vault: id of the vault.
+        simulated: True for a simulated vault.
+        delta: the δ of the subject's ε.
+        epsilon_pld: the subject's ε by PLD. None if `dp-accounting` is not installed; then topics and runs are by RDP.
+        epsilon_rdp: the subject's ε by RDP.
+        topics: the topics and their budgets.
+        runs: all training runs, oldest first.
+        events: number of events of the ledger.
+        head: digest of the last event; "" if there is none.
+        noted: number of events that the keystore vouches for; None if it has no note of the ledger.
+        unit: the protected unit.
+        adjacency: the change that ε protects.
+        mechanism: the mechanism of a step.
+        public: the facts that are taken as public.
+        not_covered: the risks that no figure covers.
     """
 
     vault: str
@@ -117,17 +143,31 @@ class Statement:
 
 
 def runs_spent(events: Sequence[LedgerEvent], topics: Mapping[str, str], accountant: Accountant) -> list[Spent]:
-    """Every run with its own ε at δ = 1e-5; `topics` names those that are known, by run id. Raises as `states`."""
-    now = states(events)
+    """Return every run with its own ε at δ = 1e-5, in the order of the ledger.
 
-    def spent(run: str, block: str, epsilon: float, release: str, how: tuple[float, float, int]) -> Spent:
-        return Spent(run, block, topics.get(run), epsilon, release, *how, now[run])
+    Args:
+        events: events of the ledger.
+        topics: run id -> name of the topic, for the runs whose topic is known.
+        accountant: computes ε.
 
+    Raises:
+        VerificationFailed: the ledger contradicts itself, as in `states`.
+    """
+    run_states = states(events)
     return [
-        spent(one.run, one.block, accountant([one.spend], DELTA), one.release,
-              (one.spend.sampling_rate, one.spend.noise_multiplier, one.spend.steps))
-        for one in charges(events)
-    ]  # fmt: skip
+        Spent(
+            charge.run,
+            charge.block,
+            topics.get(charge.run),
+            accountant([charge.spend], DELTA),
+            charge.release,
+            charge.spend.sampling_rate,
+            charge.spend.noise_multiplier,
+            charge.spend.steps,
+            run_states[charge.run],
+        )
+        for charge in charges(events)
+    ]
 
 
 def topics_spent(
@@ -137,16 +177,27 @@ def topics_spent(
     records: Callable[[str], Collection[str]],
     accountant: Accountant,
 ) -> list[TopicSpent]:
-    """Every topic of the policy, then those of `names` that it lacks; `records` gives the ids that a topic holds."""
-    found = []
+    """Return the topics of the policy, then the other topics of the vault, with their figures.
+
+    Args:
+        events: events of the ledger.
+        budgets: topic -> budget, of the policy.
+        names: the topics of the vault.
+        records: gives the ids of the records that a topic holds now.
+        accountant: computes ε.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
+    topics = []
     for name in (*budgets, *sorted(set(names) - budgets.keys())):
-        known = budgets.get(name)
-        delta = known.delta if known else DELTA
-        found.append(topic_spent(name, known, greatest_epsilon(events, records(name), delta, accountant)))
-    return found
+        budget = budgets.get(name)
+        delta = budget.delta if budget else DELTA
+        topics.append(topic_spent(name, budget, greatest_epsilon(events, records(name), delta, accountant)))
+    return topics
 
 
-def topic_spent(name: str, known: TopicBudget | None, epsilon: float) -> TopicSpent:
-    """One topic's line."""
-    budget, delta = (known.epsilon, known.delta) if known else (None, DELTA)
-    return TopicSpent(name, budget, delta, epsilon, max(0.0, (budget or 0.0) - epsilon))
+def topic_spent(name: str, budget: TopicBudget | None, epsilon: float) -> TopicSpent:
+    """Return the figures of one topic from its budget (None without one) and its spent ε."""
+    limit, delta = (budget.epsilon, budget.delta) if budget else (None, DELTA)
+    return TopicSpent(name, limit, delta, epsilon, max(0.0, (limit or 0.0) - epsilon))

@@ -1,13 +1,13 @@
-"""One ChaCha20 stream for everything random that privacy rests on: sampling draws and noise.
+"""Draw all randomness that privacy depends on, sampling draws and noise, from one ChaCha20 stream.
 
 Invariants
-- Output is a function of key, label and the order of calls alone; no global generator is read or moved.
-- Substreams of different names are independent: each has its own key, by HKDF-SHA256 (RFC 5869).
-- Comparisons are exact on 64-bit integers; no float decides who is sampled.
+- Output is a function of key, label and the order of calls alone. No global generator is read or changed.
+- Substreams with different names are independent: each has its own key, by HKDF-SHA256 (RFC 5869).
+- Comparisons are exact, on 64-bit integers. No float decides which record is sampled.
 
-Floating-point attacks (Mironov 2012; Holohan and Braghin 2021): one float64 Gaussian sample takes few values and
-its low bits can give away the noiseless sum. Each output here is the sum of four independent Box-Muller draws,
-rescaled, so that an attacker would have to solve for four uniform pairs at once.
+Floating-point attacks (Mironov 2012; Holohan and Braghin 2021): one float64 Gaussian sample takes few values, and its
+low bits can reveal the sum without noise. Each output here is the sum of four independent Box-Muller draws, rescaled.
+An attacker would have to solve for four uniform pairs at once.
 
 >>> stream = PrivacyStream(b"\\0" * 32, b"run-1")
 >>> int(stream.substream(b"sample").bernoulli(1000, 0.1).sum()), stream.normal(3, std=1.0).dtype
@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 DRAWS = 4
-# Pairs per pass: small enough for the cache, as fresh pages cost more than the arithmetic.
+# Pairs in a pass: small enough for the cache, because fresh pages cost more than the arithmetic.
 CHUNK = 1 << 12
 _TO_UNIT = 2.0**-53
 _ZEROS = bytes(8 * 2 * DRAWS * CHUNK)
-# A turn in so many sectors: within one, two terms of a series give the sine to float64. numpy only, and no library's
-# threads: a forked worker would wait for threads that it does not have.
+# A full turn is divided into so many sectors. Within a sector, two terms of a series give the sine to float64. numpy
+# only: a forked worker would wait for the threads of another library, which it does not have.
 SECTORS = 1 << 12
 _SHIFT = np.uint64(64 - 12)
 _WITHIN = np.uint64((1 << (53 - 12)) - 1)
@@ -38,13 +38,19 @@ _MIDDLES = np.exp(2j * math.pi / SECTORS * (np.arange(SECTORS) + 0.5))
 
 
 class PrivacyStream:
-    """Deterministic random stream under a secret 32-byte key.
+    """A deterministic random stream under a secret 32-byte key.
 
-    Guarantees: under the assumption that ChaCha20 (RFC 8439) is a pseudo-random function, the outputs of all
-    labels and substreams are computationally indistinguishable from independent uniform bits; whoever holds the
-    key can remove the noise, so it is sealed, never logged, and destroyed before the block is used
-    (docs/design.md, §7).
-    A stream with the same key and label repeats itself: never open one twice for different data.
+    Guarantees: if ChaCha20 (RFC 8439) is a pseudo-random function, the outputs of all labels and substreams are
+    computationally indistinguishable from independent uniform bits. A holder of the key can remove the noise. So the
+    key is sealed, never logged, and destroyed before the block is used (docs/design.md, §7).
+    A stream with the same key and label repeats its output: never open one twice for different data.
+
+    Args:
+        key: the secret, 32 bytes.
+        label: the purpose of the stream.
+
+    Raises:
+        ValueError: the key has another length.
     """
 
     def __init__(self, key: bytes, label: bytes) -> None:
@@ -61,17 +67,29 @@ class PrivacyStream:
         raise TypeError("a privacy stream is never copied or serialised: a copy would repeat its noise")
 
     def substream(self, name: bytes) -> "PrivacyStream":
-        """An independent stream; equal names give the same one, whatever was drawn here before."""
+        """Return an independent stream. Equal names give equal streams, whatever was drawn from this one before."""
         return PrivacyStream(self._key, b"substream\0" + name)
 
     def _uniform(self, n: int) -> NDArray[np.uint64]:
         return np.frombuffer(self._cipher.update(bytes(8 * n)), dtype="<u8")
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:
-        """`n` independent draws, True with probability floor(rate * 2**64) / 2**64.
+        """Return `n` independent draws, each True with probability floor(rate * 2**64) / 2**64.
 
-        Guarantees: never more often than `rate`, which is what amplification by sampling needs.
-        Raises ValueError for a rate outside [0, 1] (NaN too). `n` = 0 gives an empty array.
+        Guarantees: the probability is never above `rate`, as amplification by sampling requires.
+
+        | case | result |
+        |---|---|
+        | `n` = 0 | an empty array |
+        | rate 0 | all False |
+        | rate 1 | all True |
+
+        Args:
+            n: number of draws, at least 0.
+            rate: in [0, 1].
+
+        Raises:
+            ValueError: the rate is outside [0, 1], or NaN.
         """
         if not 0.0 <= rate <= 1.0:
             raise ValueError("a sampling rate lies in [0, 1]")
@@ -81,10 +99,21 @@ class PrivacyStream:
         return uniform < np.uint64(math.floor(Fraction(rate) * 2**64))
 
     def normal(self, n: int, std: float) -> NDArray[np.float32]:
-        """`n` independent Gaussian samples of standard deviation `std`, computed in float64, as float32.
+        """Return `n` independent Gaussian samples, computed in float64, as float32.
 
-        Guarantees: zero mean and the stated std; tails are cut beyond 17 std. `std` 0 gives zeros.
-        Raises ValueError for a negative or non-finite std.
+        Guarantees: mean zero and the given std. Tails are cut beyond 17 std.
+
+        | case | result |
+        |---|---|
+        | `n` = 0 | an empty array |
+        | `std` = 0 | zeros |
+
+        Args:
+            n: number of samples, at least 0.
+            std: standard deviation, finite and at least 0.
+
+        Raises:
+            ValueError: the std is out of range.
         """
         if not 0.0 <= std < math.inf:
             raise ValueError("a standard deviation is a finite number that is not negative")
@@ -100,7 +129,7 @@ class PrivacyStream:
 
 
 class _Scratch:
-    """Memory for passes over at most `size` pairs; every pass reuses it."""
+    """The memory of passes over at most `size` pairs; every pass reuses it."""
 
     def __init__(self, size: int) -> None:
         self.keystream = bytearray(8 * 2 * DRAWS * size)
@@ -108,30 +137,36 @@ class _Scratch:
         self.complex = np.empty((2, DRAWS * size), dtype=np.complex128)
 
     def sums(self, cipher: CipherContext, n: int) -> NDArray[np.complex128]:
-        """Sums of DRAWS Box-Muller draws each: of the cosines, and as imaginary part of the sines of the same pairs."""
+        """Return `n` sums of DRAWS Box-Muller draws: cosines in the real part, sines of the same pairs in the other."""
         words = 2 * DRAWS * n
         cipher.update_into(memoryview(_ZEROS)[: 8 * words], self.keystream)
         first, second = np.frombuffer(self.keystream, dtype="<u8", count=words).reshape(2, -1)
         radius, *spare = self.real[:, : DRAWS * n]
-        drawn, middle = self.complex[:, : DRAWS * n]
-        _radii(first, radius)
+        draws, middle = self.complex[:, : DRAWS * n]
+        _compute_radii(first, radius)
         np.take(_MIDDLES, (second >> _SHIFT).view(np.int64), out=middle, mode="clip")
-        _within(second, radius, spare, drawn)
-        sums: NDArray[np.complex128] = np.multiply(drawn, middle, out=drawn).reshape(DRAWS, n).sum(0)
+        _compute_points_in_sector(second, radius, spare, draws)
+        sums: NDArray[np.complex128] = np.multiply(draws, middle, out=draws).reshape(DRAWS, n).sum(0)
         return sums
 
 
-def _radii(bits: NDArray[np.uint64], out: NDArray[np.float64]) -> None:
-    """sqrt(-2 log(1 - u)) of the upper 53 bits of each word; 1 - u lies in (0, 1], so the logarithm is finite."""
+def _compute_radii(bits: NDArray[np.uint64], out: NDArray[np.float64]) -> None:
+    """Write sqrt(-2 log(1 - u)) to `out`, for u from the upper 53 bits of each word.
+
+    1 - u is in (0, 1], so the logarithm is finite.
+    """
     np.copyto(out, np.right_shift(bits, np.uint64(11), out=bits), casting="same_kind")
     np.log(np.subtract(1.0, np.multiply(out, _TO_UNIT, out=out), out=out), out=out)
     np.sqrt(np.multiply(out, -2.0, out=out), out=out)
 
 
-def _within(
+def _compute_points_in_sector(
     bits: NDArray[np.uint64], radius: NDArray[np.float64], spare: list[NDArray[np.float64]], out: NDArray[np.complex128]
 ) -> None:
-    """radius * exp(i angle), where the upper 53 bits of each word are the angle, from the middle of its sector."""
+    """Write radius * exp(i angle) to `out`, with the angle measured from the middle of its sector.
+
+    The upper 53 bits of each word are the angle; `spare` is working memory.
+    """
     angle, square, term = spare
     np.right_shift(bits, np.uint64(11), out=bits)
     np.copyto(angle, np.bitwise_and(bits, _WITHIN, out=bits), casting="same_kind")

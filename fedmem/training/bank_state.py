@@ -1,9 +1,9 @@
-"""A bank on its way: whole in memory while it is trained there, or as a stream where it is larger than memory.
+"""Hold the blocks of a bank during training: all of them in memory, or as a stream if the bank is larger than memory.
 
 Invariants
-- Same spec and seed give the same new blocks, as a whole or as a stream.
-- `fetch_many` copies: what is done to a fetch leaves the bank as it is.
-- A stream holds one piece at a time, of at most `PIECE` values or one block.
+- The same spec and seed give the same new blocks, in memory or as a stream.
+- `fetch_many` copies: a change to a fetch does not change the bank.
+- A stream holds one piece at a time, of at most `PIECE` values or of one block.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,22 +16,28 @@ from torch import Tensor
 from fedmem.memory.block import new_blocks, new_fetch, source
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.spec import MemorySpec
-from fedmem.training.seeds import derived
+from fedmem.training.seeds import derive_seed
 
 PIECE = 2**23
+"""Number of values of a piece of a stream, at most; a piece holds at least one block."""
 
 
 def spans(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """First and last (exclusive) of the pieces of `count` blocks of `size` values."""
-    each = max(1, PIECE // max(1, size))
-    return ((first, min(count, first + each)) for first in range(0, count, each))
+    """Yield the first and last (exclusive) block of each piece of `count` blocks of `size` values."""
+    blocks_per_piece = max(1, PIECE // max(1, size))
+    return ((first, min(count, first + blocks_per_piece)) for first in range(0, count, blocks_per_piece))
 
 
 @dataclass(frozen=True)
 class BankStream:
-    """Every block of a bank: `pieces(level)`, counted from 1, yields `[n, block_size]` float32, in order, each time.
+    """All blocks of a bank, read piece by piece.
 
-    With `root` 1 it is what lies below one node of level 1: that node's block, its k children, and so on.
+    Attributes:
+        spec: shape of the bank.
+        pieces: `pieces(level)`, with levels from 1, yields the blocks of a level in order, as `[n, block_size]`
+            float32. It can be called again.
+        generic: the generic block, `[fetch_size]`, float32.
+        root: 0 for a whole bank. 1 for the subtree of one node of level 1: its block, its k children, and so on.
     """
 
     spec: MemorySpec
@@ -40,16 +46,16 @@ class BankStream:
     root: int = 0
 
     def spans(self, level: int) -> Iterator[tuple[int, int]]:
-        """First and last (exclusive) block of each piece of a level."""
+        """Yield the first and last (exclusive) block of each piece of a level."""
         return spans(self.blocks(level), self.spec.block_size(level))
 
     def blocks(self, level: int) -> int:
-        """Number of blocks of a level."""
+        """Return the number of blocks of a level."""
         return int(self.spec.branching ** (level - self.root))
 
     @classmethod
     def new(cls, spec: MemorySpec, seed: int) -> "BankStream":
-        """New blocks, which change nothing."""
+        """Return a bank of new blocks, which change no output of the model."""
 
         def pieces(level: int) -> Iterator[Tensor]:
             generator = _generator(seed, f"level-{level}")
@@ -61,7 +67,7 @@ class BankStream:
 
 @dataclass
 class BankState:
-    """A bank in memory: `levels[l]` is `[k ** (l + 1), block_size]` and `generic` `[fetch_size]`, float32."""
+    """A bank in memory: `levels[l]` is `[k ** (l + 1), block_size]`, and `generic` is `[fetch_size]`, float32."""
 
     spec: MemorySpec
     levels: list[Tensor] = field(repr=False)
@@ -69,28 +75,28 @@ class BankState:
 
     @classmethod
     def new(cls, spec: MemorySpec, seed: int) -> "BankState":
-        """New blocks, which change nothing."""
+        """Return a bank of new blocks, which change no output of the model."""
         return cls.of(BankStream.new(spec, seed))
 
     @classmethod
     def of(cls, stream: BankStream) -> "BankState":
-        """The whole of a stream."""
+        """Return a bank in memory with all blocks of a stream."""
         numbers = range(1, stream.spec.levels + 1)
         return cls(stream.spec, [torch.cat(list(stream.pieces(n))) for n in numbers], stream.generic)
 
     def stream(self) -> BankStream:
-        """This bank as a stream."""
+        """Return this bank as a stream; it reads the blocks as they are at that time."""
         return BankStream(self.spec, lambda level: [self.levels[level - 1]], self.generic)
 
     def fetch_many(self, paths_BP: np.ndarray) -> Tensor:
-        """`fetched_BX` for a batch of paths."""
+        """Return copies of the fetched blocks, `[B, fetch_size]`, for paths `[B, P]`."""
         ids_BP = torch.from_numpy(np.asarray(paths_BP))
         return self.spec.join([blocks_NX[ids_BP[:, number]] for number, blocks_NX in enumerate(self.levels)])
 
     def source(self, paths_BP: np.ndarray) -> ActiveMemory:
-        """The fetched blocks of a batch of paths as a memory source."""
+        """Return the fetched blocks for paths `[B, P]` as a memory source."""
         return source(self.spec, self.fetch_many(paths_BP))
 
 
 def _generator(seed: int, label: str) -> torch.Generator:
-    return torch.Generator().manual_seed(derived(seed, label))
+    return torch.Generator().manual_seed(derive_seed(seed, label))

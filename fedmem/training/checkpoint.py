@@ -1,12 +1,12 @@
-"""Checkpoints of a training run: one safetensors file from which a run goes on to the same bytes.
+"""Save and load checkpoints of a training run. A checkpoint is one safetensors file.
 
-It holds the anchor with its AdamW state, and of the bank what lies in memory; levels on disk keep their own files,
-tied to the checkpoint by its step (`fedmem.training.working_set`).
+It holds the anchor with its AdamW state, and the levels of the bank that are in memory. Levels on disk have files of
+their own, which refer to the checkpoint by its step (`fedmem.training.working_set`).
 
 Invariants
-- A run that was resumed ends with the bytes of one that was not.
-- A file is written beside the old one and renamed: there is always a whole checkpoint.
-- A damaged file, or one of other inputs, is refused, never half loaded.
+- A resumed run ends with the same bytes as a run without a break.
+- A new file is written beside the old one and renamed, so a complete checkpoint always exists.
+- A damaged file, or a file of other inputs, is refused before anything of it is used.
 """
 
 import hashlib
@@ -29,61 +29,74 @@ _ADAM = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_checkpoint(path: Path, trainer: Trainer, inputs: str) -> None:
-    """Make the run's state durable; `inputs` is the digest of what the run is a function of.
+    """Make the state of a run durable.
 
-    Raises StorageError where the disk is full; the last checkpoint is whole then.
+    Args:
+        path: the file of the checkpoint.
+        trainer: the run.
+        inputs: digest of the inputs of the run.
+
+    Raises:
+        StorageError: the disk is full; the last checkpoint is still complete.
     """
-    disk = [level for level in _levels(trainer).values() if isinstance(level, DiskLevel)]
-    for level in disk:
+    disk_levels = [level for level in _levels(trainer).values() if isinstance(level, DiskLevel)]
+    for level in disk_levels:
         level.flush()
-    tensors = {name: tensor.contiguous() for name, tensor in _tensors(trainer).items()}
-    about = {"step": str(trainer.done), "inputs": inputs, "sha256": _digest(tensors)}
-    Files().replace(path, save(tensors, metadata=about))
-    for level in disk:
-        level.committed(trainer.done)
+    tensors = {name: tensor.contiguous() for name, tensor in _state_tensors(trainer).items()}
+    header = {"step": str(trainer.done), "inputs": inputs, "sha256": _digest(tensors)}
+    Files().replace(path, save(tensors, metadata=header))
+    for level in disk_levels:
+        level.commit(trainer.done)
 
 
 def step_of(path: Path, inputs: str) -> int:
-    """The step of a checkpoint.
+    """Return the step of a checkpoint.
 
-    Raises VersionMismatch for one of other inputs, VerificationFailed for a damaged one.
+    Raises:
+        VersionMismatch: the checkpoint belongs to other inputs.
+        VerificationFailed: the checkpoint is damaged.
     """
-    about, _ = _read(path, inputs)
-    return int(about["step"])
+    header, _ = _read(path, inputs)
+    return int(header["step"])
 
 
 def load_checkpoint(path: Path, trainer: Trainer, inputs: str) -> None:
-    """Set the trainer to the state of a checkpoint. Raises as `step_of`."""
-    about, tensors = _read(path, inputs)
+    """Set the trainer to the state of a checkpoint.
+
+    Raises:
+        VersionMismatch: the checkpoint belongs to other inputs, or to another model or bank.
+        VerificationFailed: the checkpoint is damaged.
+    """
+    header, saved_tensors = _read(path, inputs)
     if trainer.optimizer:
         _start_adam(trainer.optimizer)
-    own = _tensors(trainer)
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+    tensors = _state_tensors(trainer)
+    if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in saved_tensors.items()}:
         raise VersionMismatch(f"{path.name} belongs to another model or bank; start the training in another folder.")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
-    trainer.done = int(about["step"])
+    for name, tensor in tensors.items():
+        tensor.copy_(saved_tensors[name])
+    trainer.done = int(header["step"])
 
 
 def _read(path: Path, inputs: str) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     damaged = f"{path.name} is damaged; remove it to start the training again."
     try:
         with safe_open(path, "pt") as file:
-            about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise VerificationFailed(damaged) from error
-    if about.get("sha256") != _digest(tensors):
+    if header.get("sha256") != _digest(tensors):
         raise VerificationFailed(damaged)
-    if about.get("inputs") != inputs:
+    if header.get("inputs") != inputs:
         raise VersionMismatch(f"{path.name} is of a run with other inputs; train in another folder, or remove it.")
-    return about, tensors
+    return header, tensors
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256(json.dumps({name: list(t.shape) for name, t in sorted(tensors.items())}).encode())
+    sha256 = hashlib.sha256(json.dumps({name: list(t.shape) for name, t in sorted(tensors.items())}).encode())
     for _, tensor in sorted(tensors.items()):
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def _levels(trainer: Trainer) -> dict[str, object]:
@@ -91,23 +104,23 @@ def _levels(trainer: Trainer) -> dict[str, object]:
     return {"generic": bank.generic, **{f"level-{n}": x for n, x in enumerate(bank.levels, 1)}} if bank else {}
 
 
-def _tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """Every tensor of the run's state that lies in memory, by name; views, so that they can be set."""
-    found: dict[str, Tensor] = {}
+def _state_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """Return all tensors of the run's state that are in memory, by name. They are views: setting them sets the run."""
+    tensors: dict[str, Tensor] = {}
     if trainer.optimizer:
         for name, parameter in trainer.model.named_parameters():
-            found[f"anchor.{name}"] = parameter.data
+            tensors[f"anchor.{name}"] = parameter.data
             state = trainer.optimizer.state[parameter]
-            found |= {f"adam.{name}.{key}": state[key] for key in _ADAM if key in state}
+            tensors |= {f"adam.{name}.{key}": state[key] for key in _ADAM if key in state}
     for name, level in _levels(trainer).items():
         if isinstance(level, LazyAdamW):
             parts = zip(("blocks", "first", "second", "steps"), (level.blocks, *level.moments), strict=True)
-            found |= {f"{name}.{part}": tensor for part, tensor in parts}
-    return found
+            tensors |= {f"{name}.{part}": tensor for part, tensor in parts}
+    return tensors
 
 
 def _start_adam(optimizer: torch.optim.Optimizer) -> None:
-    """Zero state, as the first step makes it."""
+    """Give the optimiser the zero state that its first step would make."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:

@@ -1,9 +1,9 @@
-"""A public corpus in two parts: what is trained on, and what is held out.
+"""Split a public corpus into a training part and a held-out part.
 
 Invariants
-- A document is held out by its own text alone: in every command, whatever its seed, so that what one of them holds
-  out no other trains on. A text that occurs twice lies on one side.
-- The corpus's digest covers every text in its order.
+- The text of a document alone decides whether it is held out. So all commands hold out the same texts, whatever their
+  seed. A text that occurs twice is in one part only.
+- The digest of a corpus covers every text in order.
 
 >>> corpus = Corpus.of([f"text {n}" for n in range(40)])
 >>> len(corpus.train), len(corpus.heldout)
@@ -24,22 +24,28 @@ HELDOUT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Corpus:
-    """Public texts; both parts keep the order in which they were given."""
+    """A corpus of public texts. Both parts keep the order of the input."""
 
     train: tuple[str, ...]
     heldout: tuple[str, ...]
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Corpus":
-        """Hold out the share of texts with the lowest digests. Raises UsageError where too few are left."""
+        """Hold out the 5 % of texts with the lowest digests, rounded up.
+
+        Raises UsageError if no text is left to train on.
+        """
         ranked = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
-        held = set(ranked[: math.ceil(HELDOUT_SHARE * len(ranked))])
-        corpus = cls(tuple(t for t in texts if t not in held), tuple(t for t in texts if t in held))
+        heldout_texts = set(ranked[: math.ceil(HELDOUT_SHARE * len(ranked))])
+        corpus = cls(
+            tuple(text for text in texts if text not in heldout_texts),
+            tuple(text for text in texts if text in heldout_texts),
+        )
         if not corpus.train:
             raise UsageError("The corpus needs at least two different texts: one to train on and one to hold out.")
         return corpus
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over all texts."""
+        """The SHA-256 digest over all texts, in hexadecimal."""
         return hashlib.sha256(canonical_json([self.train, self.heldout])).hexdigest()

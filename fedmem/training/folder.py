@@ -1,10 +1,12 @@
-"""An anchor's folder: a Hugging Face model with its tokenizer.json, from `fedmem anchor train` or from elsewhere.
+"""Read and write the folder of an anchor: a Hugging Face model and its tokenizer.json.
+
+The folder comes from `fedmem anchor train`, or from elsewhere.
 
 Invariants
-- No code of the folder runs; only safetensors weights are read, in float32, and nothing outside the folder.
-- Model and tokenizer fit: no id of the tokenizer lies outside the model's embedding, and ids 0 and 1 are its padding
-  and its end of document, which `fedmem.training.sequences` relies on.
-- Written whole or not at all.
+- No code of the folder runs. Only safetensors weights are read, in float32, and nothing outside the folder.
+- Model and tokenizer fit: every id of the tokenizer has an embedding in the model. Id 0 is padding and id 1 the end of
+  document; `fedmem.training.sequences` needs both.
+- The anchor is written completely or not at all.
 """
 
 import shutil
@@ -22,24 +24,33 @@ from fedmem.storage.files import Files, storage_errors
 
 
 def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Write `folder/anchor` and `folder/tokenizer.json`, durably."""
-    writing, final = folder / ".writing", folder / "anchor"
+    """Write `folder/anchor` and `folder/tokenizer.json` durably. Raises StorageError if the disk refuses."""
+    temporary, final = folder / ".writing", folder / "anchor"
     with storage_errors("write the anchor"):
-        shutil.rmtree(writing, ignore_errors=True)
-        model.save_pretrained(writing)
-        for path in writing.iterdir():
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        for path in temporary.iterdir():
             Files().replace(path, path.read_bytes())
         shutil.rmtree(final, ignore_errors=True)
-        writing.rename(final)
+        temporary.rename(final)
     Files().replace(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 
 
 def load_anchor(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model in `folder`, or in its `anchor`, and the tokenizer beside it.
+    """Load an anchor and its tokenizer.
 
-    Raises NothingMatched where there is none, Refused for a configuration that names code to run, VerificationFailed
-    for damaged weights, UsageError for an architecture that memory cannot be attached to, VersionMismatch for a
-    tokenizer that is not the model's.
+    Args:
+        folder: holds `tokenizer.json`; the model is in `folder/anchor`, or in `folder` itself.
+
+    Returns:
+        The model, float32, and its tokenizer.
+
+    Raises:
+        NothingMatched: the folder holds no anchor.
+        Refused: the configuration names code to run.
+        VerificationFailed: weights or tokenizer are damaged.
+        UsageError: memory cannot be attached to this architecture.
+        VersionMismatch: the tokenizer belongs to another model.
     """
     root = folder / "anchor" if (folder / "anchor" / "config.json").exists() else folder
     if not (root / "config.json").exists() or not (folder / "tokenizer.json").exists():
@@ -53,7 +64,12 @@ def load_anchor(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
 
 
 def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
-    """The tokenizer at `path` for a model with so many embeddings, cutting and padding switched off."""
+    """Load the tokenizer at `path` for a model with `vocabulary` embeddings. Switch off its truncation and padding.
+
+    Raises:
+        VerificationFailed: the file is not a tokenizer.
+        VersionMismatch: the tokenizer has more entries than the model.
+    """
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:

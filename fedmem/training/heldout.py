@@ -1,7 +1,7 @@
-"""Held-out loss of a trainer as it stands: anchor and, where there is a bank, the blocks of each row's path.
+"""Measure the held-out loss of a trainer in its current state, with the blocks of each row's path if it has a bank.
 
 Invariants
-- Measuring changes no parameter, and reads the same rows each time.
+- A measurement changes no parameter. It reads the same rows each time.
 
 Shapes: M rows, B rows of a batch, T tokens, V vocabulary.
 """
@@ -21,23 +21,28 @@ HELDOUT_ROWS, HELDOUT_BATCH = 64, 16
 
 @torch.no_grad()
 def heldout_loss(trainer: Trainer, rows: Rows) -> float:
-    """Loss in nats per token with the blocks of each row's path, over at most HELDOUT_ROWS rows, evenly drawn."""
+    """Return the mean loss in nats per predicted token, over at most HELDOUT_ROWS evenly spaced rows.
+
+    Args:
+        trainer: anchor, and bank if there is one.
+        rows: held-out rows with their paths; at least one.
+    """
     numbers_M = np.unique(np.linspace(0, len(rows) - 1, HELDOUT_ROWS).astype(np.int64))
     total, count = 0.0, 0
     for start in range(0, len(numbers_M), HELDOUT_BATCH):
         chosen_B = numbers_M[start : start + HELDOUT_BATCH]
         tokens_BT, positions_BT = rows.packed.batch(chosen_B)
-        with _fetched(trainer, rows, chosen_B):
+        with _blocks_in_use(trainer, rows, chosen_B):
             logits_BTV = trainer.model(readable(tokens_BT), position_ids=positions_BT, use_cache=False).logits
         loss_BT, mask_BT = token_losses(logits_BTV, tokens_BT, positions_BT)
         total, count = total + float(loss_BT.double().sum()), count + int(mask_BT.sum())
     return total / max(1, count)
 
 
-def _fetched(trainer: Trainer, rows: Rows, chosen_B: np.ndarray) -> AbstractContextManager[None]:
-    """The blocks of these rows in use; nothing without a bank."""
+def _blocks_in_use(trainer: Trainer, rows: Rows, chosen_B: np.ndarray) -> AbstractContextManager[None]:
+    """Return a context in which the model uses the blocks of these rows. Without a bank the context does nothing."""
     if not (bank := trainer.bank):
         return nullcontext()
-    none_B = torch.zeros(len(chosen_B), dtype=torch.bool)
-    fetched = bank.leaf(torch.from_numpy(rows.paths_MP[chosen_B]), none_B, trainer.model.device)
+    not_generic_B = torch.zeros(len(chosen_B), dtype=torch.bool)
+    fetched = bank.leaf(torch.from_numpy(rows.paths_MP[chosen_B]), not_generic_B, trainer.model.device)
     return bank.memory.using(source(bank.spec, fetched.leaf_BX))

@@ -1,8 +1,8 @@
-"""Lazy AdamW: moments, weight decay and step count of a block move only when it is fetched [docs/method.md, §4].
+"""Update blocks by lazy AdamW: only a fetched block changes moments, weights and step count [docs/method.md, §4].
 
 Invariants
 - A block that is not in a step keeps its parameters, moments and step count to the bit.
-- On the fetched blocks an update equals that of `torch.optim.AdamW` with the block's own step count.
+- For a fetched block the update equals that of `torch.optim.AdamW` with the step count of this block.
 
 Shapes: N blocks of a level, U distinct blocks of a batch, X values of a block.
 """
@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 @dataclass(frozen=True)
 class AdamWSettings:
-    """AdamW constants [docs/method.md, §4: betas (0.9, 0.95), memory decay 1e-3]."""
+    """The constants of AdamW [docs/method.md, §4: betas (0.9, 0.95), memory decay 1e-3]."""
 
     lr: float
     weight_decay: float = 1e-3
@@ -29,32 +29,39 @@ class AdamWSettings:
 
 
 class Level(Protocol):
-    """Blocks of one level with the state of their optimiser, in memory or on disk."""
+    """The blocks of one level with the state of their optimiser, in memory or on disk."""
 
     def read(self, ids_U: Tensor) -> Tensor:
-        """Copies of these blocks, `[U, X]`."""
+        """Return copies of the blocks with these ids, `[U, X]`."""
 
     def step(self, ids_U: Tensor, grads_UX: Tensor, settings: AdamWSettings, scale: float) -> None:
-        """Apply gradients to distinct blocks in place; `scale` multiplies the learning rate (schedule)."""
+        """Apply gradients to blocks in place.
+
+        Args:
+            ids_U: distinct block ids.
+            grads_UX: their gradients.
+            settings: constants of AdamW.
+            scale: factor on the learning rate, from the schedule.
+        """
 
 
 class LazyAdamW:
-    """A level in memory: `blocks_NX` and, from the first step on, two moments and a step count per block."""
+    """A level in memory: `blocks_NX`, and from the first step on two moments and a step count for each block."""
 
     def __init__(self, blocks_NX: Tensor) -> None:
         self.blocks = blocks_NX
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """First and second moments `[N, X]`, and steps `[N]`, float32."""
+        """The first and second moments `[N, X]` and the steps `[N]`, float32."""
         return torch.zeros_like(self.blocks), torch.zeros_like(self.blocks), torch.zeros(len(self.blocks))
 
     def read(self, ids_U: Tensor) -> Tensor:
-        """Copies of these blocks, `[U, X]`."""
+        """Return copies of the blocks with these ids, `[U, X]`."""
         return self.blocks[ids_U]
 
     def step(self, ids_U: Tensor, grads_UX: Tensor, settings: AdamWSettings, scale: float = 1.0) -> None:
-        """Apply gradients to distinct blocks in place; `scale` multiplies the learning rate (schedule)."""
+        """Apply gradients to distinct blocks in place, as `Level.step`."""
         rows = ids_U.tolist()
         blocks, first, second, steps = ([tensor[row] for row in rows] for tensor in (self.blocks, *self.moments))
         update(blocks, first, second, steps, list(grads_UX), settings, scale)
@@ -66,12 +73,23 @@ def update(
     second: Sequence[Tensor],
     steps: Sequence[Tensor],
     grads: Sequence[Tensor],
-    c: AdamWSettings,
+    settings: AdamWSettings,
     scale: float,
 ) -> None:
-    """One AdamW step of each block in place, each with its own step count (0-d float32, counted up here)."""
+    """Take one AdamW step for each block in place.
+
+    Args:
+        blocks: parameters, one tensor `[X]` for each block.
+        first: first moments, one `[X]` for each block.
+        second: second moments, one `[X]` for each block.
+        steps: step counts, one 0-d float32 for each block; each is increased by 1.
+        grads: gradients, one `[X]` for each block.
+        settings: constants of AdamW.
+        scale: factor on the learning rate.
+    """
     if blocks:
         adamw(
             list(blocks), list(grads), list(first), list(second), [], list(steps), fused=True, amsgrad=False,
-            maximize=False, beta1=c.beta1, beta2=c.beta2, eps=c.eps, lr=c.lr * scale, weight_decay=c.weight_decay,
+            maximize=False, beta1=settings.beta1, beta2=settings.beta2, eps=settings.eps, lr=settings.lr * scale,
+            weight_decay=settings.weight_decay,
         )  # fmt: skip

@@ -1,8 +1,8 @@
-"""A device's local steps on the federated parameters: anchor, whole levels of the shared bank, generic block.
+"""Train the federated parameters on a device: the anchor, whole levels of the shared bank, and the generic block.
 
 Invariants
-- Federated parameters are dense and have the same names and shapes for every device, whatever its records.
-- `train` depends on (parameters, shareable sequences, paths, settings, seed) alone, and leaves no state behind.
+- Federated parameters are dense. They have the same names and shapes on every device, whatever its records.
+- The result of `train` depends only on parameters, shareable sequences, paths, settings and seed. No state remains.
 - Levels that are not federated are frozen.
 
 Names: `anchor.<parameter>`, `level-<l>`, `generic`; tied weights appear once.
@@ -25,10 +25,12 @@ Params = dict[str, np.ndarray]
 
 
 class Federated:
-    """One anchor and bank in memory, with the part of them that a federation trains.
+    """An anchor and a bank in memory, and the parts of them that a federation trains.
 
-    `parts`: which of `anchor`, `level-1` … and `generic` are federated. Without `state` it is the anchor alone,
-    the control.
+    Args:
+        model: the anchor.
+        state: the bank; None for the control, the anchor alone.
+        parts: the federated parts, out of `anchor`, `level-1` … and `generic`.
     """
 
     def __init__(self, model: PreTrainedModel, state: BankState | None, parts: Collection[str]) -> None:
@@ -38,26 +40,26 @@ class Federated:
         )
         self.trained = Trained("anchor" in parts, levels, state is not None and "generic" in parts)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = {}
+    def _federated_tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
         if self.trained.anchor:
-            found |= {f"anchor.{name}": p.data for name, p in self.model.named_parameters()}
+            tensors |= {f"anchor.{name}": p.data for name, p in self.model.named_parameters()}
         if self.state is None:
-            return found
-        found |= {f"level-{n}": self.state.levels[n - 1] for n in sorted(self.trained.levels)}
-        return found | ({"generic": self.state.generic} if self.trained.generic else {})
+            return tensors
+        tensors |= {f"level-{n}": self.state.levels[n - 1] for n in sorted(self.trained.levels)}
+        return tensors | ({"generic": self.state.generic} if self.trained.generic else {})
 
     def params(self) -> Params:
-        """Copies of the federated parameters, float32."""
-        return {name: tensor.numpy().copy() for name, tensor in self._tensors().items()}
+        """Return copies of the federated parameters by name, float32."""
+        return {name: tensor.numpy().copy() for name, tensor in self._federated_tensors().items()}
 
     def load(self, params: Params) -> None:
-        """Set the federated parameters."""
-        for name, tensor in self._tensors().items():
+        """Set the federated parameters; `params` has a value for each of them."""
+        for name, tensor in self._federated_tensors().items():
             tensor.copy_(torch.from_numpy(np.asarray(params[name], dtype=np.float32)))
 
     def sources(self, paths_BP: np.ndarray) -> list[ActiveMemory]:
-        """The fetched blocks of a batch of paths; none without a bank."""
+        """Return the fetched blocks for paths `[B, P]` as a list of one memory source; empty without a bank."""
         return [self.state.source(paths_BP)] if self.state else []
 
     def train(
@@ -69,9 +71,21 @@ class Federated:
         seed: int,
         on_step: OnStep | None = None,
     ) -> Params:
-        """Local steps from `params` on one device's shareable sequences, packed; returns the new parameters.
+        """Take local steps from `params` on the shareable sequences of one device.
 
-        Raises ValueError where there is no sequence to train on.
+        Args:
+            params: the federated parameters to start from.
+            packed: the sequences, packed.
+            paths_MP: the path of each packed row.
+            settings: settings of the steps.
+            seed: seed of the batches.
+            on_step: called after each step.
+
+        Returns:
+            The new federated parameters, float32.
+
+        Raises:
+            ValueError: there is no sequence to train on.
         """
         self.load(params)
         if self.state is None:

@@ -1,9 +1,9 @@
-"""The training step of anchor and bank [docs/method.md, §4], and the two loops over it.
+"""Train anchor and bank, step by step [docs/method.md, §4]; and the two loops `pretrain` and `cotrain`.
 
 Invariants
-- A run is a pure function of its inputs and seed; step n draws from (seed, n) alone, so a run resumes at any step.
-- The control `anchor alone` sees the same batches with the same anchor settings as the co-trained one.
-- The generic block stands in for the fetched one with probability 1 / (k + 1).
+- A run is a pure function of its inputs and seed. Step n draws from (seed, n) alone, so a run can resume at any step.
+- The control `anchor alone` sees the same batches, with the same anchor settings, as the co-trained anchor.
+- With probability 1 / (k + 1) a row uses the generic block instead of its fetched blocks.
 
     state = BankState.new(spec, seed=7)
     cotrain(model, attach(model), state, packed, paths_MP, Settings(steps=100, batch=16, lr=1e-3), seed=7)
@@ -29,12 +29,13 @@ from fedmem.training.sequences import Batches
 from fedmem.training.settings import Settings, Trained
 
 CLIP = 1.0
+"""The L2 norm to which the gradient of the anchor is clipped."""
 OnStep = Callable[[int, float], None]
-"""Called after each step with its number, from 1, and its training loss in nats (public text only)."""
+"""A callback after each step. It gets the number of the step, from 1, and its training loss in nats (public text)."""
 
 
 def anchor_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.AdamW:
-    """AdamW (0.9, 0.95); norms are not decayed."""
+    """Return AdamW with betas (0.9, 0.95) for the anchor; norm weights have no weight decay."""
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
@@ -44,27 +45,43 @@ def anchor_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.
 
 @dataclass
 class Fetched:
-    """The blocks of one batch as one leaf of the graph, and where each item's blocks belong."""
+    """The blocks of one batch.
+
+    Attributes:
+        leaf_BX: the fetched blocks as one leaf of the autograd graph.
+        paths_BP: the path of each row.
+        generic_B: True for a row that uses the generic block.
+    """
 
     leaf_BX: Tensor
     paths_BP: Tensor
     generic_B: Tensor
 
     def gradients(self, spec: MemorySpec) -> Iterator[tuple[Tensor, Tensor]]:
-        """Distinct block ids and their summed gradients: the generic block's, then each level's."""
+        """Yield distinct block ids `[U]` and their summed gradients `[U, X]`: the generic block, then each level."""
         assert self.leaf_BX.grad is not None
-        grad_BX, real_B = self.leaf_BX.grad.to("cpu"), ~self.generic_B
-        some = bool(self.generic_B.any())
-        yield torch.zeros(int(some), dtype=torch.int64), grad_BX[self.generic_B].sum(0, keepdim=True)[: int(some)]
-        for number, level_BX in enumerate(spec.split(grad_BX[real_B])):
-            ids_U, owner_B = torch.unique(self.paths_BP[real_B, number], return_inverse=True)
+        grad_BX, routed_B = self.leaf_BX.grad.to("cpu"), ~self.generic_B
+        generic_count = int(self.generic_B.any())
+        yield (
+            torch.zeros(generic_count, dtype=torch.int64),
+            grad_BX[self.generic_B].sum(0, keepdim=True)[:generic_count],
+        )
+        for number, level_BX in enumerate(spec.split(grad_BX[routed_B])):
+            ids_U, owner_B = torch.unique(self.paths_BP[routed_B, number], return_inverse=True)
             yield ids_U, torch.zeros(len(ids_U), level_BX.shape[1]).index_add_(0, owner_B, level_BX)
 
 
 class BankTrainer:
-    """The bank's part of a step: fetch a batch's blocks, and move them by their gradients.
+    """The part of a training step that concerns the bank: fetch the blocks of a batch, and update them.
 
-    `levels` and `generic` (a level of one block) hold the blocks, in memory or on disk.
+    Args:
+        memory: the memory that is attached to the anchor.
+        spec: shape of the bank.
+        levels: the blocks of each level, in memory or on disk.
+        generic: the generic block, as a level of one block.
+        paths_MP: the path of each packed row.
+        settings: settings of the phase.
+        trained: the parts that are updated.
     """
 
     def __init__(
@@ -83,12 +100,18 @@ class BankTrainer:
         self.adamw = AdamWSettings(settings.memory_lr, settings.memory_weight_decay, eps=settings.eps)
 
     def fetch(self, chosen_B: np.ndarray, rng: np.random.Generator, device: torch.device) -> Fetched:
-        """The batch's blocks as a leaf on the anchor's device; every item draws whether the generic one stands in."""
-        share = 1 / (self.spec.branching + 1) if self.trained.generic else 0.0
-        return self.leaf(self.paths[chosen_B], torch.from_numpy(rng.random(len(chosen_B)) < share), device)
+        """Fetch the blocks of a batch as a leaf on the anchor's device; `rng` draws the rows with the generic block.
+
+        Args:
+            chosen_B: numbers of the packed rows.
+            rng: generator of the step.
+            device: the device of the anchor.
+        """
+        probability = 1 / (self.spec.branching + 1) if self.trained.generic else 0.0
+        return self.leaf(self.paths[chosen_B], torch.from_numpy(rng.random(len(chosen_B)) < probability), device)
 
     def leaf(self, paths_BP: Tensor, generic_B: Tensor, device: torch.device) -> Fetched:
-        """The blocks of these paths, the generic one where `generic_B` says so."""
+        """Fetch the blocks of these paths; rows with True in `generic_B` get the generic block."""
         levels_BX = []
         for number, level in enumerate(self.levels):
             ids_U, owner_B = torch.unique(paths_BP[:, number], return_inverse=True)
@@ -99,24 +122,33 @@ class BankTrainer:
         return Fetched(fetched_BX.to(device).requires_grad_(), paths_BP, generic_B)
 
     def move(self, fetched: Fetched, scale: float) -> None:
-        """Apply the gradients of a batch to what is trained."""
-        moves = [self.trained.generic, *(n in self.trained.levels for n in range(1, len(self.levels) + 1))]
-        every = zip([self.generic, *self.levels], moves, fetched.gradients(self.spec), strict=True)
-        for level, moved, (ids_U, grads_UX) in every:
-            if moved:
+        """Apply the gradients of a batch to the parts that are trained; `scale` is a factor on the learning rate."""
+        are_trained = [self.trained.generic, *(n in self.trained.levels for n in range(1, len(self.levels) + 1))]
+        levels = zip([self.generic, *self.levels], are_trained, fetched.gradients(self.spec), strict=True)
+        for level, is_trained, (ids_U, grads_UX) in levels:
+            if is_trained:
                 level.step(ids_U, grads_UX, self.adamw, scale)
 
 
 def in_memory(
     memory: Memory, state: BankState, paths_MP: np.ndarray, settings: Settings, trained: Trained
 ) -> BankTrainer:
-    """A trainer of a bank that lies in memory; it changes `state` in place."""
+    """Return a `BankTrainer` for a bank in memory; it changes `state` in place."""
     levels = [LazyAdamW(blocks_NX) for blocks_NX in state.levels]
     return BankTrainer(memory, state.spec, levels, LazyAdamW(state.generic[None]), paths_MP, settings, trained)
 
 
 class Trainer:
-    """Anchor and bank with their optimisers; `step` is one step. Without a bank it trains the anchor alone."""
+    """A training run of anchor and bank.
+
+    Args:
+        model: the anchor; it is changed in place.
+        packed: rows to train on.
+        settings: settings of the run.
+        seed: seed of batches and draws.
+        bank: the bank to train; None trains the anchor alone.
+        anchor: if False, the anchor is frozen.
+    """
 
     def __init__(
         self,
@@ -135,7 +167,7 @@ class Trainer:
         self.done = 0
 
     def step(self) -> Tensor:
-        """One step; returns its loss in nats, a scalar."""
+        """Take one step. Return its mean loss in nats per predicted token, a scalar."""
         chosen_B, scale = self.batches.at(self.done), self.settings.scale(self.done)
         rng = np.random.default_rng([self.seed, 1, self.done])
         if self.bank:
@@ -167,7 +199,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def run(self, on_step: OnStep | None = None) -> None:
-        """The steps that are left."""
+        """Take the remaining steps in training mode; call `on_step` after each."""
         self.model.train()
         while self.done < self.settings.steps:
             loss = self.step()
@@ -178,7 +210,15 @@ class Trainer:
 def pretrain(
     model: PreTrainedModel, packed: Packed, settings: Settings, seed: int, on_step: OnStep | None = None
 ) -> None:
-    """Train the anchor alone, in place."""
+    """Train the anchor alone, in place.
+
+    Args:
+        model: the anchor.
+        packed: rows to train on.
+        settings: settings of the run.
+        seed: seed of the batches.
+        on_step: called after each step.
+    """
     Trainer(model, packed, settings, seed).run(on_step)
 
 
@@ -193,9 +233,18 @@ def cotrain(
     on_step: OnStep | None = None,
     trained: Trained | None = None,
 ) -> None:
-    """Train anchor and bank together, in place; `paths_MP` holds the path of each packed row.
+    """Train anchor and bank together, in place.
 
-    `trained` narrows what moves (default: everything); the rest is frozen.
+    Args:
+        model: the anchor.
+        memory: the memory that is attached to it.
+        state: the bank.
+        packed: rows to train on.
+        paths_MP: the path of each packed row.
+        settings: settings of the run.
+        seed: seed of batches and draws.
+        on_step: called after each step.
+        trained: the parts that are trained, by default all; the rest is frozen.
     """
     trained = trained or Trained(levels=frozenset(range(1, len(state.levels) + 1)))
     bank = in_memory(memory, state, paths_MP, settings, trained)

@@ -1,8 +1,8 @@
-"""Texts as packed rows, each with its path: what a training step takes.
+"""Turn texts into packed rows with a path for each row, as a training step needs them.
 
 Invariants
-- A row holds documents of one leaf cluster, and all of them have its path.
-- A document's path is that of its whole text [docs/method.md, §3].
+- A row with a path holds documents of one leaf cluster; they all have this path.
+- The path of a document is that of its whole text [docs/method.md, §3].
 
     train = routed_rows(release.tokenizer, corpus.train, 256, lambda texts: route(tree, embedder.embed(texts)))
 
@@ -20,12 +20,12 @@ from fedmem.training.packing import Packed, pack
 from fedmem.training.sequences import Batches, encode
 
 PathsOf = Callable[[Sequence[str]], np.ndarray]
-"""Paths `[N, P]` of texts."""
+"""A function from N texts to their paths `[N, P]`."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows and `paths_MP`, int64; no columns where nothing is fetched."""
+    """Packed rows and their paths `paths_MP`, int64. Rows for an anchor alone have P = 0."""
 
     packed: Packed
     paths_MP: np.ndarray
@@ -34,12 +34,18 @@ class Rows:
         return len(self.packed)
 
     def select(self, mask_M: np.ndarray) -> "Rows":
-        """The rows that the mask names, in their order."""
+        """Return the rows with True in the mask, in order."""
         p = self.packed
         return Rows(Packed(p.tokens_MT[mask_M], p.positions_MT[mask_M], p.first_M[mask_M]), self.paths_MP[mask_M])
 
     def tokens(self, steps: int, batch: int, seed: int) -> int:
-        """Tokens that a run of so many steps reads, padding aside."""
+        """Return the number of tokens, without padding, that a run reads.
+
+        Args:
+            steps: number of steps of the run.
+            batch: rows in a batch.
+            seed: seed of the batches.
+        """
         if not steps:
             return 0
         sizes_M, batches = (self.packed.tokens_MT != PAD).sum(1).numpy(), Batches(len(self), batch, seed)
@@ -47,13 +53,13 @@ class Rows:
 
 
 def plain_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Rows:
-    """Rows of at most `length` tokens for an anchor alone: any documents may meet."""
+    """Return rows of at most `length` tokens for an anchor alone: a row can hold any documents."""
     packed = pack(encode(tokenizer, texts, length))
     return Rows(packed, np.zeros((len(packed), 0), dtype=np.int64))
 
 
 def routed_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int, paths_of: PathsOf) -> Rows:
-    """Rows of at most `length` tokens, packed by leaf cluster."""
+    """Return rows of at most `length` tokens, packed by leaf cluster; `paths_of` gives the paths of the texts."""
     sequences = encode(tokenizer, texts, length)
     paths_NP = paths_of(texts)[sequences.document_N]
     packed = pack(sequences, paths_NP[:, -1])

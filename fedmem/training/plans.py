@@ -1,7 +1,7 @@
-"""What a training is asked for: public, frozen, and written down whole in its folder.
+"""The plans of trainings: public and frozen. A training writes all fields of its plan into its folder.
 
 >>> from fedmem.training.settings import Settings
->>> flat(TrainPlan("cotrain", 256, Settings(steps=5, batch=2, lr=1e-3), seed=7))["steps"]
+>>> plan_inputs(TrainPlan("cotrain", 256, Settings(steps=5, batch=2, lr=1e-3), seed=7))["steps"]
 5
 """
 
@@ -13,12 +13,20 @@ from fedmem.training.settings import Settings
 
 TOGETHER, APART = ("cotrain", "joint"), ("frozen", "posthoc")
 MODES = (*TOGETHER, *APART)
-"""How a bank is trained [docs/method.md, §4]: with its anchor, or alone under an anchor that stays as it is."""
+"""The modes of bank training [docs/method.md, §4]: together with the anchor, or alone under a frozen anchor."""
 
 
 @dataclass(frozen=True)
 class AnchorPlan:
-    """Preset, entries of the tokenizer, tokens of a row, settings and seed of an anchor's pretraining."""
+    """The plan of an anchor's pretraining.
+
+    Attributes:
+        preset: name of the anchor's shape.
+        vocabulary: entries of the tokenizer, at most.
+        length: tokens of a row.
+        settings: settings of the steps.
+        seed: seed of all draws.
+    """
 
     preset: str
     vocabulary: int
@@ -29,7 +37,15 @@ class AnchorPlan:
 
 @dataclass(frozen=True)
 class BankPlan:
-    """Kind, branching, mean width of each level, where the rows lie (`fedmem.memory.placement`), and seed of a bank."""
+    """The plan of a new bank.
+
+    Attributes:
+        kind: kind of memory.
+        branching: number of children k of a node of the tree.
+        widths: mean width of the layers, for each level.
+        placement: distribution of rows over layers, as in `fedmem.memory.placement`.
+        seed: seed of tree and blocks.
+    """
 
     kind: str
     branching: int
@@ -40,7 +56,14 @@ class BankPlan:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Mode, tokens of a row, settings and seed of a bank's training. Raises UsageError for another mode."""
+    """The plan of a bank's training. Raises UsageError if `mode` is not one of `MODES`.
+
+    Attributes:
+        mode: one of `MODES`.
+        length: tokens of a row.
+        settings: settings of the steps.
+        seed: seed of all draws.
+    """
 
     mode: str
     length: int
@@ -52,8 +75,8 @@ class TrainPlan:
             raise UsageError(f"Unknown mode {self.mode!r}; choose one of {', '.join(MODES)}.")
 
 
-def flat(plan: AnchorPlan | TrainPlan) -> dict[str, Any]:
-    """A plan as inputs: its settings beside the rest."""
-    facts: dict[str, Any] = asdict(plan)
-    settings: dict[str, Any] = facts.pop("settings")
-    return facts | settings
+def plan_inputs(plan: AnchorPlan | TrainPlan) -> dict[str, Any]:
+    """Return the fields of a plan and of its settings in one flat dict, as inputs of a training."""
+    inputs: dict[str, Any] = asdict(plan)
+    settings: dict[str, Any] = inputs.pop("settings")
+    return inputs | settings

@@ -1,9 +1,10 @@
-"""A release: anchor, tokenizer, tree, embedder and shared bank that belong together, named by their digest.
+"""Write and open releases: anchor, tokenizer, tree, embedder and shared bank that belong together.
 
 Invariants
-- The digest covers every file, the embedder's digest and the shape of the bank; the folder is named by it.
-- A release never changes: it is written to a temporary folder and renamed, and `load` checks every digest again.
-- Nothing private is ever in it.
+- The digest of a release covers every file, the digest of the embedder and the shape of the bank. It is the name of
+  the folder.
+- A release never changes. It is written to a temporary folder, which is then renamed. `load` checks every digest.
+- A release holds nothing private.
 
     release = Release.write(folder, model, tokenizer, tree, embedder_digest, bank)
     fetched_X = Release.load(folder / release.digest).bank.fetch(path)
@@ -36,7 +37,7 @@ from fedmem.storage.canonical import canonical_json, digest
 from fedmem.storage.files import storage_errors
 from fedmem.training.bank_state import BankState, BankStream, spans
 
-# Their bars for milliseconds of work would stand between ours.
+# The progress bars of transformers, for milliseconds of work, would break up ours.
 transformers_logging.disable_progress_bar()
 
 MANIFEST = "release.json"
@@ -54,15 +55,13 @@ def _sha256(path: Path) -> str:
 
 
 def _anchor_digest(files: Mapping[str, str]) -> str:
-    """What a bank is made for: the files of the anchor, as a manifest lists them."""
+    """Return the digest of the anchor that a bank belongs to, from the file digests of a manifest."""
     return digest({name: sha256 for name, sha256 in files.items() if name.startswith("anchor/")})
 
 
 @contextmanager
 def _storage_errors() -> Iterator[None]:
-    """A full disk as StorageError, whichever writer met it: safetensors and tokenizers have errors of their own."""
-    # Here, since a device's network-facing process reads releases and loads no module of the vault.
-
+    """Turn a disk failure into a StorageError, also one that safetensors reports by its own error class."""
     with storage_errors("write the release"):
         try:
             yield
@@ -81,7 +80,13 @@ def _sync(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Release:
-    """An opened release; its parts are loaded when they are asked for."""
+    """An opened release. Its parts are loaded at first use.
+
+    Attributes:
+        root: folder of the release.
+        digest: digest of the manifest, which names the folder.
+        manifest: format, file digests, digest of the embedder, and shape of the bank.
+    """
 
     root: Path
     digest: str
@@ -97,7 +102,22 @@ class Release:
         embedder_digest: str,
         bank: BankStream,
     ) -> "Release":
-        """Write a release into `parent`, in a folder named by its digest; writing the same one twice is harmless."""
+        """Write a release into a folder below `parent`, named by its digest. Writing it again gives the same folder.
+
+        Args:
+            parent: folder of all releases.
+            model: the anchor.
+            tokenizer: the anchor's tokenizer.
+            tree: the cluster tree.
+            embedder_digest: digest of the embedder that the tree was trained with.
+            bank: all blocks of the shared bank.
+
+        Returns:
+            The new release, opened.
+
+        Raises:
+            StorageError: the disk refuses; no incomplete release is left.
+        """
         temporary = parent / ".writing"
         with _storage_errors():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -117,13 +137,18 @@ class Release:
             (temporary / MANIFEST).write_bytes(canonical_json(manifest))
             _sync(temporary)
             final = parent / digest(manifest)
-            shutil.rmtree(final, ignore_errors=True)  # equal, or torn by a crash
+            shutil.rmtree(final, ignore_errors=True)  # equal, or incomplete after a crash
             temporary.rename(final)
         return cls(final, final.name, manifest)
 
     @classmethod
     def load(cls, folder: Path) -> "Release":
-        """Open a release and check every file. Raises NothingMatched or VerificationFailed."""
+        """Open a release and check every file.
+
+        Raises:
+            NothingMatched: the folder holds no release.
+            VerificationFailed: a file was changed or is missing.
+        """
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
         except FileNotFoundError:
@@ -139,14 +164,14 @@ class Release:
         return cls(folder, folder.name, manifest)
 
     def routed_by(self, embedder_digest: str) -> "Release":
-        """This release, if its tree was trained on vectors of this embedder. Raises VersionMismatch."""
+        """Return this release, if its tree was trained with this embedder. Raises VersionMismatch if not."""
         if self.manifest["embedder"] != embedder_digest:
             raise VersionMismatch(f"Release {self.digest[:12]} was made with another embedder; fetch a newer release.")
         return self
 
     @property
     def spec(self) -> MemorySpec:
-        """Shape of the shared bank."""
+        """The shape of the shared bank."""
         return MemorySpec.from_dict(self.manifest["memory"])
 
     @cached_property
@@ -160,19 +185,21 @@ class Release:
         return Tree.load(self.root / "tree.safetensors")
 
     def anchor(self) -> PreTrainedModel:
-        """Return a new, frozen copy of the anchor in evaluation mode.
+        """Load a new, frozen copy of the anchor in evaluation mode.
 
-        Raises Refused where its configuration names code to run, VerificationFailed where it cannot be read.
+        Raises:
+            Refused: its configuration names code to run.
+            VerificationFailed: it cannot be read.
         """
         return load_model(self.root / "anchor").eval().requires_grad_(False)
 
     @cached_property
     def bank(self) -> Bank:
-        """The open shared bank; close it when done."""
+        """The shared bank, opened at first use; the caller closes it."""
         return Bank.open(self.root / "bank", self.spec, _anchor_digest(self.manifest["files"]))
 
     def bank_stream(self) -> BankStream:
-        """Every block of the bank, float32, read as it is asked for."""
+        """Return all blocks of the bank as a stream, float32; they are read from disk piece by piece."""
 
         def pieces(level: int) -> Iterator[Tensor]:
             for first, last in spans(self.spec.blocks(level), self.spec.block_size(level)):
@@ -181,5 +208,5 @@ class Release:
         return BankStream(self.spec, pieces, self.bank.generic())
 
     def bank_state(self) -> BankState:
-        """The whole bank in memory, to train on from here."""
+        """Return a copy of the whole bank in memory, float32, for training."""
         return BankState.of(self.bank_stream())

@@ -1,11 +1,11 @@
-"""Run a trainer to its end: checkpoints, the curve, and going on after a crash.
+"""Run a trainer to its end: write checkpoints, record the curve, and resume after a crash.
 
 Invariants
-- A run that was cut at any step and started again gives the bytes and the curve of one that was not.
-- One process at a time works on a run's state.
-- One thread: how a sum of floats is split among several was seen to change under load (I9).
+- A run that was cut at any step and started again gives the same bytes and the same curve as a run without a break.
+- One process at a time works on the state of a run.
+- A run uses one thread. With several threads the split of a float sum was seen to change under load (I9).
 
-    with Run(folder, claim(out, inputs), "anchor") as run:
+    with ResumableRun(folder, claim(out, inputs), "anchor") as run:
         trace = run.drive(trainer, heldout, Watch())
 """
 
@@ -33,13 +33,22 @@ from fedmem.training.state import TrainingTrace, Watch, read_json, write_json
 from fedmem.training.working_set import DiskLevel
 
 STOPS, MOST_STEPS = 20, 200
-"""A run stops to measure and to save so many times, and at least every so many steps."""
+"""A run measures and saves about `STOPS` times, and at least every `MOST_STEPS` steps."""
 ON_DISK = 2**30
-"""Bytes of a level with its optimiser's state above which it is trained on disk."""
+"""A level that takes more bytes than this, with the state of its optimiser, is trained on disk."""
 
 
 class ResumableRun:
-    """One resumable training, with its state in a folder of its own."""
+    """A resumable training run, with its state in a folder of its own.
+
+    Args:
+        folder: folder of the state.
+        inputs: digest of the inputs of the run.
+        phase: name of the run in curve, progress and figures.
+
+    Raises:
+        Busy: another process works on this state.
+    """
 
     def __init__(self, folder: Path, inputs: str, phase: str) -> None:
         self.folder, self.inputs, self.phase = folder, inputs, phase
@@ -62,12 +71,23 @@ class ResumableRun:
         self._lock.release()
 
     def levels(self, start: BankStream) -> list[Level]:
-        """The levels of a bank to train, starting from its blocks: each in memory, or on disk where it is large."""
+        """Return the levels of a bank to train, in the state of the checkpoint or of `start`.
+
+        A level is in memory, or on disk if it takes more than `ON_DISK` bytes. A level in memory holds the blocks of
+        `start`; `drive` then loads the checkpoint.
+
+        Args:
+            start: the blocks that the training starts from.
+
+        Raises:
+            VerificationFailed: the file of a level on disk is missing or has another size.
+            VersionMismatch: the checkpoint belongs to other inputs.
+        """
         self._levels = [self._level(number, start) for number in range(1, start.spec.levels + 1)]
         return self._levels
 
     def trained(self, start: BankStream) -> BankStream:
-        """What became of the blocks that training started from."""
+        """Return the trained blocks as a stream; `start` is the stream that was given to `levels`."""
 
         def pieces(level: int) -> Iterator[Tensor]:
             for first, last in start.spans(level):
@@ -87,31 +107,47 @@ class ResumableRun:
         return DiskLevel(path, count, size, step_of(self.checkpoint, self.inputs))
 
     def drive(self, trainer: Trainer, heldout: Rows, watch: Watch) -> TrainingTrace:
-        """The steps that are left, in evaluation mode: without dropout a step is a function of its inputs."""
+        """Take the remaining steps, with measurements and checkpoints.
+
+        The model is in evaluation mode: without dropout a step is a function of its inputs.
+
+        Args:
+            trainer: the run; the checkpoint sets its state.
+            heldout: rows to measure the held-out loss on; may be empty.
+            watch: callbacks for progress and figures.
+
+        Returns:
+            The curve and the seconds of the whole run, earlier processes included.
+
+        Raises:
+            QualityGateFailed: a loss is not finite.
+            VersionMismatch: the checkpoint belongs to other inputs.
+            VerificationFailed: the checkpoint is damaged.
+        """
         steps, trace = trainer.settings.steps, self._resume(trainer)
-        every = min(MOST_STEPS, max(1, steps // STOPS))
+        interval = min(MOST_STEPS, max(1, steps // STOPS))
         trainer.model.eval()
         if not trace.curve:
             self._measure(trainer, heldout, trace, watch)
-        losses, begun = list[float](), time.monotonic()
+        losses, started_at = list[float](), time.monotonic()
         while trainer.done < steps:
-            losses.append(self._finite(trainer.step().item(), trainer.done))
+            losses.append(self._check_finite(trainer.step().item(), trainer.done))
             watch.progress(self.phase, trainer.done, steps, f"loss {losses[-1]:.3f}")
             watch.scalar(f"{self.phase}/train", trainer.done, losses[-1])
-            if trainer.done % every == 0 or trainer.done == steps:
-                trace.seconds += time.monotonic() - begun
-                trace.curve.append(self._point(trainer.done, sum(losses) / len(losses), "train"))
+            if trainer.done % interval == 0 or trainer.done == steps:
+                trace.seconds += time.monotonic() - started_at
+                trace.curve.append(self._curve_point(trainer.done, sum(losses) / len(losses), "train"))
                 self._measure(trainer, heldout, trace, watch)
                 self._save(trainer, trace)
-                losses, begun = list[float](), time.monotonic()
+                losses, started_at = list[float](), time.monotonic()
         return trace
 
     def remove_state(self) -> None:
-        """Remove what only a run under way needs; its result is durable."""
+        """Remove the state of a finished run. Call it when the result is durable."""
         for path in [self.checkpoint, self._trace, *self.folder.glob("level-*")]:
             Files().unlink(path)
 
-    def _finite(self, loss: float, step: int) -> float:
+    def _check_finite(self, loss: float, step: int) -> float:
         if not math.isfinite(loss):
             raise QualityGateFailed(
                 f"The loss is not finite any more at step {step} of {self.phase}. Train in another folder, with a "
@@ -123,18 +159,18 @@ class ResumableRun:
         if not self.checkpoint.exists():
             return TrainingTrace()
         load_checkpoint(self.checkpoint, trainer, self.inputs)
-        return TrainingTrace(**read_json(self._trace)).upto(trainer.done)
+        return TrainingTrace(**read_json(self._trace)).keep_until(trainer.done)
 
     def _save(self, trainer: Trainer, trace: TrainingTrace) -> None:
-        # The trace goes first: what it holds beyond the checkpoint is left out when the run goes on.
+        # The trace goes first: points after the checkpoint are dropped when the run resumes.
         write_json(self._trace, asdict(trace))
         save_checkpoint(self.checkpoint, trainer, self.inputs)
 
     def _measure(self, trainer: Trainer, heldout: Rows, trace: TrainingTrace, watch: Watch) -> None:
         if len(heldout):
-            loss = self._finite(heldout_loss(trainer, heldout), trainer.done)
+            loss = self._check_finite(heldout_loss(trainer, heldout), trainer.done)
             watch.scalar(f"{self.phase}/heldout", trainer.done, loss)
-            trace.curve.append(self._point(trainer.done, loss, "heldout"))
+            trace.curve.append(self._curve_point(trainer.done, loss, "heldout"))
 
-    def _point(self, step: int, loss: float, split: str) -> dict[str, Any]:
+    def _curve_point(self, step: int, loss: float, split: str) -> dict[str, Any]:
         return {"phase": self.phase, "step": step, "loss": loss, "split": split}

@@ -1,12 +1,12 @@
-"""Seeds of the parts of a training.
+"""Derive the seeds for the parts of a training from one seed.
 
->>> derived(7, "bank") == derived(7, "bank"), derived(7, "bank") == derived(7, "anchor")
+>>> derive_seed(7, "bank") == derive_seed(7, "bank"), derive_seed(7, "bank") == derive_seed(7, "anchor")
 (True, False)
 """
 
 from fedmem.storage.canonical import digest
 
 
-def derived(seed: int, *labels: object) -> int:
-    """Return a 32-bit seed for one use, independent of those for other labels."""
+def derive_seed(seed: int, *labels: object) -> int:
+    """Return a 32-bit seed for one use, independent of the seeds for other labels."""
     return int(digest([seed, *map(str, labels)])[:8], 16)

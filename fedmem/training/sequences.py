@@ -1,8 +1,10 @@
-"""Documents as sequences: one document per sequence, never two; `fedmem.training.packing` joins them for training.
+"""Turn documents into token sequences, and compute the loss of each token.
+
+A sequence holds text of one document only; `fedmem.training.packing` puts several into one row.
 
 Invariants
-- A document opens and closes with the tokenizer's end of document; a long one is cut into several sequences.
-- Sequences are padded on the right; the loss never sees a padding position, and causal attention never looks at one.
+- A document starts and ends with the tokenizer's end-of-document token. A long document is cut into several sequences.
+- Sequences are padded on the right. The loss excludes padding positions, and causal attention never reads them.
 - Batches are a pure function of their seed.
 
 Shapes: N sequences, T tokens (public length), B batch.
@@ -22,7 +24,7 @@ from fedmem.anchor.tokenizer import PAD, end_of_document
 
 @dataclass(frozen=True)
 class Sequences:
-    """`tokens_NT` (int64, padded with `PAD`) and the number of the document that each sequence comes from."""
+    """Token sequences `tokens_NT` (int64, padded with `PAD`), and `document_N`, the document number of each."""
 
     tokens_NT: Tensor
     document_N: np.ndarray
@@ -31,16 +33,25 @@ class Sequences:
         return len(self.document_N)
 
     def tokens(self) -> int:
-        """Number of predicted tokens."""
+        """Return the number of predicted tokens."""
         return int((self.tokens_NT[:, 1:] != PAD).sum())
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences:
-    """Tokenise `texts` into sequences of at most `length` tokens."""
+    """Tokenise texts into sequences.
+
+    Args:
+        tokenizer: the anchor's tokenizer.
+        texts: documents.
+        length: tokens of a sequence, at least 2; longer documents give several sequences.
+
+    Returns:
+        The sequences in the order of the texts, padded to `length`.
+    """
     rows, documents, end = [], [], end_of_document(tokenizer)
     for number, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
         ids = [end, *encoding.ids, end]
-        # Consecutive pieces share one token, so that every token but the first is predicted once.
+        # Consecutive sequences share one token, so that every token but the first is predicted once.
         for start in range(0, len(ids) - 1, length - 1):
             rows.append(ids[start : start + length])
             documents.append(number)
@@ -51,9 +62,14 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences
 
 
 class Batches:
-    """Endless batches of `batch` numbers out of `count`: shuffled epochs end to end, in an order fixed by `seed`.
+    """Endless batches of numbers from 0 to `count` - 1: shuffled epochs, one after the other.
 
-    Any batch can be asked for, so a resumed run needs its step number only. Raises ValueError for a count of 0.
+    Any batch can be computed from its step number, so a resumed run needs only this number.
+
+    Args:
+        count: number of rows or sequences.
+        batch: numbers in a batch.
+        seed: fixes the order.
     """
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
@@ -61,37 +77,45 @@ class Batches:
         self._epochs: dict[int, np.ndarray] = {}
 
     def at(self, step: int) -> np.ndarray:
-        """The numbers of batch `step`, counted from 0."""
+        """Return the numbers of batch `step`, counted from 0. Raises ValueError if `count` is 0."""
         if self.count < 1:
             raise ValueError("there is no sequence to make batches of")
         start = step * self.batch
         first, last = start // self.count, (start + self.batch - 1) // self.count
         self._epochs = {epoch: self._epoch(epoch) for epoch in range(first, last + 1)}
-        line = np.concatenate(list(self._epochs.values()))
-        return line[start - first * self.count :][: self.batch]
+        numbers = np.concatenate(list(self._epochs.values()))
+        return numbers[start - first * self.count :][: self.batch]
 
     def _epoch(self, epoch: int) -> np.ndarray:
-        known = self._epochs.get(epoch)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.count) if known is None else known
+        cached = self._epochs.get(epoch)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.count) if cached is None else cached
 
 
 def trim(tokens_BT: Tensor) -> Tensor:
-    """Drop the columns that are padding in every row, to a multiple of 16; some column stays."""
+    """Drop columns that are padding in every row. The length becomes a multiple of 16, or stays the full length."""
     longest = max(1, int((tokens_BT != PAD).sum(1).max()))
     return tokens_BT[:, : min(tokens_BT.shape[1], -(-longest // 16) * 16)]
 
 
 def readable(tokens_BT: Tensor) -> Tensor:
-    """Tokens as a model can read them, some token in place of padding."""
+    """Return the tokens with padding replaced by token 0, as input of a model."""
     return tokens_BT.clamp(min=0)
 
 
 def token_losses(logits_BTV: Tensor, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Cross entropy in nats of each next token, `[B, T - 1]`, zero where none is predicted, and the mask of the rest.
+    """Return the cross entropy of each next token in nats, and the mask of predicted tokens.
 
-    Padding is not predicted, nor, where positions are given, the first token of a document (position 0).
+    Padding is not predicted. With positions, the first token of a document (position 0) is not predicted either.
+
+    Args:
+        logits_BTV: output of the model.
+        tokens_BT: its input, with padding.
+        positions_BT: positions of packed rows; None for one sequence in a row.
+
+    Returns:
+        Losses `[B, T - 1]`, 0 where no token is predicted, and the mask `[B, T - 1]`, True where one is.
     """
-    # Flat and with a padded last target: a softmax over a strided or copied vocabulary takes five times as long.
+    # Flat, with a padded last target: a softmax over a strided or copied vocabulary takes five times as long.
     target_BT = F.pad(tokens_BT[:, 1:], (0, 1), value=PAD)
     if positions_BT is not None:
         target_BT = target_BT.masked_fill(F.pad(positions_BT[:, 1:], (0, 1)) == 0, PAD)

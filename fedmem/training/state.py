@@ -1,10 +1,10 @@
-"""What a training keeps beside its parameters: its inputs, its curve, and whom it tells.
+"""Keep the state of a training beside its parameters: its inputs, its curve, and its callbacks.
 
 Invariants
-- A folder belongs to one set of inputs; others are refused before anything is touched.
+- A folder belongs to one set of inputs. Other inputs are refused before anything is changed.
 - Inputs are public: settings and digests.
 
->>> TrainingTrace([{"step": 1}, {"step": 3}], 0.5).upto(2)
+>>> TrainingTrace([{"step": 1}, {"step": 3}], 0.5).keep_until(2)
 TrainingTrace(curve=[{'step': 1}], seconds=0.5)
 """
 
@@ -19,43 +19,60 @@ from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 
 Inputs = dict[str, Any]
-"""What a run is a function of: public settings and digests."""
+"""The inputs that determine the result of a run: public settings and digests."""
 
 
-def _quiet(*_: object) -> None:
-    """Tell nobody."""
+def _ignore(*_: object) -> None:
+    """Ignore a report."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Whom to tell: `progress(phase, done, total, note)`, and `scalar(name, step, value)` for each figure."""
+    """The callbacks of a training.
 
-    progress: Callable[[str, int, int, str], None] = _quiet
-    scalar: Callable[[str, int, float], None] = _quiet
+    Attributes:
+        progress: called as `progress(phase, done, total, note)` after each step.
+        scalar: called as `scalar(name, step, value)` for each figure.
+    """
+
+    progress: Callable[[str, int, int, str], None] = _ignore
+    scalar: Callable[[str, int, float], None] = _ignore
 
 
 @dataclass
 class TrainingTrace:
-    """What a run has to tell: points `{phase, step, loss, split}` of its curve, and seconds of training."""
+    """The curve of a run, as points `{phase, step, loss, split}`, and its seconds of training."""
 
     curve: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def upto(self, step: int) -> "TrainingTrace":
-        """Without what came after `step`."""
+    def keep_until(self, step: int) -> "TrainingTrace":
+        """Return this trace without the points after `step`."""
         return TrainingTrace([point for point in self.curve if point["step"] <= step], self.seconds)
 
 
 def claim(folder: Path, inputs: Inputs) -> str:
-    """Make `folder` that of a training with these inputs; gives their digest. Raises VersionMismatch for another's."""
+    """Bind a folder to the inputs of a training.
+
+    Args:
+        folder: folder of the training.
+        inputs: its inputs. They are written at the first call and compared at later ones.
+
+    Returns:
+        The digest of the inputs.
+
+    Raises:
+        VersionMismatch: the folder belongs to other inputs.
+        VerificationFailed: the recorded inputs are damaged.
+    """
     path = folder / "state" / "inputs.json"
     if path.exists():
-        known = read_json(path)
-        differ = sorted(name for name in known | inputs if known.get(name) != inputs.get(name))
-        if differ:
+        recorded = read_json(path)
+        differing = sorted(name for name in recorded | inputs if recorded.get(name) != inputs.get(name))
+        if differing:
             raise VersionMismatch(
-                f"The training in {folder} was begun with other inputs ({', '.join(differ)}). Give those again to go "
-                "on with it, or train in another folder."
+                f"The training in {folder} was begun with other inputs ({', '.join(differing)}). Give those again to "
+                "go on with it, or train in another folder."
             )
     else:
         write_json(path, inputs)
@@ -63,13 +80,16 @@ def claim(folder: Path, inputs: Inputs) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` durably by `value` as JSON, making its folder. Raises StorageError, with the old file whole."""
+    """Write `value` durably as JSON to `path`; make its folder if needed.
+
+    Raises StorageError if the disk refuses; the old file is then unchanged.
+    """
     Files().make_folder(path.parent)
     Files().replace(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises NothingMatched where there is none, VerificationFailed where it is damaged."""
+    """Read a JSON file. Raises NothingMatched if it is missing, VerificationFailed if it is damaged."""
     try:
         return json.loads(Files().read(path))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, where its package is installed.
+"""Write scalars for TensorBoard, if its package is installed.
 
 scalars = Scalars(Path("logs"))
 Watch(scalar=scalars.add)
@@ -11,7 +11,10 @@ from fedmem.installed import package
 
 
 class Scalars:
-    """Writes figures into a folder that TensorBoard reads. Raises UsageError, naming the command, without it."""
+    """A writer of figures into a folder that TensorBoard reads.
+
+    Raises UsageError with the install command if TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path) -> None:
         package("tensorboard", "pip install tensorboard")
@@ -19,9 +22,9 @@ class Scalars:
         self._writer = writer.SummaryWriter(str(folder))
 
     def add(self, name: str, step: int, value: float) -> None:
-        """Write one figure."""
+        """Write the value of one figure at a step."""
         self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left, and close the file."""
+        """Write all figures to disk, and close the file."""
         self._writer.close()

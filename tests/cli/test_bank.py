@@ -16,7 +16,7 @@ from fedmem.cli import bank as bank_noun
 from fedmem.cli.main import main
 from fedmem.memory.kinds import kind_named
 from tests.cli.conftest import call
-from tests.training.workplace import TEXTS
+from tests.coordinator.workplace import TEXTS
 
 TINY = ("--steps", "4", "--batch", "4", "--length", "48")
 

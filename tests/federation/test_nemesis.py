@@ -17,9 +17,9 @@ from fedmem.federation import fixedpoint
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.rounds import Coordinator, RoundAborted, RoundSettings
 from fedmem.privacy.stream import PrivacyStream
+from tests.coordinator.test_journal import Killed, Power, state
 from tests.federation.conftest import KEY, UNSAFE, Toy, toy_params
 from tests.federation.nemesis import FAULTS, HONEST, SECRET, Nemesis, Script, only_honest
-from tests.federation.test_journal import Killed, Power, state
 
 NODES = range(1000, 1008)
 ROUNDS = 3

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedmem.privacy.audit import SHARES, lower_bounds, p_value, refuted
+from fedmem.privacy.audit import SHARES, lower_bounds, p_value, refuted_epsilon
 
 
 def likely(n, k, bias):
@@ -27,13 +27,13 @@ def test_p_value_is_that_of_the_theorem(m, r, v, epsilon, delta):
 
 
 def test_refuted_is_where_the_p_value_crosses():
-    found = refuted(1000, 200, 150, delta=1e-5, confidence=0.95)
+    found = refuted_epsilon(1000, 200, 150, delta=1e-5, confidence=0.95)
     assert p_value(1000, 200, 150, found, 1e-5) <= 0.05 < p_value(1000, 200, 150, found + 2e-3, 1e-5)
-    assert refuted(1000, 200, 100, delta=1e-5, confidence=0.95) == 0.0
-    assert refuted(1000, 0, 0, delta=1e-5, confidence=0.95) == 0.0
-    assert refuted(1000, 200, 150, delta=1e-2, confidence=0.95) < found
+    assert refuted_epsilon(1000, 200, 100, delta=1e-5, confidence=0.95) == 0.0
+    assert refuted_epsilon(1000, 0, 0, delta=1e-5, confidence=0.95) == 0.0
+    assert refuted_epsilon(1000, 200, 150, delta=1e-2, confidence=0.95) < found
     assert p_value(10, 10, 10, 700.0, 0.0) == 1.0
-    assert refuted(1000, 1000, 1000, delta=0.0, confidence=0.95) == pytest.approx(
+    assert refuted_epsilon(1000, 1000, 1000, delta=0.0, confidence=0.95) == pytest.approx(
         -math.log(0.05 ** (-1 / 1000) - 1), 1e-2
     )
 
@@ -89,7 +89,7 @@ def test_more_attempts_are_each_given_less():
     best = 0.0
     for ends in (int(500 * share) for share in SHARES):
         right = int(ranked[:ends].sum() + (~ranked[500 - ends :]).sum())
-        best = max(best, refuted(500, 2 * ends, right, delta=1e-5, confidence=1 - 0.05 / len(SHARES)))
+        best = max(best, refuted_epsilon(500, 2 * ends, right, delta=1e-5, confidence=1 - 0.05 / len(SHARES)))
     assert alone == best
 
 

@@ -97,7 +97,7 @@ def test_the_bound_is_broken_where_gram_matrices_are_believed(monkeypatch, kind)
         return max(moved_by_removal([kind, "normal"], 0, 1e-4, seed) for seed in range(20))
 
     assert farthest() <= 1e-4 * (1 + 1e-5)
-    monkeypatch.setattr(GradBook, "_told", lambda _, squares_B, __: torch.ones_like(squares_B, dtype=torch.bool))
+    monkeypatch.setattr(GradBook, "_is_precise", lambda _, squares_B, __: torch.ones_like(squares_B, dtype=torch.bool))
     monkeypatch.setattr(book_module, "MARGIN", 0.0)
     assert not farthest() <= 1e-4 * (1 + 1e-5)
 
@@ -116,10 +116,10 @@ def test_the_sum_is_that_of_gradients_in_full(clip):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_gram_norm_that_is_used_is_not_below_the_true_one(kind, seed):
     parts, owners = batch([kind], seed)
-    together_B, scale_B = booked_of(parts)._together(owners, 1e-3)
-    longest = float((in_full(parts).norm(dim=1) * scale_B)[together_B & (scale_B > 0)].sum())
+    is_joint_B, scale_B = booked_of(parts)._joint_scales(owners, 1e-3)
+    longest = float((in_full(parts).norm(dim=1) * scale_B)[is_joint_B & (scale_B > 0)].sum())
     assert longest <= 1e-3 * (1 + 1e-6)
-    assert bool(together_B.all()) == (kind in ("normal", "one_token", "huge", "constant", "duplicate"))
+    assert bool(is_joint_B.all()) == (kind in ("normal", "one_token", "huge", "constant", "duplicate"))
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf", "one_nan", "beyond"])

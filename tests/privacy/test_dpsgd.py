@@ -14,7 +14,7 @@ from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
 from fedmem.privacy.book import DenseGrad, GradBook, ProductGrad
 from fedmem.privacy.clip import ClippedSum
-from fedmem.privacy.dpsgd import Optimiser, add_noise, clipped_sum, groups, train_block
+from fedmem.privacy.dpsgd import Optimiser, add_noise, clipped_sum, group_by_record, train_block
 from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_sequence
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
@@ -164,10 +164,10 @@ def test_removing_one_record_moves_the_sum_by_at_most_clip():
 
 def test_groups_hold_whole_records_within_the_micro_batch():
     record_N = np.repeat(np.arange(5), [2, 3, 9, 1, 1])
-    found = list(groups(np.arange(16), record_N, 4))
+    found = list(group_by_record(np.arange(16), record_N, 4))
     assert [[len(part) for part in group] for group in found] == [[2], [3], [4, 4, 1], [2]]
     assert np.concatenate([part for group in found for part in group]).tolist() == list(range(16))
-    assert list(groups(np.array([], dtype=np.int64), record_N, 4)) == []
+    assert list(group_by_record(np.array([], dtype=np.int64), record_N, 4)) == []
 
 
 def noise_of_an_empty_batch(label=b"run", width=64, **changes):

@@ -41,14 +41,14 @@ def created(path, capacity=2):
 
 def commit(level, generation):
     level.flush()
-    level.committed(generation)
+    level.commit(generation)
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 100])
 def test_it_equals_the_level_in_memory_whatever_it_holds(path, capacity):
     level = created(path, capacity)
     steps(level, 0, 20)
-    assert len(level._held) <= capacity
+    assert len(level._records) <= capacity
     assert torch.equal(level.read(EVERY), in_memory(20))
 
 

@@ -21,10 +21,10 @@ from fedmem.training.bank_state import BankState
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows, routed_rows
-from fedmem.training.seeds import derived
+from fedmem.training.seeds import derive_seed
 from fedmem.training.settings import Trained
 from fedmem.training.state import Watch
-from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
+from tests.coordinator.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
 
 FROZEN = plan("frozen")
 
@@ -84,7 +84,7 @@ def test_another_process_makes_the_same_part(release, whole, tmp_path):
         "from pathlib import Path; import sys\n"
         "from fedmem.coordinator.bank_training import train_bank\n"
         "from fedmem.training.state import Watch\n"
-        "from tests.training.workplace import CORPUS, EMBEDDER, plan\n"
+        "from tests.coordinator.workplace import CORPUS, EMBEDDER, plan\n"
         "train_bank(CORPUS, Path(sys.argv[1]), Path(sys.argv[2]), plan('frozen'), EMBEDDER, Watch(), [1])\n"
     )
     subprocess.run([sys.executable, "-c", code, str(release.root), str(tmp_path)], check=True)
@@ -112,7 +112,7 @@ def test_a_job_is_the_training_of_its_rows_in_the_whole_bank(release, whole):
         levels = [LazyAdamW(blocks) for blocks in state.levels]
         moved = Trained(False, frozenset({1, 2}), False)
         bank = BankTrainer(attach(model), state.spec, levels, LazyAdamW(state.generic[None]), mine.paths_MP, settings, moved)  # fmt: skip # noqa: E501
-        Trainer(model, mine.packed, settings, derived(FROZEN.seed, subtree_name(subtree)), bank, anchor=False).run()
+        Trainer(model, mine.packed, settings, derive_seed(FROZEN.seed, subtree_name(subtree)), bank, anchor=False).run()
         for level, (expected, found) in enumerate(zip(state.levels, new.levels, strict=True)):
             own = slice(subtree * 3**level, (subtree + 1) * 3**level)
             assert torch.equal(expected[own].bfloat16().float(), found[own])
@@ -130,7 +130,7 @@ def test_the_generic_job_is_a_training_where_it_always_stands_in(release, whole)
 
     levels, generic = [LazyAdamW(blocks) for blocks in state.levels], LazyAdamW(state.generic[None])
     bank = Always(attach(model), state.spec, levels, generic, rows.paths_MP, settings, Trained(False, frozenset()))
-    Trainer(model, rows.packed, settings, derived(FROZEN.seed, "generic"), bank, anchor=False).run()
+    Trainer(model, rows.packed, settings, derive_seed(FROZEN.seed, "generic"), bank, anchor=False).run()
     new = verify(whole[0] / "releases" / whole[1]["release"]).bank_state()
     assert torch.allclose(generic.blocks[0], new.generic, atol=1e-3, rtol=1e-2)
     assert not torch.equal(new.generic, release.bank_state().generic)

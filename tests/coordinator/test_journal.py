@@ -137,23 +137,23 @@ def test_a_process_killed_for_real_resumes_to_the_same_bytes(tmp_path: Path) -> 
 
 def test_a_round_spent_under_other_terms_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.spent({"round": 1, "plan": {"clip": 1.0}})
+    journal.record_spend({"round": 1, "plan": {"clip": 1.0}})
     for again in (journal, Journal(tmp_path)):
-        assert again.spent({"round": 1, "plan": {"clip": 1.0}}) == Durable(1)
+        assert again.record_spend({"round": 1, "plan": {"clip": 1.0}}) == Durable(1)
         with pytest.raises(Refused, match="other terms"):
-            again.spent({"round": 1, "plan": {"clip": 9.0}})
+            again.record_spend({"round": 1, "plan": {"clip": 9.0}})
     # Another federation's round 1 is another round.
-    journal.spent({"round": 1, "plan": {"clip": 9.0, "run": "another"}})
+    journal.record_spend({"round": 1, "plan": {"clip": 9.0, "run": "another"}})
     assert len(journal.ledger.entries()) == 2
 
 
 def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.spent({"round": 1, "plan": {}})
-    journal.aborted(Traffic(1, 0, 0, "", 0, aborted=True))
+    journal.record_spend({"round": 1, "plan": {}})
+    journal.record_abort(Traffic(1, 0, 0, "", 0, aborted=True))
     for again in (journal, Journal(tmp_path)):
         with pytest.raises(Refused, match="over"):
-            again.spent({"round": 1, "plan": {}})
+            again.record_spend({"round": 1, "plan": {}})
         left = again.resume()
         assert left is not None
         assert (left.done, left.params, left.state) == (1, None, {})
@@ -162,7 +162,7 @@ def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
 def test_a_checkpoint_holds_the_servers_state_beside_the_parameters(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     params, momentum = {"w": np.ones(2, np.float32)}, {"momentum/w": np.full(2, 3, np.float32)}
-    journal.closed(params, Traffic(1, 0, 0, "", 1), momentum)
+    journal.record_close(params, Traffic(1, 0, 0, "", 1), momentum)
     left = Journal(tmp_path).resume()
     assert left is not None
     assert left.params is not None
@@ -181,25 +181,25 @@ def test_what_a_round_costs_does_not_grow_with_the_rounds_before_it(
     costs = []
     for number in range(1, 41):
         calls.clear()
-        journal.opened(number)
-        journal.spent({"round": number, "plan": {}})
-        journal.closed({"w": np.zeros(1, np.float32)}, Traffic(number, 0, 0, "", 1))
+        journal.record_open(number)
+        journal.record_spend({"round": number, "plan": {}})
+        journal.record_close({"w": np.zeros(1, np.float32)}, Traffic(number, 0, 0, "", 1))
         costs.append(len(calls))
     assert len(set(costs)) == 1
 
 
 def test_what_has_a_promise_is_synced_and_what_has_none_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path)
-    journal.opened(1)
+    journal.record_open(1)
     synced, fsync = [], os.fsync
     monkeypatch.setattr(
         os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
     )
     for call, files in (
-        (lambda: journal.opened(2), set()),
-        (lambda: journal.spent({"round": 1, "plan": {}}), {"ledger.jsonl"}),
-        (lambda: journal.closed({}, Traffic(1, 0, 0, "", 0)), {"journal.jsonl", ".tmp", "checkpoints"}),
-        (lambda: journal.aborted(Traffic(2, 0, 0, "", 0)), {"journal.jsonl"}),
+        (lambda: journal.record_open(2), set()),
+        (lambda: journal.record_spend({"round": 1, "plan": {}}), {"ledger.jsonl"}),
+        (lambda: journal.record_close({}, Traffic(1, 0, 0, "", 0)), {"journal.jsonl", ".tmp", "checkpoints"}),
+        (lambda: journal.record_abort(Traffic(2, 0, 0, "", 0)), {"journal.jsonl"}),
     ):
         synced.clear()
         call()

@@ -38,7 +38,7 @@ from fedmem.training.release import Release
 from fedmem.training.resumable import ResumableRun
 from fedmem.training.settings import Settings
 from fedmem.training.state import Watch
-from tests.training.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, TEXTS, Cut, contents, copy, cut_at, plan
+from tests.coordinator.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, TEXTS, Cut, contents, copy, cut_at, plan
 
 
 @pytest.fixture(scope="module")
