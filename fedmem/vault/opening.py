@@ -170,7 +170,7 @@ def _prepare(core: Core) -> None:
     path, old = core.root / DATABASE, core.database.version() != SCHEMA
     if core.write:
         core.database.close()
-        rekey.finish(core.files, core.root, core.table)
+        rekey.finish_move(core.files, core.root, core.table)
         core.database = Database(path, write=True, lock=core.lock)
         core.database.migrate()
     elif old:
@@ -220,7 +220,7 @@ def check_same_vault(files: Files, root: Path, header: Header) -> None:
 
 def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
     """Check that public facts and subject are those that the table names. Raises VerificationFailed, Refused."""
-    if not rekey.are_facts(table, data):
+    if not rekey.is_own_header(table, data):
         raise VerificationFailed("The vault's public facts were changed. Restore vault.json from a backup.")
     check_subject(table, subject)
 

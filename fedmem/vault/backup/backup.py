@@ -101,7 +101,7 @@ def create(vault: Vault, place: Path) -> BackupManifest:
     with core.writing():
         copies.retire(core)
         sweep(core)
-        rekey.finish(core.files, core.root, core.table)
+        rekey.finish_move(core.files, core.root, core.table)
         key, backup = _key(core), new_id()
         copies.register(core, backup, copies.BACKUP, place)
         stage = stage_of(place, backup)

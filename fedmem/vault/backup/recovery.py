@@ -90,7 +90,7 @@ def restore(
         check_sealed(table, data, subject)
         if not hmac.compare_digest(files.read(root / "device.pub"), public_pem(kit.device)):
             raise VerificationFailed("The vault's public key is not that of the kit. Restore device.pub from a backup.")
-        rekey.finish(files, root, table)
+        rekey.finish_move(files, root, table)
         known = public.read_facts(files, root)[0]
         rekey.renew(files, root, table, known, keystore, ask, lost=True)
     finally:
