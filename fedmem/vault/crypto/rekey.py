@@ -41,7 +41,7 @@ def move_keys(
     """Move the keys of an open table into another keystore, and return that keystore.
 
     Guarantees
-        Exactly one set of slots opens the vault, before and after a crash at any point (see the module).
+        At most one set of slots opens the vault at any time, also after a crash (see the module).
 
     Args:
         old: the header of the vault.
