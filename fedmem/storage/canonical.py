@@ -1,4 +1,4 @@
-"""One byte string per value: canonical JSON and its SHA-256.
+"""Canonical JSON, which encodes a value as exactly one byte string, and its SHA-256.
 
 Invariants
 - Equal values give equal bytes: keys sorted, no spaces, UTF-8, no NaN or infinity.
@@ -15,10 +15,14 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> bytes:
-    """Encode `value` as canonical JSON. Raises ValueError on NaN or infinity."""
+    """Encode `value` as canonical JSON.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity. TypeError: JSON cannot represent `value`.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest(value: Any) -> str:
-    """SHA-256 in hex of `value`: of the bytes themselves, else of its canonical JSON."""
+    """Return the SHA-256 of `value` as 64 hex digits: of bytes as they are, of anything else as canonical JSON."""
     return hashlib.sha256(value if isinstance(value, bytes) else canonical_json(value)).hexdigest()

@@ -1,10 +1,11 @@
 """Durable file operations: replace, append, copy and remove files so that a crash leaves the old or the new state.
 
 Invariants
-- A file is either its old bytes or its new bytes: write a temporary, fsync, rename, fsync the folder (I7).
-- What is written here is already ciphertext or a public fact; a temporary file holds nothing else (I8).
-- An `OSError` becomes a `StorageError`, the temporary file is removed, and the old state stays whole.
-- Every primitive operation is announced to `hook` first, so that a test can cut the power between any two.
+- `replace` leaves the old bytes or the new bytes of a file. It writes a temporary file, calls fsync, renames the
+  temporary file, and calls fsync on the folder (I7).
+- Callers pass ciphertext or public facts only, so a temporary file holds nothing else (I8).
+- An `OSError` becomes a `StorageError`. The temporary file is removed, and the old state stays complete.
+- `hook` is called before each primitive operation, so that a test can simulate a power cut between any two.
 
 >>> import tempfile, pathlib
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -25,7 +26,7 @@ from pathlib import Path
 from fedmem.errors import NothingMatched, StorageError
 
 TEMPORARY = ".tmp"
-PIECE = 1 << 20  # bytes read at a time
+CHUNK_BYTES = 1 << 20  # read at a time
 Hook = Callable[[str, Path], None]
 
 _ADVICE = {
@@ -37,36 +38,50 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Turn an `OSError` inside the block into a `StorageError` that says what to do."""
+def storage_errors(action: str) -> Iterator[None]:
+    """Turn an `OSError` inside the block into a `StorageError` that says what to do next.
+
+    Args:
+        action: a verb and its object; it completes the sentence "Could not …".
+
+    Raises:
+        StorageError: an `OSError` was raised inside the block.
+    """
     try:
         yield
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "Check the disk and repeat the command.")
-        raise StorageError(f"Could not {what}: {error.strerror or 'input/output error'}. {advice}") from error
+        raise StorageError(f"Could not {action}: {error.strerror or 'input/output error'}. {advice}") from error
 
 
 class Files:
     """Durable file operations on one machine.
 
+    Methods raise StorageError if the operating system reports an error.
+
     Args:
-        hook: called with (operation, path) before each primitive operation; what it raises, the operation raises.
+        hook: called with (operation, path) before each primitive operation. An exception of the hook stops the
+            operation.
     """
 
     def __init__(self, hook: Hook | None = None) -> None:
         self._hook = hook or (lambda operation, path: None)
 
     def make_folder(self, path: Path) -> None:
-        """Create `path`, and what is missing above it, for this user only; existing folders are left as they are."""
+        """Create `path` and its missing parents, with access for this user only; do not change existing folders."""
         with storage_errors(f"create the folder {path.name}"):
             self._hook("mkdir", path)
-            # `parents=True` would make the folders above with the mode that anyone may read.
+            # `parents=True` would create the parent folders with a mode that lets other users read them.
             for folder in reversed([path, *path.parents]):
                 if not folder.exists():
                     folder.mkdir(mode=0o700, exist_ok=True)
 
     def read(self, path: Path, *, limit: int | None = None) -> bytes:
-        """The bytes of `path`, or its first `limit` bytes. Raises NothingMatched where there is no such file."""
+        """Return the bytes of `path`, or its first `limit` bytes.
+
+        Raises:
+            NothingMatched: there is no such file. StorageError: it cannot be read.
+        """
         with storage_errors(f"read {path.name}"):
             self._hook("read", path)
             try:
@@ -76,7 +91,12 @@ class Files:
                 raise NothingMatched(f"There is no file {path.name} in {path.parent}.") from None
 
     def replace(self, path: Path, data: bytes) -> None:
-        """Put `data` at `path`, whole and durable, or leave what was there."""
+        """Write `data` as the new content of `path`, durably; after an error or a crash the old content stays.
+
+        Raises:
+            StorageError: the file cannot be written. If only the last fsync of the folder failed, `path` may hold
+                the new content.
+        """
         temporary = path.with_name(secrets.token_hex(8) + TEMPORARY)
         with storage_errors(f"write {path.name}"):
             try:
@@ -98,7 +118,7 @@ class Files:
             os.fsync(file.fileno())
 
     def overwrite(self, path: Path, at: int, data: bytes) -> None:
-        """Write `data` at offset `at` of an existing file, in place and durable; a crash may leave any part of it."""
+        """Overwrite an existing file in place from byte offset `at`, durably; a crash may leave any part of `data`."""
         with storage_errors(f"write {path.name}"):
             self._hook("overwrite", path)
             with path.open("r+b") as file:
@@ -109,9 +129,15 @@ class Files:
                 os.fsync(file.fileno())
 
     def append(self, path: Path, at: int, data: bytes, *, durable: bool = True) -> None:
-        """Make `data` the end of a file from offset `at` on; a file that is missing is made with it.
+        """Cut a file at byte offset `at` and append `data` there; create the file if it is missing.
 
-        A crash may leave any part of `data`: the caller must know a whole piece from a torn one.
+        A crash may leave any part of `data`. The caller must be able to recognise incomplete data.
+
+        Args:
+            durable: if False, skip the fsync of the file; a crash may then lose `data` completely.
+
+        Raises:
+            StorageError: the data cannot be written.
         """
         with storage_errors(f"write {path.name}"):
             self._hook("write", path)
@@ -129,36 +155,44 @@ class Files:
             self.sync_folder(path.parent)
 
     def copy(self, source: Path, target: Path) -> str:
-        """Copy a file to a place where none is, durable once the folder is synced; SHA-256 of its bytes, hex."""
-        read = hashlib.sha256()
+        """Copy a file and return the SHA-256 of its bytes, hex. The copy is durable after `sync_folder`.
+
+        Raises:
+            StorageError: `target` exists already, or a file cannot be read or written.
+        """
+        sha256 = hashlib.sha256()
         with storage_errors(f"copy {source.name}"):
             self._hook("write", target)
             with (
                 source.open("rb") as old,
                 open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as new,
             ):
-                while piece := old.read(PIECE):
-                    read.update(piece)
-                    new.write(piece)
+                while chunk := old.read(CHUNK_BYTES):
+                    sha256.update(chunk)
+                    new.write(chunk)
                 new.flush()
                 self._hook("fsync", target)
                 os.fsync(new.fileno())
-        return read.hexdigest()
+        return sha256.hexdigest()
 
     def digest(self, path: Path) -> str:
-        """SHA-256 of a file's bytes, hex. Raises NothingMatched where there is no such file."""
-        found = hashlib.sha256()
+        """Return the SHA-256 of a file's bytes, hex.
+
+        Raises:
+            NothingMatched: there is no such file. StorageError: it cannot be read.
+        """
+        sha256 = hashlib.sha256()
         with storage_errors(f"read {path.name}"):
             self._hook("read", path)
             if not path.is_file():
                 raise NothingMatched(f"There is no file {path.name} in {path.parent}.")
             with path.open("rb") as file:
-                while piece := file.read(PIECE):
-                    found.update(piece)
-        return found.hexdigest()
+                while chunk := file.read(CHUNK_BYTES):
+                    sha256.update(chunk)
+        return sha256.hexdigest()
 
     def sync_file(self, path: Path) -> None:
-        """Make the bytes of a file that another library wrote durable, and its name with them."""
+        """Make a file that another library wrote durable: its bytes, and its name in the folder."""
         with storage_errors(f"sync {path.name}"):
             self._hook("fsync", path)
             handle = os.open(path, os.O_RDONLY)
@@ -169,14 +203,14 @@ class Files:
         self.sync_folder(path.parent)
 
     def rename_folder(self, old: Path, new: Path) -> None:
-        """Give a folder its final name, durably; `new` is absent or an empty folder."""
+        """Rename a folder durably. `new` must be missing or an empty folder."""
         with storage_errors(f"create {new.name}"):
             self._hook("rename", new)
             os.replace(old, new)
         self.sync_folder(new.parent)
 
     def remove_folder(self, path: Path) -> None:
-        """Remove a folder with everything in it; a missing one is fine."""
+        """Remove a folder and its content durably; do nothing if it is missing."""
         with storage_errors(f"remove {path.name}"):
             self._hook("unlink", path)
             if path.is_dir():
@@ -185,7 +219,7 @@ class Files:
             self.sync_folder(path.parent)
 
     def sync_folder(self, path: Path) -> None:
-        """Make renames and unlinks inside `path` durable."""
+        """Make the renames and removals of files in the folder `path` durable."""
         with storage_errors(f"sync the folder {path.name}"):
             self._hook("fsync-folder", path)
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -195,15 +229,15 @@ class Files:
                 os.close(handle)
 
     def unlink(self, path: Path) -> None:
-        """Remove one file; a missing one is fine. Call `sync_folder` after the last of several."""
+        """Remove one file; do nothing if it is missing. The removal is durable after `sync_folder`."""
         with storage_errors(f"remove {path.name}"):
             self._hook("unlink", path)
             path.unlink(missing_ok=True)
 
     def destroy(self, path: Path) -> None:
-        """Overwrite a small file with zeros, then remove it, durably.
+        """Overwrite a small file with zeros, then remove it, durably. Do nothing if it is missing.
 
-        The overwrite is an effort, not a promise: flash cells and snapshots may keep the old bytes.
+        The overwrite gives no guarantee: flash cells and snapshots may keep the old bytes.
         """
         if not path.exists():
             return
@@ -217,10 +251,10 @@ class Files:
         self.sync_folder(path.parent)
 
     def sweep(self, folder: Path) -> int:
-        """Remove temporary files that a crash left in `folder`; how many there were."""
+        """Remove the temporary files that a crash left in `folder`; return their number."""
         if not folder.is_dir():
             return 0
-        left = [path for path in folder.iterdir() if path.name.endswith(TEMPORARY)]
-        for path in left:
+        temporary_files = [path for path in folder.iterdir() if path.name.endswith(TEMPORARY)]
+        for path in temporary_files:
             self.unlink(path)
-        return len(left)
+        return len(temporary_files)

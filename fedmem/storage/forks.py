@@ -1,13 +1,13 @@
 """Guards for objects that must not be used in a forked child: locks, leases, and the state of an open vault.
 
 Invariants
-- An object that was made before a fork belongs to the parent. In the child it is told so at once, before other code
-  runs, and refuses every use.
-- A file lock (flock) belongs to an open file description, which a child shares. The child closes its copy, so that
-  it neither releases the parent's lock nor keeps it after the parent has ended.
-- No lock is taken, and none is given back, while another thread forks.
+- An object that was created before a fork belongs to the parent. The child calls its `disown` before other code
+  runs. From then on the object refuses every use in the child.
+- A file lock (flock) belongs to an open file description, which a child shares. The child closes its copy. So it
+  does not release the parent's lock, and it does not keep the lock after the parent has exited.
+- No file lock is acquired or released while another thread forks.
 
-    watch(lock)      # the child calls lock.disown()
+    watch(lock)      # every forked child calls lock.disown()
 """
 
 import os
@@ -19,7 +19,7 @@ from fedmem.errors import Refused
 
 
 class InheritedVault(Refused):
-    """A vault was opened in a parent process and is used in a forked child."""
+    """An error: a vault that the parent process opened is used in a forked child."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -31,23 +31,23 @@ class Disownable(Protocol):
     """An object of the parent process that a forked child must give up."""
 
     def disown(self) -> None:
-        """Give the object up, in the child, without any effect on the parent."""
+        """Make the object unusable in the child, without an effect on the parent."""
 
 
 _watched: "weakref.WeakSet[Disownable]" = weakref.WeakSet()
 FORK_LOCK = threading.RLock()
-"""Held while a fork happens, and while a file lock is taken or given back."""
+"""The lock that is held during a fork, and while a file lock is acquired or released."""
 
 
 def watch(item: Disownable) -> None:
-    """Have `item.disown()` called in every child that this process forks from now on."""
+    """Register `item`: every child that this process forks from now on calls `item.disown()`."""
     _watched.add(item)
 
 
 class ProcessLock:
-    """A re-entrant lock for threads that a forked child cannot take.
+    """A re-entrant lock for threads that a forked child cannot acquire.
 
-    Entering it raises InheritedVault in a process that was forked after the lock was made.
+    Entering it raises InheritedVault in a process that was forked after the lock was created.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class ProcessLock:
         watch(self)
 
     def __enter__(self) -> Self:
-        if self.is_inherited:  # before the lock: another thread may have held it when the process forked
+        if self.is_inherited:  # check first: another thread may have held the lock during the fork
             raise InheritedVault
         self._lock.acquire()
         return self

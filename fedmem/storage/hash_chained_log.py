@@ -1,11 +1,12 @@
 """An append-only file of entries, each chained to the one before it by SHA-256.
 
 Invariants
-- The digest of an entry covers its number, its content and the digest before it: none can be changed, moved or dropped
-  from the middle. The end is held by whoever notes the head elsewhere.
-- An entry is durable before `append` returns, unless the caller says that it may wait for the next one.
-- A last line without its line end was cut by a crash and never acknowledged. It is not read, and overwritten.
-- Bytes that another process appended since are read and verified before the next append.
+- The digest of an entry covers its number, its content and the previous digest. So a change, a move or a removal
+  of an entry before the last one is detected. To detect removed entries at the end, a caller stores `head` elsewhere.
+- An entry is durable before `append` returns, except with `durable=False`.
+- A crash can cut the last line, which then has no line end and was never acknowledged. It is not read, and the next
+  append overwrites it.
+- Bytes that another process has appended are read and verified before the next append.
 
 The content of an entry is bytes. `HEX` writes it in hexadecimal, `JSON` as the JSON value that it encodes.
 
@@ -31,7 +32,7 @@ from fedmem.storage.files import Files
 
 
 class LineFormat(NamedTuple):
-    """The JSON field of a line that holds the content, and how it is written and read there."""
+    """The JSON field of a line that holds the content, with the functions that encode and decode it."""
 
     field: str
     encode: Callable[[bytes], Any]
@@ -44,11 +45,11 @@ JSON = LineFormat("body", json.loads, canonical_json)
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One entry.
+    """One entry of the log.
 
     Attributes:
-        number: 0, 1, 2, …
-        digest: hex; covers all entries up to this one.
+        number: 0 for the first entry, then one more for each entry.
+        digest: 64 hex digits; covers all entries up to this one.
     """
 
     number: int
@@ -62,11 +63,11 @@ def chain(previous: str, number: int, content: bytes) -> str:
 
 
 class HashChainedLog:
-    """A hash-chained log in one file, which the first append makes.
+    """A hash-chained log in one file, which the first append creates.
 
     Args:
         files: the file layer.
-        path: the log's file.
+        path: the file of the log; it may be missing.
         line_format: HEX or JSON.
     """
 
@@ -76,33 +77,38 @@ class HashChainedLog:
 
     @property
     def head(self) -> str:
-        """Digest of the last entry that this object read or appended; "" where there is none."""
+        """The digest of the last entry that this object read or appended; "" if there is none."""
         return self._head
 
     @property
     def count(self) -> int:
-        """Number of entries that this object read or appended."""
+        """The number of entries that this object read or appended."""
         return self._count
 
     @property
     def is_current(self) -> bool:
-        """True if the file has the size that this object left: nobody else appended, and nothing was cut."""
+        """True if the file still has the size that this object read or wrote last."""
         return self._size_on_disk() == self._size
 
     def read(self) -> list[LogEntry]:
-        """Return all entries, oldest first. Raises VerificationFailed where one was changed, StorageError."""
+        """Return all entries, oldest first.
+
+        Raises:
+            VerificationFailed: an entry was changed. StorageError: the file cannot be read.
+        """
         entries, self._size = parse(self._bytes(), self._format, self._path.name)
         self._count, self._head = len(entries), entries[-1].digest if entries else ""
         return entries
 
     def append(self, content: bytes, *, durable: bool = True) -> LogEntry:
-        """Add one entry; after an error nothing was added.
+        """Append one entry and return it; after an error nothing was appended.
 
         Args:
-            durable: False where a crash may take the entry away; the next durable one makes it durable too.
+            durable: if False, a crash may lose the entry until the next durable append.
 
         Raises:
-            VerificationFailed: what another process appended does not verify. StorageError.
+            VerificationFailed: an entry that another process appended does not verify.
+            StorageError: the file cannot be read or written.
         """
         if not self.is_current:
             self.read()
@@ -120,13 +126,17 @@ class HashChainedLog:
 
 
 def parse(data: bytes, line_format: LineFormat, name: str) -> tuple[list[LogEntry], int]:
-    """Return the whole entries of a log and the number of their bytes.
+    """Return the complete entries of a log, and the number of bytes that they take.
+
+    Args:
+        data: the content of the file.
+        name: the file's name, for the message of an error.
 
     Raises:
-        VerificationFailed: the chain breaks; it names the entry and the file `name`.
+        VerificationFailed: the chain of digests breaks; the message names the entry and the file.
     """
     entries, size, previous = list[LogEntry](), 0, ""
-    for text in data.split(b"\n")[:-1]:  # what follows the last line end was cut by a crash
+    for text in data.split(b"\n")[:-1]:  # bytes after the last line end were cut by a crash
         entry = _entry(text + b"\n", len(entries), line_format)
         if entry is None or not hmac.compare_digest(entry.digest, chain(previous, entry.number, entry.content)):
             raise VerificationFailed(
@@ -142,7 +152,7 @@ def _line(entry: LogEntry, line_format: LineFormat) -> bytes:
 
 
 def _entry(line: bytes, number: int, line_format: LineFormat) -> LogEntry | None:
-    """Return the entry, if these bytes are exactly the line that `_line` writes."""
+    """Return the entry, or None if these bytes are not exactly the line that `_line` writes."""
     try:
         fields = json.loads(line)
         entry = LogEntry(number, line_format.decode(fields[line_format.field]), str(fields["digest"]))

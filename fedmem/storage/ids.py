@@ -1,4 +1,4 @@
-"""Random ids: 32 hex digits that say nothing about what they name.
+"""Random ids of 32 hex digits; an id reveals nothing about its object.
 
 >>> len(new_id())
 32
@@ -8,5 +8,5 @@ import secrets
 
 
 def new_id() -> str:
-    """A fresh id of 128 random bits."""
+    """Return a new id of 128 random bits."""
     return secrets.token_hex(16)

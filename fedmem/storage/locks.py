@@ -1,9 +1,10 @@
 """File locks: one writer per vault, and the marks of readers and trainings.
 
 Invariants
-- At most one holder at a time, over threads, vault objects and processes.
-- A lock falls with its process, `kill -9` included (flock), so no stale lock is ever cleared by hand.
-- A forked child holds nothing: it closes its copy of the handle (see `forks`).
+- At most one holder has a lock at a time, among all threads, vault objects and processes.
+- The operating system releases a lock when its process ends, also after `kill -9` (flock). So no stale lock has to be
+  removed by hand.
+- A forked child holds no lock: it closes its copy of the handle (see `forks`).
 """
 
 import contextlib
@@ -24,7 +25,7 @@ class FileLock:
 
     Args:
         path: the file to lock.
-        flags: flags of `os.open` beside O_RDWR; the file is made with mode 0600 where they hold O_CREAT.
+        flags: flags of `os.open` in addition to O_RDWR; with O_CREAT a missing file is created with mode 0600.
 
     Raises:
         BlockingIOError: another holder has the lock. OSError: the file cannot be opened.
@@ -41,12 +42,12 @@ class FileLock:
             watch(self)
 
     def release(self) -> None:
-        """Give the lock back; calling it twice is fine."""
+        """Release the lock; do nothing if it is released already."""
         with FORK_LOCK:
             self.disown()
 
     def disown(self) -> None:
-        """Close the handle; where a parent shares it, the parent keeps the lock."""
+        """Close the handle; a parent process that shares it keeps the lock."""
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1
@@ -56,8 +57,8 @@ class WriterLock:
     """An exclusive lock on one file, held from construction until `release`.
 
     Args:
-        path: the lock file; made where it is missing.
-        what: the thing that is locked, for the message.
+        path: the lock file; created if it is missing.
+        resource: the name of the locked resource, for error messages.
         timeout: seconds to wait for another holder.
 
     Raises:
@@ -65,20 +66,20 @@ class WriterLock:
         StorageError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, what: str = "vault", timeout: float = 0.0) -> None:
-        self._lock = _taken(path, what, time.monotonic() + timeout)
+    def __init__(self, path: Path, resource: str = "vault", timeout: float = 0.0) -> None:
+        self._lock = _acquire(path, resource, time.monotonic() + timeout)
 
     def release(self) -> None:
-        """Give the lock back; calling it twice is fine."""
+        """Release the lock; do nothing if it is released already."""
         self._lock.release()
 
 
 def is_locked(path: Path) -> bool:
-    """Return True if somebody holds the lock of an existing file. Raises FileNotFoundError."""
+    """Return True if a process holds the lock of an existing file. Raises FileNotFoundError if the file is missing."""
     with FORK_LOCK:
         handle = os.open(path, os.O_RDWR)
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not meet each other
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two concurrent checks do not block each other
         except BlockingIOError:
             return True
         finally:
@@ -86,10 +87,12 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _taken(path: Path, what: str, limit: float) -> FileLock:
+def _acquire(path: Path, resource: str, deadline: float) -> FileLock:
     while True:
-        with storage_errors(f"open the lock of the {what}"), contextlib.suppress(BlockingIOError):
+        with storage_errors(f"open the lock of the {resource}"), contextlib.suppress(BlockingIOError):
             return FileLock(path)
-        if time.monotonic() >= limit:
-            raise Busy(f"Another process writes to this {what}. Close the program that uses it, or wait, and repeat.")
+        if time.monotonic() >= deadline:
+            raise Busy(
+                f"Another process writes to this {resource}. Close the program that uses it, or wait, and repeat."
+            )
         time.sleep(TICK)

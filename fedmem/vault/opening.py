@@ -1,11 +1,11 @@
-"""Make a vault, or open one: the lock, the keys, and the checks that come before anything is believed or changed.
+"""Create or open a vault: acquire the lock, load the keys, and check every part before a part is used or changed.
 
 Invariants
-- Core dumps are off before the first secret is in memory, in creation as in opening.
-- A vault is made under its writer lock. `vault.json` is written last, so that a creation that was cut is no vault; a
-  mark says that leftovers are of a creation, and only then are they removed.
-- What does not fit together is refused, by a reader as by a writer, before a byte of the vault is changed: a missing
-  header, table, database or log, an older one, another vault's.
+- Core dumps are disabled before the first secret is in memory, when a vault is created and when it is opened.
+- A vault is created under its writer lock. `vault.json` is written last, so an interrupted creation leaves no vault.
+  The file `creating.tmp` marks an unfinished creation; leftovers are removed only if this mark is there.
+- A reader and a writer refuse a vault whose parts do not fit together, before a byte of it is changed. Examples: a
+  missing header, key table, database or log; an older one; one of another vault.
 
     core = make(root, subject="ana", keystore="keyfile")
     core = unlock(root, subject="ana", write=True)
@@ -43,14 +43,14 @@ from fedmem.vault.store.topics import FACTS
 DEVICE_KEY = "device"
 TABLE, DATABASE, LOCK = "table.fmk", "vault.db", "lock"
 CREATING = "creating.tmp"
-"""Marks a creation that has not ended. A writer removes it with other temporary files."""
+"""The name of the file that marks an unfinished creation. A writer removes it with other temporary files."""
 _FOLDERS = ("blocks", "receipts")
 _CONTENT = {TABLE, DATABASE, "vault.db-wal", "device.pub", "egress.log"}
-_OURS = {*_CONTENT, *_FOLDERS, LOCK, "vault.db-shm", "vault.db-journal", "leases", "training"}
+_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, "vault.db-shm", "vault.db-journal", "leases", "training"}
 
 
 class VaultExists(Refused):
-    """A vault was to be made where one is already."""
+    """An error: the folder for a new vault holds a vault already."""
 
 
 def make(
@@ -63,21 +63,24 @@ def make(
     files: Files | None = None,
     timeout: float = 0.0,
 ) -> Core:
-    """Make a vault in a new or empty folder and open it for writing.
+    """Create a vault in a new or empty folder and open it for writing.
 
     Args:
-        keystore: keyfile, passphrase or keyring; fixed from now on.
-        ask: gives the passphrase in passphrase mode.
-        simulated: mark the vault as simulated, for ever.
-        timeout: seconds to wait for another program that makes a vault here.
+        root: the vault's folder.
+        subject: the person whose data the vault holds; it never changes.
+        keystore: keyfile, passphrase or keyring.
+        ask: returns the passphrase; the passphrase keystore needs it.
+        simulated: True marks the vault as simulated; the mark never changes.
+        timeout: seconds to wait for another program that creates a vault here.
 
     Returns:
-        The open parts of the vault.
+        The core of the open vault.
 
     Raises:
-        VaultExists: there is a vault already. Refused: the folder holds something else.
-        VerificationFailed: the folder holds a vault that lost its header. Busy, KeystoreError, StorageError,
-        UsageError.
+        VaultExists: there is a vault already. Refused: the folder holds other files.
+        VerificationFailed: the folder holds a vault that lost its header.
+        Busy: another program creates a vault here. UsageError: there is no such keystore.
+        KeystoreError: no passphrase or an empty one, or this machine has no such keystore. StorageError.
     """
     disable_core_dumps()
     files = files or Files()
@@ -85,19 +88,19 @@ def make(
     _check_place(root)
     files.make_folder(root)
     writer = WriterLock(root / LOCK, timeout=timeout)
-    with _released_on_error(writer):
+    with _release_on_error(writer):
         _clear_place(files, root)
-        return _written(files, root, header, subject, ask, writer)
+        return _write_vault(files, root, header, subject, ask, writer)
 
 
-def _written(files: Files, root: Path, header: Header, subject: str, ask: Ask | None, writer: WriterLock) -> Core:
-    """Write every file of a new vault, the header last."""
+def _write_vault(files: Files, root: Path, header: Header, subject: str, ask: Ask | None, writer: WriterLock) -> Core:
+    """Write all files of a new vault, the header last, and return its core."""
     files.replace(root / CREATING, b"")
     for name in _FOLDERS:
         files.make_folder(root / name)
     keystore = public.start_keystore(header, files, paths.slots_dir() / header.id, ask)
-    sealed = {"subject": subject, "facts": digest(header.encode()), "ledger": new_id(), **FACTS}
-    table = KeyTable.create(files, root / TABLE, keystore, header.id, sealed, {sealed["ledger"]: new_key()})
+    facts = {"subject": subject, "facts": digest(header.encode()), "ledger": new_id(), **FACTS}
+    table = KeyTable.create(files, root / TABLE, keystore, header.id, facts, {facts["ledger"]: new_key()})
     (root / DATABASE).touch(mode=0o600)
     database = Database(root / DATABASE, write=True)
     database.create_tables()
@@ -105,7 +108,7 @@ def _written(files: Files, root: Path, header: Header, subject: str, ask: Ask | 
     acknowledgement.acknowledge(core)
     files.replace(root / "device.pub", public_pem(keystore.create(DEVICE_KEY)))
     public.keep_copy(files, header)
-    files.replace(root / public.NAME, header.encode())  # from here on it is a vault
+    files.replace(root / public.NAME, header.encode())  # the vault exists from here on
     files.unlink(root / CREATING)
     files.sync_folder(root)
     return core
@@ -120,30 +123,34 @@ def unlock(
     files: Files | None = None,
     timeout: float = 0.0,
 ) -> Core:
-    """Open an existing vault, after every check; nothing is changed before all of them hold.
+    """Open an existing vault. All checks run before the vault is changed.
 
     Args:
-        timeout: seconds that a writer waits for another one.
+        root: the vault's folder.
+        subject: the subject that the vault was created for.
+        ask: returns the passphrase; the passphrase keystore needs it.
+        write: False opens it for reading, without the writer lock.
+        timeout: seconds that a writer waits for another writer.
 
     Returns:
-        The open parts of the vault; a writer's are not settled yet.
+        The core of the open vault. For a writer, an interrupted change is not completed or undone yet.
 
     Raises:
         NothingMatched: no vault here. Busy: another writer. KeystoreError: wrong passphrase or missing key.
-        Refused: another subject's vault. VerificationFailed: damaged, incomplete or older than what was acknowledged.
-        VersionMismatch: another format.
+        Refused: the vault of another subject. VersionMismatch: another format. StorageError.
+        VerificationFailed: damaged, incomplete, or older than the last acknowledged change.
     """
     disable_core_dumps()
     files = files or Files()
     header, data = read_header(files, root)
     writer = WriterLock(root / LOCK, timeout=timeout) if write else None
-    with _released_on_error(writer):
+    with _release_on_error(writer):
         check_same_vault(files, root, header)
         keystore = public.open_keystore(header, files, paths.slots_dir() / header.id, ask)
         note = acknowledgement.noted(keystore)
         table = KeyTable.open(files, root / TABLE, keystore, header.id)
         check_sealed(table, data, subject)
-        # Not even the log of a database that does not fit is written into it: it is first opened for reading only.
+        # Open for reading first: opening for writing would apply the write-ahead log before the checks.
         database = Database(root / DATABASE, write=False)
         core = Core(root, header.id, header.simulated, files, keystore, table, database, write=write, writer=writer)
         try:
@@ -156,31 +163,31 @@ def unlock(
 
 
 def _check(core: Core, note: acknowledgement.Acknowledged | None) -> None:
-    """Check that the parts of a vault fit together. Raises VerificationFailed, VersionMismatch."""
+    """Check that the parts of an open vault fit together. Raises VerificationFailed, VersionMismatch."""
     inventory.check_tables(core.database)
     items = acknowledgement.items_of(core.database)
     acknowledgement.check(core.table, items, note)
-    if core.write:  # beside a reader, a writer may be between table and database
+    if core.write:  # a writer may have changed the table, and not yet the database, while a reader reads
         inventory.check_keys(core.table, items, core.database)
     heads.check(core)
 
 
 def _prepare(core: Core) -> None:
-    """Open the database for what it is wanted for, in the newest schema; a writer finishes a move of keys."""
-    path, old = core.root / DATABASE, core.database.version() != SCHEMA
+    """Reopen the database for reading or writing, in the newest schema; for a writer, complete a move of keys."""
+    path, is_old_schema = core.root / DATABASE, core.database.version() != SCHEMA
     if core.write:
         core.database.close()
-        rekey.finish(core.files, core.root, core.table)
+        rekey.finish_move(core.files, core.root, core.table)
         core.database = Database(path, write=True, lock=core.lock)
         core.database.migrate()
-    elif old:
+    elif is_old_schema:
         core.database.close()
         _migrate(core.root)
         core.database = Database(path, write=False, lock=core.lock)
 
 
 def _migrate(root: Path) -> None:
-    """Take an older schema up to this version, for a reader."""
+    """Migrate the database of a vault to the newest schema, under the writer lock, before a reader opens it."""
     lock = WriterLock(root / LOCK)
     try:
         writer = Database(root / DATABASE, write=True)
@@ -193,10 +200,10 @@ def _migrate(root: Path) -> None:
 
 
 def read_header(files: Files, root: Path) -> tuple[Header, bytes]:
-    """Return the public facts of the vault at `root`, and their bytes.
+    """Return the header of the vault at `root`, and its bytes.
 
     Raises:
-        NothingMatched: no vault here. VerificationFailed: a vault without its header, or a damaged one.
+        NothingMatched: no vault here. VerificationFailed: the header of the vault is missing or damaged.
         VersionMismatch: another format.
     """
     if not (root / public.NAME).is_file():
@@ -205,60 +212,75 @@ def read_header(files: Files, root: Path) -> tuple[Header, bytes]:
 
 
 def table_header(files: Files, root: Path) -> Mapping[str, Any]:
-    """Return the public header of the key table at `root`. Raises VerificationFailed where it is missing or damaged."""
+    """Return the public header of the key table at `root`. Raises VerificationFailed if it is missing or damaged."""
     if not (root / TABLE).is_file():
         raise VerificationFailed(f"The vault's key table {TABLE} is missing. {SEE_CHECK}")
-    head = files.read(root / TABLE, limit=container.PREFIX.size + container.MAX_HEADER)
-    return container.read_header(head, whole=False)[0]
+    first_bytes = files.read(root / TABLE, limit=container.PREFIX.size + container.MAX_HEADER)
+    return container.read_header(first_bytes, whole=False)[0]
 
 
 def check_same_vault(files: Files, root: Path, header: Header) -> None:
-    """Check that header and key table are of one vault. Raises VerificationFailed."""
+    """Check that the header and the key table belong to one vault. Raises VerificationFailed."""
     if table_header(files, root).get("vault") != header.id:
         raise VerificationFailed(f"{public.NAME} and {TABLE} belong to two different vaults. {SEE_CHECK}")
 
 
 def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
-    """Check that public facts and subject are those that the table names. Raises VerificationFailed, Refused."""
-    if not rekey.are_facts(table, data):
+    """Check the header and the subject of a vault against the sealed facts of its key table.
+
+    Guarantees
+        A changed header is detected, because the table holds its digest, sealed.
+
+    Args:
+        data: the bytes of vault.json.
+
+    Raises:
+        VerificationFailed: the header was changed. Refused: the vault of another subject.
+    """
+    if not rekey.is_own_header(table, data):
         raise VerificationFailed("The vault's public facts were changed. Restore vault.json from a backup.")
     check_subject(table, subject)
 
 
 def check_subject(table: KeyTable, subject: str) -> None:
-    """Check that the table is of a vault of this subject. Raises Refused."""
+    """Check that the key table belongs to a vault of this subject. Raises Refused."""
     if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
         raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
 
 
 def public_pem(seed: bytes) -> bytes:
-    """Return the public half of a device key, PEM: the content of `device.pub`."""
+    """Return the public key of a device as PEM, the content of `device.pub`.
+
+    Args:
+        seed: the device key, 32 bytes: an Ed25519 private key.
+    """
     key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def disable_core_dumps() -> None:
-    """Set the soft limit of core dumps to 0: a crash must not write keys and records to a file."""
+    """Set the soft limit of core dumps to 0, so that a crash does not write keys and records to a file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def _check_place(root: Path) -> None:
-    """Check that a vault may be made at `root`. Raises VaultExists, Refused, VerificationFailed."""
+    """Check that a vault can be created at `root`. Raises VaultExists, Refused, VerificationFailed."""
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
     if public.NAME in names:
         raise VaultExists(f"There is a vault at {root} already. Open it, or choose another folder.")
-    if any(name not in _OURS and not name.endswith(".tmp") for name in names):
+    if any(name not in _VAULT_NAMES and not name.endswith(".tmp") for name in names):
         raise Refused(f"The folder {root} is not empty. Choose a new or empty folder for the vault.")
     _check_header_not_lost(root)
 
 
 def _check_header_not_lost(root: Path) -> None:
-    """Check that no vault lies at `root` that lost its `vault.json`. Raises VerificationFailed."""
+    """Raise VerificationFailed if the folder `root` holds a vault without its `vault.json`."""
     if not root.is_dir() or (root / CREATING).exists():
         return
-    filled = any(any((root / name).iterdir()) for name in _FOLDERS if (root / name).is_dir())
-    filled = filled or any((root / name).exists() for name in _CONTENT)
-    if filled and not (root / public.NAME).is_file():  # looked at last: another program may just have ended a creation
+    has_content = any(any((root / name).iterdir()) for name in _FOLDERS if (root / name).is_dir())
+    has_content = has_content or any((root / name).exists() for name in _CONTENT)
+    # The header is checked last: another program may have completed a creation in the meantime.
+    if has_content and not (root / public.NAME).is_file():
         raise VerificationFailed(
             f"The vault at {root} has lost its header {public.NAME}. {SEE_CHECK} A folder in which no vault was ever "
             "finished can be removed by hand."
@@ -266,7 +288,7 @@ def _check_header_not_lost(root: Path) -> None:
 
 
 def _clear_place(files: Files, root: Path) -> None:
-    """Remove what a creation left that was cut. Called under the writer lock."""
+    """Remove the files of an interrupted creation. The caller holds the writer lock."""
     _check_place(root)
     for path in root.iterdir():
         if path.is_dir():
@@ -276,7 +298,7 @@ def _clear_place(files: Files, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _released_on_error(writer: WriterLock | None) -> Iterator[None]:
+def _release_on_error(writer: WriterLock | None) -> Iterator[None]:
     try:
         yield
     except BaseException:

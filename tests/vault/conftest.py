@@ -58,7 +58,7 @@ class Faults(Files):
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """FEDMEM_HOME, empty and private to the test."""
     monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # cuts are simulated; test_fs looks at the real calls
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # cuts are simulated; test_files checks the real calls
     return tmp_path / "home"
 
 

@@ -239,7 +239,7 @@ def test_places_that_are_refused(vaults, tmp_path: Path) -> None:
 
 def test_no_more_kits_than_the_header_has_room_for(vaults, tmp_path: Path) -> None:
     vault = vaults.create()
-    made = [recovery.create(vault, tmp_path / f"kit-{i}") for i in range(recovery.MOST)]
+    made = [recovery.create(vault, tmp_path / f"kit-{i}") for i in range(recovery.MAX_KITS)]
     with pytest.raises(Refused, match="keys rotate"):
         recovery.create(vault, tmp_path / "one-more")
     for i, (_, code) in enumerate(made):

@@ -1,1 +1,1 @@
-"""Copies of a vault and ways back: backups, recovery kits, restoring, checking and repairing."""
+"""Backups and recovery kits of a vault: create, verify and restore them; check and repair a damaged vault."""

@@ -1,12 +1,13 @@
-"""Backups: a folder with the vault's ciphertext, its key table under a key of its own, its receipts and a manifest.
+"""Backups: a folder with the vault's ciphertext, a key table under a key of its own, receipts and a manifest.
 
 Invariants
-- A backup is one state of the vault: it is taken under the writer's lock, the database in one transaction.
-- It holds no key that opens it: that lies in the keystore, one for all backups of a generation, and is sealed to the
-  recovery kits of the time. An erasure destroys the first and retires the second; see `copies`.
-- Run keys are never in it: a run that was open ends as failed and stays charged.
-- The digests of its files are sealed in its key table, so that files of two backups are never mixed.
-- It appears whole, under its name, or not at all (I7). `restoring` makes a vault of it again.
+- A backup is one consistent state of the vault: it is written under the writer lock, and the database is copied in one
+  transaction.
+- A backup does not hold the key that opens it. All backups of a generation have one key. It lies in the keystore, and
+  is sealed to the recovery kits of that time. An erasure destroys this key and retires the kits; see `backup_registry`.
+- A backup holds no run keys. A training run that was open then is restored as failed, and stays charged.
+- The digests of the files are sealed in the backup's key table, so files of two backups cannot be mixed unnoticed.
+- The folder appears under its name when it is complete, or not at all (I7). `restoring` makes a vault from a backup.
 
     backup.create(vault, folder)
     backup.verify(folder).id
@@ -50,12 +51,14 @@ MANIFEST_LIMIT = 256 << 20
 
 @dataclass(frozen=True)
 class BackupManifest:
-    """What a backup says of itself, without any key.
+    """The public facts of a backup; reading them needs no key.
 
     Attributes:
-        generation, serial: the vault's when it was taken.
+        id: 32 hex digits.
+        vault: id of the vault.
+        generation, serial: the numbers of the vault at the time of the backup.
         created: seconds since 1970.
-        files: name -> SHA-256, hex; the table and the manifest itself aside.
+        files: name -> SHA-256, hex; without the key table and the manifest itself.
         table: SHA-256 of the key table, hex.
     """
 
@@ -68,22 +71,23 @@ class BackupManifest:
     table: str = field(repr=False)
 
     def sealed(self) -> str:
-        """The digest that the backup's key table holds."""
+        """Return the digest of the manifest that the backup's key table holds, sealed."""
         return digest({"id": self.id, "vault": self.vault, "created": self.created, "files": self.files})
 
 
 @dataclass(frozen=True)
 class OpenedBackup:
-    """A backup opened.
+    """An opened backup.
 
     Attributes:
-        known: the public facts under which the vault's keys lie now.
-        key: of the backup's key table; numbers, facts and rows are what that holds.
-        device: the device key.
+        header: the vault's header, with the present place of its keys.
+        key: the key of the backup's key table, 32 bytes.
+        numbers, facts, rows: the content of the backup's key table.
+        device: the device key, 32 bytes.
     """
 
     manifest: BackupManifest
-    known: Header
+    header: Header
     key: bytes = field(repr=False)
     numbers: Numbers
     facts: dict[str, Any] = field(repr=False)
@@ -92,52 +96,62 @@ class OpenedBackup:
 
 
 def create(vault: Vault, place: Path) -> BackupManifest:
-    """Write a backup of the vault to the folder `place`, which is absent or empty.
+    """Write a backup of an open vault, and return its manifest.
 
-    Raises Refused (a place that is taken, or with the vault itself), UsageError, StorageError: then nothing is left.
+    Guarantees
+        The backup is complete and durable when this function returns. It holds ciphertext and public facts only.
+
+    Args:
+        place: the folder of the backup; missing or empty.
+
+    Raises:
+        Refused: `place` is not empty, or lies with the vault or its keys. UsageError: its parent folder is missing.
+        StorageError, KeystoreError: the backup cannot be written; no part of it is left.
     """
     core, place = vault.core, place.absolute()
     check_place(core.root, place)
     with core.writing():
         copies.retire(core)
         sweep(core)
-        rekey.finish(core.files, core.root, core.table)
-        key, backup = _key(core), new_id()
-        copies.register(core, backup, copies.BACKUP, place)
-        stage = stage_of(place, backup)
+        rekey.finish_move(core.files, core.root, core.table)
+        key, backup_id = _backup_key(core), new_id()
+        copies.register(core, backup_id, copies.BACKUP, place)
+        staging = staging_folder(place, backup_id)
         try:
-            manifest = _write(core, stage, backup, key)
-            core.files.rename_folder(stage, place)
+            manifest = _write(core, staging, backup_id, key)
+            core.files.rename_folder(staging, place)
         except FedmemError:
             with contextlib.suppress(FedmemError):
-                core.files.remove_folder(stage)
-                copies.forget(core, backup)
+                core.files.remove_folder(staging)
+                copies.forget(core, backup_id)
             raise
     return manifest
 
 
 def sweep(core: Core) -> None:
-    """Remove what a crash left of backups that were never finished."""
+    """Remove the incomplete backups that a crash left, and their entries in the register."""
     for copy in copies.known(core):
-        stage = stage_of(copy.place, copy.id)
-        if copy.kind == copies.BACKUP and stage.is_dir():
-            core.files.remove_folder(stage)
+        staging = staging_folder(copy.place, copy.id)
+        if copy.kind == copies.BACKUP and staging.is_dir():
+            core.files.remove_folder(staging)
             copies.forget(core, copy.id)
 
 
 def read(place: Path, files: Files | None = None) -> BackupManifest:
-    """The manifest, every file compared with it; needs no key.
+    """Return the manifest of a backup after comparing every file with it. This needs no key.
 
-    Raises NothingMatched: no backup there. VerificationFailed: damaged or incomplete. VersionMismatch.
+    Raises:
+        NothingMatched: there is no backup. VerificationFailed: a file is damaged or missing.
+        VersionMismatch: another format. StorageError.
     """
     files = files or Files()
     manifest = _manifest(files.read(place / copies.MANIFEST, limit=MANIFEST_LIMIT))
     for name, expected in {**manifest.files, TABLE: manifest.table}.items():
         try:
-            whole = hmac.compare_digest(files.digest(place / name), expected)
+            is_unchanged = hmac.compare_digest(files.digest(place / name), expected)
         except NothingMatched:
-            whole = False
-        if not whole:
+            is_unchanged = False
+        if not is_unchanged:
             raise VerificationFailed("A file of this backup is damaged or missing. Use another backup.")
     return manifest
 
@@ -145,53 +159,62 @@ def read(place: Path, files: Files | None = None) -> BackupManifest:
 def verify(
     place: Path, *, ask: Ask | None = None, kit: Kit | None = None, files: Files | None = None
 ) -> BackupManifest:
-    """`read`, and whether the keystore, or a kit, opens it and its files belong together.
+    """Check that a backup is complete and opens, and return its manifest.
 
-    Raises Refused: an erasure retired it. KeystoreError: its key is gone. Else as `read`.
+    Guarantees
+        The backup opens with the keystore or the kit, and its files belong to one backup.
+
+    Args:
+        ask: returns the passphrase; the passphrase keystore needs it if no kit is given.
+        kit: an opened recovery kit, which opens the backup instead of the keystore.
+
+    Raises:
+        Refused: an erasure retired the backup, or the kit belongs to another vault. KeystoreError: its key is missing.
+        NothingMatched, VerificationFailed, VersionMismatch, StorageError: as `read`.
     """
     files = files or Files()
     manifest = read(place, files)
-    known = present_facts(files, place)
-    open_backup(files, place, manifest, known, keystore_for(files, known, ask, kit), kit)
+    header = current_header(files, place)
+    open_backup(files, place, manifest, header, keystore_for(files, header, ask, kit), kit)
     return manifest
 
 
-def _key(core: Core) -> bytes:
-    """The key of the backups of this generation, in the keystore and sealed in the table; made where there is none."""
-    name, held = backup_name(core.table.generation), core.table.facts.get("backup")
-    if held is None:
-        held = core.keystore.create(name).hex()
-        core.table.rewrite(facts={**core.table.facts, "backup": held})
+def _backup_key(core: Core) -> bytes:
+    """Return the key of this generation's backups; create it if needed. It lies in the keystore and in the table."""
+    name, key_hex = backup_name(core.table.generation), core.table.facts.get("backup")
+    if key_hex is None:
+        key_hex = core.keystore.create(name).hex()
+        core.table.rewrite(facts={**core.table.facts, "backup": key_hex})
     elif not core.keystore.exists(name):
-        core.keystore.put(name, bytes.fromhex(held))
-    return bytes.fromhex(held)
+        core.keystore.put(name, bytes.fromhex(key_hex))
+    return bytes.fromhex(key_hex)
 
 
-def _write(core: Core, stage: Path, backup: str, key: bytes) -> BackupManifest:
+def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManifest:
     files, table = core.files, core.table
-    for folder in (stage, *(stage / name for name in FOLDERS)):
+    for folder in (staging, *(staging / name for name in FOLDERS)):
         files.make_folder(folder)
-    core.database.copy_to(stage / DATABASE)
-    files.sync_file(stage / DATABASE)
-    found = {DATABASE: files.digest(stage / DATABASE)}
+    core.database.copy_to(staging / DATABASE)
+    files.sync_file(staging / DATABASE)
+    digests = {DATABASE: files.digest(staging / DATABASE)}
     for name in _files_of(core.root):
-        found[name] = files.copy(core.root / name, stage / name)
-    manifest = BackupManifest(backup, core.id, table.generation, table.serial, time.time(), found, "")
-    rows, facts = without(table.keys, table.facts, _run_keys(core))
+        digests[name] = files.copy(core.root / name, staging / name)
+    manifest = BackupManifest(backup_id, core.id, table.generation, table.serial, time.time(), digests, "")
+    rows, facts = table_without(table.keys, table.facts, _run_keys(core))
     numbers = (table.epoch, table.generation, table.serial)
     sealed = seal(key, core.id, numbers, {**facts, "manifest": manifest.sealed()}, rows)
-    files.replace(stage / TABLE, sealed)
+    files.replace(staging / TABLE, sealed)
     manifest = replace(manifest, table=digest(sealed))
     for name in FOLDERS:
-        files.sync_folder(stage / name)
-    files.replace(stage / copies.MANIFEST, canonical_json({"schema": SCHEMA, **vars(manifest)}))
+        files.sync_folder(staging / name)
+    files.replace(staging / copies.MANIFEST, canonical_json({"schema": SCHEMA, **vars(manifest)}))
     return manifest
 
 
 def _files_of(root: Path) -> list[str]:
-    inner = (path.relative_to(root) for name in FOLDERS for path in (root / name).iterdir())
-    sent = [egress.NAME] if (root / egress.NAME).exists() else []
-    return [public.NAME, "device.pub", *sent, *sorted(str(path) for path in inner if path.suffix != TEMPORARY)]
+    paths = (path.relative_to(root) for name in FOLDERS for path in (root / name).iterdir())
+    egress_file = [egress.NAME] if (root / egress.NAME).exists() else []
+    return [public.NAME, "device.pub", *egress_file, *sorted(str(path) for path in paths if path.suffix != TEMPORARY)]
 
 
 def _run_keys(core: Core) -> frozenset[str]:
@@ -199,72 +222,97 @@ def _run_keys(core: Core) -> frozenset[str]:
         return frozenset(session.execute(select(RunRow.key_id)).scalars())
 
 
-def without(
-    rows: Mapping[str, bytes], facts: Mapping[str, Any], gone: frozenset[str]
+def table_without(
+    rows: Mapping[str, bytes], facts: Mapping[str, Any], removed_ids: frozenset[str]
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Rows and facts of a table without some ids, and without what belongs to one table file only."""
-    topics = {topic: [item for item in ids if item not in gone] for topic, ids in facts["topics"].items()}
-    rules = {item: rule for item, rule in facts["retention"].items() if item not in gone}
-    kept = {name: fact for name, fact in facts.items() if name not in ("backup", "manifest", rekey.MOVING)}
+    """Return the rows and facts of a key table without some ids.
+
+    The facts about one table file are removed too: the key of the backups, the manifest's digest, a move of keys.
+    """
+    topics = {topic: [item for item in ids if item not in removed_ids] for topic, ids in facts["topics"].items()}
+    rules = {item: rule for item, rule in facts["retention"].items() if item not in removed_ids}
+    other_facts = {name: fact for name, fact in facts.items() if name not in ("backup", "manifest", rekey.MOVING)}
     index = {"topics": {topic: ids for topic, ids in topics.items() if ids}, "retention": rules}
-    return {item: key for item, key in rows.items() if item not in gone}, {**kept, **index}
+    return {item: key for item, key in rows.items() if item not in removed_ids}, {**other_facts, **index}
 
 
 def _manifest(data: bytes) -> BackupManifest:
     try:
-        known = json.loads(data)
-        schema = known.pop("schema")
-        found = BackupManifest(**known)
-        names = [Path(name) for name in found.files]
-        inside = all(len(n.parts) <= 2 and not n.is_absolute() and ".." not in n.parts for n in names)
-        if not inside or not {public.NAME, "device.pub", DATABASE} <= found.files.keys():
+        fields = json.loads(data)
+        schema = fields.pop("schema")
+        manifest = BackupManifest(**fields)
+        names = [Path(name) for name in manifest.files]
+        are_inside = all(len(n.parts) <= 2 and not n.is_absolute() and ".." not in n.parts for n in names)
+        if not are_inside or not {public.NAME, "device.pub", DATABASE} <= manifest.files.keys():
             raise ValueError
-        if not isinstance(schema, str) or type(found.generation) is not int or type(found.serial) is not int:
+        if not isinstance(schema, str) or type(manifest.generation) is not int or type(manifest.serial) is not int:
             raise ValueError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise VerificationFailed("The manifest of this backup is damaged. Use another backup.") from None
     if schema != SCHEMA:
         raise VersionMismatch("This backup has a format that this fedmem does not read. Update fedmem.")
-    return found
+    return manifest
 
 
-def present_facts(files: Files, place: Path) -> Header:
-    """The vault's public facts, as the backup has them but for where its keys lie, which may have moved since."""
-    known = public.decode(files.read(place / public.NAME))
-    moved = rekey.slots_of(known.id) / public.NAME
-    if not moved.is_file():
-        return known
-    now = public.decode(files.read(moved))
-    return replace(known, keystore=now.keystore, kdf=now.kdf, slots=now.slots)
+def current_header(files: Files, place: Path) -> Header:
+    """Return the header in a backup, with the present place of the vault's keys: they may have moved since.
+
+    Raises:
+        NothingMatched, VerificationFailed, VersionMismatch: a header is missing, damaged or of another format.
+    """
+    header = public.decode(files.read(place / public.NAME))
+    copy = rekey.slots_of(header.id) / public.NAME
+    if not copy.is_file():
+        return header
+    newest = public.decode(files.read(copy))
+    return replace(header, keystore=newest.keystore, kdf=newest.kdf, slots=newest.slots)
 
 
-def keystore_for(files: Files, known: Header, ask: Ask | None, kit: Kit | None) -> Keystore | None:
-    """The vault's keystore; beside a kit what is left of it, for its notes."""
+def keystore_for(files: Files, header: Header, ask: Ask | None, kit: Kit | None) -> Keystore | None:
+    """Open the vault's keystore. With a kit, return the keystore for reading notes, or None if it does not answer.
+
+    Raises:
+        KeystoreError: no kit is given, and the keystore does not open. StorageError.
+    """
     if kit is None:
-        return public.open_keystore(known, files, rekey.slots_of(known.id), ask)
+        return public.open_keystore(header, files, rekey.slots_of(header.id), ask)
     try:
-        return public.bare_keystore(known, files, rekey.slots_of(known.id))
+        return public.bare_keystore(header, files, rekey.slots_of(header.id))
     except KeystoreError:
         return None
 
 
 def open_backup(
-    files: Files, place: Path, manifest: BackupManifest, known: Header, keystore: Keystore | None, kit: Kit | None
+    files: Files, place: Path, manifest: BackupManifest, header: Header, keystore: Keystore | None, kit: Kit | None
 ) -> OpenedBackup:
-    """Open a backup whose files were compared with its manifest. Raises as `verify`."""
+    """Open a backup with the kit, or with the keystore if `kit` is None.
+
+    Guarantees
+        The key table, the device's public key and the manifest belong to one backup.
+
+    Args:
+        manifest: the result of `read`, which has compared the files with it.
+
+    Raises:
+        Refused, KeystoreError, VerificationFailed, VersionMismatch, StorageError: as `verify`.
+    """
     sealed = files.read(place / TABLE)
     if kit is not None:
         key, device = kit.key_of(sealed), kit.device
     elif keystore is not None:
-        key, device = _held_key(keystore, manifest), keystore.load(DEVICE_KEY)
-    numbers, facts, rows = unseal(key, known.id, sealed)
-    ours = hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
-    if not ours or numbers[1:] != (manifest.generation, manifest.serial) or facts["manifest"] != manifest.sealed():
+        key, device = _key_in_keystore(keystore, manifest), keystore.load(DEVICE_KEY)
+    numbers, facts, rows = unseal(key, header.id, sealed)
+    is_same_device = hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
+    if (
+        not is_same_device
+        or numbers[1:] != (manifest.generation, manifest.serial)
+        or facts["manifest"] != manifest.sealed()
+    ):
         raise VerificationFailed("The files of this backup do not belong together. Use another backup.")
-    return OpenedBackup(manifest, known, key, numbers, facts, rows, device)
+    return OpenedBackup(manifest, header, key, numbers, facts, rows, device)
 
 
-def _held_key(keystore: Keystore, manifest: BackupManifest) -> bytes:
+def _key_in_keystore(keystore: Keystore, manifest: BackupManifest) -> bytes:
     name = backup_name(manifest.generation)
     if noted(keystore)[1] > manifest.generation and not keystore.exists(name):
         raise Refused(
@@ -274,6 +322,6 @@ def _held_key(keystore: Keystore, manifest: BackupManifest) -> bytes:
     return keystore.load(name)
 
 
-def stage_of(place: Path, name: str) -> Path:
-    """Where a folder is built before it gets its name."""
-    return place.with_name(f".{name}{TEMPORARY}")
+def staging_folder(place: Path, folder_id: str) -> Path:
+    """Return the temporary folder in which `place` is built; it is renamed to `place` at the end."""
+    return place.with_name(f".{folder_id}{TEMPORARY}")

@@ -1,13 +1,16 @@
-"""Recovery kits and backups: where they were put, which still hold, and how an erasure retires them.
+"""The register of a vault's recovery kits and backups: their places, which are valid, and how an erasure retires them.
 
 Invariants
-- A kit or backup is registered before it is written, so that no erasure misses one.
-- Its place is ciphertext (I8): a path may name the subject. Id, kind, generation and time are public.
-- A kit holds while the key table is sealed to it, a backup while its generation is the vault's; an erasure ends both.
-- The key of the backups of a generation lies in the keystore and is destroyed with the old epoch key, so a backup out
-  of reach opens with a kit of its own time only. Such kits and backups stay registered and stand in `not_covered`.
+- A kit or backup is registered before it is written, so an erasure knows all of them.
+- The path of a copy is stored as ciphertext, because a path may name the subject (I8). Id, kind, generation and time
+  are public.
+- A kit is valid while the epoch key is sealed to it. A backup is valid while its generation is the vault's generation.
+  An erasure makes both invalid.
+- All backups of a generation have one key, in the keystore. It is destroyed together with the old epoch key. From then
+  on, a backup out of reach opens only with a kit of its own time. Such kits and backups stay registered, and receipts
+  list them in `not_covered`.
 
-    retire(core)            # removes what is reachable of those that no longer hold
+    retire(core)            # removes the invalid copies that can be reached
     out_of_reach(core)      # ids for `not_covered`
 """
 
@@ -34,11 +37,12 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RegisteredCopy:
-    """A kit or backup outside the vault.
+    """A recovery kit or backup outside the vault.
 
     Attributes:
+        id: 32 hex digits.
         kind: kit or backup.
-        generation: the vault's when it was made.
+        generation: the vault's generation when the copy was created.
         created: seconds since 1970.
         place: the kit's file or the backup's folder.
     """
@@ -51,7 +55,16 @@ class RegisteredCopy:
 
 
 def register(core: Core, copy_id: str, kind: str, place: Path) -> None:
-    """Make a copy known before it is written."""
+    """Add a copy to the register; call this before the copy is written.
+
+    Args:
+        copy_id: 32 hex digits.
+        kind: KIT or BACKUP.
+        place: the kit's file or the backup's folder.
+
+    Raises:
+        StorageError: the database cannot be written.
+    """
     sealed = core.seal("copy", copy_id, _key(core), canonical_json(str(place)))
     row = CopyRow(id=copy_id, kind=kind, generation=core.table.generation, created=time.time(), sealed=sealed)
     with core.database.session() as session:
@@ -59,13 +72,13 @@ def register(core: Core, copy_id: str, kind: str, place: Path) -> None:
 
 
 def forget(core: Core, copy_id: str) -> None:
-    """Take a copy that is no more out of the register."""
+    """Remove a copy that no longer exists from the register."""
     with core.database.session() as session:
         session.execute(delete(CopyRow).where(CopyRow.id == copy_id))
 
 
 def known(core: Core) -> list[RegisteredCopy]:
-    """All registered copies, oldest first."""
+    """Return all registered copies, oldest first."""
     with core.database.session() as session:
         session.expire_on_commit = False
         rows = session.execute(select(CopyRow).order_by(CopyRow.created, CopyRow.id)).scalars().all()
@@ -73,14 +86,14 @@ def known(core: Core) -> list[RegisteredCopy]:
 
 
 def holds(core: Core, copy: RegisteredCopy) -> bool:
-    """Whether a copy still opens something of the present vault."""
+    """Return True if a copy is valid: it still opens the present vault, or restores it."""
     if copy.kind == KIT:
         return copy.id in core.table.facts.get("kits", {})
     return copy.generation == core.table.generation
 
 
 def retire(core: Core) -> list[str]:
-    """Remove what can be reached of the copies that no longer hold; the ids of those that cannot."""
+    """Remove the invalid copies that can be reached; return the ids of the invalid copies that remain."""
     for copy in known(core):
         if not holds(core, copy) and reachable(core, copy):
             with contextlib.suppress(FedmemError):
@@ -89,22 +102,22 @@ def retire(core: Core) -> list[str]:
 
 
 def out_of_reach(core: Core) -> list[str]:
-    """Ids of the copies that no longer hold and could not be removed."""
+    """Return the ids of the invalid copies that are still registered, sorted."""
     return sorted(copy.id for copy in known(core) if not holds(core, copy))
 
 
 def reachable(core: Core, copy: RegisteredCopy) -> bool:
-    """Whether the copy, and not something else, lies at its place."""
+    """Return True if the copy with this id is at its recorded path."""
     file = copy.place if copy.kind == KIT else copy.place / MANIFEST
     try:
-        found = json.loads(core.files.read(file, limit=kits.LIMIT if copy.kind == KIT else None))
-        return isinstance(found, dict) and found.get("id") == copy.id
+        fields = json.loads(core.files.read(file, limit=kits.LIMIT if copy.kind == KIT else None))
+        return isinstance(fields, dict) and fields.get("id") == copy.id
     except (FedmemError, ValueError, RecursionError):
         return False
 
 
 class CopyStore:
-    """Recovery kits and backups that were made before an erasure."""
+    """The store of recovery kits and backups, as an erasure sees it."""
 
     name, order = "copies", 4
     method = "key of the backups destroyed in the keystore, kits dropped from the key table, files in reach removed"
@@ -114,20 +127,20 @@ class CopyStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return []  # a copy holds whatever the vault held when it was made; which of `ids` only its key would tell
+        return []  # a copy may hold any content of its time; without its key it does not reveal which ids
 
     def erase(self, ids: frozenset[str]) -> None:
-        """Retire those of older generations; the key table came first and counted the new one."""
+        """Retire the copies of older generations. The key table was erased before and has the new generation."""
         if ids:
             retire(self._core)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        core, old = self._core, self._core.table.generation - 1
-        left = [copy for copy in known(core) if not holds(core, copy) and reachable(core, copy)]
-        found = [f"{copy.kind} {copy.id} is at its place" for copy in left]
-        if old >= 0 and core.keystore.exists(backup_name(old)):
-            found.append("the key of older backups is in the keystore")
-        return found
+        core, old_generation = self._core, self._core.table.generation - 1
+        remaining = [copy for copy in known(core) if not holds(core, copy) and reachable(core, copy)]
+        residue = [f"{copy.kind} {copy.id} is at its place" for copy in remaining]
+        if old_generation >= 0 and core.keystore.exists(backup_name(old_generation)):
+            residue.append("the key of older backups is in the keystore")
+        return residue
 
 
 def _remove(core: Core, copy: RegisteredCopy) -> None:

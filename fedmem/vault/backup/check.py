@@ -1,7 +1,7 @@
-"""Check every part of a vault against every other one, without changing anything.
+"""Check every part of a vault against the other parts, without a change to the vault.
 
 Invariants
-- What opening looks at is looked at here too, and beyond it each item is opened: records, blocks, receipts.
+- All checks of opening a vault run here too. In addition each record and block is opened, and each receipt is compared.
 - Faults name parts, counts and random ids, never a text or a topic.
 
     for fault in check(root, subject="ana", ask=None):
@@ -26,17 +26,17 @@ from fedmem.vault.store.database import BlockRow, RecordRow
 from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.store.ledger import Ledger
 
-BACK = "Put it back, or restore the vault from a backup; `fedmem vault repair` saves the rest."
+ADVICE = "Put it back, or restore the vault from a backup; `fedmem vault repair` saves the rest."
 
 
 def check(root: Path, *, subject: str, ask: Ask | None) -> list[Fault]:
-    """Return what does not fit in the vault at `root`; an empty list where all of it does.
+    """Return the faults of the vault at `root`; an empty list means that all parts fit together.
 
     Args:
-        ask: gives the passphrase in passphrase mode.
+        ask: returns the passphrase; the passphrase keystore needs it.
 
     Raises:
-        NothingMatched: no vault there. Refused: the vault of another subject.
+        NothingMatched: there is no vault. Refused: the vault of another subject.
     """
     remains = open_remains(root, subject=subject, ask=ask)
     try:
@@ -61,16 +61,16 @@ def _check_core(remains: Remains, core: Core) -> None:
     with remains.part("records"):
         _require_none(list(unreadable_records(core)), "record(s) do not open. Restore the vault from a backup.")
     with remains.part("blocks"):
-        _require_none(list(unreadable_blocks(core)), f"block(s) do not open, or their file is missing. {BACK}")
+        _require_none(list(unreadable_blocks(core)), f"block(s) do not open, or their file is missing. {ADVICE}")
     with remains.part("egress.log"):
         EgressLog(core).entries()
     with remains.part("receipts"):
-        _require_none(list(missing_receipts(core)), f"receipt(s) are missing or changed. {BACK}")
+        _require_none(list(missing_receipts(core)), f"receipt(s) are missing or changed. {ADVICE}")
     with remains.part("device.pub"):
         pem = opening.public_pem(core.keystore.load(opening.DEVICE_KEY))
         path = core.root / "device.pub"
         if not path.is_file() or core.files.read(path) != pem:
-            raise VerificationFailed(f"device.pub is missing or of another device. {BACK}")
+            raise VerificationFailed(f"device.pub is missing or of another device. {ADVICE}")
 
 
 def _require_none(ids: list[str], message: str) -> None:
@@ -79,7 +79,7 @@ def _require_none(ids: list[str], message: str) -> None:
 
 
 def unreadable_records(core: Core) -> Iterator[str]:
-    """Yield the ids of records that have a key and do not open."""
+    """Yield the ids of the records that have a key and do not open."""
     with core.database.session() as session:
         rows = session.execute(select(RecordRow.id, RecordRow.sealed)).all()
     for item, sealed in rows:
@@ -88,7 +88,7 @@ def unreadable_records(core: Core) -> Iterator[str]:
 
 
 def unreadable_blocks(core: Core) -> Iterator[str]:
-    """Yield the ids of visible blocks whose facts or file do not open."""
+    """Yield the ids of the visible blocks whose facts or file do not open."""
     blocks = BlockStore(core)
     with core.database.session() as session:
         rows = session.execute(select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")).all()
@@ -102,7 +102,7 @@ def unreadable_blocks(core: Core) -> Iterator[str]:
 
 
 def missing_receipts(core: Core) -> Iterator[str]:
-    """Yield the ids of completed erasures whose receipt is not the one that the journal names."""
+    """Yield the ids of completed erasures whose receipt is missing or differs from the digest in the journal."""
     for erasure, expected in inventory.receipts(core.database):
         path = core.root / "receipts" / f"{erasure}.dsse.json"
         if not path.is_file() or digest(core.files.read(path)) != expected:

@@ -1,12 +1,13 @@
-"""Recovery kits: a file and a code that open a vault whose keystore is lost. Their format is that of `kits`.
+"""Recovery kits: a file and a code that open a vault whose keystore is lost. `recovery_kit` has their format.
 
 Invariants
-- The epoch key is sealed to the kit's public key in the table's header, so the kit opens each new epoch without being
-  at hand, until an erasure or `rotate` leaves it out: from then on it opens nothing that was written later.
-- A kit together with a copy of the vault or a backup of its own time goes on opening that copy, so an erasure removes
-  the kits in reach and names the others in `not_covered`.
-- Restoring puts the keys into a new set of slots of the backend that was chosen; a crash leaves old or new state.
-- An older version of the vault is not restored where the notes of the keystore are left: RolledBack.
+- The header of the key table holds the epoch key, sealed to the kit's public key. So each new epoch key can be sealed
+  to the kit without the kit's file or code. An erasure or `rotate` removes the kit from the header. From then on the
+  kit opens nothing that is written later.
+- A retired kit still opens a copy of the vault, or a backup, of its own time. So an erasure removes the kits that it
+  can reach, and lists the others in `not_covered`.
+- `restore` puts the keys into a new set of slots of the chosen backend. A crash leaves the old state or the new one.
+- If the notes of the keystore still exist, an older version of the vault is not restored: RolledBack.
 
     kit_id, code = create(vault, Path("/media/stick/kit"), show=print)     # the code, once
     restore(root, file, code, subject="ana", keystore="keyring")
@@ -25,7 +26,7 @@ from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup.recovery_kit import CODE_BYTES, GivenKeys, Kit, encode, opened, spell
+from fedmem.vault.backup.recovery_kit import CODE_BYTES, Kit, KitKeys, encode, opened, spell
 from fedmem.vault.crypto import container, rekey
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import hpke as recipients
@@ -35,36 +36,52 @@ from fedmem.vault.crypto.keystore import Ask, Keystore
 from fedmem.vault.opening import DEVICE_KEY, check_sealed, public_pem
 from fedmem.vault.vault import Vault
 
-MOST = 8  # kits that hold at once; the header of the table has room for no more than a few
+MAX_KITS = 8  # valid at the same time; the header of the key table has at most 4096 bytes
 
 
 def create(vault: Vault, place: Path, show: Callable[[str], None] = lambda code: None) -> tuple[str, str]:
-    """Write a kit to the new file `place`; (its id, its code).
+    """Write a recovery kit to the new file `place`; return its id and its code.
+
+    Guarantees
+        The kit and its code together open the vault until an erasure or a rotation of keys. Each alone opens nothing.
 
     Args:
-        show: gives the code to the person, before there is a kit: if it raises, nothing was made.
+        show: shows the code to the user. It is called before the kit is written; if it raises, no kit is created.
 
-    Raises Refused where the file exists, lies in the vault or beside its keys, or too many kits hold.
+    Raises:
+        Refused: the file exists, or lies in the vault or beside its keys, or too many kits are valid.
+        UsageError: the folder of `place` is missing. StorageError, KeystoreError.
     """
     core, place = vault.core, place.absolute()
     kits = core.table.facts.get("kits", {})
     check_place(vault.root, place)
-    if len(kits) >= MOST:
-        raise Refused(f"{MOST} recovery kits hold already. `fedmem keys rotate` retires them all; then make a new one.")
-    kit, code, key = new_id(), secrets.token_bytes(CODE_BYTES), X25519PrivateKey.generate()
+    if len(kits) >= MAX_KITS:
+        raise Refused(
+            f"{MAX_KITS} recovery kits are valid already. `fedmem keys rotate` retires them all; then make a new one."
+        )
+    kit_id, code, key = new_id(), secrets.token_bytes(CODE_BYTES), X25519PrivateKey.generate()
     show(spell(code))
     with core.writing():
-        copies.register(core, kit, copies.KIT, place)
-        core.files.replace(place, encode(vault.id, kit, code, key, core.keystore.load(DEVICE_KEY)))
+        copies.register(core, kit_id, copies.KIT, place)
+        core.files.replace(place, encode(vault.id, kit_id, code, key, core.keystore.load(DEVICE_KEY)))
         # From here on the kit opens the vault.
-        core.table.rewrite(facts={**core.table.facts, "kits": {**kits, kit: recipients.public_of(key)}})
-    return kit, spell(code)
+        core.table.rewrite(facts={**core.table.facts, "kits": {**kits, kit_id: recipients.public_of(key)}})
+    return kit_id, spell(code)
 
 
 def check(root: Path, file: bytes, code: str, files: Files | None = None) -> Kit:
-    """The kit, if it and the code open the vault at `root` as it is now. Changes nothing. Raises as the module says."""
+    """Check that a kit and its code open the present vault at `root`, and return the kit. Nothing is changed.
+
+    Args:
+        file: the content of the kit's file.
+        code: the code as `create` returned it.
+
+    Raises:
+        KeystoreError: a mistyped code, or the code of another kit. Refused: a kit of another vault.
+        VerificationFailed: a damaged kit or vault, or a kit that was retired. NothingMatched: no vault.
+    """
     kit = opened(file, code)
-    _table(files or Files(), root, kit)
+    _open_table(files or Files(), root, kit)
     return kit
 
 
@@ -78,51 +95,70 @@ def restore(
     ask: Ask | None = None,
     files: Files | None = None,
 ) -> Kit:
-    """Put the vault's keys into a new set of slots of the backend `keystore`, in place of the lost ones.
+    """Put the vault's keys from a kit into a new keystore, and return the kit. The lost keystore is replaced.
 
-    Raises Busy, Refused (another vault or subject), KeystoreError, VerificationFailed, StorageError.
+    Guarantees
+        After a crash the vault opens with the kit, or with the new keystore. Nothing is changed before the kit, the
+        code, the subject and the vault's parts are checked.
+
+    Args:
+        file: the content of the kit's file.
+        code: the code as `create` returned it.
+        subject: the subject that the vault was created for.
+        keystore: backend of the new keystore: keyfile, passphrase or keyring.
+        ask: returns the new passphrase; the passphrase keystore needs it.
+
+    Raises:
+        Busy: another writer. Refused: another vault's kit, or another subject.
+        KeystoreError: a wrong code, no passphrase, or no such keystore on this machine. UsageError: an unknown backend.
+        VerificationFailed: a damaged or retired kit, or a damaged or older vault. StorageError.
     """
     files, kit = files or Files(), opened(file, code)
     lock = WriterLock(root / "lock")
     try:
-        known, data = public.read_facts(files, root)
-        table = _table(files, root, kit)
+        header, data = public.read_facts(files, root)
+        table = _open_table(files, root, kit)
         check_sealed(table, data, subject)
         if not hmac.compare_digest(files.read(root / "device.pub"), public_pem(kit.device)):
             raise VerificationFailed("The vault's public key is not that of the kit. Restore device.pub from a backup.")
-        rekey.finish(files, root, table)
-        known = public.read_facts(files, root)[0]
-        rekey.renew(files, root, table, known, keystore, ask, lost=True)
+        rekey.finish_move(files, root, table)
+        header = public.read_facts(files, root)[0]
+        rekey.renew(files, root, table, header, keystore, ask, lost=True)
     finally:
         lock.release()
     return kit
 
 
 def check_place(root: Path, place: Path) -> None:
-    """Refuse a place for a kit or backup that exists, or that lies with the vault or its keys."""
-    real = place.parent.resolve() / place.name
-    if any(real.is_relative_to(folder.resolve()) for folder in (root, paths.slots_dir())):
+    """Check that a kit or backup can be created at `place`.
+
+    Raises:
+        Refused: `place` exists and is no empty folder, or lies in the vault's folder or among the keys.
+        UsageError: the parent folder is missing.
+    """
+    real_path = place.parent.resolve() / place.name
+    if any(real_path.is_relative_to(folder.resolve()) for folder in (root, paths.slots_dir())):
         raise Refused(
             "A kit or backup in the vault's folder or among its keys is lost with them. Choose another place."
         )
     if not place.parent.is_dir():
         raise UsageError(f"There is no folder {place.parent}. Make it, or choose another place.")
     if place.is_symlink() or place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise Refused(f"{place} exists already, and nothing is written over. Choose another place.")
+        raise Refused(f"{place} exists already and is not overwritten. Choose another place.")
 
 
-def _table(files: Files, root: Path, kit: Kit) -> KeyTable:
-    """The table at `root`, opened by the kit."""
-    known = public.read_facts(files, root)[0]
+def _open_table(files: Files, root: Path, kit: Kit) -> KeyTable:
+    """Open the key table at `root` with the kit."""
+    header = public.read_facts(files, root)[0]
     data = files.read(root / "table.fmk")
     epoch = numbers_of(container.read_header(data)[0])[0]
     keys = {epoch_name(epoch): kit.key_of(data), DEVICE_KEY: kit.device}
-    return KeyTable.open(files, root / "table.fmk", GivenKeys(keys, notes_of(known, files)), known.id)
+    return KeyTable.open(files, root / "table.fmk", KitKeys(keys, _lost_keystore(header, files)), header.id)
 
 
-def notes_of(known: Header, files: Files) -> Keystore | None:
-    """What is left of a keystore, for its notes; None where it does not answer."""
+def _lost_keystore(header: Header, files: Files) -> Keystore | None:
+    """Return the lost keystore for reading its notes, or None if it does not answer."""
     try:
-        return public.bare_keystore(known, files, rekey.slots_of(known.id))
+        return public.bare_keystore(header, files, rekey.slots_of(header.id))
     except KeystoreError:
         return None

@@ -1,20 +1,20 @@
-"""A recovery kit's file and code, and what they hold.
+"""The file and the code of a recovery kit: their formats, and opening them.
 
 Invariants
-- The file holds the device key and the kit's private key, sealed under a code of 256 random bits; neither alone opens
-  anything. The code has a checksum, so that a mistyped letter is told at once; the file has one too.
-- What opens a vault is the kit's private key, to which the epoch key is sealed in the key table's public header.
+- The file holds the device key and the kit's private key, sealed under the code of 256 random bits. The file alone
+  opens nothing, and neither does the code. Both have a checksum, so a mistyped letter is detected at once.
+- The kit's private key opens the vault: the public header of the key table holds the epoch key, sealed to this key.
 
 Guarantees
-    HKDF-SHA-512 (RFC 5869) makes the sealing key from the code: it has full entropy, so nothing is gained by stretching
-    it with Argon2id. The kit's key pair is X25519 under HPKE (RFC 9180); see `recipients`.
+    HKDF-SHA-512 (RFC 5869) derives the sealing key from the code. The code has full entropy, so stretching it with
+    Argon2id would add no security. The kit's key pair is X25519 under HPKE (RFC 9180); see `hpke`.
 
     | input | result |
     |---|---|
-    | a mistyped code: its checksum does not hold | KeystoreError |
+    | a mistyped code: wrong checksum | KeystoreError |
     | another kit's code | KeystoreError |
-    | a damaged kit file: its checksum does not hold | VerificationFailed |
-    | a kit that the table is not sealed to any more | VerificationFailed |
+    | a damaged kit file: wrong checksum | VerificationFailed |
+    | a kit to which the table is no longer sealed | VerificationFailed |
     | a kit of another vault | Refused |
 
 >>> read_code(spell(bytes(32))) == bytes(32)
@@ -43,13 +43,20 @@ from fedmem.vault.crypto.keystore import Keystore
 
 SCHEMA = "fedmem.recovery-kit/1"
 CODE_BYTES, CHECK_BYTES = 32, 3
-LIMIT = 1 << 16  # bytes of a kit's file; none is near it
-_ALIKE = str.maketrans("018", "OIB", " -\t\r\n")  # what is read for what, and what is left out
+LIMIT = 1 << 16  # bytes that are read of a kit's file; a kit is much smaller
+_CODE_LETTERS = str.maketrans("018", "OIB", " -\t\r\n")  # 0, 1 and 8 mean O, I and B; blanks and dashes are ignored
 
 
 @dataclass(frozen=True)
 class Kit:
-    """An opened kit."""
+    """An opened recovery kit.
+
+    Attributes:
+        id, vault: ids of the kit and of its vault, 32 hex digits.
+        created: time of creation, ISO 8601 in UTC.
+        key: the kit's private key.
+        device: the device key, 32 bytes.
+    """
 
     id: str
     vault: str
@@ -58,12 +65,19 @@ class Kit:
     device: bytes = field(repr=False)
 
     def key_of(self, table: bytes) -> bytes:
-        """The key under which a table of this vault is sealed. Raises Refused, VerificationFailed."""
+        """Return the key under which a key table of this vault is sealed.
+
+        Args:
+            table: the content of the table's file.
+
+        Raises:
+            Refused: the table of another vault. VerificationFailed: the kit was retired, or the table is damaged.
+        """
         header = container.read_header(table)[0]
         numbers_of(header)
         if header.get("vault") != self.vault:
             raise Refused("This recovery kit belongs to another vault. Use the kit that was made for this one.")
-        kits = header.get("kits")  # public, so it may be anything
+        kits = header.get("kits")  # public and not verified, so it may have any type
         sealed = kits.get(self.id) if isinstance(kits, dict) else None
         if sealed is None:
             raise VerificationFailed(
@@ -73,8 +87,8 @@ class Kit:
         return recipients.open_with(self.key, sealed, identity=f"{self.vault}/{self.id}")
 
 
-class GivenKeys:
-    """A keystore in memory: the keys that a kit gave, and the notes of the lost keystore where they are left."""
+class KitKeys:
+    """A keystore in memory with the keys of a kit, and with the notes of the lost keystore if they still exist."""
 
     def __init__(self, keys: dict[str, bytes], notes: Keystore | None) -> None:
         self._keys, self._notes = keys, notes
@@ -98,7 +112,7 @@ class GivenKeys:
         self._keys.pop(name, None)
 
     def note(self, name: str, value: bytes) -> None:
-        """Nothing: these keys are gone with the process."""
+        """Do nothing: this keystore ends with the process."""
 
     def noted(self, name: str) -> bytes | None:
         return None if self._notes is None else self._notes.noted(name)
@@ -107,69 +121,94 @@ class GivenKeys:
         self._keys.clear()
 
 
-def encode(vault_id: str, kit: str, code: bytes, key: X25519PrivateKey, device: bytes) -> bytes:
-    """The kit file of a vault, for a fresh code, a fresh key pair and its device key."""
+def encode(vault_id: str, kit_id: str, code: bytes, key: X25519PrivateKey, device: bytes) -> bytes:
+    """Return the content of a new kit file.
+
+    Guarantees
+        The keys are sealed under the code. The ids and the time of creation are public.
+
+    Args:
+        code: 32 new random bytes.
+        key: the private key of a new key pair.
+        device: the device key, 32 bytes.
+    """
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    known = {"schema": SCHEMA, "id": kit, "vault": vault_id, "created": created}
+    fields = {"schema": SCHEMA, "id": kit_id, "vault": vault_id, "created": created}
     plain = canonical_json({"key": key.private_bytes_raw().hex(), "device": device.hex()})
-    sealed = container.seal_cell(_sealing_key(code, known), plain, identity=_of(known))
-    whole = {**known, "sealed": base64.b64encode(sealed).decode()}
-    return json.dumps({**whole, "checksum": digest(whole)}, indent=1).encode() + b"\n"
+    sealed = container.seal_cell(_sealing_key(code, fields), plain, identity=_identity(fields))
+    content = {**fields, "sealed": base64.b64encode(sealed).decode()}
+    return json.dumps({**content, "checksum": digest(content)}, indent=1).encode() + b"\n"
 
 
 def opened(file: bytes, code: str) -> Kit:
-    """Open a kit file with its code. Raises KeystoreError, VerificationFailed, VersionMismatch."""
-    known = _parsed(file)
+    """Open a kit file with its code.
+
+    Guarantees
+        The keys are those that `encode` was given with this code. The module's table lists the edge cases.
+
+    Args:
+        file: the content of the kit's file.
+        code: the code as `spell` wrote it.
+
+    Raises:
+        KeystoreError: a mistyped code, or the code of another kit. VerificationFailed: a damaged file.
+        VersionMismatch: another format.
+    """
+    fields = _parse(file)
     secret = read_code(code)
     try:
-        plain = container.open_cell(_sealing_key(secret, known), base64.b64decode(known["sealed"]), identity=_of(known))
+        sealing_key = _sealing_key(secret, fields)
+        plain = container.open_cell(sealing_key, base64.b64decode(fields["sealed"]), identity=_identity(fields))
     except container.WrongKey:
         raise KeystoreError("This code does not open this recovery kit. Use the code that was shown with it.") from None
     keys = json.loads(plain)
     private = X25519PrivateKey.from_private_bytes(bytes.fromhex(keys["key"]))
-    return Kit(known["id"], known["vault"], known["created"], private, bytes.fromhex(keys["device"]))
+    return Kit(fields["id"], fields["vault"], fields["created"], private, bytes.fromhex(keys["device"]))
 
 
 def spell(code: bytes) -> str:
-    """A code of 32 bytes as 14 groups of four letters and digits, its checksum included."""
+    """Return a code of 32 bytes, with its checksum, as 14 groups of four letters and digits."""
     text = base64.b32encode(code + hashlib.sha256(code).digest()[:CHECK_BYTES]).decode()
     return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
 
 
 def read_code(text: str) -> bytes:
-    """The code that `spell` wrote; case, blanks and dashes do not count, nor 0 for O, 1 for I, 8 for B.
+    """Return the 32 bytes of a code that `spell` wrote.
 
-    Raises KeystoreError where the checksum does not hold.
+    Upper and lower case are equal, blanks and dashes are ignored, and 0, 1 and 8 are read as O, I and B.
+
+    Raises:
+        KeystoreError: the checksum or the length is wrong.
     """
     try:
-        data = base64.b32decode(text.upper().translate(_ALIKE))
+        data = base64.b32decode(text.upper().translate(_CODE_LETTERS))
     except ValueError:
         data = b""
-    code, check = data[:CODE_BYTES], data[CODE_BYTES:]
-    if len(check) != CHECK_BYTES or not hmac.compare_digest(check, hashlib.sha256(code).digest()[:CHECK_BYTES]):
+    code, checksum = data[:CODE_BYTES], data[CODE_BYTES:]
+    if len(checksum) != CHECK_BYTES or not hmac.compare_digest(checksum, hashlib.sha256(code).digest()[:CHECK_BYTES]):
         raise KeystoreError("This is not a recovery code, or it is mistyped: it has 14 groups of four. Type it again.")
     return code
 
 
-def _parsed(file: bytes) -> dict[str, str]:
+def _parse(file: bytes) -> dict[str, str]:
     try:
-        known = json.loads(file[:LIMIT])
-        checksum = known.pop("checksum")
-        whole = all(isinstance(known[name], str) for name in ("schema", "id", "vault", "created", "sealed"))
-        if not whole or not hmac.compare_digest(str(checksum), digest(known)):
+        fields = json.loads(file[:LIMIT])
+        checksum = fields.pop("checksum")
+        is_complete = all(isinstance(fields[name], str) for name in ("schema", "id", "vault", "created", "sealed"))
+        if not is_complete or not hmac.compare_digest(str(checksum), digest(fields)):
             raise ValueError
-        base64.b64decode(known["sealed"], validate=True)
+        base64.b64decode(fields["sealed"], validate=True)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise VerificationFailed("This is not a recovery kit, or it was damaged. Use another copy of it.") from None
-    if known["schema"] != SCHEMA:
+    if fields["schema"] != SCHEMA:
         raise VersionMismatch("This recovery kit has a format that this fedmem does not read. Update fedmem.")
-    found: dict[str, str] = known
-    return found
+    typed_fields: dict[str, str] = fields
+    return typed_fields
 
 
-def _sealing_key(code: bytes, known: dict[str, str]) -> bytes:
-    return HKDF(SHA512(), 32, salt=None, info=b"fedmem/recovery/1\x00" + _of(known).encode()).derive(code)
+def _sealing_key(code: bytes, fields: dict[str, str]) -> bytes:
+    return HKDF(SHA512(), 32, salt=None, info=b"fedmem/recovery/1\x00" + _identity(fields).encode()).derive(code)
 
 
-def _of(known: dict[str, str]) -> str:
-    return f"recovery/{known['vault']}/{known['id']}/{known['created']}"
+def _identity(fields: dict[str, str]) -> str:
+    return f"recovery/{fields['vault']}/{fields['id']}/{fields['created']}"

@@ -1,12 +1,12 @@
-"""Save what the keys of a damaged vault still open into a new vault; the damaged one stays as it is.
+"""Save the content that the keys of a damaged vault still open into a new vault. The damaged vault does not change.
 
 Invariants
-- Nothing of the damaged vault is changed or removed, and its keys stay where they are.
-- The new vault has keys of its own, ids, times and the device key of the old one: lineage, receipts and their chain
-  go on to hold.
-- No spend is forgotten: where the ledger does not verify to its noted end, the new one says that spends may be missing,
-  by a spend without noise (I6). A run that was open ends as failed and stays charged.
-- Run keys, checkpoints, kits and backups are not saved: they belong to the old keys.
+- No part of the damaged vault is changed or removed. Its keys stay in their keystore.
+- The new vault has new data keys. It takes over the ids, the times and the device key. So lineage, receipts and the
+  chain of receipts stay valid.
+- No spend is lost. If the ledger does not verify up to its noted end, a spend without noise is added to the new ledger,
+  so ε is infinite (I6). A training run that was open becomes failed and stays charged.
+- Run keys, checkpoints, kits and backups are not saved, because they belong to the old keys.
 
     saved = repair(root, new, subject="ana", ask=None)
     print(saved.saved, saved.lost)
@@ -45,7 +45,7 @@ class Repaired:
 
     Attributes:
         vault: id of the new vault.
-        saved, lost: numbers of items, by kind.
+        saved, lost: number of items for each kind, such as record, block, run or erasure.
         is_unbounded: True where the ledger may lack spends, so that ε is infinite from now on.
     """
 
@@ -62,20 +62,27 @@ class _Counts:
 
 
 def repair(root: Path, new: Path, *, subject: str, ask: Ask | None) -> Repaired:
-    """Save what opens of the vault at `root` into a new vault at `new`, which is absent or empty.
+    """Save the readable content of the vault at `root` into a new vault at `new`.
+
+    Guarantees
+        The damaged vault is not changed. If the new ledger may lack spends, ε is infinite.
 
     Args:
-        ask: gives the passphrase, of the old vault and of the new one.
+        root: the folder of the damaged vault.
+        new: the folder of the new vault; missing or empty.
+        subject: the subject that the vault was created for.
+        ask: returns the passphrase, which both vaults use; the passphrase keystore needs it.
 
     Raises:
         NothingMatched: no vault at `root`. Refused: another subject's vault, or `new` is not empty.
-        VerificationFailed: neither table nor database open, so that nothing can be saved. StorageError, KeystoreError.
+        VerificationFailed: the keys, the key table or the database do not open, so nothing can be saved.
+        StorageError, KeystoreError: the new vault cannot be written.
     """
     remains = open_remains(root, subject=subject, ask=ask)
     try:
         if remains.core is None or remains.header is None:
-            told = " ".join(fault.message for fault in remains.faults[:2])
-            raise VerificationFailed(f"Nothing of this vault opens, so nothing can be saved. {told}")
+            reasons = " ".join(fault.message for fault in remains.faults[:2])
+            raise VerificationFailed(f"Nothing of this vault opens, so nothing can be saved. {reasons}")
         backend, simulated = remains.header.keystore, remains.header.simulated
         with Vault.create(new, subject=subject, keystore=backend, ask=ask, simulated=simulated) as vault:
             return _save(remains, remains.core, vault)
@@ -105,7 +112,7 @@ def _save(remains: Remains, old: Core, vault: Vault) -> Repaired:
 
 
 def _events(old: Core) -> tuple[list[Event], bool]:
-    """The events of the ledger up to the first that does not verify, and True where that is all of them."""
+    """Return the events before the first one that does not verify, and True if all events verify."""
     ledger = Ledger(old)
     try:
         events = ledger.events()
@@ -132,11 +139,11 @@ def _open_runs(core: Core) -> frozenset[str]:
 
 
 def _topics(old: Core) -> dict[str, str]:
-    """Item id -> topic, from the sealed index."""
+    """Return item id -> topic, from the sealed index."""
     return {item: topic for topic, ids in old.table.facts["topics"].items() for item in ids}
 
 
-def _resealed(old: Core, core: Core, kind: str, item: str, sealed: bytes, key: bytes) -> bytes:
+def _reseal(old: Core, core: Core, kind: str, item: str, sealed: bytes, key: bytes) -> bytes:
     return core.seal(kind, item, key, old.open_cell(kind, item, sealed))
 
 
@@ -153,7 +160,7 @@ def _save_records(old: Core, core: Core, counts: _Counts) -> None:
     for item, created, sealed in rows:
         key = container.new_key()
         try:
-            cell = _resealed(old, core, "record", item, sealed, key)
+            cell = _reseal(old, core, "record", item, sealed, key)
         except (FedmemError, KeyError):
             continue
         keys[item] = key
@@ -166,11 +173,11 @@ def _save_records(old: Core, core: Core, counts: _Counts) -> None:
 
 
 def _keyed_records(old: Core) -> set[str]:
-    """Ids that have a key and are no run, run key, block or rule: of records, whether or not their row is there."""
+    """Return the ids of all records that have a key, also of records whose row is lost."""
     with old.database.session() as session:
         runs = session.execute(select(RunRow.id, RunRow.key_id, RunRow.block_id)).all()
-    others = {item for run in runs for item in run} | {old.table.facts["ledger"]}
-    return set(old.table.keys) - others
+    other_ids = {item for run in runs for item in run} | {old.table.facts["ledger"]}
+    return set(old.table.keys) - other_ids
 
 
 def _save_runs(old: Core, core: Core, charged: set[str], counts: _Counts) -> None:
@@ -181,7 +188,7 @@ def _save_runs(old: Core, core: Core, charged: set[str], counts: _Counts) -> Non
     for row in rows:
         key = container.new_key()
         try:
-            cell = _resealed(old, core, "run", row.id, row.sealed, key)
+            cell = _reseal(old, core, "run", row.id, row.sealed, key)
         except (FedmemError, KeyError):
             counts.lost["run"] += 1
             continue
@@ -189,8 +196,8 @@ def _save_runs(old: Core, core: Core, charged: set[str], counts: _Counts) -> Non
             counts.lost["run"] += 1
             continue
         keys[row.id] = key
-        named = {"id": row.id, "key_id": row.key_id, "block_id": row.block_id, "state": row.state}
-        saved.append(RunRow(**named, created=row.created, sealed=cell))
+        columns = {"id": row.id, "key_id": row.key_id, "block_id": row.block_id, "state": row.state}
+        saved.append(RunRow(**columns, created=row.created, sealed=cell))
     _add_keys(old, core, keys)
     with core.database.session() as session:
         session.add_all(saved)
@@ -230,13 +237,13 @@ def _save_retention(old: Core, core: Core) -> None:
 
 
 def _save_erasures(old: Core, core: Core, session: Session, counts: _Counts) -> None:
-    """Copy the journal of completed erasures and their receipts; the device key that signed them goes along."""
+    """Copy the journal of completed erasures and their receipts. The new vault has the device key that signed them."""
     with old.database.session() as reading:
         rows = reading.execute(select(ErasureRow.id, ErasureRow.state, ErasureRow.created, ErasureRow.journal)).all()
     for item, state, created, journal in rows:
         facts = json.loads(journal)
         if facts.get("opening"):
-            facts["opening"] = _resealed_opening(old, core, item, facts["opening"])
+            facts["opening"] = _reseal_opening(old, core, item, facts["opening"])
         if state in ("pending", "in_progress", "partial"):
             counts.lost["erasure"] += 1
             continue
@@ -247,12 +254,12 @@ def _save_erasures(old: Core, core: Core, session: Session, counts: _Counts) -> 
             core.files.replace(core.root / name, old.files.read(old.root / name))
 
 
-def _resealed_opening(old: Core, core: Core, erasure: str, sealed: str) -> str:
-    """An opening that waits for its delivery, sealed again under the new ledger key; "" where it does not open."""
-    old_key, key = (each.table.keys[each.table.facts["ledger"]] for each in (old, core))
+def _reseal_opening(old: Core, core: Core, erasure: str, sealed: str) -> str:
+    """Return an undelivered opening, sealed under the new ledger key and as hex; "" if it does not open."""
+    old_key, key = (side.table.keys[side.table.facts["ledger"]] for side in (old, core))
     with contextlib.suppress(FedmemError):
-        opened = container.open_cell(old_key, bytes.fromhex(sealed), identity=old.identity("opening", erasure))
-        return core.seal("opening", erasure, key, opened).hex()
+        opening_bytes = container.open_cell(old_key, bytes.fromhex(sealed), identity=old.identity("opening", erasure))
+        return core.seal("opening", erasure, key, opening_bytes).hex()
     return ""
 
 
@@ -266,8 +273,8 @@ def _save_egress(old: Core, core: Core, counts: _Counts) -> None:
         ledger.enter_at(line.when, line.entry)
     ledger.settle()
     counts.saved["egress line"] = len(lines)
-    known = heads.noted(old.keystore, egress.NOTE)
-    if known is not None and known[0] >= len(lines):
-        counts.lost["egress line"] = known[0] + 1 - len(lines)
+    noted_head = heads.noted(old.keystore, egress.NOTE)
+    if noted_head is not None and noted_head[0] >= len(lines):
+        counts.lost["egress line"] = noted_head[0] + 1 - len(lines)
         with core.writing():
-            core.table.rewrite(facts={**core.table.facts, egress.GAP: list(known)})
+            core.table.rewrite(facts={**core.table.facts, egress.GAP: list(noted_head)})

@@ -1,13 +1,15 @@
-"""Restoring a vault from a backup, without what was erased since.
+"""Restore a vault from a backup, without the items that were erased after the backup.
 
 Invariants
-- A restored vault appears whole, under its name, or not at all (I7); the backup is only read.
-- It has a newer serial and another epoch than any table before it, so that other copies of the vault open no more.
-- What was erased after the backup is left out before the vault opens. Where the keystore knows of more erasures than
-  the receipts given tell, or nothing is left that could know, nothing is restored.
-- Where spends after the backup are, or may be, missing from its ledger, the restored ledger says so by a spend without
-  noise that may have touched every record: ε is infinite, and no finite budget allows a training (I6).
-- Where messages left after the backup, the restored egress ledger says that it is not complete.
+- The restored vault appears under its name when it is complete, or not at all (I7). The backup is only read.
+- The restored vault has a newer serial and another epoch than every key table before it. So other copies of the vault
+  no longer open.
+- Items that were erased after the backup are removed before the vault opens. If the keystore has noted more erasures
+  than the given receipts show, nothing is restored. If the keystore is lost, the caller must give the newest receipts,
+  or say that nothing was erased; otherwise nothing is restored.
+- If the backup's ledger lacks later spends, or may lack them, a spend is added to the restored ledger: without noise,
+  and on every record. So ε is infinite, and no finite budget allows a training (I6).
+- If messages left the device after the backup, the restored egress ledger says that it is not complete.
 
     restore(folder, root, subject="ana", ask=None)
 """
@@ -35,12 +37,12 @@ from fedmem.vault.backup.backup import (
     TABLE,
     BackupManifest,
     OpenedBackup,
+    current_header,
     keystore_for,
     open_backup,
-    present_facts,
     read,
-    stage_of,
-    without,
+    staging_folder,
+    table_without,
 )
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
@@ -60,13 +62,13 @@ from fedmem.vault.vault import Vault
 
 @dataclass(frozen=True)
 class LaterErasures:
-    """What is known of the erasures after a backup, from verified receipts.
+    """The erasures after a backup, from verified receipts.
 
     Attributes:
-        generation: the vault's after the last of them.
-        erased: ids that they erased.
-        receipts: file name -> bytes.
-        journal: rows for the journal of erasures in the order of their receipts: id, state, created, journal.
+        generation: the vault's generation after the last of these erasures.
+        erased: ids of the erased items.
+        receipts: file name -> content of the receipt.
+        journal: rows for the journal of erasures, in the order of the receipts: id, state, created, journal.
     """
 
     generation: int
@@ -77,12 +79,13 @@ class LaterErasures:
 
 @dataclass(frozen=True)
 class Restored:
-    """How a restore ended.
+    """The result of a restore.
 
     Attributes:
-        missing: writes of the key table after the backup; None where no keystore says.
-        unbounded: whether the ledger may lack spends, so that ε is infinite from now on.
-        erased: items that were erased after the backup and left out.
+        vault: id of the vault.
+        missing: number of writes of the key table after the backup; None if no keystore has noted it.
+        unbounded: True if the ledger may lack spends, so that ε is infinite from now on.
+        erased: number of items that were erased after the backup and are not restored.
     """
 
     vault: str
@@ -102,189 +105,212 @@ def restore(
     newest: LaterErasures | None = None,
     files: Files | None = None,
 ) -> Restored:
-    """Make a vault at `root`, absent or empty, from the backup at `place`. Other copies of the vault open no more.
+    """Restore a vault from a backup. Other copies of the vault no longer open afterwards.
+
+    Guarantees
+        No item in `newest.erased` is in the restored vault. If its ledger lacks later spends, or may lack them, ε is
+        infinite.
 
     Args:
-        ask: gives the passphrase, of the keystore that is there or of the one to be made.
+        place: the backup's folder.
+        root: the folder of the restored vault; missing or empty.
+        subject: the subject that the vault was created for.
+        ask: returns the passphrase of the existing keystore, or with a kit the passphrase of the new one.
         kit: an opened recovery kit; the keys then go into a new set of slots of `backend`.
-        newest: what the newest receipts say; None where there is nothing newer than the backup's own.
+        backend: keyfile, passphrase or keyring; used with a kit only.
+        newest: the erasures after the backup; None if the backup's own receipts are the newest.
 
     Raises:
-        Refused: `root` is not empty, another subject's, or something was erased since and `newest` does not tell it.
-        KeystoreError: the key of the backup is gone. VerificationFailed, VersionMismatch, StorageError.
-        The old state is then whole.
+        Refused: `root` is not empty, the vault belongs to another subject, or `newest` lacks an erasure.
+        KeystoreError: the key of the backup is missing, or the keystore does not open.
+        NothingMatched: there is no backup, or no parent folder of `root`.
+        VerificationFailed, VersionMismatch, StorageError. The old state stays valid until `root` exists.
     """
     files, root = files or Files(), root.absolute()
     manifest = read(place, files)
-    known = present_facts(files, place)
+    header = current_header(files, place)
     _check_root(root)
     if kit is not None and backend == "passphrase":
         ask = public.passphrase(ask)
-    old = keystore_for(files, known, ask, kit)
-    found = open_backup(files, place, manifest, known, old, kit)
-    newest = _checked_newest(found, old, newest, lost=kit is not None)
-    before = noted(old)[2] if old is not None else 0
-    stage = stage_of(root, new_id())
+    old_keystore = keystore_for(files, header, ask, kit)
+    backup = open_backup(files, place, manifest, header, old_keystore, kit)
+    erasures = _complete_erasures(backup, old_keystore, newest, is_lost=kit is not None)
+    noted_serial = noted(old_keystore)[2] if old_keystore is not None else 0
+    staging = staging_folder(root, new_id())
     try:
-        with _new_keystore(files, found, old, kit, backend, ask) as (now, keystore):
-            unbounded = _build(files, place, stage, found, now, keystore, old, newest, subject)
-            files.rename_folder(stage, root)  # from here on it is a vault
+        with _restored_keystore(files, backup, old_keystore, kit, backend, ask) as (new_header, keystore):
+            is_unbounded = _build(files, place, staging, backup, new_header, keystore, old_keystore, erasures, subject)
+            files.rename_folder(staging, root)  # the vault exists from here on
     except BaseException:
         with contextlib.suppress(FedmemError):
-            files.remove_folder(stage)
+            files.remove_folder(staging)
         raise
-    Vault.open(root, subject=subject, ask=ask, files=files).close()  # settles keys and notes, ends open runs
-    missing = before - manifest.serial if before else None
-    return Restored(manifest.vault, missing, unbounded, len(newest.erased))
+    # Opening for writing completes the move of keys, writes the notes and ends open runs.
+    Vault.open(root, subject=subject, ask=ask, files=files).close()
+    missing_writes = noted_serial - manifest.serial if noted_serial else None
+    return Restored(manifest.vault, missing_writes, is_unbounded, len(erasures.erased))
 
 
-def _checked_newest(
-    found: OpenedBackup, keystore: Keystore | None, newest: LaterErasures | None, *, lost: bool
+def _complete_erasures(
+    backup: OpenedBackup, keystore: Keystore | None, newest: LaterErasures | None, *, is_lost: bool
 ) -> LaterErasures:
-    """What to erase again. Raises Refused where more was erased than is told."""
-    seen = noted(keystore)[1:] if keystore is not None else (0, 0)
-    if newest is None and lost and not seen[1]:
+    """Return all erasures after the backup. Raises Refused if one may be missing from `newest`."""
+    noted_generation, noted_serial = noted(keystore)[1:] if keystore is not None else (0, 0)
+    if newest is None and is_lost and not noted_serial:
         raise Refused(
-            "The keystore is lost, so nothing here says what was erased after this backup. Give the newest receipts "
-            "with --receipts, or say with --nothing-erased-since that there are none."
+            "The keystore is lost, so this machine does not know the erasures after this backup. Give the newest "
+            "receipts with --receipts, or say with --nothing-erased-since that there are none."
         )
-    told = newest or LaterErasures(found.manifest.generation)
-    if seen[0] > max(told.generation, found.manifest.generation):
+    erasures = newest or LaterErasures(backup.manifest.generation)
+    if noted_generation > max(erasures.generation, backup.manifest.generation):
         raise Refused(
-            "Something was erased after this backup, and the receipts given do not tell all of it. Give the newest "
+            "Something was erased after this backup, and the given receipts do not show every erasure. Give the newest "
             "receipts of this vault with --receipts."
         )
-    return told
+    return erasures
 
 
 @contextlib.contextmanager
-def _new_keystore(
-    files: Files, found: OpenedBackup, old: Keystore | None, kit: Kit | None, backend: str, ask: Ask | None
+def _restored_keystore(
+    files: Files, backup: OpenedBackup, old_keystore: Keystore | None, kit: Kit | None, backend: str, ask: Ask | None
 ) -> Iterator[tuple[Header, Keystore]]:
-    """The keystore of the restored vault: the one that is there, or beside a kit a new set of slots."""
-    if kit is None and old is not None:
-        yield found.known, old
+    """Yield header and keystore of the restored vault: the existing keystore, or with a kit a new set of slots."""
+    if kit is None and old_keystore is not None:
+        yield backup.header, old_keystore
         return
-    now = public.new_facts(found.known.id, backend, found.known.simulated, secrets.token_hex(8))
-    keystore = public.start_keystore(now, files, rekey.slots_of(now.id), ask)
+    header = public.new_facts(backup.header.id, backend, backup.header.simulated, secrets.token_hex(8))
+    keystore = public.start_keystore(header, files, rekey.slots_of(header.id), ask)
     try:
-        keystore.put(DEVICE_KEY, found.device)
-        yield now, keystore
+        keystore.put(DEVICE_KEY, backup.device)
+        yield header, keystore
     except BaseException:
         with contextlib.suppress(FedmemError):
-            names = [DEVICE_KEY, backup_name(found.manifest.generation), epoch_name(_next(found, old)[0])]
-            public.bare_keystore(now, files, rekey.slots_of(now.id)).discard(names)
+            epoch = _next_numbers(backup, old_keystore)[0]
+            names = [DEVICE_KEY, backup_name(backup.manifest.generation), epoch_name(epoch)]
+            public.bare_keystore(header, files, rekey.slots_of(header.id)).discard(names)
         raise
 
 
 def _build(
     files: Files,
     place: Path,
-    stage: Path,
-    found: OpenedBackup,
-    now: Header,
+    staging: Path,
+    backup: OpenedBackup,
+    header: Header,
     keystore: Keystore,
-    old: Keystore | None,
-    newest: LaterErasures,
+    old_keystore: Keystore | None,
+    erasures: LaterErasures,
     subject: str,
 ) -> bool:
-    """Everything of the restored vault, in `stage`; whether its ledger may lack spends."""
-    rows, facts = without(found.rows, found.facts, newest.erased)
-    table = KeyTable(files, stage / TABLE, keystore, now.id)
+    """Write all files of the restored vault into `staging`. Return True if its ledger may lack spends."""
+    rows, facts = table_without(backup.rows, backup.facts, erasures.erased)
+    table = KeyTable(files, staging / TABLE, keystore, header.id)
     table.facts, table.keys = facts, rows
     check_sealed(table, files.read(place / public.NAME), subject)
-    _copy(files, place, stage, found.manifest, newest)
-    files.replace(stage / public.NAME, now.encode())
-    unbounded = _mend(files, stage, table, found, newest, old)
-    facts["facts"] = digest(now.encode())
-    if unbounded and old is not None:
-        facts[heads.GAP] = list(heads.noted(old) or ())
-    _mark_gap(files, stage, facts, old)
-    if newest.generation > found.manifest.generation:
+    _copy(files, place, staging, backup.manifest, erasures)
+    files.replace(staging / public.NAME, header.encode())
+    is_unbounded = _update_database(files, staging, table, backup, erasures, old_keystore)
+    facts["facts"] = digest(header.encode())
+    if is_unbounded and old_keystore is not None:
+        facts[heads.GAP] = list(heads.noted(old_keystore) or ())
+    _mark_egress_gap(files, staging, facts, old_keystore)
+    if erasures.generation > backup.manifest.generation:
         facts.pop("kits", None)
     else:
-        facts["backup"] = found.key.hex()
-        keystore.put(backup_name(found.manifest.generation), found.key)
-    if now != found.known:  # the next writer destroys what is left of the lost keystore
-        facts[rekey.MOVING] = {"old": found.known.encode().decode(), "new": now.encode().decode(), "lost": True}
-    epoch, generation, serial = _next(found, old)
-    numbers = (epoch, max(generation, newest.generation), serial)
-    files.replace(stage / TABLE, seal(keystore.create(epoch_name(epoch)), now.id, numbers, facts, rows))
-    return unbounded
+        facts["backup"] = backup.key.hex()
+        keystore.put(backup_name(backup.manifest.generation), backup.key)
+    if header != backup.header:  # the next writer destroys the remains of the lost keystore
+        moving = {"old": backup.header.encode().decode(), "new": header.encode().decode(), "lost": True}
+        facts[rekey.MOVING] = moving
+    epoch, generation, serial = _next_numbers(backup, old_keystore)
+    numbers = (epoch, max(generation, erasures.generation), serial)
+    files.replace(staging / TABLE, seal(keystore.create(epoch_name(epoch)), header.id, numbers, facts, rows))
+    return is_unbounded
 
 
-def _next(found: OpenedBackup, old: Keystore | None) -> Numbers:
-    """Epoch and serial after all that backup and keystore know of; the greater generation."""
-    epoch, generation, serial = map(max, found.numbers, noted(old) if old is not None else (0, 0, 0))
+def _next_numbers(backup: OpenedBackup, old_keystore: Keystore | None) -> Numbers:
+    """Return an epoch and a serial newer than those of backup and keystore, and the greater generation of the two."""
+    noted_numbers = noted(old_keystore) if old_keystore is not None else (0, 0, 0)
+    epoch, generation, serial = map(max, backup.numbers, noted_numbers)
     return epoch + 1, generation, serial + 1
 
 
-def _copy(files: Files, place: Path, stage: Path, manifest: BackupManifest, newest: LaterErasures) -> None:
-    for folder in (stage, *(stage / name for name in FOLDERS)):
+def _copy(files: Files, place: Path, staging: Path, manifest: BackupManifest, erasures: LaterErasures) -> None:
+    for folder in (staging, *(staging / name for name in FOLDERS)):
         files.make_folder(folder)
     for name, expected in manifest.files.items():
-        if Path(name).stem not in newest.erased and not hmac.compare_digest(
-            files.copy(place / name, stage / name), expected
+        if Path(name).stem not in erasures.erased and not hmac.compare_digest(
+            files.copy(place / name, staging / name), expected
         ):
             raise VerificationFailed("A file of this backup changed while it was read. Use another backup.")
-    for name, data in newest.receipts.items():
-        files.replace(stage / "receipts" / name, data)
+    for name, data in erasures.receipts.items():
+        files.replace(staging / "receipts" / name, data)
     for name in FOLDERS:
-        files.sync_folder(stage / name)
+        files.sync_folder(staging / name)
 
 
-def _mend(
-    files: Files, stage: Path, table: KeyTable, found: OpenedBackup, newest: LaterErasures, old: Keystore | None
+def _update_database(
+    files: Files,
+    staging: Path,
+    table: KeyTable,
+    backup: OpenedBackup,
+    erasures: LaterErasures,
+    old_keystore: Keystore | None,
 ) -> bool:
-    """Leave out what was erased since, and tell the ledger where it may lack spends; whether it may."""
-    database = Database(stage / DATABASE, write=True)
-    core = Core(stage, found.known.id, found.known.simulated, files, table.keystore, table, database, write=True)
+    """Repeat the later erasures in the copied database. Return True if its ledger may lack spends; it then says so."""
+    database = Database(staging / DATABASE, write=True)
+    header = backup.header
+    core = Core(staging, header.id, header.simulated, files, table.keystore, table, database, write=True)
     ledger = Ledger(core)
     try:
         database.migrate()
-        unbounded = _lacks_spends(core, old)
+        is_unbounded = _lacks_spends(core, old_keystore)
         with database.session() as session:
-            for kind in (RecordRow, BlockRow, RunRow):
-                for batch in batches(newest.erased):
-                    session.execute(delete(kind).where(kind.id.in_(batch)))
-            for row in newest.journal:
+            for row_type in (RecordRow, BlockRow, RunRow):
+                for batch in batches(erasures.erased):
+                    session.execute(delete(row_type).where(row_type.id.in_(batch)))
+            for row in erasures.journal:
                 session.merge(ErasureRow(**row))
                 ledger.append_in(session, "erased", {"erasure": row["id"], "ids": json.loads(row["journal"])["ids"]})
-            if unbounded:
+            if is_unbounded:
                 append_unbounded(ledger, session)
-        note = acknowledgement.noted(old) if old is not None else None
+        note = acknowledgement.noted(old_keystore) if old_keystore is not None else None
         if note is not None:
             database.advance_revision(note.revision)
         database.vacuum()
         database.checkpoint()
     finally:
         database.close()
-    return unbounded
+    return is_unbounded
 
 
 def append_unbounded(ledger: Ledger, session: Session) -> None:
-    """Add a spend without noise that may have touched every record: ε is infinite from now on."""
-    lost = {"run": new_id(), "block": new_id(), "release": "", "records": None}
-    ledger.append_in(session, "spend", {**lost, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
+    """Append a spend without noise on every record, so that ε is infinite from now on.
+
+    Args:
+        session: the database session in which the event is written.
+    """
+    payload = {"run": new_id(), "block": new_id(), "release": "", "records": None}
+    ledger.append_in(session, "spend", {**payload, "spend": SpendEvent(1.0, 0.0, 1).to_dict()})
 
 
-def _mark_gap(files: Files, stage: Path, facts: dict[str, Any], old: Keystore | None) -> None:
-    """Say in the sealed facts that messages left after the backup, where the keystore knows of one."""
-    known, log = old and heads.noted(old, egress.NOTE), stage / egress.NAME
-    if known and not egress.holds(egress.read(files.read(log) if log.exists() else b""), known):
-        facts[egress.GAP] = list(known)
+def _mark_egress_gap(files: Files, staging: Path, facts: dict[str, Any], old_keystore: Keystore | None) -> None:
+    """Mark in the sealed facts that the egress ledger is incomplete, if the keystore has noted a later message."""
+    noted_head, log = old_keystore and heads.noted(old_keystore, egress.NOTE), staging / egress.NAME
+    if noted_head and not egress.holds(egress.read(files.read(log) if log.exists() else b""), noted_head):
+        facts[egress.GAP] = list(noted_head)
 
 
-def _lacks_spends(core: Core, old: Keystore | None) -> bool:
-    """Whether the ledger lacks events that the keystore knows of, or no keystore is left to know."""
-    if old is None or not noted(old)[2]:
+def _lacks_spends(core: Core, old_keystore: Keystore | None) -> bool:
+    """Return True if the ledger lacks an event that the keystore has noted, or if the keystore is lost."""
+    if old_keystore is None or not noted(old_keystore)[2]:
         return True
-    head = heads.noted(old)
+    head = heads.noted(old_keystore)
     return head is not None and not heads.holds(core, head)
 
 
 def _check_root(root: Path) -> None:
     if root.is_symlink() or root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise Refused(f"{root} is not empty, and nothing is written over. Restore into a new or empty folder.")
+        raise Refused(f"{root} is not empty, and its files are not overwritten. Restore into a new or empty folder.")
     if not root.parent.is_dir():
         raise NothingMatched(f"There is no folder {root.parent}. Make it first.")

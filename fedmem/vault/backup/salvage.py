@@ -1,9 +1,9 @@
-"""Open what is left of a vault that does not fit together, for reading: to say what is wrong, and to save the rest.
+"""Open the intact parts of a damaged vault for reading: `check` lists the faults, and `repair` saves the content.
 
 Invariants
-- Nothing of the vault is changed: files are read, the database is opened for reading only, no lock or lease is taken.
-- Nothing is believed that does not decrypt: a header or table of another vault opens nothing.
-- What does not open is a fault with the sentence that opening would raise, never an exception.
+- The vault is not changed: files are read, the database is opened for reading only, no lock or lease is acquired.
+- Only a part that decrypts is used, so a header or key table of another vault opens nothing.
+- A part that does not open becomes a fault with the error message of opening. It raises no exception.
 
     remains = open_remains(root, subject="ana", ask=None)
     remains.faults
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Fault:
-    """A part of a vault that does not fit, and the sentence that says why."""
+    """A part of a vault that is damaged or does not fit the others, and the reason."""
 
     part: str
     message: str
@@ -45,9 +45,10 @@ class Remains:
     """The parts of a vault that open.
 
     Attributes:
-        header: from the vault, or from the copy beside its keys.
-        core: None where header, keys, table or database do not open at all.
-        faults: what does not fit, in the order in which it was met.
+        header: the header of the vault, or its copy beside the keys; None if neither can be read.
+        core: None if the header, the keys, the key table or the database do not open.
+        note: the change that the keystore has noted as acknowledged.
+        faults: the faults, in the order of the checks.
     """
 
     header: Header | None = None
@@ -57,7 +58,7 @@ class Remains:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Note an error of the block as a fault of this part, and go on; a refusal is no fault."""
+        """Turn an error inside the block into a fault of this part. Refused is raised and is no fault."""
         try:
             yield
         except Refused:
@@ -66,24 +67,25 @@ class Remains:
             self.faults.append(Fault(name, str(error)))
 
     def attempt(self, name: str, work: Callable[[], Result]) -> Result | None:
-        """Return what `work` gives; None where its error is noted as a fault of this part."""
+        """Return the result of `work`, or None if it fails; its error becomes a fault of this part."""
         results = []
         with self.part(name):
             results.append(work())
         return results[0] if results else None
 
     def close(self) -> None:
-        """Close the database and forget the keys."""
+        """Close the database and remove the keys from memory."""
         if self.core is not None:
             self.core.table.keys = {}
             self.core.close()
 
 
 def open_remains(root: Path, *, subject: str, ask: Ask | None, files: Files | None = None) -> Remains:
-    """Open what is left of the vault at `root`.
+    """Open the intact parts of the vault at `root`.
 
     Args:
-        ask: gives the passphrase in passphrase mode.
+        subject: the subject that the vault was created for.
+        ask: returns the passphrase; the passphrase keystore needs it.
 
     Raises:
         NothingMatched: there is neither a header nor a key table. Refused: the vault of another subject.
@@ -123,7 +125,7 @@ def _open_core(files: Files, root: Path, remains: Remains, header: Header, subje
     table = KeyTable(files, root / opening.TABLE, keystore, header.id)
     with remains.part(opening.TABLE):
         table.load_any_age()
-        opening.check_subject(table, subject)  # Refused goes on to the caller
+        opening.check_subject(table, subject)  # Refused is raised to the caller
         table.load()
     if not table.facts:
         return
@@ -132,5 +134,5 @@ def _open_core(files: Files, root: Path, remains: Remains, header: Header, subje
             opening.check_sealed(table, files.read(root / public.NAME), subject)
     with remains.part(opening.DATABASE):
         database = Database(root / opening.DATABASE, write=False)
-        # `write` keeps the generation from being compared: this is no reader that an erasure waits for.
+        # `write=True` turns off the check of the generation: an erasure does not wait for this reader.
         remains.core = Core(root, header.id, header.simulated, files, table.keystore, table, database, write=True)

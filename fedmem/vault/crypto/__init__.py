@@ -1,1 +1,1 @@
-"""Keys and ciphertext: container format, keystores, the sealed key table, the header of a vault."""
+"""Keys and ciphertext: the container format, keystores, the sealed key table, and the header of a vault."""

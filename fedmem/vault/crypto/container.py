@@ -1,12 +1,13 @@
-"""Sealed bytes: the container `.fmb` and sealed cells, both over C2SP chunked encryption (Cobblestone-256).
+"""Sealed bytes: the container `.fmb` and sealed cells. Both use C2SP chunked encryption (Cobblestone-256).
 
 Layout: magic (4) | version u16 | header length u32 | body length u64 | header, canonical JSON | body.
 
 Invariants
-- The body is bound to every byte before it and to the item's identity: a swapped header or item does not open.
-- Sizes are checked against the real size and a fixed cap before anything is allocated.
-- The header is public: random ids, spec, release, version. No topic name and no text.
-- A wrong key is told apart from damage by the key commitment.
+- The body is bound to all bytes before it and to the item's identity. A container with a swapped header, or the
+  container of another item, does not open.
+- Sizes in the file are checked against the real size and a fixed limit before memory is allocated.
+- The header is public: random ids, spec, release, version. It holds no topic name and no text.
+- The key commitment distinguishes a wrong key from damage.
 
 Guarantees
     Cobblestone-256 (C2SP chunked-encryption): 24-byte salt, 32-byte key commitment, 16 KiB AES-256-GCM chunks;
@@ -15,10 +16,10 @@ Guarantees
     | input | result |
     |---|---|
     | empty payload | a valid container |
-    | file shorter than it says | TruncatedContainer |
-    | file longer than it says, a flipped bit in the chunks, chunks in another order | ContainerCorrupt |
+    | a file shorter than its size fields say | TruncatedContainer |
+    | a file longer than its size fields say, a flipped bit in the chunks, chunks in another order | ContainerCorrupt |
     | another key, another item's body, a swapped or changed header | WrongKey |
-    | header or body that claims an absurd size | ContainerCorrupt, nothing allocated |
+    | a size field above the limit | ContainerCorrupt, no memory allocated |
 
 >>> sealed = seal(bytes(32), {"id": "b1"}, b"rows", identity="block/b1")
 >>> unseal(bytes(32), sealed, identity="block/b1")[1]
@@ -46,52 +47,84 @@ _CELL = b"fedmem/cell/1\x00"
 
 
 class ContainerCorrupt(VerificationFailed):
-    """The bytes are not a container of ours, or were changed."""
+    """An error: the bytes are not a fedmem container, or they were changed."""
 
 
 class TruncatedContainer(ContainerCorrupt):
-    """The file ends before it says."""
+    """An error: the file is shorter than its size fields say."""
 
 
 class WrongKey(VerificationFailed):
-    """The container was sealed under another key."""
+    """An error: the container was sealed under another key."""
 
 
 def new_key() -> bytes:
-    """A fresh 32-byte data key from the operating system's generator."""
+    """Return a new 32-byte data key from the operating system's random generator."""
     return Cobblestone256Encryptor.generate_key()
 
 
 def seal_cell(key: bytes, data: bytes, *, identity: str) -> bytes:
-    """Seal `data` for one database cell, bound to `identity`: salt, commitment, chunks; no header."""
+    """Seal `data` for one database cell, bound to `identity`.
+
+    Guarantees
+        As the module says. The result is the salt, the key commitment and the chunks; it has no header.
+        The same data sealed twice gives different bytes.
+
+    Args:
+        key: 32 uniformly random bytes.
+        data: any length, also empty.
+        identity: kind and id of the cell; `open_cell` needs the same one.
+    """
     return _encrypt(key, _CELL + identity.encode(), data)
 
 
 def open_cell(key: bytes, sealed: bytes, *, identity: str) -> bytes:
-    """Open what `seal_cell` made. Raises WrongKey, TruncatedContainer or ContainerCorrupt."""
+    """Open a sealed cell and return its data.
+
+    Args:
+        key: the 32 bytes that sealed it.
+        identity: the one that sealed it.
+
+    Raises:
+        WrongKey: another key or identity. TruncatedContainer: the cell is cut. ContainerCorrupt: it was changed.
+    """
     return _decrypt(key, _CELL + identity.encode(), sealed, identity.split("/")[0])
 
 
 def seal(key: bytes, header: dict[str, Any], payload: bytes, *, identity: str) -> bytes:
-    """A container with a public `header` and a sealed `payload`."""
-    public = canonical_json(header)
-    if len(public) > MAX_HEADER:
+    """Return a container with a public `header` and a sealed `payload`.
+
+    Guarantees
+        As the module says: the payload is encrypted, and bound to the header, to `identity` and to the key.
+
+    Args:
+        key: 32 uniformly random bytes.
+        header: public facts that JSON can represent; at most 4096 bytes as canonical JSON.
+        payload: any length, also empty.
+        identity: kind and id of the item; `unseal` needs the same one.
+
+    Raises:
+        UsageError: the header is too long.
+    """
+    header_bytes = canonical_json(header)
+    if len(header_bytes) > MAX_HEADER:
         raise UsageError("A container header holds at most 4096 bytes. Shorten the release name.")
-    # Salt and commitment once, then a 16-byte tag per 16 KiB chunk; the last chunk is short and may be empty.
+    # Salt and key commitment, then a 16-byte tag for each 16 KiB chunk; the last chunk is shorter and may be empty.
     body_length = _COMMITTED + len(payload) + 16 * (len(payload) // 16384 + 1)
-    prefix = PREFIX.pack(MAGIC, VERSION, len(public), body_length) + public
+    prefix = PREFIX.pack(MAGIC, VERSION, len(header_bytes), body_length) + header_bytes
     return prefix + _encrypt(key, prefix + identity.encode(), payload)
 
 
 def read_header(data: bytes, *, whole: bool = True) -> tuple[dict[str, Any], int]:
-    """The public header and the offset of the body, without any key.
+    """Return the public header and the byte offset of the body. This needs no key.
 
     Args:
         data: the container, or at least its first `PREFIX.size + MAX_HEADER` bytes.
-        whole: whether `data` is all of it, so that its size can be checked.
+        whole: True if `data` is the complete container; its size is then checked.
 
     Raises:
-        TruncatedContainer, ContainerCorrupt, VersionMismatch.
+        TruncatedContainer: `data` is too short. ContainerCorrupt: not a container, or damaged.
+        VersionMismatch: another version of the format.
     """
     if len(data) < PREFIX.size:
         raise TruncatedContainer("The container ends inside its first 18 bytes. Restore it from a backup.")
@@ -101,38 +134,47 @@ def read_header(data: bytes, *, whole: bool = True) -> tuple[dict[str, Any], int
     if version != VERSION:
         raise VersionMismatch(f"The container has format {version}; this fedmem reads {VERSION}. Update fedmem.")
     if header_length > MAX_HEADER or body_length > MAX_BODY:
-        raise ContainerCorrupt("The container claims a size that no container has. Restore it from a backup.")
+        raise ContainerCorrupt("The container has an impossible size in its first 18 bytes. Restore it from a backup.")
     start = PREFIX.size + header_length
     if len(data) < (start + body_length if whole else start):
-        raise TruncatedContainer("The container ends before it says. Restore it from a backup.")
+        raise TruncatedContainer("The container is shorter than its size fields say. Restore it from a backup.")
     if whole and len(data) > start + body_length:
-        raise ContainerCorrupt("The container is longer than it says. Restore it from a backup.")
+        raise ContainerCorrupt("The container is longer than its size fields say. Restore it from a backup.")
     return _parse_header(data[PREFIX.size : start]), start
 
 
 def unseal(key: bytes, data: bytes, *, identity: str) -> tuple[dict[str, Any], bytes]:
-    """Open a container: (public header, payload).
+    """Open a container and return its public header and its payload.
+
+    Guarantees
+        A result is exactly what `seal` was given with this key and identity. The module's table lists the edge cases.
+
+    Args:
+        key: the 32 bytes that sealed it.
+        data: the complete container.
+        identity: the one that sealed it.
 
     Raises:
-        TruncatedContainer, ContainerCorrupt, WrongKey, VersionMismatch.
+        WrongKey: another key, header or identity. TruncatedContainer, ContainerCorrupt: cut or changed.
+        VersionMismatch: another version of the format.
     """
     header, start = read_header(data)
     return header, _decrypt(key, data[:start] + identity.encode(), data[start:], "container")
 
 
 def body_salt(data: bytes) -> bytes:
-    """The salt of a container: 24 random bytes that occur in no other file."""
+    """Return the salt of a container: 24 random bytes, different in each container. Raises as `read_header`."""
     start = read_header(data)[1]
     return data[start : start + SALT_BYTES]
 
 
-def _parse_header(public: bytes) -> dict[str, Any]:
+def _parse_header(header_bytes: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(public)
-        canonical = canonical_json(header) == public
+        header = json.loads(header_bytes)
+        is_canonical = canonical_json(header) == header_bytes
     except (ValueError, RecursionError):
-        canonical = False
-    if not canonical or not isinstance(header, dict):
+        is_canonical = False
+    if not is_canonical or not isinstance(header, dict):
         raise ContainerCorrupt("The container's header is damaged. Restore it from a backup.")
     return header
 
@@ -142,15 +184,15 @@ def _encrypt(key: bytes, context: bytes, data: bytes) -> bytes:
     return encryptor.update(data) + encryptor.finalize()
 
 
-def _decrypt(key: bytes, context: bytes, sealed: bytes, what: str) -> bytes:
+def _decrypt(key: bytes, context: bytes, sealed: bytes, kind: str) -> bytes:
     if len(sealed) < _COMMITTED:
-        raise TruncatedContainer(f"A sealed {what} ends too early. Restore it from a backup.")
+        raise TruncatedContainer(f"A sealed {kind} ends too early. Restore it from a backup.")
     decryptor = Cobblestone256Decryptor(key, context)
     try:
         decryptor.update(sealed[:_COMMITTED])
     except InvalidTag:
-        raise WrongKey(f"A sealed {what} does not open with its key. Restore it from a backup.") from None
+        raise WrongKey(f"A sealed {kind} does not open with its key. Restore it from a backup.") from None
     try:
         return decryptor.update(memoryview(sealed)[_COMMITTED:]) + decryptor.finalize()
     except InvalidTag:
-        raise ContainerCorrupt(f"A sealed {what} was changed or cut. Restore it from a backup.") from None
+        raise ContainerCorrupt(f"A sealed {kind} was changed or cut. Restore it from a backup.") from None

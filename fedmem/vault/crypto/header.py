@@ -1,9 +1,11 @@
-"""`vault.json`: the public facts of a vault, written last of all its files, and replaced when its keys move.
+"""The header of a vault: its public facts, in the file `vault.json`.
 
 Invariants
-- It holds public facts only: format, random id, keystore backend, simulated mark, KDF parameters, which set of slots.
-- Its digest is sealed in the key table, so a changed mark or backend does not open.
-- A folder without it is no vault; a creation that was cut leaves none.
+- The header holds public facts only: format, random id, keystore backend, simulated mark, KDF parameters, and the name
+  of the set of slots.
+- The key table holds the digest of the header, sealed. So a vault with a changed mark or backend does not open.
+- The header is the last file that a creation writes, so an interrupted creation leaves no vault. A folder without a
+  header is no vault. The header is replaced when the keys move to another keystore.
 """
 
 import json
@@ -27,13 +29,15 @@ BACKENDS = ("keyfile", "passphrase", "keyring")
 
 @dataclass(frozen=True)
 class Header:
-    """Public facts of one vault.
+    """The public facts of one vault.
 
     Attributes:
+        id: 32 hex digits.
         keystore: keyfile, passphrase or keyring.
-        simulated: whether its keys may come from a seed; for ever.
-        kdf: Argon2id parameters and salt (hex) in passphrase mode, else None.
-        slots: name of the set of slots that holds the keys; "" is the one that the vault was created with.
+        simulated: True if its noise may come from a seed; it never changes.
+        kdf: Argon2id parameters and salt (hex) for the passphrase keystore, otherwise None.
+        slots: name of the set of slots that holds the keys; "" is the set of the vault's creation.
+        format: version of the file format.
     """
 
     id: str
@@ -44,12 +48,22 @@ class Header:
     format: int = FORMAT
 
     def encode(self) -> bytes:
-        """The file's bytes."""
+        """Return the bytes of the file."""
         return canonical_json({name: fact for name, fact in asdict(self).items() if fact != ""})
 
 
 def new_facts(vault_id: str, keystore: str, simulated: bool, slots: str = "") -> Header:
-    """Facts of a vault to be created, or whose keys move. Raises UsageError for an unknown backend."""
+    """Return the header of a new vault, or of a vault whose keys move.
+
+    Args:
+        vault_id: 32 hex digits.
+        keystore: keyfile, passphrase or keyring.
+        simulated: True for a vault whose noise may come from a seed.
+        slots: name of the set of slots, 16 hex digits; "" for a new vault.
+
+    Raises:
+        UsageError: there is no such keystore.
+    """
     if keystore not in BACKENDS:
         raise UsageError(f"There is no such keystore. Choose one of {', '.join(BACKENDS)}.")
     kdf = {"name": "argon2id", "salt": secrets.token_hex(16), **ARGON2ID} if keystore == "passphrase" else None
@@ -57,10 +71,11 @@ def new_facts(vault_id: str, keystore: str, simulated: bool, slots: str = "") ->
 
 
 def read_facts(files: Files, root: Path) -> tuple[Header, bytes]:
-    """The facts of the vault at `root` and their bytes.
+    """Return the header of the vault at `root`, and its bytes.
 
     Raises:
         NothingMatched: no vault here. VersionMismatch: another format. VerificationFailed: damaged.
+        StorageError: the file cannot be read.
     """
     if not (root / NAME).is_file():
         raise NothingMatched(f"There is no vault at {root}. Create one, or give the right folder.")
@@ -68,76 +83,96 @@ def read_facts(files: Files, root: Path) -> tuple[Header, bytes]:
     return decode(data), data
 
 
-def keep_copy(files: Files, facts: Header) -> None:
-    """Keep a copy beside the key slots, for a vault that loses its header (`fedmem vault repair`)."""
-    folder = paths.slots_dir() / facts.id
+def keep_copy(files: Files, header: Header) -> None:
+    """Write a copy of the header beside the key slots: `fedmem vault repair` needs it if the header is lost."""
+    folder = paths.slots_dir() / header.id
     files.make_folder(folder)
-    files.replace(folder / NAME, facts.encode())
+    files.replace(folder / NAME, header.encode())
 
 
 def decode(data: bytes) -> Header:
-    """The facts that `Facts.encode` wrote. Raises VersionMismatch, VerificationFailed."""
+    """Return the header that `Header.encode` wrote. Raises VersionMismatch, VerificationFailed."""
     try:
-        known = json.loads(data)
-        if known["format"] != FORMAT:
+        fields = json.loads(data)
+        if fields["format"] != FORMAT:
             raise VersionMismatch("This vault has a format that this fedmem does not read. Update fedmem.")
-        facts = Header(**known)
-        _check(facts)
+        header = Header(**fields)
+        _check(header)
     except (ValueError, TypeError, KeyError):
         raise VerificationFailed("The vault's public facts are damaged. Restore vault.json from a backup.") from None
-    return facts
+    return header
 
 
-def _check(facts: Header) -> None:
-    kdf = None if facts.keystore != "passphrase" else {"name": "argon2id", **ARGON2ID}
-    given = None if facts.kdf is None else {name: facts.kdf[name] for name in facts.kdf if name != "salt"}
-    # Parameters from a file are never obeyed: weaker or gigantic ones are damage.
-    if facts.keystore not in BACKENDS or given != kdf or type(facts.simulated) is not bool:
+def _check(header: Header) -> None:
+    expected_kdf = None if header.keystore != "passphrase" else {"name": "argon2id", **ARGON2ID}
+    kdf = None if header.kdf is None else {name: header.kdf[name] for name in header.kdf if name != "salt"}
+    # KDF parameters of a file are never used: weaker ones are an attack, very large ones exhaust the memory.
+    if header.keystore not in BACKENDS or kdf != expected_kdf or type(header.simulated) is not bool:
         raise ValueError
-    if facts.slots and len(bytes.fromhex(facts.slots)) != 8:  # it becomes the name of a folder
+    if header.slots and len(bytes.fromhex(header.slots)) != 8:  # it becomes the name of a folder
         raise ValueError
-    if len(bytes.fromhex(facts.id)) != 16 or (facts.kdf and len(bytes.fromhex(facts.kdf["salt"])) != 16):
+    if len(bytes.fromhex(header.id)) != 16 or (header.kdf and len(bytes.fromhex(header.kdf["salt"])) != 16):
         raise ValueError
 
 
-def start_keystore(facts: Header, files: Files, slots: Path, ask: Ask | None) -> Keystore:
-    """The keystore of a new vault; `slots` is the folder of all its sets of slots."""
-    if facts.keystore == "passphrase":
-        return PassphraseKeys.start(_slots(facts, files, slots), _asked(ask), _salt(facts))
-    return bare_keystore(facts, files, slots)
+def start_keystore(header: Header, files: Files, slots: Path, ask: Ask | None) -> Keystore:
+    """Create the keystore of a new vault, or of a new set of slots.
+
+    Args:
+        slots: the folder of all sets of slots of the vault.
+        ask: returns the passphrase; the passphrase keystore needs it.
+
+    Raises:
+        KeystoreError: no passphrase or an empty one, or the machine has no such keystore. StorageError.
+    """
+    if header.keystore == "passphrase":
+        return PassphraseKeys.start(_key_files(header, files, slots), _ask_passphrase(ask), _salt(header))
+    return bare_keystore(header, files, slots)
 
 
-def open_keystore(facts: Header, files: Files, slots: Path, ask: Ask | None) -> Keystore:
-    """The keystore of an existing vault; the backend that its facts name and no other."""
-    if facts.keystore == "passphrase":
-        return PassphraseKeys.resume(_slots(facts, files, slots), _asked(ask), _salt(facts))
-    return bare_keystore(facts, files, slots)
+def open_keystore(header: Header, files: Files, slots: Path, ask: Ask | None) -> Keystore:
+    """Open the keystore of an existing vault: always the backend that the header names.
+
+    Args:
+        slots: the folder of all sets of slots of the vault.
+        ask: returns the passphrase; the passphrase keystore needs it.
+
+    Raises:
+        KeystoreError: no passphrase or a wrong one, or the machine has no such keystore. StorageError.
+    """
+    if header.keystore == "passphrase":
+        return PassphraseKeys.resume(_key_files(header, files, slots), _ask_passphrase(ask), _salt(header))
+    return bare_keystore(header, files, slots)
 
 
-def bare_keystore(facts: Header, files: Files, slots: Path) -> Keystore:
-    """The keystore without a passphrase: enough to read notes and to discard everything."""
-    if facts.keystore == "keyring":
-        return KeyringKeys(f"fedmem:{facts.id}" + (f":{facts.slots}" if facts.slots else ""))
-    return _slots(facts, files, slots)
+def bare_keystore(header: Header, files: Files, slots: Path) -> Keystore:
+    """Return the keystore without its passphrase. It can read notes, and destroy all secrets.
+
+    Raises:
+        KeystoreError: the machine has no such keystore.
+    """
+    if header.keystore == "keyring":
+        return KeyringKeys(f"fedmem:{header.id}" + (f":{header.slots}" if header.slots else ""))
+    return _key_files(header, files, slots)
 
 
-def _slots(facts: Header, files: Files, slots: Path) -> KeyfileKeys:
-    return KeyfileKeys(files, slots / facts.slots if facts.slots else slots)
+def _key_files(header: Header, files: Files, slots: Path) -> KeyfileKeys:
+    return KeyfileKeys(files, slots / header.slots if header.slots else slots)
 
 
 def passphrase(ask: Ask | None) -> Ask:
-    """Ask for a new passphrase now; it is given again as often as needed. Raises KeystoreError for an empty one."""
-    given = _asked(ask)
-    if not given:
+    """Ask for a new passphrase once, and return a function that returns it. Raises KeystoreError for an empty one."""
+    answer = _ask_passphrase(ask)
+    if not answer:
         raise KeystoreError("An empty passphrase protects nothing. Choose one, or use the keyfile keystore.")
-    return lambda: given
+    return lambda: answer
 
 
-def _asked(ask: Ask | None) -> str:
+def _ask_passphrase(ask: Ask | None) -> str:
     if ask is None:
         raise KeystoreError("This vault opens with a passphrase. Run the command on a terminal, or pass `ask`.")
     return ask()
 
 
-def _salt(facts: Header) -> bytes:
-    return bytes.fromhex((facts.kdf or {})["salt"])
+def _salt(header: Header) -> bytes:
+    return bytes.fromhex((header.kdf or {})["salt"])

@@ -1,11 +1,11 @@
-"""A secret sealed to a public key: how a recovery kit gets each new epoch key without being at hand.
+"""Seal a secret to a public key with HPKE. Each new epoch key is sealed to the recovery kits in this way.
 
 Invariants
-- Who seals needs the public key only, so a rotation goes on without the kit and its code.
+- Sealing needs the public key only. So a rotation of keys needs neither the kit nor its code.
 - A sealed secret is bound to its identity: it opens for no other vault and no other kit.
 
 Guarantees
-    HPKE (RFC 9180), base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM; a fresh ephemeral key each time.
+    HPKE (RFC 9180), base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM; a new ephemeral key each time.
 
     | input | result |
     |---|---|
@@ -28,18 +28,36 @@ _INFO = "fedmem/recipient/1\x00"
 
 
 def public_of(key: X25519PrivateKey) -> str:
-    """The public key, hex."""
+    """Return the public key of a private key, as 64 hex digits."""
     return key.public_key().public_bytes_raw().hex()
 
 
 def seal_to(public: str, secret: bytes, *, identity: str) -> str:
-    """`secret` sealed to a public key (hex), as hex."""
+    """Seal a secret to a public key and return it as hex.
+
+    Guarantees
+        Only the private key opens it, and only with the same `identity` (HPKE, see the module).
+
+    Args:
+        public: the public key, 64 hex digits.
+        identity: vault and kit; `open_with` needs the same one.
+
+    Raises:
+        ValueError: `public` is no X25519 public key.
+    """
     key = X25519PublicKey.from_public_bytes(bytes.fromhex(public))
     return _SUITE.encrypt(secret, key, info=(_INFO + identity).encode()).hex()
 
 
 def open_with(key: X25519PrivateKey, sealed: str, *, identity: str) -> bytes:
-    """What `seal_to` was given. Raises VerificationFailed."""
+    """Open a sealed secret and return it.
+
+    Guarantees
+        A result is exactly what `seal_to` was given for this key and identity. The module's table lists edge cases.
+
+    Raises:
+        VerificationFailed: another key or identity, or the sealed text was changed.
+    """
     try:
         return _SUITE.decrypt(bytes.fromhex(sealed), key, info=(_INFO + identity).encode())
     except (InvalidTag, ValueError, TypeError):

@@ -1,16 +1,19 @@
 """The sealed key table: all data keys of a subject in one file, under the epoch key.
 
 Invariants
-- The table is one container, replaced whole: old rows or new rows, never a mixture (I7).
-- Rotation order (docs/design.md, §8): new epoch key pending -> table renamed -> old epoch key destroyed. The rename is
-  the point of no return; `settle` finishes or undoes what a crash left, from the table's own epoch number.
-- After a rotation no key of the keystore opens an older copy of the table (I4); after an erasure no backup either.
-- The keystore notes the newest serial, after the table is durable and before the next write: the note is never ahead of
-  the disk and at most one behind it, so that a crash locks nobody out and an older table put back is noticed.
-- The public header holds numbers and random ids: epoch, generation (one more per erasure), serial (one more per write),
-  and the epoch key sealed to each recovery kit. An erasure leaves the kits and the key of the backups out.
+- The table is one container and is replaced as one file: a reader sees the old rows or the new rows (I7).
+- Order of a rotation (docs/design.md, §8): create the new epoch key, rename the new table into place, destroy the old
+  epoch key. The rename is the point of no return. After a crash, `settle` reads the epoch number of the table on disk
+  and destroys the key that is not its own.
+- After a rotation no key in the keystore opens an older copy of the table (I4). After an erasure no key in the keystore
+  opens an older backup.
+- The keystore notes the newest serial after the table is durable and before the next write. So the note is never ahead
+  of the disk, and at most one behind it. A crash therefore locks no user out, and an older table is detected.
+- The public header holds numbers and random ids: epoch, generation (one more for each erasure), serial (one more for
+  each write), and the epoch key sealed to each recovery kit. An erasure removes the kits and the key of the backups.
 
-The payload is a length, canonical JSON facts, then rows of 16-byte id and 32-byte key, sorted by id.
+The payload is a length (4 bytes, big-endian), the facts as canonical JSON, and the rows. A row is a 16-byte id and a
+32-byte key; rows are sorted by id.
 """
 
 import contextlib
@@ -32,23 +35,28 @@ ROW = ID_BYTES + KEY_BYTES
 _LENGTH = struct.Struct(">I")
 _NOTE = struct.Struct(">QQQ")
 NOTE = "table"
-RETIRED = ("kits", "backup")  # facts that an erasure leaves out
+RETIRED = ("kits", "backup")  # facts that an erasure removes
 _NUMBERS = ("epoch", "generation", "serial")
 Numbers = tuple[int, int, int]
 
 
 class RolledBack(VerificationFailed):
-    """An older version of the table was put back."""
+    """An error: the table, or another part of the vault, is an older version than the keystore has noted."""
 
 
 def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> bytes:
-    """The table's payload. Ids are 32 hex digits."""
-    public = canonical_json(dict(facts))
-    return _LENGTH.pack(len(public)) + public + b"".join(bytes.fromhex(i) + keys[i] for i in sorted(keys))
+    """Return the payload of a table.
+
+    Args:
+        facts: sealed facts that JSON can represent.
+        keys: id (32 hex digits) -> 32-byte data key.
+    """
+    encoded_facts = canonical_json(dict(facts))
+    return _LENGTH.pack(len(encoded_facts)) + encoded_facts + b"".join(bytes.fromhex(i) + keys[i] for i in sorted(keys))
 
 
 def decode(payload: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What `encode` was given. Raises VerificationFailed for anything else."""
+    """Return the facts and keys of a payload that `encode` wrote. Raises VerificationFailed if its size is wrong."""
     start = _LENGTH.size + (_LENGTH.unpack_from(payload)[0] if len(payload) >= _LENGTH.size else 0)
     if start > len(payload) or (len(payload) - start) % ROW:
         raise VerificationFailed("The key table has a damaged payload. Restore the vault from a backup.")
@@ -58,17 +66,31 @@ def decode(payload: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def epoch_name(epoch: int) -> str:
-    """The keystore's name of an epoch key."""
+    """Return the name of an epoch key in the keystore."""
     return f"epoch-{epoch}"
 
 
 def backup_name(generation: int) -> str:
-    """The keystore's name of the key that opens the backups of a generation."""
+    """Return the name, in the keystore, of the key that opens the backups of a generation."""
     return f"backup-{generation}"
 
 
 def seal(key: bytes, vault_id: str, numbers: Numbers, facts: Mapping[str, Any], rows: Mapping[str, bytes]) -> bytes:
-    """A table sealed under `key`, which is also sealed to each recovery kit that `facts` name."""
+    """Return a table sealed under `key`. Its header holds `key` sealed to each recovery kit in `facts["kits"]`.
+
+    Guarantees
+        The table opens with `key` or with the private key of one of these kits, and it is bound to the vault and to its
+        numbers (see `container` and `hpke`).
+
+    Args:
+        key: the epoch key, or the key of the backups: 32 uniformly random bytes.
+        vault_id: 32 hex digits.
+        numbers: epoch, generation and serial.
+        rows: id (32 hex digits) -> 32-byte data key.
+
+    Raises:
+        UsageError: the header is too long, because there are too many kits.
+    """
     header = {"kind": "keytable", "vault": vault_id, **dict(zip(_NUMBERS, numbers, strict=True))}
     kits = facts.get("kits", {})
     if kits:
@@ -77,18 +99,25 @@ def seal(key: bytes, vault_id: str, numbers: Numbers, facts: Mapping[str, Any], 
 
 
 def unseal(key: bytes, vault_id: str, data: bytes) -> tuple[Numbers, dict[str, Any], dict[str, bytes]]:
-    """(numbers, facts, rows) of a sealed table. Raises VerificationFailed, VersionMismatch."""
+    """Open a sealed table and return (numbers, facts, rows).
+
+    Guarantees
+        A result is exactly what `seal` was given for this key and vault (see `container`).
+
+    Raises:
+        VerificationFailed: another key or vault, or a damaged table. VersionMismatch: another format.
+    """
     header, payload = container.unseal(key, data, identity=identity(vault_id))
     return (numbers_of(header), *decode(payload))
 
 
 def identity(vault_id: str) -> str:
-    """What a table is bound to."""
+    """Return the identity that the table of a vault is bound to."""
     return f"keytable/{vault_id}"
 
 
 def noted(keystore: Keystore) -> Numbers:
-    """The newest (epoch, generation, serial) that a keystore knows of; zeros where it knows none."""
+    """Return the newest (epoch, generation, serial) that a keystore has noted; zeros if it has no valid note."""
     value = keystore.noted(NOTE) or b""
     return _NOTE.unpack(value) if len(value) == _NOTE.size else (0, 0, 0)
 
@@ -97,8 +126,9 @@ class KeyTable:
     """The key table of one vault, read into memory.
 
     Attributes:
-        facts: sealed facts of the vault (subject, digest of its public facts).
-        keys: id (32 hex digits) -> 32-byte data key. Treat as read-only; change it through `rewrite`.
+        facts: sealed facts of the vault, such as the subject and the digest of the header.
+        keys: id (32 hex digits) -> 32-byte data key. Read-only: `rewrite` changes it.
+        epoch, generation, serial: the numbers of the table in memory; 0 before the table is read.
     """
 
     def __init__(self, files: Files, path: Path, keystore: Keystore, vault_id: str) -> None:
@@ -112,7 +142,7 @@ class KeyTable:
 
     @property
     def keystore(self) -> Keystore:
-        """Where the table's epoch key lies."""
+        """The keystore that holds the epoch key of this table."""
         return self._keystore
 
     @classmethod
@@ -125,7 +155,11 @@ class KeyTable:
         facts: dict[str, Any],
         keys: Mapping[str, bytes] | None = None,
     ) -> "KeyTable":
-        """A new table of epoch 1 on disk."""
+        """Write a new table of epoch 1, and return it.
+
+        Raises:
+            StorageError, KeystoreError: the table or its epoch key cannot be written.
+        """
         table = cls(files, path, keystore, vault_id)
         table._write(dict(keys or {}), keystore.create(epoch_name(1)), (1, 0, 1), facts)
         table._note()
@@ -133,20 +167,25 @@ class KeyTable:
 
     @classmethod
     def open(cls, files: Files, path: Path, keystore: Keystore, vault_id: str) -> "KeyTable":
-        """Read the table. Raises KeystoreError where its epoch key is gone, VerificationFailed where it is damaged."""
+        """Read the table from disk and return it.
+
+        Raises:
+            KeystoreError: the keystore lacks its epoch key. RolledBack: the keystore has noted a newer table.
+            VerificationFailed: it is damaged. VersionMismatch: another format. NothingMatched: it is missing.
+        """
         table = cls(files, path, keystore, vault_id)
         table.load()
         return table
 
     def peek(self) -> tuple[int, int, int]:
-        """(epoch, generation, serial) on disk now, without any key."""
+        """Return the present (epoch, generation, serial) on disk. This needs no key."""
         size = container.PREFIX.size + container.MAX_HEADER
         head = self._files.read(self._path, limit=size)
         return numbers_of(container.read_header(head, whole=False)[0])
 
     def load(self) -> None:
-        """Read the table from disk again. Raises RolledBack where the keystore knows of a newer one."""
-        newest = noted(self._keystore)  # before the file: a writer may go on meanwhile
+        """Read the table from disk again. Raises as `open`."""
+        newest = noted(self._keystore)  # read before the file: a writer may write meanwhile
         numbers, facts, keys = self._read()
         if numbers[2] < newest[2]:
             raise RolledBack(
@@ -157,7 +196,7 @@ class KeyTable:
         self.epoch, self.generation, self.serial = numbers
 
     def load_any_age(self) -> None:
-        """Read the table, also one that the keystore knows a newer one of: to look at it, never to go on from it."""
+        """Read the table even if the keystore has noted a newer one. Use it for inspection only, and never write it."""
         (self.epoch, self.generation, self.serial), self.facts, self.keys = self._read()
 
     def _read(self) -> tuple[Numbers, dict[str, Any], dict[str, bytes]]:
@@ -166,18 +205,24 @@ class KeyTable:
         return unseal(self._keystore.load(epoch_name(epoch)), self._vault_id, data)
 
     def settle(self) -> None:
-        """Finish or undo a write that a crash cut: only the table's own keys stay, and its serial is noted."""
+        """Complete or undo a write that a crash interrupted.
+
+        Afterwards the older and the pending epoch key are destroyed, and the serial of the table is noted.
+
+        Raises:
+            StorageError, KeystoreError, VerificationFailed.
+        """
         self._destroy_old()
         self._note()
 
     def _destroy_old(self) -> None:
-        if self.peek()[0] != self.epoch:  # never judge by memory which key the file needs
+        if self.peek()[0] != self.epoch:  # the table on disk decides which key is needed, not the one in memory
             self.load()
-        old = [epoch_name(self.epoch + step) for step in (-1, 1) if self.epoch + step > 0]
-        left = [name for name in [*old, *self._old_backups()] if self._keystore.exists(name)]
-        if left:
-            self._files.sync_folder(self._path.parent)  # the rename must be durable before the old key goes
-        for name in left:
+        other_epochs = [epoch_name(self.epoch + step) for step in (-1, 1) if self.epoch + step > 0]
+        old_keys = [name for name in [*other_epochs, *self._old_backups()] if self._keystore.exists(name)]
+        if old_keys:
+            self._files.sync_folder(self._path.parent)  # the rename must be durable before the old key is destroyed
+        for name in old_keys:
             self._keystore.destroy(name)
 
     def rewrite(
@@ -192,17 +237,18 @@ class KeyTable:
         """Write the table with rows added and removed.
 
         Args:
-            add: new rows.
-            without: ids whose rows go; removing them for good needs `rotate`.
-            rotate: seal under a new epoch key and destroy the old one.
-            erasure: count one more generation, so that readers of the old one stop.
-            facts: the sealed facts from now on; None leaves them.
+            add: new rows: id (32 hex digits) -> 32-byte data key.
+            without: ids of the rows to remove. Old copies of the table still hold them, unless `rotate` is set.
+            rotate: seal the table under a new epoch key and destroy the old one.
+            erasure: increase the generation, so that readers of the old one stop; remove the kits and the backup key.
+            facts: the new sealed facts; None keeps the present ones.
 
         Raises:
-            StorageError, KeystoreError. The object then again equals what is on disk.
+            StorageError, KeystoreError, VerificationFailed: the table was not written, or an old key was not destroyed.
+                This object is read from disk again.
         """
-        gone = set(without)
-        rows = {i: key for i, key in self.keys.items() if i not in gone} | dict(add or {})
+        removed_ids = set(without)
+        rows = {i: key for i, key in self.keys.items() if i not in removed_ids} | dict(add or {})
         numbers = (self.epoch + rotate, self.generation + erasure, self.serial + 1)
         try:
             self.settle()
@@ -215,11 +261,11 @@ class KeyTable:
             with contextlib.suppress(FedmemError):
                 self.load()
             raise
-        with contextlib.suppress(FedmemError):  # what cannot be noted now is noted before the next write
+        with contextlib.suppress(FedmemError):  # if this fails, `settle` notes the serial before the next write
             self._note()
 
-    def move(self, keystore: Keystore) -> None:
-        """Go on with another keystore, which holds the table's keys already."""
+    def use_keystore(self, keystore: Keystore) -> None:
+        """Use another keystore from now on; it must hold the table's keys already."""
         self._keystore = keystore
 
     def _write(self, rows: dict[str, bytes], key: bytes, numbers: Numbers, facts: dict[str, Any]) -> None:
@@ -228,7 +274,7 @@ class KeyTable:
         self.epoch, self.generation, self.serial = numbers
 
     def _note(self) -> None:
-        """Note the serial of a table that is durable; a note never goes back."""
+        """Write the numbers of a durable table to the keystore, unless it has noted newer ones."""
         if noted(self._keystore)[2] < self.serial:
             self._keystore.note(NOTE, _NOTE.pack(self.epoch, self.generation, self.serial))
 
@@ -237,7 +283,7 @@ class KeyTable:
 
 
 def numbers_of(header: Mapping[str, Any]) -> Numbers:
-    """(epoch, generation, serial) of a table's public header. Raises ContainerCorrupt."""
+    """Return (epoch, generation, serial) of a table's public header. Raises ContainerCorrupt if they are invalid."""
     numbers = tuple(header.get(name) for name in _NUMBERS)
     if header.get("kind") != "keytable" or not all(type(n) is int and n >= 0 for n in numbers):
         raise container.ContainerCorrupt("The key table's header is damaged. Restore the vault from a backup.")

@@ -1,22 +1,24 @@
-"""Keystores: named 32-byte secrets that open a vault, held outside its root; here as plain files.
+"""The interface of keystores, and the keystore of plain files. A keystore holds the secrets that open a vault.
 
 Invariants
-- The backend is the one that was chosen for the vault; nothing falls back to another one. The others are
-  `passphrase` and `oskeys`.
-- A destroyed name cannot be loaded again; creating it anew gives a new secret.
-- Slot files lie in `paths.slots_dir()/<vault id>/`, readable by this user only.
+- A secret has a name and 32 bytes, and lies outside the vault's folder.
+- A vault uses the backend that was chosen for it, and never another one. The other backends are in `passphrase` and
+  `os_keyring`.
+- A destroyed secret cannot be loaded again. Creating a secret of the same name gives new bytes.
+- Slot files lie in `paths.slots_dir()/<vault id>/`. Only this user can read them.
 - A note is public and small: the newest serial of the key table, the last acknowledged change, the heads of the two
-  ledgers. Who puts older notes back together with an older vault is not noticed; receipts say so.
+  ledgers. If older notes are restored together with an older vault, this is not detected; receipts say so.
 
 Guarantees
-    Secrets are 32 bytes of the operating system's generator. A slot file protects against a thief of the vault alone.
-    An older copy of a slot file (a backup of the slots folder) brings a destroyed secret back: receipts say so.
+    Secrets are 32 bytes of the operating system's random generator. A slot file protects the vault against a thief who
+    has the vault's folder only. An older copy of a slot file (a backup of the slots folder) restores a destroyed
+    secret; receipts say so.
 
     | case | result |
     |---|---|
-    | slot missing, empty or zeroed | KeystoreError, the secret is gone |
-    | a note cut while it was written | the note before it |
-    | a note that is damaged whole | as if there were none |
+    | slot missing, empty or all zeros | KeystoreError, the secret is lost |
+    | a write of a note that a crash interrupted | the previous note, or the new one |
+    | a note with both slots damaged | None, as if there were no note |
 
 >>> import pathlib, tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -42,35 +44,38 @@ Ask = Callable[[], str]
 
 
 class Keystore(Protocol):
-    """Named 32-byte secrets of one vault."""
+    """A store of named 32-byte secrets and small public notes of one vault.
+
+    Methods raise KeystoreError if the backend does not answer, and StorageError if a file cannot be read or written.
+    """
 
     def exists(self, name: str) -> bool:
-        """Whether `load(name)` would find a secret."""
+        """Return True if there is an entry of this name; `load` may still reject it as damaged."""
 
     def create(self, name: str) -> bytes:
-        """Make, store durably and return a fresh secret; an older one of that name is replaced."""
+        """Create a new secret of 32 random bytes, store it durably and return it; replace an older one of this name."""
 
     def load(self, name: str) -> bytes:
-        """The secret. Raises KeystoreError where it is missing or destroyed."""
+        """Return the secret. Raises KeystoreError if it is missing, destroyed or damaged."""
 
     def put(self, name: str, secret: bytes) -> None:
-        """Store a secret of 32 bytes that came from elsewhere, durably; an older one of that name is replaced."""
+        """Store a given secret of 32 bytes durably; replace an older one of this name."""
 
     def destroy(self, name: str) -> None:
-        """Make the secret unloadable for ever; a missing one is fine."""
+        """Destroy the secret, so that `load` fails from now on; do nothing if it is missing."""
 
     def note(self, name: str, value: bytes) -> None:
-        """Store a public value of at most 64 bytes, durably, over the one before."""
+        """Store a public value of at most 64 bytes durably, in place of the previous one."""
 
     def noted(self, name: str) -> bytes | None:
-        """The value of a note; None where there is none."""
+        """Return the value of a note, or None if there is no valid note."""
 
     def discard(self, names: Iterable[str]) -> None:
-        """Destroy these secrets and every note, so that nothing of this keystore is left."""
+        """Destroy these secrets and all notes. `names` must list all secrets of the keystore."""
 
 
 def missing(name: str) -> KeystoreError:
-    """What loading a secret that is not there raises."""
+    """Return the error for a secret that is missing, destroyed or damaged."""
     return KeystoreError(
         f"The key {name} of this vault is not in its keystore. If the vault was moved, move its key slots with it; "
         "if the key was destroyed by an erasure, this copy of the vault cannot be opened."
@@ -78,7 +83,7 @@ def missing(name: str) -> KeystoreError:
 
 
 class KeyfileKeys:
-    """One slot file of 32 random bytes per secret, in a folder outside the vault."""
+    """A keystore of plain files: one slot file of 32 bytes for each secret, in a folder outside the vault."""
 
     def __init__(self, files: Files, folder: Path) -> None:
         self._files = files
@@ -94,7 +99,7 @@ class KeyfileKeys:
 
     def put(self, name: str, secret: bytes) -> None:
         self._files.make_folder(self._folder)
-        self._files.sweep(self._folder)  # a slot that a crash left half-made never sealed anything
+        self._files.sweep(self._folder)  # remove slots that a crash left incomplete; nothing was sealed with them
         self._files.replace(self._folder / name, secret)
 
     def load(self, name: str) -> bytes:
@@ -104,11 +109,11 @@ class KeyfileKeys:
         return slot
 
     def slot(self, name: str) -> bytes:
-        """What was put under `name`, of any length. Raises KeystoreError where it is missing or zeroed."""
+        """Return the bytes of a slot file, at most 512. Raises KeystoreError if it is missing, empty or all zeros."""
         if not self.exists(name):
             raise missing(name)
         slot = self._files.read(self._folder / name, limit=SLOT_LIMIT)
-        if not any(slot):  # zeros: a destruction was cut after its overwrite
+        if not any(slot):  # all zeros: a crash interrupted `destroy` after the overwrite
             raise missing(name)
         return slot
 

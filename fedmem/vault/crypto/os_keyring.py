@@ -1,8 +1,8 @@
-"""Keys in the operating system's keystore, through `keyring`.
+"""The keystore of the operating system, through the library `keyring`.
 
 Invariants
-- A machine without such a keystore is an error, never a file instead.
-- An entry that is damaged is as good as missing.
+- On a machine without such a keystore, creating `KeyringKeys` raises an error. Secrets never go to a file instead.
+- A damaged entry is treated as missing.
 """
 
 import base64
@@ -15,11 +15,14 @@ from fedmem.vault.crypto.keystore import NOTE, NOTES, SECRET_BYTES, missing
 
 
 class KeyringKeys:
-    """Secrets in the operating system's keystore, through `keyring`.
+    """A keystore that stores its secrets in the keystore of the operating system, through `keyring`.
 
     Args:
-        service: the vault's name inside the keystore.
-        backend: a keyring backend; None takes the one that `keyring` finds on this machine.
+        service: the name of the vault inside the keystore.
+        backend: a keyring backend; None selects the default one of this machine.
+
+    Raises:
+        KeystoreError: this machine has no such keystore.
     """
 
     def __init__(self, service: str, backend: Any = None) -> None:
@@ -89,4 +92,4 @@ def _decoded(stored: str) -> bytes:
     try:
         return base64.b64decode(stored, validate=True)
     except ValueError:
-        return b""  # as short as a damaged slot file
+        return b""  # too short for a secret, as a damaged slot file is

@@ -1,18 +1,18 @@
-"""Keys behind a passphrase: secrets derived from it and from slot files, neither of which opens anything alone.
+"""The passphrase keystore: secrets derived from a passphrase and from slot files. Each alone opens nothing.
 
 Invariants
-- Each secret is HKDF(Argon2id(passphrase) || slot), and the slot is destroyed with the secret.
-- A secret that came from elsewhere (`put`) lies in its slot sealed under such a derived key.
-- The check value lies with the slots, not in the vault: who copies the vault alone cannot try passphrases.
+- A secret that the keystore creates is HKDF(Argon2id(passphrase) || slot). Destroying the secret destroys its slot.
+- A secret that a caller gives (`put`) lies in its slot, sealed under a key that is derived in the same way.
+- The check value lies with the slots and not in the vault. So a thief of the vault alone cannot test passphrases.
 
 Guarantees
     Argon2id with RFC 9106's second recommended parameters (t=3, p=4, 64 MiB); HKDF-SHA-512 (RFC 5869).
 
     | case | result |
     |---|---|
-    | wrong passphrase | KeystoreError before any container is touched |
+    | wrong passphrase | KeystoreError before any container is opened |
     | empty passphrase | KeystoreError at creation |
-    | a slot that is damaged | KeystoreError, or a key that opens nothing |
+    | damaged slot | KeystoreError, or a key that opens nothing |
 """
 
 import hmac
@@ -32,11 +32,11 @@ ARGON2ID = {"iterations": 3, "lanes": 4, "memory_cost": MEMORY_KIB}
 
 
 class PassphraseKeys:
-    """Secrets derived from a passphrase and a slot file; neither opens anything without the other.
+    """A keystore whose secrets are derived from a passphrase and a slot file; both are needed.
 
     Args:
-        slots: where the random halves lie.
-        master: Argon2id output of 32 bytes, from `stretch`.
+        slots: the keystore of the slot files.
+        master: 32 bytes, the result of `stretch`.
     """
 
     def __init__(self, slots: KeyfileKeys, master: bytes) -> None:
@@ -45,7 +45,15 @@ class PassphraseKeys:
 
     @classmethod
     def start(cls, slots: KeyfileKeys, passphrase: str, salt: bytes) -> "PassphraseKeys":
-        """Keys of a new vault. Raises KeystoreError for an empty passphrase."""
+        """Create the keystore of a new vault, and store its check value.
+
+        Args:
+            passphrase: not empty.
+            salt: 16 random bytes.
+
+        Raises:
+            KeystoreError: the passphrase is empty. StorageError: a slot cannot be written.
+        """
         if not passphrase:
             raise KeystoreError("An empty passphrase protects nothing. Choose one, or use the keyfile keystore.")
         keys = cls(slots, stretch(passphrase, salt))
@@ -54,7 +62,14 @@ class PassphraseKeys:
 
     @classmethod
     def resume(cls, slots: KeyfileKeys, passphrase: str, salt: bytes) -> "PassphraseKeys":
-        """Keys of an existing vault. Raises KeystoreError for a wrong passphrase."""
+        """Open the keystore of an existing vault.
+
+        Args:
+            salt: the 16 bytes that `start` was given.
+
+        Raises:
+            KeystoreError: the passphrase is wrong, or a slot is missing. StorageError: a slot cannot be read.
+        """
         keys = cls(slots, stretch(passphrase, salt))
         expected = slots.load("check-value")
         if not hmac.compare_digest(expected, keys.load("check")):
@@ -72,13 +87,13 @@ class PassphraseKeys:
         if len(slot) <= SECRET_BYTES:
             return self._derive(name, self._slots.load(name))
         try:
-            return open_cell(self._cover(name, slot), slot[SECRET_BYTES:], identity=f"slot/{name}")
+            return open_cell(self._wrapping_key(name, slot), slot[SECRET_BYTES:], identity=f"slot/{name}")
         except VerificationFailed:
-            raise missing(name) from None  # damaged is as good as gone
+            raise missing(name) from None  # a damaged slot is treated as missing
 
     def put(self, name: str, secret: bytes) -> None:
         slot = secrets.token_bytes(SECRET_BYTES)
-        self._slots.put(name, slot + seal_cell(self._cover(name, slot), secret, identity=f"slot/{name}"))
+        self._slots.put(name, slot + seal_cell(self._wrapping_key(name, slot), secret, identity=f"slot/{name}"))
 
     def destroy(self, name: str) -> None:
         self._slots.destroy(name)
@@ -92,8 +107,8 @@ class PassphraseKeys:
     def discard(self, names: Iterable[str] = ()) -> None:
         self._slots.discard(names)
 
-    def _cover(self, name: str, slot: bytes) -> bytes:
-        """The key under which a secret from elsewhere lies in its slot."""
+    def _wrapping_key(self, name: str, slot: bytes) -> bytes:
+        """Return the key that seals a given secret in its slot."""
         return self._derive(f"cover of {name}", slot[:SECRET_BYTES])
 
     def _derive(self, name: str, slot: bytes) -> bytes:
@@ -103,7 +118,14 @@ class PassphraseKeys:
 
 
 def stretch(passphrase: str, salt: bytes) -> bytes:
-    """Argon2id(passphrase, salt), 32 bytes, RFC 9106 second choice; about 0.1 s and 64 MiB."""
+    """Return 32 bytes derived from a passphrase by Argon2id.
+
+    Guarantees
+        The second recommended parameters of RFC 9106: t=3, p=4, 64 MiB. One call takes about 0.1 s and 64 MiB.
+
+    Args:
+        salt: 16 random bytes.
+    """
     return Argon2id(salt=salt, length=SECRET_BYTES, iterations=3, lanes=4, memory_cost=MEMORY_KIB).derive(
         passphrase.encode()
     )

@@ -1,13 +1,17 @@
-"""Moving a vault's keys into another keystore: another passphrase, another backend, or after the old one was lost.
+"""Move a vault's keys into another keystore: for a new passphrase, another backend, or after the keystore was lost.
 
 Invariants
-- `vault.json` names the set of slots in force; replacing it is the point of no return. A crash before it leaves the old
-  passphrase and only that one, a crash after it the new one; the next writer clears up either way (I7).
-- The table names old and new facts while keys move, so that neither is taken for a stranger's change.
-- Then the old set of slots is destroyed and the epoch key changed: an old copy of the set opens the table no more.
-- Device key, key of the backups and notes move along: receipts still verify, backups and kits still open.
+- `vault.json` names the valid set of slots. Replacing this file is the point of no return. After a crash before it,
+  only the old passphrase opens the vault; after a later crash, only the new one. The next writer removes the other
+  set of slots in both cases (I7).
+- While keys move, the table holds the old and the new header. So neither of them counts as changed by an attacker.
+- At the end the old set of slots is destroyed and the epoch key changes. So an old copy of the set no longer opens the
+  table.
+- The device key, the key of the backups and the notes move too. So receipts still verify, and backups and kits still
+  open.
 
-Order: table names both facts -> keys put into the new set -> vault.json replaced -> old set destroyed -> new epoch.
+Order: write both headers into the table -> put the keys into the new set -> replace vault.json -> destroy the old set
+-> change the epoch key.
 """
 
 import contextlib
@@ -31,42 +35,70 @@ DEVICE = "device"
 MOVING = "moving"
 
 
-def move(
+def move_keys(
     files: Files, root: Path, table: KeyTable, old: Header, new: Header, start: Callable[[], Keystore], *, lost: bool
 ) -> Keystore:
-    """Move the keys of an open table from its keystore into the one that `start` makes and `new` describes.
+    """Move the keys of an open table into another keystore, and return that keystore.
+
+    Guarantees
+        At most one set of slots opens the vault at any time, also after a crash (see the module).
 
     Args:
-        lost: the old keystore may be gone, so that its slots are destroyed only where they answer.
+        old: the header of the vault.
+        new: the header that names the new set of slots.
+        start: creates the keystore that `new` describes.
+        lost: True if the old keystore may be lost; its slots are then destroyed only if it answers.
 
-    Raises StorageError, KeystoreError; before vault.json is replaced the old keystore stays in force.
+    Raises:
+        StorageError, KeystoreError: the move failed. Until vault.json is replaced, the old keystore stays valid.
     """
     moving = {"old": old.encode().decode(), "new": new.encode().decode(), "lost": lost}
     table.rewrite(facts={**table.facts, MOVING: moving})
     keystore = start()
-    carry(table, keystore)
+    copy_keys(table, keystore)
     files.replace(root / public.NAME, new.encode())
-    table.move(keystore)
-    finish(files, root, table)
+    table.use_keystore(keystore)
+    finish_move(files, root, table)
     return keystore
 
 
 def renew(
     files: Files, root: Path, table: KeyTable, old: Header, backend: str, ask: Ask | None, *, lost: bool = False
 ) -> Keystore:
-    """Move the keys into a fresh set of slots of `backend`; `ask` gives the passphrase where it needs one."""
+    """Move the keys into a new set of slots of `backend`, and return the new keystore.
+
+    Guarantees
+        As `move_keys`.
+
+    Args:
+        old: the header of the vault.
+        backend: keyfile, passphrase or keyring.
+        ask: returns the new passphrase; the passphrase keystore needs it.
+        lost: True if the old keystore may be lost.
+
+    Raises:
+        UsageError: there is no such backend. KeystoreError: no passphrase or an empty one, or the machine has no such
+            keystore. StorageError.
+    """
     new = public.new_facts(old.id, backend, old.simulated, secrets.token_hex(8))
     if backend == "keyring":
-        public.bare_keystore(new, files, slots_of(old.id))  # is there one at all
-    given = public.passphrase(ask) if backend == "passphrase" else None
-    start = functools.partial(public.start_keystore, new, files, slots_of(old.id), given)
-    return move(files, root, table, old, new, start, lost=lost)
+        public.bare_keystore(new, files, slots_of(old.id))  # raises KeystoreError if this machine has no keyring
+    ask_once = public.passphrase(ask) if backend == "passphrase" else None
+    start = functools.partial(public.start_keystore, new, files, slots_of(old.id), ask_once)
+    return move_keys(files, root, table, old, new, start, lost=lost)
 
 
 def change_passphrase(core: Core, ask: Ask) -> None:
-    """Have the vault open with another passphrase and only with that one.
+    """Change the passphrase of an open vault.
 
-    Raises Refused where it opens without one, KeystoreError for an empty one, StorageError.
+    Guarantees
+        As `move_keys`: from then on only the new passphrase opens the vault.
+
+    Args:
+        ask: returns the new passphrase.
+
+    Raises:
+        Refused: the vault has no passphrase. KeystoreError: the new one is empty. StorageError.
     """
     old = public.read_facts(core.files, core.root)[0]
     if old.keystore != "passphrase":
@@ -79,15 +111,22 @@ def change_passphrase(core: Core, ask: Ask) -> None:
 
 
 def rotate(core: Core) -> None:
-    """Make a new epoch key without an erasure, and retire the recovery kits; backups go on opening."""
+    """Replace the epoch key without an erasure, and retire the recovery kits.
+
+    Guarantees
+        The old epoch key is destroyed, and the retired kits do not open the new table. Backups still open.
+
+    Raises:
+        StorageError, KeystoreError.
+    """
     with core.writing():
         facts = {name: fact for name, fact in core.table.facts.items() if name != "kits"}
         core.table.rewrite(rotate=True, facts=facts)
         copies.retire(core)
 
 
-def carry(table: KeyTable, keystore: Keystore) -> None:
-    """Put the table's keys and the notes of its keystore into another one."""
+def copy_keys(table: KeyTable, keystore: Keystore) -> None:
+    """Copy the keys and the notes of the table's keystore into another keystore."""
     old = table.keystore
     for name in (DEVICE, epoch_name(table.epoch)):
         keystore.put(name, old.load(name))
@@ -99,34 +138,38 @@ def carry(table: KeyTable, keystore: Keystore) -> None:
             keystore.note(name, value)
 
 
-def finish(files: Files, root: Path, table: KeyTable) -> None:
-    """Clear up a move, done or cut: one set of slots and one digest of the public facts stay."""
+def finish_move(files: Files, root: Path, table: KeyTable) -> None:
+    """Complete or undo a move of keys, so that one set of slots and one header remain. Do nothing if there is no move.
+
+    Raises:
+        StorageError, KeystoreError.
+    """
     moving = table.facts.get(MOVING)
     if moving is None:
         return
-    done = files.read(root / public.NAME) == moving["new"].encode()
+    is_replaced = files.read(root / public.NAME) == moving["new"].encode()
     old, new = (public.decode(moving[side].encode()) for side in ("old", "new"))
-    stays, goes = (new, old) if done else (old, new)
+    valid, invalid = (new, old) if is_replaced else (old, new)
     with contextlib.suppress(KeystoreError) if moving["lost"] else contextlib.nullcontext():
-        _discard(files, table, goes)
-    public.keep_copy(files, stays)  # a backup made before does not know it
-    kept = {name: fact for name, fact in table.facts.items() if name != MOVING}
-    table.rewrite(facts={**kept, "facts": digest(stays.encode())}, rotate=done)
+        _discard(files, table, invalid)
+    public.keep_copy(files, valid)  # an older backup does not know where the keys lie now
+    facts = {name: fact for name, fact in table.facts.items() if name != MOVING}
+    table.rewrite(facts={**facts, "facts": digest(valid.encode())}, rotate=is_replaced)
 
 
-def are_facts(table: KeyTable, data: bytes) -> bool:
-    """Whether `data` is the vault.json that the table names."""
+def is_own_header(table: KeyTable, data: bytes) -> bool:
+    """Return True if `data` is the content of vault.json for the vault of this table."""
     moving = table.facts.get(MOVING) or {}
-    named = [table.facts["facts"], *(digest(moving[side].encode()) for side in ("old", "new") if moving)]
-    return digest(data) in named  # digests of public facts: nothing secret is compared
+    expected_digests = [table.facts["facts"], *(digest(moving[side].encode()) for side in ("old", "new") if moving)]
+    return digest(data) in expected_digests  # digests of public facts: no secret is compared
 
 
 def slots_of(vault_id: str) -> Path:
-    """Folder of all sets of slots of a vault."""
+    """Return the folder of all sets of slots of a vault."""
     return paths.slots_dir() / vault_id
 
 
-def _discard(files: Files, table: KeyTable, gone: Header) -> None:
+def _discard(files: Files, table: KeyTable, header: Header) -> None:
     epochs = [epoch_name(table.epoch + step) for step in (-1, 0, 1)]
     names = [DEVICE, *epochs, *(backup_name(table.generation + step) for step in (-1, 0))]
-    public.bare_keystore(gone, files, slots_of(gone.id)).discard(names)
+    public.bare_keystore(header, files, slots_of(header.id)).discard(names)
