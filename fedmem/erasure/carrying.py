@@ -23,7 +23,7 @@ from fedmem.vault.backup.backup_registry import out_of_reach
 from fedmem.vault.crypto.key_table import epoch_name
 from fedmem.vault.opening import DEVICE_KEY
 from fedmem.vault.store.core import serialised
-from fedmem.vault.store.wal_remnants import moved
+from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault
 
 
@@ -53,7 +53,7 @@ def receipt_path(vault: Vault, entry: journal.JournalEntry) -> Path:
 def _destroy(vault: Vault, entry: journal.JournalEntry, again: bool) -> Verification:
     for store in vault.stores:
         store.erase(entry.ids)
-    scattered = moved(vault.core.files.read(vault.root / "vault.db-wal"))
+    scattered = has_moved_cells(vault.core.files.read(vault.root / "vault.db-wal"))
     _checkpoint(vault)
     for epoch in earlier_epochs(vault) if again else ():  # a copy of an old slot came back
         vault.core.keystore.destroy(epoch_name(epoch))

@@ -24,7 +24,7 @@ from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
 from fedmem.vault.store.core import serialised
-from fedmem.vault.store.runs import PLANNED
+from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import RunRecord, Vault
 
 DELETED, TO_BE_RETRAINED = "deleted", "deleted, to be retrained"

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from fedmem.errors import UsageError
 from fedmem.storage.ids import new_id
-from fedmem.vault.store.runs import PLANNED
+from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import BlockInfo, RunRecord, Vault
 
 Choice = Literal["retrain", "delete"]
