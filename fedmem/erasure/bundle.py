@@ -64,7 +64,7 @@ def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(public_key_pem: bytes) -> str:
-    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed for other keys."""
+    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed."""
     key = receipt.public_key(public_key_pem)
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 

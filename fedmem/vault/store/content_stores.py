@@ -200,7 +200,7 @@ class ReaderStore:
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         processes = stale_readers(self._core.root / "leases", self._core.table.generation)
-        return [f"process {process} opened the vault before the erasure and has not let go" for process in processes]
+        return [f"process {process} opened the vault before the erasure and still has it open" for process in processes]
 
 
 # These hold random ids, chain digests and public facts only. The content of the two ledgers is sealed and has no topic.

@@ -94,7 +94,7 @@ class Core:
                 self.table.load()
 
     def generation(self) -> int:
-        """Return the vault's current generation. A reader that meets a newer one forgets its keys and its lease."""
+        """Return the vault's current generation. A reader that meets a newer one loses its keys and its lease."""
         with self.lock:
             self._check_open()
             if self.write:

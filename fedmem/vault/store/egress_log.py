@@ -119,9 +119,8 @@ class EgressLog:
 
     def _checked(self) -> list[LogEntry]:
         """Return the complete lines, after a check of chain and head. Raises VerificationFailed."""
-        noted_head = ledger_anchor.noted(
-            self.core.keystore, NOTE
-        )  # first: a line that is entered meanwhile then comes after it
+        # The head first: a line that another process enters in between then comes after it.
+        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
         lines = self._log.read()
         if noted_head is not None and not holds(lines, noted_head) and [*noted_head] != self.core.table.facts.get(GAP):
             raise VerificationFailed("The egress ledger has lost its end. Put its newest file back.")
