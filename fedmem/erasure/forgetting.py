@@ -98,29 +98,34 @@ def forgetting(vault: Vault, records: frozenset[str], whole: frozenset[str], blo
     record_topics = {record.topic for record in vault.records_by_id(records)}
     ids, deleted, retrainings = set(records), list[str](), list[Retraining]()
     for topic in sorted({topic for topic in record_topics if topic is not None} | whole):
-        runs, learned = _tainted(vault, topic, records, topic in whole)
+        runs, learned = _affected(vault, topic, records, topic in whole)
         ids.update(item for run in runs for item in (run.id, run.key_id, run.block_id))
         ids.update(block.id for block in learned)
         deleted += [block.id for block in learned]
         if learned and blocks is None:
-            raise UsageError("A block learned what is to be erased. Choose: retrain it without, or delete it.")
+            raise UsageError(
+                "A block learned a record that would be erased. Choose: retrain the block without it, or delete it."
+            )
         if learned and blocks == "retrain":
-            retrainings += _retraining(vault, topic, learned, runs, records)
+            retrainings += _retrainings(vault, topic, learned, runs, records)
     return Forgetting(frozenset(ids), tuple(deleted), tuple(retrainings), None in record_topics)
 
 
-def _tainted(vault: Vault, topic: str, records: frozenset[str], whole: bool) -> tuple[list[RunRecord], list[BlockInfo]]:
+def _affected(
+    vault: Vault, topic: str, records: frozenset[str], whole: bool
+) -> tuple[list[RunRecord], list[BlockInfo]]:
     """Return the runs and blocks of a topic that are erased with `records`, or all of them if `whole`."""
     runs, blocks = [run for run in vault.runs(topic) if run.state != PLANNED], vault.blocks_of(topic)
-    tainted = [run for run in runs if run.may_hold(records)]
-    if whole or {run.block_id for run in tainted} & {block.id for block in blocks}:
+    affected = [run for run in runs if run.may_hold(records)]
+    if whole or {run.block_id for run in affected} & {block.id for block in blocks}:
         return runs, blocks
-    return tainted, []
+    return affected, []
 
 
-def _retraining(
+def _retrainings(
     vault: Vault, topic: str, blocks: list[BlockInfo], runs: Iterable[RunRecord], records: frozenset[str]
 ) -> list[Retraining]:
+    """Return the retraining of a topic's newest block without `records`; empty if no record remains."""
     newest = max(blocks, key=lambda block: block.version)
     repeated = next(run for run in runs if run.block_id == newest.id)
     remaining = tuple(record.id for record in vault.records(topic) if record.id not in records)

@@ -39,12 +39,12 @@ class Scope:
     @classmethod
     def block(cls, id_or_topic: str) -> "Scope":
         """Return the scope of a topic's block: all its versions, with the topic's records, vectors, runs and keys."""
-        return cls("block", _named(id_or_topic))
+        return cls("block", _valid_name(id_or_topic))
 
     @classmethod
     def topic(cls, name: str) -> "Scope":
         """Return the scope of everything that is stored under a topic, with or without a block."""
-        return cls("topic", _named(name))
+        return cls("topic", _valid_name(name))
 
     @classmethod
     def subject(cls) -> "Scope":
@@ -56,17 +56,17 @@ class Scope:
         """Return the scope of records by id. Raises UsageError without an id."""
         if not ids:
             raise UsageError("Name the records to erase by their ids. An erasure of no record is not possible.")
-        return cls("record", ",".join(sorted({_named(item) for item in ids})))
+        return cls("record", ",".join(sorted({_valid_name(item) for item in ids})))
 
     @classmethod
     def before(cls, when: datetime) -> "Scope":
         """Return the scope of the records added, and the blocks made, before `when`, which has a time zone."""
-        return cls("before", _utc(when))
+        return cls("before", _utc_text(when))
 
     @classmethod
     def due(cls, at: datetime | None = None) -> "Scope":
         """Return the scope of the records that are, at a time or now, past the retention rule of their topic."""
-        return cls("due", _utc(at or datetime.now(UTC)))
+        return cls("due", _utc_text(at or datetime.now(UTC)))
 
     def encode(self) -> bytes:
         """Return the canonical bytes of the scope, to which a receipt commits."""
@@ -116,28 +116,29 @@ def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
     if blocks is not None and (blocks not in CHOICES or scope.kind in WHOLE):
         raise UsageError("retrain or delete is the choice for blocks that learned erased records; this scope has none.")
     is_whole = scope.kind in WHOLE
-    effects = Forgetting(_whole(vault, scope)) if is_whole else forgetting(vault, *_records(vault, scope), blocks)
+    effects = (
+        Forgetting(_ids_in_whole_scope(vault, scope))
+        if is_whole
+        else forgetting(vault, *_records_in_scope(vault, scope), blocks)
+    )
     items = tuple(sorted(item for store in vault.stores for item in store.enumerate(effects.ids)))
     if not effects.ids or not items:
         raise NothingMatched("The vault holds nothing of this scope. `fedmem block list` shows what there is.")
     rows = [[item.store, item.id, item.kind, item.digest] for item in items]
     facts = {"vault": vault.id, "generation": vault.generation, "ids": sorted(effects.ids), "items": rows,
              "blocks": blocks, "retrain": sorted(retraining.run for retraining in effects.retrain)}  # fmt: skip
-    counts = Counter(item.kind for item in set(items) if item.store != "block-files")
-    shared = scope.kind == "subject" or effects.shared
-    sorted_counts = dict(sorted(counts.items()))
-    return Plan(
-        digest(facts), scope, effects.ids, items, sorted_counts, blocks, effects.deleted, effects.retrain, shared
-    )
+    kinds = Counter(item.kind for item in set(items) if item.store != "block-files")
+    counts, shared = dict(sorted(kinds.items())), scope.kind == "subject" or effects.shared
+    return Plan(digest(facts), scope, effects.ids, items, counts, blocks, effects.deleted, effects.retrain, shared)
 
 
-def _whole(vault: Vault, scope: Scope) -> frozenset[str]:
+def _ids_in_whole_scope(vault: Vault, scope: Scope) -> frozenset[str]:
     if scope.kind == "subject":
         return vault.ids_of(ALL)
     return vault.ids_of(vault.block(scope.name).topic if scope.kind == "block" else scope.name)
 
 
-def _records(vault: Vault, scope: Scope) -> tuple[frozenset[str], frozenset[str]]:
+def _records_in_scope(vault: Vault, scope: Scope) -> tuple[frozenset[str], frozenset[str]]:
     """Return the ids of the records in scope, and the topics whose blocks are erased whatever they learned."""
     if scope.kind == "record":
         return frozenset(scope.name.split(",")), frozenset()
@@ -145,19 +146,17 @@ def _records(vault: Vault, scope: Scope) -> tuple[frozenset[str], frozenset[str]
     if scope.kind == "before":
         old_block_topics = frozenset(block.topic for block in vault.blocks() if block.created < when)
         return vault.records_before(when), old_block_topics
-    days_of_topic = vault.retention().items()
-    return frozenset().union(
-        *(vault.records_before(when - 86400 * days, topic) for topic, days in days_of_topic)
-    ), frozenset()
+    expired = (vault.records_before(when - 86400 * days, topic) for topic, days in vault.retention().items())
+    return frozenset().union(*expired), frozenset()
 
 
-def _named(name: str) -> str:
+def _valid_name(name: str) -> str:
     if not name:
         raise UsageError("Name the block, topic or record to erase. The name must not be empty.")
     return name
 
 
-def _utc(when: datetime) -> str:
+def _utc_text(when: datetime) -> str:
     if when.tzinfo is None:
         raise UsageError("A date needs its time zone; take datetime(…, tzinfo=UTC).")
     return when.astimezone(UTC).isoformat()

@@ -99,6 +99,6 @@ def check(table: KeyTable, items: Items, note: Acknowledged | None) -> None:
     is_unchanged = table.serial <= note.serial and items.revision <= note.revision
     if items.revision < note.revision or (is_unchanged and keys_without_items(table, items)):
         raise RolledBack(
-            "An older or another database was put back, or its log vault.db-wal is missing: what was stored since is "
-            f"not in it. {SEE_CHECK}"
+            "An older or another database was put back, or its log vault.db-wal is missing: it lacks "
+            f"later changes. {SEE_CHECK}"
         )

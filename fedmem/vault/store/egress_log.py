@@ -100,7 +100,7 @@ class EgressLog:
         with contextlib.suppress(FedmemError):
             noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
             if noted_head is None or noted_head[0] < head[0] or [*noted_head] == self.core.table.facts.get(GAP):
-                self.core.keystore.note(NOTE, ledger_anchor.packed(head))
+                self.core.keystore.note(NOTE, ledger_anchor.pack(head))
 
     def entries(self) -> list[EgressLine]:
         """Return all lines, oldest first.

@@ -123,7 +123,7 @@ class Ledger:
             rows = session.execute(select(EventRow.seq, stored_digest, cell).order_by(EventRow.seq)).all()
         previous = ""
         for expected, (seq, column, content) in enumerate(rows):
-            digest, sealed = ledger_anchor.as_text(column), content or b""
+            digest, sealed = ledger_anchor.digest_as_text(column), content or b""
             if seq != expected or not hmac.compare_digest(digest, chain(previous, seq, sealed)):
                 raise VerificationFailed(
                     f"The privacy ledger does not verify at event {expected}. Restore the vault from a backup."

@@ -33,10 +33,10 @@ def head(core: Core) -> Head | None:
     """Return (number, digest) of the ledger's last event; None if the ledger is empty."""
     with core.database.session() as session:
         row = session.execute(select(EventRow.seq, _DIGEST).order_by(EventRow.seq.desc()).limit(1)).first()
-    return None if row is None else (row[0], as_text(row[1]))
+    return None if row is None else (row[0], digest_as_text(row[1]))
 
 
-def as_text(digest: bytes | None) -> str:
+def digest_as_text(digest: bytes | None) -> str:
     """Return the content of the digest column in ASCII. It equals a digest only if the column holds that digest."""
     return (digest or b"").decode("ascii", "backslashreplace")
 
@@ -50,7 +50,7 @@ def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
     return seq, digest.hex()
 
 
-def packed(head: Head) -> bytes:
+def pack(head: Head) -> bytes:
     """Return a head as the bytes of a keystore's note; `noted` reads them."""
     return _HEAD.pack(head[0], bytes.fromhex(head[1]))
 
@@ -60,14 +60,14 @@ def note(core: Core) -> None:
     with contextlib.suppress(FedmemError):
         last, noted_head = head(core), noted(core.keystore)
         if last is not None and last != noted_head and not _is_lost(core, noted_head):
-            core.keystore.note(NOTE, packed(last))
+            core.keystore.note(NOTE, pack(last))
 
 
 def holds(core: Core, expected: Head) -> bool:
     """Return True if the ledger holds the event of this head, at its place and with its digest."""
     with core.database.session() as session:
         digest = session.execute(select(_DIGEST).where(EventRow.seq == expected[0])).scalar_one_or_none()
-    return hmac.compare_digest(as_text(digest), expected[1])
+    return hmac.compare_digest(digest_as_text(digest), expected[1])
 
 
 def check(core: Core) -> None:
@@ -90,4 +90,5 @@ def check(core: Core) -> None:
 
 
 def _is_lost(core: Core, noted_head: Head | None) -> bool:
+    """Return True if the ledger lacks the noted event, and the loss is not the known gap of a restored backup."""
     return noted_head is not None and not holds(core, noted_head) and [*noted_head] != core.table.facts.get(GAP)
