@@ -1,11 +1,11 @@
-"""A receipt for people: its fields, and a one-page HTML evidence bundle that carries the receipt itself.
+"""A receipt for people: its fields, and a one-page HTML evidence bundle that contains the receipt itself.
 
 Invariants
 - A page is made only of a receipt that verifies; the same receipt and key give the same page.
-- The page is one file without script, link or outside resource. Every value of the receipt is escaped, and control
-  and direction-changing characters are shown as `?`.
-- The receipt and the public key stand in the page in full, so that the file alone can be checked again.
-- A field that the receipt does not state is shown as not stated; one that this version does not know is shown too.
+- The page is one file without script, link or outside resource. Every value of the receipt is escaped. Control
+  characters and direction-changing characters are shown as `?`.
+- The page contains the receipt and the public key in full, so that the file alone can be checked again.
+- A field that the receipt does not state is shown as not stated. A field that this version does not know is shown too.
 
     | input | result |
     |---|---|
@@ -39,57 +39,69 @@ UNSTATED: dict[str, Any] = {
 
 
 def facts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The predicate with every field of a receipt, empty where it states nothing.
+    """Return the predicate of a statement with every field of a receipt; a field that it does not state is empty.
 
-    Raises VerificationFailed where a field has another form.
+    Args:
+        content: a statement, as `receipt.verify` or `receipt.read` returns it.
+
+    Raises:
+        VerificationFailed: a field has another form.
     """
-    said: dict[str, Any] = content["predicate"]
-    whole = {**UNSTATED, "previous": None, **said}
-    rows = [*_list(whole, "erased"), *_list(whole, "stores"), *_list(whole, "blocks")]
-    same = all(isinstance(whole[name], type(empty)) for name, empty in UNSTATED.items())
-    if not same or not all(isinstance(row, dict) for row in rows):
+    predicate: dict[str, Any] = content["predicate"]
+    fields = {**UNSTATED, "previous": None, **predicate}
+    rows = [*_list(fields, "erased"), *_list(fields, "stores"), *_list(fields, "blocks")]
+    has_known_types = all(isinstance(fields[name], type(default)) for name, default in UNSTATED.items())
+    if not has_known_types or not all(isinstance(row, dict) for row in rows):
         raise VerificationFailed(
             "The receipt has a field of unknown form. Update fedmem, or ask for the receipt again."
         )
-    return whole
+    return fields
 
 
-def unknown(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `facts` that this version does not know."""
-    return {name: value for name, value in said.items() if name not in UNSTATED and name != "previous"}
+def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `facts` that this version does not know."""
+    return {name: value for name, value in fields.items() if name not in UNSTATED and name != "previous"}
 
 
 def fingerprint(public_key_pem: bytes) -> str:
-    """SHA-256 in hex of the public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed for another key."""
+    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed."""
     key = receipt.public_key(public_key_pem)
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def page(file: bytes, public_key_pem: bytes) -> str:
-    """The evidence bundle of a receipt: one HTML page. Raises VerificationFailed where it does not verify."""
-    said = facts(receipt.verify(file, public_key_pem))
-    # Written anew: whatever else the key file holds stays out of the page.
+    """Return the evidence bundle of a receipt as one HTML page.
+
+    Args:
+        file: the receipt file.
+        public_key_pem: the device's public key.
+
+    Raises:
+        VerificationFailed: the receipt does not verify, or has a field of another form.
+    """
+    fields = facts(receipt.verify(file, public_key_pem))
+    # Encoded again, so that other content of the key file stays out of the page.
     pem = receipt.public_key(public_key_pem).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    erased = [_stated(row, "kind", "id") for row in said["erased"]]
-    epsilon, reason = _stated(said["residual_epsilon"], "epsilon", "reason")
-    commitment, scheme = _stated(said["scope"], "commitment", "scheme")
+    erased = [_stated(row, "kind", "id") for row in fields["erased"]]
+    epsilon, reason = _stated(fields["residual_epsilon"], "epsilon", "reason")
+    commitment, scheme = _stated(fields["scope"], "commitment", "scheme")
     return rendered(
         "evidence.html.j2",
-        **{name: said[name] or None for name in ("erasure", "executed", "vault", "generation", "plan")},
-        wording=said["wording"] or "erased",
+        **{name: fields[name] or None for name in ("erasure", "executed", "vault", "generation", "plan")},
+        wording=fields["wording"] or "erased",
         counts=sorted(Counter(printable(kind) for kind, _ in erased).items()),
         erased=erased,
-        blocks=[_stated(row, "id", "outcome", "successor") for row in said["blocks"]],
-        stores=[_store(row) for row in said["stores"]],
-        not_covered=said["not_covered"],
+        blocks=[_stated(row, "id", "outcome", "successor") for row in fields["blocks"]],
+        stores=[_store(row) for row in fields["stores"]],
+        not_covered=fields["not_covered"],
         epsilon=epsilon,
         reason=reason,
-        further=[(name, json.dumps(value, ensure_ascii=False)) for name, value in sorted(unknown(said).items())],
+        further=[(name, json.dumps(value, ensure_ascii=False)) for name, value in sorted(unknown(fields).items())],
         scope_example=Scope.block("NAME").encode().decode(),
         commitment=commitment,
         scheme=scheme,
         receipt_sha256=digest(file),
-        previous=said["previous"] or "none: this is the first receipt of the vault",
+        previous=fields["previous"] or "none: this is the first receipt of the vault",
         receipt_base64="\n".join(textwrap.wrap(base64.b64encode(file).decode(), 76)),
         key_sha256=fingerprint(public_key_pem),
         key_pem=pem.decode().strip(),
@@ -97,14 +109,14 @@ def page(file: bytes, public_key_pem: bytes) -> str:
 
 
 def _stated(row: Mapping[str, Any], *names: str) -> list[Any]:
-    """The values of a row; None where it states nothing."""
+    """Return the named values of a row; None for a value that is not stated."""
     return [None if row.get(name) == "" else row.get(name) for name in names]
 
 
 def _store(row: Mapping[str, Any]) -> list[Any]:
-    result = Cell("clean") if row.get("clean") is True else Cell("NOT clean", "bad")
-    return [*_stated({"items": "–", **row}, "name", "method", "items"), result]
+    verdict = Cell("clean") if row.get("clean") is True else Cell("NOT clean", "bad")
+    return [*_stated({"items": "–", **row}, "name", "method", "items"), verdict]
 
 
-def _list(said: Mapping[str, Any], name: str) -> list[Any]:
-    return said[name] if isinstance(said[name], list) else []
+def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    return fields[name] if isinstance(fields[name], list) else []

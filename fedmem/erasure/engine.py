@@ -1,9 +1,9 @@
-"""Execute an erasure, resume one that was cut, cancel one that has not begun, and say how they stand.
+"""Execute an erasure, resume an interrupted one, cancel one that has not begun, and report their states.
 
 Invariants
-- Only what was planned is destroyed: the digest must be the plan's, and the plan must still hold.
-- A wish to train a block anew is durable with the journal entry, before anything is destroyed, and is checked against
-  the budget before that. Training begins after the receipt; what is cut there, `resume` goes on with.
+- Only planned items are destroyed: the digest must be the plan's, and the plan must still hold.
+- A planned training run is durable with the journal entry, before anything is destroyed. Its cost is checked against
+  the budget before that. The training begins after the receipt; `resume` continues an interrupted one.
 - The opening of the receipt's commitment is sealed in the journal entry until its delivery is confirmed.
 
     planned = plan(vault, Scope.block("health"))
@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from fedmem.erasure import journal, openings, receipt, states
-from fedmem.erasure.carrying import carry_out, receipt_path
+from fedmem.erasure.execution import execute_entry, receipt_path
 from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
 from fedmem.vault.store.core import serialised
-from fedmem.vault.store.runs import PLANNED
+from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import RunRecord, Vault
 
 DELETED, TO_BE_RETRAINED = "deleted", "deleted, to be retrained"
@@ -35,9 +35,12 @@ class Outcome:
     """A finished erasure.
 
     Attributes:
+        id: random id of the erasure.
+        state: its state.
+        receipt_path: the file of its receipt.
         opening: hex; with the scope it opens the receipt's commitment. The vault keeps it sealed until
-            `openings.confirm_delivery`; "" if it was delivered already or an earlier fedmem did not keep it.
-        retrained: ids of the blocks that were trained anew.
+            `openings.confirm_delivery`. "" if it was already delivered, or if an earlier fedmem did not keep it.
+        retrained: ids of the blocks that were retrained.
     """
 
     id: str
@@ -49,10 +52,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Status:
-    """How an erasure stands; `receipt_path` is None until it is completed.
+    """The state of an erasure.
 
-    `retraining` is "" where nothing is trained anew, else pending, done, or given up. `opening` is the state of the
-    opening, as `openings.state` gives it, never its value.
+    Attributes:
+        id: random id of the erasure.
+        state: its state.
+        created: seconds since 1970.
+        counts: number of its items by kind.
+        receipt_path: the file of its receipt; None until it is completed.
+        retraining: pending, done or given up; "" if no block is retrained.
+        opening: state of the opening, as `openings.state` returns it, never its value.
     """
 
     id: str
@@ -72,60 +81,83 @@ def execute(
     residual: Mapping[str, Any] | None = None,
     retrain: Retrain | None = None,
 ) -> Outcome:
-    """Destroy what was planned, verify by rescan, sign a receipt, and train anew what the plan says.
+    """Destroy the planned items, verify by rescan, sign a receipt, and retrain the blocks that the plan names.
 
     Args:
+        vault: a vault that is open for writing.
+        planned: the plan.
         digest: the plan's digest, as the person who decided saw it.
-        residual: {"epsilon": number or None, "reason": text} of what of the scope was ever shared.
-        retrain: trains blocks anew; needed where the plan retrains.
+        residual: {"epsilon": number or None, "reason": text} of the part of the scope that was ever shared.
+        retrain: retrains blocks; needed if the plan names blocks to retrain.
+
+    Returns:
+        The finished erasure.
 
     Raises:
-        Refused: the digest is not the plan's, or the vault changed since, or nobody is there to retrain.
-        BudgetExceeded: a block cannot be trained anew; nothing was destroyed. PartialErasure: begun and not finished;
-        `resume` goes on. StorageError, KeystoreError: nothing was destroyed.
+        Refused: the digest is not the plan's, the vault changed since, or `retrain` is missing.
+        BudgetExceeded: a block cannot be retrained; nothing was destroyed.
+        PartialErasure: the erasure has begun and is not finished; `resume` continues it.
+        StorageError, KeystoreError, Busy: nothing was destroyed.
     """
-    outcome, entry = _executed(vault, planned, digest, residual, retrain)
-    return _trained(vault, entry, outcome, retrain)
+    outcome, entry = _execute_plan(vault, planned, digest, residual, retrain)
+    return _retrain(vault, entry, outcome, retrain)
 
 
 @serialised
-def _executed(
+def _execute_plan(
     vault: Vault, planned: Plan, digest: str, residual: Mapping[str, Any] | None, retrain: Retrain | None
 ) -> tuple[Outcome, journal.JournalEntry]:
-    """Check the plan and carry it out in one step: no other thread changes the vault in between."""
+    """Check the plan and execute it under one lock: no other thread changes the vault in between."""
     if not hmac.compare_digest(digest, planned.digest):
         raise Refused("The digest is not that of the plan. Plan again, and execute with the digest that it gives.")
     if not hmac.compare_digest(plan(vault, planned.scope, blocks=planned.blocks).digest, planned.digest):
         raise Refused("The vault changed since the plan was made. Plan again; nothing was erased.")
-    for wanted in planned.retrain:
+    for retraining in planned.retrain:
         if retrain is None:
             raise Refused("Retraining needs the release that the block belongs to. Give it, or delete the block.")
-        retrain.check(vault, wanted)
+        retrain.check(vault, retraining)
     opening = secrets.token_bytes(32)
     entry = _begin(vault, planned, opening, residual)
-    return Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), opening.hex()), entry
+    return Outcome(entry.id, states.COMPLETED, execute_entry(vault, entry), opening.hex()), entry
 
 
 def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
-    """Finish every erasure that a crash or a failure left unfinished, oldest first, and every retraining that is
-    pending where `retrain` is given. Raises as `execute`."""
+    """Finish every unfinished erasure, oldest first, and every pending retraining if `retrain` is given.
+
+    Args:
+        vault: a vault that is open for writing.
+        retrain: retrains blocks; without it pending retrainings are left pending.
+
+    Returns:
+        The outcomes, oldest erasure first.
+
+    Raises:
+        PartialErasure, StorageError, KeystoreError, Busy: as `execute`.
+    """
     done = []
     for entry in journal.read_all(vault):
         if entry.state in states.UNFINISHED:
-            outcome = Outcome(entry.id, states.COMPLETED, carry_out(vault, entry), openings.unseal(vault.core, entry))
+            outcome = Outcome(
+                entry.id, states.COMPLETED, execute_entry(vault, entry), openings.unseal(vault.core, entry)
+            )
         elif retrain is None or _retraining(vault, entry) != "pending":
             continue
         else:
             outcome = Outcome(entry.id, entry.state, receipt_path(vault, entry), openings.unseal(vault.core, entry))
-        done.append(outcome if retrain is None else _trained(vault, entry, outcome, retrain))
+        done.append(outcome if retrain is None else _retrain(vault, entry, outcome, retrain))
     return done
 
 
 @serialised
 def cancel(vault: Vault, erasure_id: str) -> Status:
-    """Cancel an erasure that has not begun, or give up a retraining that has not; what is destroyed stays so.
+    """Cancel an erasure that has not begun, or a retraining that has not begun. Destroyed items stay destroyed.
 
-    Raises NothingMatched for an unknown id, Refused where there is nothing left to cancel.
+    Returns:
+        The new state of the erasure.
+
+    Raises:
+        NothingMatched: there is no erasure with this id.
+        Refused: there is nothing left to cancel.
     """
     entry = journal.read(vault, erasure_id)
     if entry.state == states.PENDING:
@@ -139,54 +171,54 @@ def cancel(vault: Vault, erasure_id: str) -> Status:
 
 @serialised
 def status(vault: Vault) -> list[Status]:
-    """All erasures of the vault, oldest first."""
+    """Return the states of all erasures of the vault, oldest first."""
     return [_status(vault, entry) for entry in journal.read_all(vault)]
 
 
 def _begin(vault: Vault, planned: Plan, opening: bytes, residual: Mapping[str, Any] | None) -> journal.JournalEntry:
-    """Make the erasure, its sealed opening and its wishes durable, in one transaction."""
-    wishes = [(wanted, wanted.planned_run()) for wanted in planned.retrain]
+    """Write the erasure, its sealed opening and its planned runs, in one transaction."""
+    runs = [(retraining, retraining.planned_run()) for retraining in planned.retrain]
     shared = dict(residual) if residual is not None else _residual(planned)
-    rows = _outcomes(planned, {block: wish for wanted, wish in wishes for block in wanted.blocks})
+    rows = _outcomes(planned, {block: run for retraining, run in runs for block in retraining.blocks})
     erasure_id, commitment = new_id(), receipt.commit(planned.scope, opening)
     facts = planned.digest, commitment, vault.generation, planned.ids, planned.items, shared, rows
     entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening))
-    vault.plan_runs([wish for _, wish in wishes], lambda session: journal.add(session, entry))
+    vault.plan_runs([run for _, run in runs], lambda session: journal.add(session, entry))
     return entry
 
 
-def _outcomes(planned: Plan, wishes: Mapping[str, RunRecord]) -> tuple[dict[str, str], ...]:
+def _outcomes(planned: Plan, planned_runs: Mapping[str, RunRecord]) -> tuple[dict[str, str], ...]:
     rows = []
     for block in planned.deleted:
         row = {"id": block, "outcome": DELETED}
-        if (wish := wishes.get(block)) is not None:
-            row |= {"outcome": TO_BE_RETRAINED, "successor": wish.block_id, "run": wish.id}
+        if (run := planned_runs.get(block)) is not None:
+            row |= {"outcome": TO_BE_RETRAINED, "successor": run.block_id, "run": run.id}
         rows.append(row)
     return tuple(rows)
 
 
-def _trained(vault: Vault, entry: journal.JournalEntry, outcome: Outcome, retrain: Retrain | None) -> Outcome:
-    """Train what the erasure wants trained anew and is not yet."""
+def _retrain(vault: Vault, entry: journal.JournalEntry, outcome: Outcome, retrain: Retrain | None) -> Outcome:
+    """Retrain the blocks of an erasure that are not retrained yet."""
     if retrain is None:
         return outcome
     try:
-        wanted = [run for run in vault.runs_by_id(entry.runs) if run.state in (PLANNED, "open")]
-        return replace(outcome, retrained=tuple(retrain.train(vault, run) for run in wanted))
+        pending = [run for run in vault.runs_by_id(entry.runs) if run.state in (PLANNED, "open")]
+        return replace(outcome, retrained=tuple(retrain.train(vault, run) for run in pending))
     except FedmemError as error:
         raise PartialErasure(
-            "What was to be erased is gone and the receipt is signed, but the block is not trained anew: "
-            f"{error} `fedmem erase resume` with the release goes on; `fedmem erase cancel` leaves the block deleted."
+            "The erasure is complete and the receipt is signed, but the block is not trained anew: "
+            f"{error} `fedmem erase resume` with the release continues; `fedmem erase cancel` leaves the block deleted."
         ) from error
 
 
 def _retraining(vault: Vault, entry: journal.JournalEntry) -> str:
     if not entry.runs or entry.state in (states.FAILED, states.CANCELLED):
         return ""
-    known = {run.id: run.state for run in vault.runs_by_id(entry.runs)}
-    found = {known.get(run, "gone") for run in entry.runs}
-    if found & {PLANNED, "open", "finishing"}:
+    state_of_run = {run.id: run.state for run in vault.runs_by_id(entry.runs)}
+    run_states = {state_of_run.get(run, "deleted") for run in entry.runs}
+    if run_states & {PLANNED, "open", "finishing"}:
         return "pending"
-    return "done" if found == {"finished"} else "given up"
+    return "done" if run_states == {"finished"} else "given up"
 
 
 def _status(vault: Vault, entry: journal.JournalEntry) -> Status:

@@ -1,15 +1,15 @@
-"""Forgetting records: what goes with them, and what is trained anew without them.
+"""Forgetting records: the blocks and runs that are erased with them, and the blocks to retrain without them.
 
 Invariants
-- A block that learned an erased record goes whole, with every version, run and key of its topic's block: no weight
-  that saw the record stays, and no older version takes its place unasked.
-- Where a run's records are not known it counts as having learned every record of its topic.
-- A block that never saw an erased record stays as it is.
-- A retraining repeats the plan and the release of the topic's newest block, on the records that remain, from public
-  rows and with a fresh noise stream; it is a wish until it begins, and is charged then. Where no record remains there
-  is none.
+- A block that learned an erased record is erased whole, with every version, run and key of its topic's block. No weight
+  that was trained on the record remains, and no older version replaces it unasked.
+- A run without lineage counts as a run that learned every record of its topic.
+- A block that never learned an erased record stays as it is.
+- A retraining repeats the plan and the release of the topic's newest block, on the remaining records, from public
+  rows and with a fresh noise stream. It is a planned run until it begins, and is charged then. Without a remaining
+  record there is no retraining.
 
-    found = forgetting(vault, frozenset({record_id}), frozenset(), "retrain")
+    consequences = forgetting(vault, frozenset({record_id}), frozenset(), "retrain")
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from fedmem.errors import UsageError
 from fedmem.storage.ids import new_id
-from fedmem.vault.store.runs import PLANNED
+from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import BlockInfo, RunRecord, Vault
 
 Choice = Literal["retrain", "delete"]
@@ -27,13 +27,15 @@ CHOICES = ("retrain", "delete")
 
 @dataclass(frozen=True)
 class Retraining:
-    """A block to train anew.
+    """A block to retrain.
 
     Attributes:
         run: id of the run that is repeated.
-        plan: the plan of that run, as the ledger's caller gave it.
-        records: ids of the records that remain.
-        blocks: ids of the blocks in whose place the new one comes.
+        topic: topic of the block.
+        release: digest of the release.
+        plan: the plan of that run.
+        records: ids of the remaining records.
+        blocks: ids of the blocks that the new one replaces.
     """
 
     run: str
@@ -44,25 +46,35 @@ class Retraining:
     blocks: tuple[str, ...] = ()
 
     def planned_run(self) -> RunRecord:
-        """The run to want: new random ids for it and its block."""
+        """Return a planned run with new random ids for it, its key and its block."""
         ids = new_id(), new_id(), new_id()
         return RunRecord(*ids, PLANNED, self.topic, self.release, dict(self.plan), frozenset())
 
 
 class Retrain(Protocol):
-    """Trains blocks anew; lies above the engine, where the release and the policy are known."""
+    """The retraining of blocks; it is implemented above the engine, where release and policy are known."""
 
-    def check(self, vault: Vault, wanted: Retraining) -> None:
-        """Return if the training may go ahead. Raises BudgetExceeded, Refused, VersionMismatch; changes nothing."""
+    def check(self, vault: Vault, retraining: Retraining) -> None:
+        """Check that the training may begin. Raises BudgetExceeded, Refused, VersionMismatch; changes nothing."""
 
-    def train(self, vault: Vault, wanted: RunRecord) -> str:
-        """Train, charged before; the new block's id. An interrupted training goes on. Raises as `check`."""
+    def train(self, vault: Vault, run: RunRecord) -> str:
+        """Charge and train a planned run, or continue an interrupted training, and return the new block's id.
+
+        Raises:
+            BudgetExceeded, Refused, VersionMismatch: as `check`.
+        """
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What goes with some records: `ids` in all, blocks `deleted` with them, what to `retrain`, and whether a
-    shareable record is among them."""
+    """The consequences of forgetting some records.
+
+    Attributes:
+        ids: ids of everything to erase.
+        deleted: ids of the blocks that are erased with the records.
+        retrain: the blocks to retrain.
+        shared: True if one of the records is shareable.
+    """
 
     ids: frozenset[str]
     deleted: tuple[str, ...] = ()
@@ -71,37 +83,49 @@ class Forgetting:
 
 
 def forgetting(vault: Vault, records: frozenset[str], whole: frozenset[str], blocks: Choice | None) -> Forgetting:
-    """What goes with `records`, and with the blocks of the topics `whole`.
+    """Return the consequences of erasing some records, and all blocks of some topics.
+
+    Args:
+        vault: the open vault.
+        records: ids of the records.
+        whole: topics whose blocks are erased, whatever they learned.
+        blocks: retrain or delete, for blocks that learned one of the records; None if the caller did not choose.
 
     Raises:
-        NothingMatched: an unknown record. UsageError: a block learned one of them, and `blocks` is None.
+        NothingMatched: a record is unknown.
+        UsageError: a block learned one of the records, and `blocks` is None.
     """
-    found = {record.id: record.topic for record in vault.records_by_id(records)}
-    ids, deleted, again = set(records), list[str](), list[Retraining]()
-    for topic in sorted({topic for topic in found.values() if topic is not None} | whole):
-        runs, learned = _tainted(vault, topic, records, topic in whole)
+    record_topics = {record.topic for record in vault.records_by_id(records)}
+    ids, deleted, retrainings = set(records), list[str](), list[Retraining]()
+    for topic in sorted({topic for topic in record_topics if topic is not None} | whole):
+        runs, learned = _affected(vault, topic, records, topic in whole)
         ids.update(item for run in runs for item in (run.id, run.key_id, run.block_id))
         ids.update(block.id for block in learned)
         deleted += [block.id for block in learned]
         if learned and blocks is None:
-            raise UsageError("A block learned what is to be erased. Choose: retrain it without, or delete it.")
+            raise UsageError(
+                "A block learned a record that would be erased. Choose: retrain the block without it, or delete it."
+            )
         if learned and blocks == "retrain":
-            again += _again(vault, topic, learned, runs, records)
-    return Forgetting(frozenset(ids), tuple(deleted), tuple(again), None in found.values())
+            retrainings += _retrainings(vault, topic, learned, runs, records)
+    return Forgetting(frozenset(ids), tuple(deleted), tuple(retrainings), None in record_topics)
 
 
-def _tainted(vault: Vault, topic: str, records: frozenset[str], whole: bool) -> tuple[list[RunRecord], list[BlockInfo]]:
-    """Runs and blocks of a topic that go with `records`."""
+def _affected(
+    vault: Vault, topic: str, records: frozenset[str], whole: bool
+) -> tuple[list[RunRecord], list[BlockInfo]]:
+    """Return the runs and blocks of a topic that are erased with `records`, or all of them if `whole`."""
     runs, blocks = [run for run in vault.runs(topic) if run.state != PLANNED], vault.blocks_of(topic)
-    tainted = [run for run in runs if run.may_hold(records)]
-    if whole or {run.block_id for run in tainted} & {block.id for block in blocks}:
+    affected = [run for run in runs if run.may_hold(records)]
+    if whole or {run.block_id for run in affected} & {block.id for block in blocks}:
         return runs, blocks
-    return tainted, []
+    return affected, []
 
 
-def _again(
+def _retrainings(
     vault: Vault, topic: str, blocks: list[BlockInfo], runs: Iterable[RunRecord], records: frozenset[str]
 ) -> list[Retraining]:
+    """Return the retraining of a topic's newest block without `records`; empty if no record remains."""
     newest = max(blocks, key=lambda block: block.version)
     repeated = next(run for run in runs if run.block_id == newest.id)
     remaining = tuple(record.id for record in vault.records(topic) if record.id not in records)

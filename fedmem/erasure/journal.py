@@ -1,9 +1,9 @@
-"""The durable journal of erasures: what was begun, how far it came, and where its receipt lies.
+"""The durable journal of erasures: the plan of each erasure, its state, and the digest of its receipt.
 
 Invariants
-- Each step is committed before the next one starts, so that a crash finds it (I5).
-- It holds random ids, salts and digests of ciphertext, a salted commitment to the scope and, sealed, its opening: no
-  topic name.
+- Each step is committed before the next one starts, so that a resumed erasure knows it (I5).
+- The journal holds random ids, salts and digests of ciphertext, a salted commitment to the scope and its sealed
+  opening. It holds no topic name.
 """
 
 import json
@@ -28,16 +28,21 @@ WITHOUT_RECEIPT = (states.FAILED, states.CANCELLED)
 
 @dataclass(frozen=True)
 class JournalEntry:
-    """One erasure.
+    """The journal entry of one erasure.
 
     Attributes:
+        id: random id.
+        state: one of `states`.
+        created: seconds since 1970.
         plan: digest of its plan.
         commitment: hex; HMAC-SHA256 of the scope under the opening.
         generation: the vault's generation before it.
-        residual: what of the scope was ever shared, and its ε.
+        ids: random ids of everything in scope.
+        items: the stored items in scope.
+        residual: the part of the scope that was ever shared, and its ε.
         receipt: SHA-256 of the receipt file, "" until completed.
-        blocks: what becomes of blocks that had learned an erased record, by random ids: {"id", "outcome"} and, where
-            the block is trained anew, "successor" and "run".
+        blocks: the fate of blocks that had learned an erased record, by random ids: {"id", "outcome"} and, if the block
+            is retrained, "successor" and "run".
         opening: hex; the sealed opening of the commitment, "" if the vault does not hold it. See `openings`.
         delivered: True after the opening reached the person.
     """
@@ -58,11 +63,11 @@ class JournalEntry:
 
     @property
     def runs(self) -> frozenset[str]:
-        """Ids of the runs that train blocks anew."""
+        """The ids of the runs that retrain blocks."""
         return frozenset(row["run"] for row in self.blocks if "run" in row)
 
     def encode(self) -> str:
-        """The journal column."""
+        """Return the value of the journal column."""
         names = ("plan", "commitment", "generation", "residual", "receipt", "blocks", "opening", "delivered")
         facts = {name: getattr(self, name) for name in names}
         items = [asdict(item) for item in self.items]
@@ -70,29 +75,40 @@ class JournalEntry:
 
 
 def add(session: Session, entry: JournalEntry) -> None:
-    """Write a new erasure, inside a transaction of the caller."""
+    """Add a new erasure, inside a transaction of the caller."""
     session.add(ErasureRow(id=entry.id, state=entry.state, created=entry.created, journal=entry.encode()))
 
 
 @serialised
 def read(vault: Vault, erasure_id: str) -> JournalEntry:
-    """One erasure. Raises NothingMatched."""
+    """Return the entry of one erasure. Raises NothingMatched for an unknown id."""
     with vault.core.database.session() as session:
         row = session.get(ErasureRow, erasure_id)
         if row is None:
-            raise NothingMatched("There is no erasure with this id. `fedmem erase status` shows those there are.")
+            raise NothingMatched("There is no erasure with this id. `fedmem erase status` shows all erasures.")
         return _decode(row)
 
 
 def read_all(vault: Vault) -> Sequence[JournalEntry]:
-    """All erasures, oldest first."""
+    """Return all entries, oldest first."""
     with vault.core.database.session() as session:
         rows = session.execute(select(ErasureRow).order_by(ErasureRow.created)).scalars().all()
         return [_decode(row) for row in rows]
 
 
 def move(vault: Vault, entry: JournalEntry, state: str, *, receipt: str = "") -> JournalEntry:
-    """Take an erasure to its next state, durably. Raises UsageError where that may not follow."""
+    """Change the state of an erasure, durably, and return the new entry.
+
+    Args:
+        vault: a vault that is open for writing.
+        entry: the current entry.
+        state: the next state.
+        receipt: SHA-256 of the receipt file, for the state completed.
+
+    Raises:
+        UsageError: the state may not follow the current one.
+        StorageError: the entry is as it was.
+    """
     states.check(entry.state, state)
     opening = "" if state in WITHOUT_RECEIPT else entry.opening
     moved = replace(entry, state=state, receipt=receipt, opening=opening)
@@ -105,7 +121,7 @@ def move(vault: Vault, entry: JournalEntry, state: str, *, receipt: str = "") ->
 
 
 def drop_opening(vault: Vault, entry: JournalEntry) -> None:
-    """Remove the sealed opening of an entry, durably, because it was delivered."""
+    """Remove the sealed opening of an entry, durably, and mark it as delivered."""
     with vault.core.database.session() as session:
         row = session.get_one(ErasureRow, entry.id)
         row.journal = replace(entry, opening="", delivered=True).encode()
@@ -123,13 +139,13 @@ def new(
     *,
     opening: str,
 ) -> JournalEntry:
-    """A pending erasure; `opening` is sealed, in hex."""
+    """Return a pending entry. `opening` is sealed, in hex."""
     facts = plan, commitment, generation, ids, items, residual
     return JournalEntry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening)
 
 
 def _decode(row: ErasureRow) -> JournalEntry:
-    known = json.loads(row.journal)
-    ids, items = frozenset(known.pop("ids")), tuple(StoredItem(**item) for item in known.pop("items"))
-    blocks = tuple(known.pop("blocks"))
-    return JournalEntry(row.id, row.state, row.created, ids=ids, items=items, blocks=blocks, **known)
+    fields = json.loads(row.journal)
+    ids, items = frozenset(fields.pop("ids")), tuple(StoredItem(**item) for item in fields.pop("items"))
+    blocks = tuple(fields.pop("blocks"))
+    return JournalEntry(row.id, row.state, row.created, ids=ids, items=items, blocks=blocks, **fields)

@@ -1,18 +1,18 @@
-"""The opening of a receipt's commitment, sealed in the vault until it reached the person.
+"""The opening of a receipt's commitment, sealed in the vault until it is delivered to the person.
 
 Invariants
-- It is durable with the journal entry, before anything is destroyed, and goes only when its delivery is confirmed or
-  the erasure ends without a receipt.
+- It is durable with the journal entry, before anything is destroyed. It is removed only when its delivery is confirmed,
+  or when the erasure ends without a receipt.
 
 Guarantees
     One cell of `fedmem.vault.crypto.container` under the ledger's key, which no erasure destroys, bound to the
-    erasure's id. While it is there, who opens the vault can check a guess of what was erased. Afterwards only who
-    got it can.
+    erasure's id. While the cell exists, everybody who can open the vault can check a guess of what was erased.
+    Afterwards only the person who received the opening can.
 
     | input | result |
     |---|---|
-    | an unknown erasure, or one whose opening is not in the vault | NothingMatched |
-    | a changed cell, or one of another erasure | VerificationFailed |
+    | an unknown erasure, or an erasure whose opening is not in the vault | NothingMatched |
+    | a changed cell, or a cell of another erasure | VerificationFailed |
     | delivery confirmed twice | no change |
 
     opening = read(vault, erasure_id)
@@ -43,7 +43,7 @@ def unseal(core: Core, entry: journal.JournalEntry) -> str:
 
 
 def state(entry: journal.JournalEntry) -> str:
-    """Return `waiting`, `delivered`, `not kept` (by an earlier fedmem or a restore), or "" if there is no receipt."""
+    """Return `waiting`, `delivered`, `not kept` (an earlier fedmem or a restore), or "" if there is no receipt."""
     if entry.opening:
         return WAITING
     if entry.state in journal.WITHOUT_RECEIPT:
@@ -52,7 +52,12 @@ def state(entry: journal.JournalEntry) -> str:
 
 
 def read(vault: Vault, erasure_id: str) -> str:
-    """Return the opening of an erasure in hex (32 bytes). Raises NothingMatched if the vault does not hold it."""
+    """Return the opening of an erasure in hex (32 bytes).
+
+    Raises:
+        NothingMatched: there is no such erasure, or the vault does not hold its opening.
+        VerificationFailed: the cell was changed.
+    """
     vault.core.reading()
     entry = journal.read(vault, erasure_id)
     if not entry.opening:
@@ -61,17 +66,18 @@ def read(vault: Vault, erasure_id: str) -> str:
 
 
 def confirm_delivery(vault: Vault, erasure_id: str) -> None:
-    """Remove the sealed opening of an erasure after it reached the person.
+    """Remove the sealed opening of an erasure, after it was delivered to the person.
 
     Raises:
         NothingMatched: there is no erasure with this id.
-        Refused: the vault is open for reading only. StorageError, Busy: the opening is still sealed in the vault.
+        Refused: the vault is open for reading only.
+        StorageError, Busy: the opening is still sealed in the vault.
     """
     with vault.core.writing():
         entry = journal.read(vault, erasure_id)
         if entry.opening:
             journal.drop_opening(vault, entry)
-            vault.core.database.checkpoint()  # else the cell stays in the log
+            vault.core.database.checkpoint()  # else the cell would stay in the log
 
 
 def _key(core: Core) -> bytes:

@@ -1,14 +1,15 @@
-"""What an erasure would destroy, without destroying it.
+"""Plan an erasure: list what it would destroy, without destroying it.
 
 Invariants
 - Planning has no side effect; the same vault and scope give the same digest.
-- The digest covers every item of every registered store in scope, what becomes of blocks, and the vault's generation:
-  what is executed is what was planned.
-- The digest holds no topic name, so a receipt that shows it says nothing about the topic.
-- The cost is that of what is in scope (and, for a date, of the list of records), not of the vault.
+- The digest covers every item of every registered store in scope, the fate of blocks, and the vault's generation.
+  So exactly the plan is executed.
+- The digest contains no topic name, so a receipt with the digest reveals nothing about the topic.
+- The cost depends on the scope (and, for a date, on the list of records), not on the size of the vault.
 
-Block, topic and subject are whole: records, blocks and runs go together. Records, a date and what is due take records
-alone; a block that learned one of them goes too, and is trained anew without them or not, as the caller chose.
+The scopes block, topic and subject are whole: records, blocks and runs are erased together. The scopes record, before
+and due take records alone. A block that learned one of them is erased too, and is retrained without them if the caller
+chose so.
 
     planned = plan(vault, Scope.topic("health"))
     execute(vault, planned, planned.digest)
@@ -30,61 +31,62 @@ WHOLE = ("block", "topic", "subject")
 
 @dataclass(frozen=True)
 class Scope:
-    """What to erase. Make one with `block`, `topic`, `subject`, `record`, `before` or `due`."""
+    """The part of a vault to erase. Make one with `block`, `topic`, `subject`, `record`, `before` or `due`."""
 
     kind: str
     name: str = field(default="", repr=False)
 
     @classmethod
     def block(cls, id_or_topic: str) -> "Scope":
-        """Every version of the block of one topic, with the topic's records, vectors, runs and keys."""
-        return cls("block", _named(id_or_topic))
+        """Return the scope of a topic's block: all its versions, with the topic's records, vectors, runs and keys."""
+        return cls("block", _valid_name(id_or_topic))
 
     @classmethod
     def topic(cls, name: str) -> "Scope":
-        """Everything stored under a topic, whether or not it has a block."""
-        return cls("topic", _named(name))
+        """Return the scope of everything that is stored under a topic, with or without a block."""
+        return cls("topic", _valid_name(name))
 
     @classmethod
     def subject(cls) -> "Scope":
-        """Everything of the vault's subject: records, blocks, runs and their keys; the ledger stays."""
+        """Return the scope of the whole subject: records, blocks, runs and their keys. The ledger stays."""
         return cls("subject")
 
     @classmethod
     def record(cls, *ids: str) -> "Scope":
-        """Records by id."""
+        """Return the scope of records by id. Raises UsageError without an id."""
         if not ids:
-            raise UsageError("Name the records to erase by their ids; none means nothing.")
-        return cls("record", ",".join(sorted({_named(item) for item in ids})))
+            raise UsageError("Name the records to erase by their ids. An erasure of no record is not possible.")
+        return cls("record", ",".join(sorted({_valid_name(item) for item in ids})))
 
     @classmethod
     def before(cls, when: datetime) -> "Scope":
-        """Every record that was added before `when`, and every block that was made before it."""
-        return cls("before", _utc(when))
+        """Return the scope of the records added, and the blocks made, before `when`, which has a time zone."""
+        return cls("before", _utc_text(when))
 
     @classmethod
     def due(cls, at: datetime | None = None) -> "Scope":
-        """Every record that is older, `at` that time or now, than the vault keeps records of its topic."""
-        return cls("due", _utc(at or datetime.now(UTC)))
+        """Return the scope of the records that are, at a time or now, past the retention rule of their topic."""
+        return cls("due", _utc_text(at or datetime.now(UTC)))
 
     def encode(self) -> bytes:
-        """Bytes to commit to."""
+        """Return the canonical bytes of the scope, to which a receipt commits."""
         return canonical_json({"kind": self.kind, "name": self.name})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an erasure would destroy.
+    """The plan of an erasure.
 
     Attributes:
-        digest: hex; give it back to `execute`.
+        digest: hex; `execute` asks for it.
+        scope: the part of the vault to erase.
         ids: random ids of everything in scope.
-        items: what each store holds of them.
-        counts: items by kind: record, block, run, key, retention.
-        blocks: retrain or delete, as the caller chose; None where the scope does not ask.
+        items: the items of each store in scope.
+        counts: number of items by kind: record, block, run, key, retention.
+        blocks: retrain or delete, as the caller chose; None if the scope gives no choice.
         deleted: ids of the blocks that had learned a record of the scope.
-        retrain: what is trained anew without the scope's records.
-        shared: whether something of the scope was shareable.
+        retrain: the blocks to retrain without the scope's records.
+        shared: True if a part of the scope was shareable.
     """
 
     digest: str
@@ -100,56 +102,61 @@ class Plan:
 
 @serialised
 def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
-    """Take the inventory of `scope`.
+    """Return the plan of the erasure of `scope`.
 
     Args:
-        blocks: what becomes of a block that learned a record of a scope that takes records alone.
+        vault: the open vault.
+        scope: the part of the vault to erase.
+        blocks: retrain or delete, for a block that learned a record of a scope that takes records alone.
 
     Raises:
-        NothingMatched: the vault holds nothing of it. UsageError: such a block, and no choice; a choice, and a scope
-        that takes blocks whole.
+        NothingMatched: the vault holds nothing of the scope.
+        UsageError: such a block without a choice, or a choice for a scope that takes blocks whole.
     """
     if blocks is not None and (blocks not in CHOICES or scope.kind in WHOLE):
         raise UsageError("retrain or delete is the choice for blocks that learned erased records; this scope has none.")
-    whole = scope.kind in WHOLE
-    found = Forgetting(_whole(vault, scope)) if whole else forgetting(vault, *_records(vault, scope), blocks)
-    items = tuple(sorted(item for store in vault.stores for item in store.enumerate(found.ids)))
-    if not found.ids or not items:
+    is_whole = scope.kind in WHOLE
+    effects = (
+        Forgetting(_ids_in_whole_scope(vault, scope))
+        if is_whole
+        else forgetting(vault, *_records_in_scope(vault, scope), blocks)
+    )
+    items = tuple(sorted(item for store in vault.stores for item in store.enumerate(effects.ids)))
+    if not effects.ids or not items:
         raise NothingMatched("The vault holds nothing of this scope. `fedmem block list` shows what there is.")
     rows = [[item.store, item.id, item.kind, item.digest] for item in items]
-    facts = {"vault": vault.id, "generation": vault.generation, "ids": sorted(found.ids), "items": rows,
-             "blocks": blocks, "retrain": sorted(again.run for again in found.retrain)}  # fmt: skip
-    counts = Counter(item.kind for item in set(items) if item.store != "block-files")
-    shared = scope.kind == "subject" or found.shared
-    told = dict(sorted(counts.items()))
-    return Plan(digest(facts), scope, found.ids, items, told, blocks, found.deleted, found.retrain, shared)
+    facts = {"vault": vault.id, "generation": vault.generation, "ids": sorted(effects.ids), "items": rows,
+             "blocks": blocks, "retrain": sorted(retraining.run for retraining in effects.retrain)}  # fmt: skip
+    kinds = Counter(item.kind for item in set(items) if item.store != "block-files")
+    counts, shared = dict(sorted(kinds.items())), scope.kind == "subject" or effects.shared
+    return Plan(digest(facts), scope, effects.ids, items, counts, blocks, effects.deleted, effects.retrain, shared)
 
 
-def _whole(vault: Vault, scope: Scope) -> frozenset[str]:
+def _ids_in_whole_scope(vault: Vault, scope: Scope) -> frozenset[str]:
     if scope.kind == "subject":
         return vault.ids_of(ALL)
     return vault.ids_of(vault.block(scope.name).topic if scope.kind == "block" else scope.name)
 
 
-def _records(vault: Vault, scope: Scope) -> tuple[frozenset[str], frozenset[str]]:
-    """(ids of the records in scope, topics whose block goes whatever it learned)."""
+def _records_in_scope(vault: Vault, scope: Scope) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the ids of the records in scope, and the topics whose blocks are erased whatever they learned."""
     if scope.kind == "record":
         return frozenset(scope.name.split(",")), frozenset()
     when = datetime.fromisoformat(scope.name).timestamp()
     if scope.kind == "before":
-        old = frozenset(block.topic for block in vault.blocks() if block.created < when)
-        return vault.records_before(when), old
-    kept = vault.retention().items()
-    return frozenset().union(*(vault.records_before(when - 86400 * days, topic) for topic, days in kept)), frozenset()
+        old_block_topics = frozenset(block.topic for block in vault.blocks() if block.created < when)
+        return vault.records_before(when), old_block_topics
+    expired = (vault.records_before(when - 86400 * days, topic) for topic, days in vault.retention().items())
+    return frozenset().union(*expired), frozenset()
 
 
-def _named(name: str) -> str:
+def _valid_name(name: str) -> str:
     if not name:
-        raise UsageError("Name the block, topic or record to erase; an empty name means nothing.")
+        raise UsageError("Name the block, topic or record to erase. The name must not be empty.")
     return name
 
 
-def _utc(when: datetime) -> str:
+def _utc_text(when: datetime) -> str:
     if when.tzinfo is None:
         raise UsageError("A date needs its time zone; take datetime(…, tzinfo=UTC).")
     return when.astimezone(UTC).isoformat()

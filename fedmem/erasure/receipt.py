@@ -1,14 +1,14 @@
-"""Signed receipts: an in-toto Statement v1 in a DSSE envelope, Ed25519, checkable with the file and the public key.
+"""Signed receipts: an in-toto Statement v1 in a DSSE envelope, Ed25519, verifiable with the file and the public key.
 
 Invariants
 - A receipt names items by random ids and digests of ciphertext; the scope is a salted commitment.
 - It is signed by the device key, which no erasure destroys, and names the receipt before it by digest.
-- What an erasure cannot reach is listed under `not_covered`; the word is crypto-erased, never wiped.
+- The places that an erasure cannot reach are listed under `not_covered`. The word is crypto-erased, never wiped.
 
 Guarantees
     DSSE v1 pre-authentication encoding over the exact payload bytes, Ed25519 (RFC 8032). `verify` accepts one
     signature by the given key over our statement and predicate types, and nothing else. The key id in an envelope
-    is a hint that nobody signed (DSSE): it may be missing, and decides nothing.
+    is an unsigned hint (DSSE): it may be missing, and decides nothing.
 
     | input | result |
     |---|---|
@@ -63,33 +63,43 @@ Statement = dict[str, Any]
 
 
 def commit(scope: Scope, opening: bytes) -> str:
-    """Hex commitment to a scope: HMAC-SHA256 under 32 random bytes, its opening."""
+    """Return the commitment to a scope in hex: HMAC-SHA256 under its opening, which is 32 random bytes."""
     return hmac.new(opening, scope.encode(), hashlib.sha256).hexdigest()
 
 
 def opens(content: Mapping[str, Any], scope: Scope, opening: bytes) -> bool:
-    """Whether a receipt is about `scope`: its commitment opens with the 32 bytes that its erasure gave."""
-    held = content["predicate"].get("scope")
-    named = held.get("commitment") if isinstance(held, dict) else None
-    return isinstance(named, str) and hmac.compare_digest(named.encode(), commit(scope, opening).encode())
+    """Return True if a receipt is about `scope`: the opening opens its commitment to that scope.
+
+    Args:
+        content: the statement of the receipt.
+        scope: the scope to compare with.
+        opening: the 32 bytes that the erasure returned.
+    """
+    scope_field = content["predicate"].get("scope")
+    commitment = scope_field.get("commitment") if isinstance(scope_field, dict) else None
+    return isinstance(commitment, str) and hmac.compare_digest(commitment.encode(), commit(scope, opening).encode())
 
 
 def statement(
     vault_id: str,
     entry: JournalEntry,
     stores: list[ContentStore],
-    checked: Verification,
+    verification: Verification,
     previous: str,
     *,
     not_covered: Sequence[str] = (),
     blocks: Sequence[Mapping[str, Any]] = (),
 ) -> Statement:
-    """The statement of one finished erasure.
+    """Return the statement of one finished erasure.
 
     Args:
+        vault_id: the vault's random id.
+        entry: the journal entry of the erasure.
+        stores: the registered stores.
+        verification: the clean result of the rescan.
         previous: digest of the receipt before it, or "".
-        not_covered: what this erasure could not reach beside NOT_COVERED, such as backups by id.
-        blocks: what became of blocks that had learned an erased record, by random ids, such as
+        not_covered: places that this erasure could not reach, beside NOT_COVERED, such as backups by id.
+        blocks: the fate of blocks that had learned an erased record, by random ids, such as
             {"id": old, "outcome": "retrained", "successor": new} or {"id": old, "outcome": "deleted"}.
     """
     subjects = [{"name": item.id, "digest": {"sha256": item.digest}} for item in entry.items if item.digest]
@@ -102,7 +112,7 @@ def statement(
         "scope": {"commitment": entry.commitment, "scheme": SCHEME},
         "generation": entry.generation + 1,
         "erased": [{"id": item, "kind": kind} for item, kind in kinds],
-        "stores": _stores(entry, stores, checked),
+        "stores": _stores(entry, stores, verification),
         "executed": datetime.now(UTC).isoformat(timespec="seconds"),
         "not_covered": [*NOT_COVERED, *not_covered],
         "residual_epsilon": entry.residual,
@@ -114,67 +124,80 @@ def statement(
 
 
 def sign(content: Statement, device_seed: bytes) -> bytes:
-    """The receipt file: DSSE envelope of `content`, signed with the Ed25519 key of `device_seed` (32 bytes)."""
+    """Return the receipt file: `content` in a DSSE envelope, signed by the Ed25519 key of `device_seed` (32 bytes)."""
     envelope = Envelope(canonical_json(content), PAYLOAD_TYPE, {})
     envelope.sign(CryptoSigner(Ed25519PrivateKey.from_private_bytes(device_seed)))
     return canonical_json(envelope.to_dict())
 
 
 def read(file: bytes) -> Statement:
-    """What a receipt says, its form checked and its signature not. Raises VerificationFailed where it is none."""
+    """Return the statement of a receipt whose form is checked and whose signature is not. Raises VerificationFailed."""
     return _content(_envelope(file))
 
 
 def verify(file: bytes, public_key_pem: bytes) -> Statement:
-    """The statement of a receipt whose signature holds. Raises VerificationFailed for anything else."""
+    """Return the statement of a receipt whose signature verifies.
+
+    Args:
+        file: the receipt file.
+        public_key_pem: the device's public key, PEM.
+
+    Raises:
+        VerificationFailed: the file or the key is anything else.
+    """
     key, envelope = SSlibKey.from_crypto(public_key(public_key_pem), KEYID), _envelope(file)
     try:
         envelope.verify([key], 1)
     except (SigningError, ValueError):
-        raise _refuse("It was changed, or another device signed it. Ask for it, or for its key, again.") from None
+        raise _refusal("It was changed, or another device signed it. Ask for it, or for its key, again.") from None
     return _content(envelope)
 
 
 def verify_chain(files: Sequence[bytes], public_key_pem: bytes) -> list[Statement]:
-    """The statements of a vault's receipts, from its first on, each of which names the one before it.
+    """Return the statements of a vault's receipts, of which each one names the one before it.
 
-    Raises VerificationFailed that says which receipt does not verify, or where the chain breaks.
+    Args:
+        files: every receipt file of the vault, oldest first.
+        public_key_pem: the device's public key, PEM.
+
+    Raises:
+        VerificationFailed: the error names the receipt that does not verify, or the place where the chain breaks.
     """
     statements: list[Statement] = []
-    before = None
+    previous = None
     for number, file in enumerate(files, 1):
         try:
             statements.append(verify(file, public_key_pem))
         except VerificationFailed as error:
             raise VerificationFailed(f"Receipt {number} of {len(files)}: {error}") from None
-        if statements[-1]["predicate"].get("previous") != before:
-            raise _broken(number)
-        before = digest(file)
+        if statements[-1]["predicate"].get("previous") != previous:
+            raise _chain_error(number)
+        previous = digest(file)
     return statements
 
 
 def public_key(pem: bytes) -> Ed25519PublicKey:
-    """The device's public key. Raises VerificationFailed where it is no Ed25519 key in PEM."""
+    """Return the device's public key. Raises VerificationFailed if it is no Ed25519 key in PEM."""
     try:
         key = load_pem_public_key(pem)
     except (UnsupportedAlgorithm, ValueError, TypeError):
         key = None
     if not isinstance(key, Ed25519PublicKey):
-        raise _refuse("The key is not an Ed25519 public key; give the device's device.pub.")
+        raise _refusal("The key is not an Ed25519 public key; give the device's device.pub.")
     return key
 
 
 def _envelope(file: bytes) -> Envelope:
     if len(file) > LIMIT:
-        raise _refuse("It is larger than any receipt.")
+        raise _refusal("It is larger than any receipt.")
     try:
         fields = _json(file)
-        signatures = [{**one, "keyid": KEYID} for one in fields["signatures"]]
+        signatures = [{**signature, "keyid": KEYID} for signature in fields["signatures"]]
         envelope = Envelope.from_dict({**fields, "signatures": signatures})
     except (SigningError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _refuse("It is not a DSSE envelope with one signature. Ask for it again.") from None
+        raise _refusal("It is not a DSSE envelope with one signature. Ask for it again.") from None
     if len(envelope.signatures) != 1 or envelope.payload_type != PAYLOAD_TYPE:
-        raise _refuse("It is not an in-toto envelope with one signature. Ask for it again.")
+        raise _refusal("It is not an in-toto envelope with one signature. Ask for it again.")
     return envelope
 
 
@@ -183,38 +206,43 @@ def _content(envelope: Envelope) -> Statement:
         content = _json(envelope.payload)
     except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict) or not _about_an_erasure(content):
-        raise _refuse("What it holds is not a statement about an erasure.")
+    if not isinstance(content, dict) or not _is_about_an_erasure(content):
+        raise _refusal("Its content is not a statement about an erasure.")
     return content
 
 
 def _json(data: bytes) -> Any:
     value = json.loads(data.decode())
-    canonical_json(value)  # Python also reads NaN, and text that no UTF-8 file can hold
+    canonical_json(value)  # Python also reads NaN, and text that UTF-8 cannot encode
     return value
 
 
-def _about_an_erasure(content: Statement) -> bool:
+def _is_about_an_erasure(content: Statement) -> bool:
     subjects = content.get("subject")
     return (
         (content.get("_type"), content.get("predicateType")) == (STATEMENT_TYPE, PREDICATE_TYPE)
         and isinstance(content.get("predicate"), dict)
         and isinstance(subjects, list)
-        and all(isinstance(one, dict) and isinstance(one.get("digest"), dict) for one in subjects)
+        and all(isinstance(subject, dict) and isinstance(subject.get("digest"), dict) for subject in subjects)
     )
 
 
-def _stores(entry: JournalEntry, stores: list[ContentStore], checked: Verification) -> list[dict[str, Any]]:
-    held = Counter(item.store for item in entry.items)
+def _stores(entry: JournalEntry, stores: list[ContentStore], verification: Verification) -> list[dict[str, Any]]:
+    item_counts = Counter(item.store for item in entry.items)
     rows = [
-        {"name": store.name, "method": store.method, "items": held[store.name], "clean": not checked.found[store.name]}
+        {
+            "name": store.name,
+            "method": store.method,
+            "items": item_counts[store.name],
+            "clean": not verification.found[store.name],
+        }
         for store in stores
     ]
-    deep = [(name, how) for name, how in DEEP if name in checked.found]
-    return [*rows, *({"name": name, "method": how, "clean": not checked.found[name]} for name, how in deep)]
+    deep = [(name, method) for name, method in DEEP if name in verification.found]
+    return [*rows, *({"name": name, "method": method, "clean": not verification.found[name]} for name, method in deep)]
 
 
-def _broken(number: int) -> VerificationFailed:
+def _chain_error(number: int) -> VerificationFailed:
     if number == 1:
         return VerificationFailed(
             "The chain breaks before receipt 1: it names an earlier receipt that was not given. Give every receipt of "
@@ -226,5 +254,5 @@ def _broken(number: int) -> VerificationFailed:
     )
 
 
-def _refuse(why: str) -> VerificationFailed:
-    return VerificationFailed(f"The receipt does not verify. {why}")
+def _refusal(reason: str) -> VerificationFailed:
+    return VerificationFailed(f"The receipt does not verify. {reason}")

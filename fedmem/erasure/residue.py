@@ -1,18 +1,18 @@
-"""Look for given bytes in every file below a folder.
+"""Search for given bytes (needles) in every file below a folder.
 
 Invariants
-- Every regular file is read whole, hidden ones, logs and temporaries included; symbolic links are not followed.
+- Every regular file is read whole, hidden files, logs and temporary files included. Symbolic links are not followed.
 - A needle that straddles two reads is found.
-- A file that this process has open is read through the descriptor that it has: closing another one would drop the
-  locks that SQLite holds on its database (POSIX), and a second process could then take its log away.
+- A file that this process has open is read through its existing descriptor. Closing a second descriptor would release
+  the locks that SQLite holds on its database (POSIX), and another process could then remove its log.
 - A hit names the file and the needle's name, never its bytes.
 
     | case | result |
     |---|---|
     | no needles, or an empty folder | no hits |
-    | an empty needle | UsageError: it would be everywhere |
-    | a file that cannot be read | StorageError: not looked at is not clean |
-    | a file that vanishes while looking | gone, so clean |
+    | an empty needle | UsageError: every file contains it |
+    | a file that cannot be read | StorageError: an unread file does not count as clean |
+    | a file that is removed during the search | counts as clean |
 
 >>> import tempfile, pathlib
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ class ResidueHit:
 
 
 class _Finder:
-    """Finds many needles in one pass: a table of first byte pairs, then of first four bytes, then a comparison."""
+    """A search for many needles in one pass: by first byte pairs, then first four bytes, then comparison."""
 
     def __init__(self, needles: Mapping[str, bytes]) -> None:
         self.overlap = max((len(needle) for needle in needles.values()), default=1) - 1
@@ -64,46 +64,53 @@ class _Finder:
         self._starts = np.array(sorted(starts), dtype=np.uint32)
 
     def find(self, data: bytes) -> set[str]:
-        """Names of the needles in `data`."""
-        found = {name for name, needle in self._short.items() if needle in data}
-        for at in self._candidates(data):
-            for name, needle in self._long[data[at : at + 4]]:
-                if data.startswith(needle, at):
-                    found.add(name)
-        return found
+        """Return the names of the needles in `data`."""
+        names = {name for name, needle in self._short.items() if needle in data}
+        for offset in self._candidates(data):
+            for name, needle in self._long[data[offset : offset + 4]]:
+                if data.startswith(needle, offset):
+                    names.add(name)
+        return names
 
     def _candidates(self, data: bytes) -> list[int]:
         if len(data) < 4 or not self._long:
             return []
         octets: npt.NDArray[np.uint32] = np.frombuffer(data, dtype=np.uint8).astype(np.uint32)
         pairs = octets[:-1] | (octets[1:] << np.uint32(8))
-        at = np.flatnonzero(self._pairs[pairs[:-2]])
-        fours = pairs[at] | (pairs[at + 2] << np.uint32(16))
-        return [int(i) for i in at[np.isin(fours, self._starts)]]
+        offsets = np.flatnonzero(self._pairs[pairs[:-2]])
+        fours = pairs[offsets] | (pairs[offsets + 2] << np.uint32(16))
+        return [int(i) for i in offsets[np.isin(fours, self._starts)]]
 
 
 def scan(root: str | Path, needles: Mapping[str, bytes]) -> list[ResidueHit]:
-    """Every (file, needle) such that the file lies below `root` and holds the needle's bytes, sorted.
+    """Return a hit for every file below `root` and every needle whose bytes it contains, sorted.
+
+    Args:
+        root: the folder.
+        needles: name -> bytes to search for, not empty.
 
     Raises:
-        UsageError: an empty needle. StorageError: a file or folder could not be read.
+        UsageError: a needle is empty.
+        StorageError: a file or folder could not be read.
     """
     if any(not needle for needle in needles.values()):
         raise UsageError("An empty needle is in every file. Give the bytes to look for.")
-    root, finder, held = Path(root), _Finder(needles), _held()
+    root, finder, open_files = Path(root), _Finder(needles), _open_files()
     hits = {
-        ResidueHit(str(path.relative_to(root)), name) for path in _files(root) for name in _in_file(path, finder, held)
+        ResidueHit(str(path.relative_to(root)), name)
+        for path in _files(root)
+        for name in _in_file(path, finder, open_files)
     }
     return sorted(hits)
 
 
 def windows(data: bytes, name: str) -> dict[str, bytes]:
-    """Needles of 8 bytes at every fourth byte of `data`, which finds any two neighbours of float32 rows or vectors.
+    """Return needles of 8 bytes at every fourth byte of `data`. They find any two neighbouring float32 values.
 
-    Windows of fewer than four different bytes are left out: zeros are in every file, and tell nothing.
+    Windows of fewer than four different bytes are left out: zeros, for example, are in every file.
     """
-    pieces = (data[at : at + WINDOW] for at in range(0, len(data) - WINDOW + 1, 4))
-    return {f"{name} {at}": piece for at, piece in enumerate(pieces) if len(set(piece)) >= WINDOW // 2}
+    candidates = (data[offset : offset + WINDOW] for offset in range(0, len(data) - WINDOW + 1, 4))
+    return {f"{name} {number}": window for number, window in enumerate(candidates) if len(set(window)) >= WINDOW // 2}
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -112,24 +119,24 @@ def _files(root: Path) -> Iterator[Path]:
             yield from (Path(folder, name) for name in names if not Path(folder, name).is_symlink())
 
 
-def _in_file(path: Path, finder: _Finder, held: Mapping[_Inode, int]) -> set[str]:
-    found: set[str] = set()
-    tail, at = b"", 0
-    with storage_errors(f"look through {path.name}"), contextlib.suppress(FileNotFoundError):  # vanished: clean
+def _in_file(path: Path, finder: _Finder, open_files: Mapping[_Inode, int]) -> set[str]:
+    names: set[str] = set()
+    tail, offset = b"", 0
+    with storage_errors(f"look through {path.name}"), contextlib.suppress(FileNotFoundError):  # removed: clean
         if not path.is_file():
-            return found  # a socket or pipe: nothing lies in it
-        with _readable(path, held) as handle:
-            while piece := os.pread(handle, READ, at):
-                found |= finder.find(tail + piece)
-                at += len(piece)
+            return names  # a socket or pipe: it has no content
+        with _readable(path, open_files) as handle:
+            while piece := os.pread(handle, READ, offset):
+                names |= finder.find(tail + piece)
+                offset += len(piece)
                 tail = (tail + piece)[-finder.overlap :] if finder.overlap else b""
-    return found
+    return names
 
 
 @contextlib.contextmanager
-def _readable(path: Path, held: Mapping[_Inode, int]) -> Iterator[int]:
-    """A descriptor of `path`; closed at the end only where it was opened for this."""
-    handle = held.get(_inode(os.stat(path)))
+def _readable(path: Path, open_files: Mapping[_Inode, int]) -> Iterator[int]:
+    """Open `path` for reading; a descriptor that was open before stays open."""
+    handle = open_files.get(_inode(os.stat(path)))
     if handle is not None:
         yield handle
         return
@@ -140,20 +147,20 @@ def _readable(path: Path, held: Mapping[_Inode, int]) -> Iterator[int]:
         os.close(handle)
 
 
-def _held() -> dict[_Inode, int]:
-    """The regular files that this process has open for writing, and may have locked."""
-    found = {}
+def _open_files() -> dict[_Inode, int]:
+    """Return inode -> descriptor of the regular files that this process has open for writing and may have locked."""
+    descriptors = {}
     with contextlib.suppress(FileNotFoundError):  # a platform without /dev/fd
         for name in os.listdir("/dev/fd"):
             with contextlib.suppress(OSError):  # the listing's own descriptor
-                facts, mode = os.fstat(int(name)), fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE
-                if stat.S_ISREG(facts.st_mode) and mode == os.O_RDWR:
-                    found[_inode(facts)] = int(name)
-    return found
+                status, access_mode = os.fstat(int(name)), fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE
+                if stat.S_ISREG(status.st_mode) and access_mode == os.O_RDWR:
+                    descriptors[_inode(status)] = int(name)
+    return descriptors
 
 
-def _inode(facts: os.stat_result) -> _Inode:
-    return facts.st_dev, facts.st_ino
+def _inode(status: os.stat_result) -> _Inode:
+    return status.st_dev, status.st_ino
 
 
 def _raise(error: OSError) -> None:

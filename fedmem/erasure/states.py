@@ -1,8 +1,8 @@
-"""The states of an erasure and how they may follow each other; pure.
+"""The states of an erasure and their transitions. Pure.
 
 Invariants
 - `completed` is final and is reached only from `in_progress`, after a clean rescan.
-- What was begun and not ended is `pending`, `in_progress` or `partial`, and resumes (I5).
+- An unfinished erasure is `pending`, `in_progress` or `partial`, and resumes (I5).
 - `failed` means that nothing was destroyed: the old state is whole.
 
 >>> may_follow("in_progress", "completed"), may_follow("pending", "completed")
@@ -26,11 +26,11 @@ _NEXT: dict[str, frozenset[str]] = {
 
 
 def may_follow(old: str, new: str) -> bool:
-    """Whether an erasure in state `old` may go to `new`."""
+    """Return True if an erasure may change from state `old` to `new`."""
     return new in _NEXT[old]
 
 
 def check(old: str, new: str) -> None:
-    """Raise UsageError where `new` may not follow `old`."""
+    """Check that an erasure may change from state `old` to `new`. Raises UsageError."""
     if not may_follow(old, new):
         raise UsageError(f"An erasure that is {old} cannot become {new}. `fedmem erase status` shows where it stands.")

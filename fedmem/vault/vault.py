@@ -2,13 +2,16 @@
 
 Invariants
 - Private bytes reach the disk only as ciphertext, temporary files included (I8).
-- What was acknowledged survives `kill -9`; a crash leaves the old state or the new one (I7).
-- One writer at a time; the subject is bound at creation and asked for at each opening.
-- The keystore backend is the one chosen, at creation or when keys move; a simulated vault is simulated for ever.
-- A vault with a file or table that no registered store answers for does not open.
+- An acknowledged change survives `kill -9`; a crash leaves the old state or the new one (I7).
+- There is one writer at a time. The subject is bound at creation and asked for at each opening.
+- The keystore backend is chosen at creation, or when keys move. A simulated vault stays simulated for ever.
+- A vault with a file or table that no registered store claims does not open.
 
 Layout of the root: vault.json, device.pub, table.fmk, vault.db, egress.log, lock, blocks/, receipts/, leases/,
 training/.
+
+A method that reads items raises UsageError after `close`, and StaleReader if an erasure happened since the opening.
+A method that changes items raises Refused in a vault that is open for reading only.
 
 >>> import os, tempfile
 >>> import numpy as np
@@ -32,11 +35,10 @@ from fedmem.storage.files import Files
 from fedmem.vault import opening
 from fedmem.vault.backup.backup_registry import CopyStore
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import acknowledgement, ledger_anchor
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
-from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, checked, unclaimed
+from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, unclaimed_names, valid_store
 from fedmem.vault.store.core import Core, StaleReader, serialised_methods
 from fedmem.vault.store.inventory import Inventory
 from fedmem.vault.store.leases import Lease
@@ -53,6 +55,7 @@ class Vault:
     """An open vault. Make one with `create` or `open`; use it as a context manager.
 
     Attributes:
+        core: the open parts, which every store of the vault shares.
         ledger: the privacy ledger.
         stores: the content stores, in the order in which an erasure asks them.
     """
@@ -82,27 +85,28 @@ class Vault:
         files: Files | None = None,
         timeout: float = 0.0,
     ) -> "Vault":
-        """Make a vault in a new or empty folder and open it for writing.
+        """Create a vault in a new or empty folder and open it for writing.
 
         Args:
-            keystore: keyfile, passphrase or keyring; fixed from now on.
-            ask: gives the passphrase in passphrase mode.
+            root: the folder.
+            subject: the person whose data it will hold.
+            keystore: keyfile, passphrase or keyring.
+            ask: returns the passphrase, in passphrase mode.
             simulated: allow seeded run keys, and mark the vault for ever.
             files: the file layer; tests pass one that fails.
-            timeout: seconds to wait for another program that makes a vault here.
+            timeout: seconds to wait for another program that creates a vault here.
+
+        Returns:
+            The open vault.
 
         Raises:
-            VaultExists: there is a vault already. Refused: the folder holds something else. VerificationFailed: a
-            vault there lost its header. Busy, KeystoreError, StorageError, UsageError.
+            VaultExists: there is a vault already.
+            Refused: the folder holds something else.
+            VerificationFailed: a vault in the folder lost its header.
+            Busy, KeystoreError, StorageError, UsageError.
         """
         core = opening.make(
-            Path(root),
-            subject=subject,
-            keystore=keystore,
-            ask=ask,
-            simulated=simulated,
-            files=files,
-            timeout=timeout,
+            Path(root), subject=subject, keystore=keystore, ask=ask, simulated=simulated, files=files, timeout=timeout
         )
         return cls(core)
 
@@ -117,15 +121,25 @@ class Vault:
         files: Files | None = None,
         timeout: float = 0.0,
     ) -> "Vault":
-        """Open an existing vault; a writer also finishes what a crash left.
+        """Open an existing vault. A writer also finishes or undoes the rest of a crash.
 
         Args:
+            root: the folder.
+            subject: the person whose data it holds.
+            ask: returns the passphrase, in passphrase mode.
+            write: False opens the vault for reading only, beside a writer.
+            files: the file layer; tests pass one that fails.
             timeout: seconds that a writer waits for another one.
 
+        Returns:
+            The open vault.
+
         Raises:
-            NothingMatched: no vault here. Busy: another writer. KeystoreError: wrong passphrase or missing key.
-            Refused: another subject's vault, or something in it that no store answers for.
-            VerificationFailed: damaged, changed, incomplete, or older than what was acknowledged; nothing was changed.
+            NothingMatched: there is no vault here.
+            Busy: another writer has it open.
+            KeystoreError: wrong passphrase or missing key.
+            Refused: the vault of another subject, or a file or table that no store claims.
+            VerificationFailed: damaged, incomplete, or older than the last acknowledged change. Nothing was changed.
             VersionMismatch: another format.
         """
         core = opening.unlock(Path(root), subject=subject, ask=ask, write=write, files=files, timeout=timeout)
@@ -149,46 +163,69 @@ class Vault:
 
     @property
     def simulated(self) -> bool:
-        """Whether its run keys may come from a seed."""
+        """True if its run keys may come from a seed."""
         return self.core.simulated
 
     @property
     def generation(self) -> int:
-        """One more after each erasure, by whichever process: ask between tokens."""
+        """The number of erasures so far, by any process. An answer in progress checks it between tokens."""
         return self.core.generation()
 
     def add_records(self, records: Sequence[NewRecord]) -> list[str]:
-        """Add a batch, whole or not at all; the new ids in order."""
+        """Add a batch of records, all or none.
+
+        Returns:
+            The new ids, in the order of `records`.
+
+        Raises:
+            UsageError: a vector is not one finite row, or a text is not valid Unicode.
+            StorageError: nothing was added.
+        """
         return self._records.add(records)
 
     def records(self, topic: str | Everything | None) -> list[Record]:
-        """Records of one topic, the shareable ones (None), or `ALL`, in the order they were added."""
+        """Return the records of one topic, the shareable ones (None), or `ALL`, in the order they were added."""
         return self._records.select(topic)
 
     def records_by_id(self, ids: Collection[str]) -> list[Record]:
-        """The records with these ids, in the order they were added. Raises NothingMatched for an unknown one."""
+        """Return the records with these ids, in the order they were added. Raises NothingMatched for an unknown id."""
         return self._records.get(ids)
 
     def records_before(self, when: float, topic: str | Everything | None = ALL) -> frozenset[str]:
-        """Ids of the records of a topic (or of all) that were added before `when`, in seconds since 1970."""
-        mine = ids_of(self.core.table, topic)
-        return frozenset(item for item, created in self._records.created().items() if created < when and item in mine)
+        """Return the ids of the records that were added before a time.
+
+        Args:
+            when: seconds since 1970.
+            topic: a topic, the shareable records (None), or `ALL`.
+        """
+        ids = ids_of(self.core.table, topic)
+        return frozenset(
+            record_id for record_id, created in self._records.created().items() if created < when and record_id in ids
+        )
 
     def keep(self, topic: str, days: float | None) -> None:
-        """Set for how many days the records of a topic are kept; None: until somebody erases them.
+        """Set for how many days the records of a topic are kept.
 
-        The rule is sealed, executed by an erasure of what is due, and erased with its topic. Raises UsageError.
+        The rule is sealed. An erasure with the scope `due` applies it, and an erasure of the topic erases it.
+
+        Args:
+            topic: name of the topic.
+            days: above 0 and below 36500; None removes the rule.
+
+        Raises:
+            UsageError: another topic or number of days.
+            StorageError: the rule is as it was.
         """
         with self.core.writing():
             keep(self.core.table, topic, days)
 
     def retention(self) -> dict[str, float]:
-        """Topic -> days for which its records are kept, of the topics that have such a rule."""
+        """Return for each topic with a retention rule the days for which its records are kept."""
         self.core.reading()
         return retention(self.core.table)
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
-        """The `k` records nearest to `vector` (float32 [dim]) by dot product, best first."""
+        """Return the `k` records nearest to `vector` (float32 [dim]), with their dot products, best first."""
         return self._records.search(vector, k)
 
     def begin_run(
@@ -207,88 +244,107 @@ class Vault:
     def finish_run(
         self, run: TrainingRun, topic: str, release: str, rows: bytes, layers: int, width: int, d_model: int
     ) -> BlockInfo:
-        """Seal a run's rows as a block; its run key is destroyed before the block is visible."""
+        """Seal a run's rows as a block, after its run key was destroyed. See `runs.Runs.finish`."""
         return self._runs.finish(run, topic, release, rows, layers, width, d_model)
 
     def end_changed_runs(
         self, topic: str, release: str, plan: Mapping[str, Any], data_digest: str, record_ids: Sequence[str]
     ) -> bool:
-        """Whether open runs had other data or another plan; they are ended as failed. See `runs.Runs.end_changed`."""
+        """End open runs with other data or another plan; return True if there was one. See `runs.Runs.end_changed`."""
         return self._runs.end_changed(topic, release, plan, data_digest, record_ids)
 
     def save_checkpoint(self, run: TrainingRun, step: int, data: bytes) -> None:
-        """Seal where an open run stands after `step` steps. Raises NothingMatched where it is not open."""
+        """Seal the state of an open run after `step` steps, and replace its earlier checkpoint.
+
+        Args:
+            run: the open run.
+            step: steps that are done, from 0.
+            data: the serialised state.
+
+        Raises:
+            NothingMatched: the run is not open.
+            StorageError: the earlier checkpoint is still in place.
+        """
         self._runs.save(run, step, data)
 
     def checkpoint(self, run: TrainingRun) -> tuple[int, bytes] | None:
-        """(step, data) that `save_checkpoint` sealed last for this run; None where there is none that is whole."""
+        """Return (step, data) of the last checkpoint of an open run; None if it has none. Raises NothingMatched."""
         return self._runs.saved(run)
 
     def checkpoint_step(self, run: RunRecord) -> int:
-        """After how many steps the run was saved last; 0 where it was not."""
+        """Return the step of a run's last checkpoint; 0 if it has none."""
         self.core.reading()
         return self._checkpoints.step(run.key_id)
 
     def runs(self, topic: str) -> list[RunRecord]:
-        """The runs of a topic, wanted, open and ended ones, oldest first."""
+        """Return the runs of a topic, of every state, oldest first."""
         return self._runs.of(topic)
 
     def runs_by_id(self, ids: Collection[str]) -> list[RunRecord]:
-        """Those of `ids` that are runs of this vault, oldest first."""
+        """Return the runs with these ids, oldest first. Other ids are left out."""
         return self._runs.get(ids)
 
-    def plan_runs(self, wishes: Sequence[RunRecord], commit: Callable[[Session], None]) -> None:
-        """Make wishes to train durable, together with what `commit` writes. See `runs.Runs.want`."""
+    def plan_runs(self, planned: Sequence[RunRecord], commit: Callable[[Session], None]) -> None:
+        """Write planned runs, in one transaction with the rows that `commit` writes. Nothing is charged.
+
+        Args:
+            planned: runs in the state `wanted`, with new ids.
+            commit: writes rows of the caller into the same transaction.
+
+        Raises:
+            StorageError: nothing was written.
+        """
         with self.core.writing():
-            self._runs.want(wishes, commit)
+            self._runs.plan(planned, commit)
 
     def drop_planned_runs(self, ids: Collection[str]) -> None:
-        """Give up wishes that have not begun."""
+        """Delete the planned runs with these ids. Runs that have begun are left as they are."""
         with self.core.writing():
             self._runs.drop_planned(ids)
 
     def fail_run(self, run: TrainingRun) -> None:
-        """End a run without a block; it stays charged."""
+        """End an open run without a block. It stays charged. Raises NothingMatched if it is not open."""
         self._runs.fail(run)
 
     def end_run(self, run_id: str) -> None:
-        """End an open run, by its id, without a block; it stays charged. One that has ended is left as it is."""
+        """End an open run by its id, without a block. It stays charged. A run that has ended is left as it is."""
         self._runs.end(run_id)
 
     def blocks(self) -> list[BlockInfo]:
-        """All blocks that exist, oldest first."""
+        """Return all blocks, oldest first."""
         return self._blocks.visible()
 
     def blocks_of(self, topic: str) -> list[BlockInfo]:
-        """The blocks of one topic, oldest first."""
+        """Return the blocks of one topic, oldest first."""
         return self._blocks.of(topic)
 
     def block(self, id_or_topic: str) -> BlockInfo:
-        """The block with this id, or the newest of this topic. Raises NothingMatched."""
+        """Return the block with this id, or the newest block of this topic. Raises NothingMatched."""
         return self._blocks.get(id_or_topic)
 
     def block_rows(self, block_id: str) -> bytes:
-        """The serialised rows of a block. Raises NothingMatched, VerificationFailed."""
+        """Return the serialised rows (safetensors) of a block. Raises NothingMatched, VerificationFailed."""
         return self._blocks.rows(block_id)
 
     def register(self, store: ContentStore) -> None:
         """Add a store that holds content of this vault in memory: a search index, a KV cache, an optimiser.
 
-        Raises Refused where it does not enumerate, erase and scan, or has the name of another store.
+        Raises:
+            Refused: it does not keep the contract of `ContentStore`, or has the name of another store.
         """
-        self.stores = sorted([*self.stores, checked(store, self.stores)], key=lambda known: known.order)
+        self.stores = sorted([*self.stores, valid_store(store, self.stores)], key=lambda registered: registered.order)
 
     def unfinished_erasures(self) -> list[str]:
-        """Ids of erasures that have not ended; `fedmem.erasure.resume` finishes them."""
+        """Return the ids of unfinished erasures, oldest first; `fedmem.erasure.resume` finishes them."""
         return self._inventory.unfinished_erasures()
 
     def ids_of(self, topic: str | Everything | None) -> frozenset[str]:
-        """Every id under which something of a topic (or of `ALL`) is stored: records, blocks, runs and their keys."""
+        """Return the ids of a topic's records, blocks, runs and run keys; of the shareable records (None); of `ALL`."""
         self.core.reading()
         return ids_of(self.core.table, topic)
 
     def close(self) -> None:
-        """Close the vault; calling it twice is fine. In a forked child it leaves the parent's vault alone."""
+        """Close the vault. Calling it twice is fine. In a forked child it leaves the parent's vault open."""
         self.core.close()
 
     def __enter__(self) -> "Vault":
@@ -300,22 +356,22 @@ class Vault:
         self.close()
 
     def _acknowledge(self) -> None:
-        """Note a durable change in the keystore: the ledger's head, table and database."""
-        heads.note(self.core)
+        """Note a durable change in the keystore: the ledger's head, and the state of table and database."""
+        ledger_anchor.note(self.core)
         acknowledgement.acknowledge(self.core)
 
     def _start(self) -> None:
         present = [path.name for path in self.root.iterdir() if not path.name.endswith(".tmp")]
-        strangers = unclaimed(self.stores, [*present, *(f"table:{name}" for name in self.core.database.tables())])
-        if strangers:
+        unclaimed = unclaimed_names(self.stores, [*present, *(f"table:{name}" for name in self.core.database.tables())])
+        if unclaimed:
             raise Refused(
-                f"The vault holds {len(strangers)} file(s) or table(s) that no content store answers for, so nothing "
+                f"The vault holds {len(unclaimed)} file(s) or table(s) that no content store answers for, so nothing "
                 "could be erased with certainty. Move foreign files out of its folder."
             )
         if not FACTS.keys() <= self.core.table.facts.keys():
             if not self.core.write:
                 raise VersionMismatch(
-                    "This vault is of an earlier fedmem. Open it for writing once, which takes it up."
+                    "This vault is of an earlier fedmem. Open it for writing once, which brings it up to date."
                 )
             self._inventory.index(self._records)
         if self.core.write:
@@ -325,7 +381,7 @@ class Vault:
             self._take_lease()
 
     def _take_lease(self) -> None:
-        """Mark this reader; what it read before the mark could be seen must still hold."""
+        """Mark this process as a reader. If an erasure ended before the mark was visible, load the table again."""
         while True:
             lease = Lease(self.root / "leases", self.core.table.generation)
             try:

@@ -300,7 +300,7 @@ def test_a_pending_one_is_cancelled_and_its_wish_with_it(vault: Vault, vaults, m
 
     planned = erasure.plan(vault, Scope.record(ids(vault, vaults.TOPIC)[0]), blocks="retrain")
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "carry_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(engine, "execute_entry", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             erasure.execute(vault, planned, planned.digest, retrain=Trainer())
     vault = vaults.reopen(vault)

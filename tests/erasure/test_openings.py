@@ -105,7 +105,7 @@ def test_a_failed_and_a_cancelled_erasure_drop_it(vaults, faults, monkeypatch: p
     with pytest.raises(StorageError):
         erasure.execute(vault, planned, planned.digest)
     faults.arm("full", None)
-    monkeypatch.setattr("fedmem.erasure.engine.carry_out", cut)
+    monkeypatch.setattr("fedmem.erasure.engine.execute_entry", cut)
     with pytest.raises(faults.PowerCut):
         erasure.execute(vault, planned, planned.digest)
     vault = vaults.reopen(vault)

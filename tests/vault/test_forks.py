@@ -17,7 +17,7 @@ from fedmem.storage.forks import InheritedVault, ProcessLock
 from fedmem.storage.locks import FileLock
 from fedmem.vault.store.egress_entry import EgressEntry
 from fedmem.vault.store.egress_log import EgressLog
-from fedmem.vault.store.leases import older
+from fedmem.vault.store.leases import stale_readers
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
 
@@ -132,7 +132,7 @@ def test_a_reader_that_a_child_inherited_is_not_waited_for_when_the_parent_let_g
     try:
         assert len(list((reader.root / "leases").iterdir())) == 1
         reader.close()
-        assert older(reader.root / "leases", 99) == []
+        assert stale_readers(reader.root / "leases", 99) == []
     finally:
         end()
 

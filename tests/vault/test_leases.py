@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmem.vault.store.leases import Lease, older
+from fedmem.vault.store.leases import Lease, stale_readers
 
 HOLD = """
 import sys
@@ -45,12 +45,12 @@ def hold(tmp_path: Path) -> Iterator[object]:
 def test_another_process_is_seen_until_it_lets_go(tmp_path: Path, hold) -> None:
     folder = tmp_path / "leases"
     process = hold(4)
-    assert older(folder, 5) == [process.pid]
-    assert older(folder, 4) == []  # it is of this generation
+    assert stale_readers(folder, 5) == [process.pid]
+    assert stale_readers(folder, 4) == []  # it is of this generation
     process.stdin.write("\n")
     process.stdin.flush()
     assert process.stdout.readline() == "released\n"
-    assert older(folder, 5) == []
+    assert stale_readers(folder, 5) == []
     assert list(folder.iterdir()) == []
 
 
@@ -60,7 +60,7 @@ def test_a_killed_reader_is_swept(tmp_path: Path, hold) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert len(list(folder.iterdir())) == 1
-    assert older(folder, 1) == []
+    assert stale_readers(folder, 1) == []
     assert list(folder.iterdir()) == []
 
 
@@ -69,13 +69,13 @@ def test_a_mark_that_names_a_live_process_and_is_not_held_is_dead(tmp_path: Path
     folder = tmp_path / "leases"
     folder.mkdir()
     (folder / "0-abc").write_bytes(b'{"pid":1,"started":0}')
-    assert older(folder, 1) == []
+    assert stale_readers(folder, 1) == []
     assert list(folder.iterdir()) == []
 
 
 def test_the_own_process_is_not_waited_for(tmp_path: Path) -> None:
     lease = Lease(tmp_path / "leases", 0)
-    assert older(tmp_path / "leases", 1) == []
+    assert stale_readers(tmp_path / "leases", 1) == []
     assert len(list((tmp_path / "leases").iterdir())) == 1  # and not swept either
     lease.release()
     lease.release()
@@ -92,4 +92,4 @@ def test_a_new_reader_sweeps_the_dead(tmp_path: Path) -> None:
 
 
 def test_no_readers_ever(tmp_path: Path) -> None:
-    assert older(tmp_path / "leases", 9) == []
+    assert stale_readers(tmp_path / "leases", 9) == []

@@ -1,11 +1,11 @@
-"""The keystore's note of the last acknowledged change: an older database, or a missing log, is noticed.
+"""The last acknowledged change, noted in the keystore, so that an older database or a missing log is noticed.
 
 Invariants
-- The note is written when key table and database are durable, before the change is reported. So it is never ahead of
-  the disk, and what it names was acknowledged.
-- A table with a later serial than the note was written by a change that was cut: keys without items are then keys of
-  items that nobody was told of. Otherwise they are the keys of items that were lost.
-- A vault of an earlier fedmem has no note; the first change makes it.
+- The note is written after key table and database are durable, and before the change is reported. So it is never
+  ahead of the disk, and every change that it names was acknowledged.
+- A table with a later serial than the note was written by an interrupted change. Keys without items then belong to
+  items that were never acknowledged. Otherwise they belong to items that were lost.
+- A vault of an earlier fedmem has no note; the first change writes it.
 
     check(table, items_of(database), noted(keystore))
 """
@@ -28,7 +28,7 @@ _PACKED = struct.Struct(">QQ")
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """The state that the last acknowledged change left: the table's serial and the database's revision."""
+    """The state after the last acknowledged change: the table's serial and the database's revision."""
 
     serial: int
     revision: int
@@ -36,11 +36,12 @@ class Acknowledged:
 
 @dataclass(frozen=True)
 class Items:
-    """Ids of items in a database at one revision.
+    """The ids of the items in a database at one revision.
 
     Attributes:
-        keyed: ids that must have a key in the table: records, runs, blocks that are visible.
-        others: ids that may have one: run keys, blocks that are being sealed.
+        keyed: ids that must have a key in the table: records, runs, visible blocks.
+        others: ids that may have a key: run keys, blocks that are being sealed.
+        revision: the database's revision.
     """
 
     keyed: frozenset[str]
@@ -49,21 +50,24 @@ class Items:
 
 
 def noted(keystore: Keystore) -> Acknowledged | None:
-    """Return the keystore's note; None where there is none that is whole."""
+    """Return the keystore's note of the last acknowledged change; None if there is no complete note."""
     value = keystore.noted(NOTE) or b""
     return Acknowledged(*_PACKED.unpack(value)) if len(value) == _PACKED.size else None
 
 
 def acknowledge(core: Core) -> None:
-    """Note the state after a change. A keystore that cannot do so now does so after the next change."""
+    """Note the current state in the keystore, after a change.
+
+    A failure of the keystore is ignored: the note is then written after the next change.
+    """
     with contextlib.suppress(FedmemError):
-        now = Acknowledged(core.table.serial, core.database.revision())
-        if noted(core.keystore) != now:
-            core.keystore.note(NOTE, _PACKED.pack(now.serial, now.revision))
+        current = Acknowledged(core.table.serial, core.database.revision())
+        if noted(core.keystore) != current:
+            core.keystore.note(NOTE, _PACKED.pack(current.serial, current.revision))
 
 
 def items_of(database: Database) -> Items:
-    """Return the ids of all records, blocks and runs; the revision is read last."""
+    """Return the ids of all records, blocks and runs. The revision is read last."""
     with database.session() as session:
         records = session.execute(select(RecordRow.id)).scalars().all()
         runs = session.execute(select(RunRow.id, RunRow.key_id)).all()
@@ -75,24 +79,26 @@ def items_of(database: Database) -> Items:
 
 
 def keys_without_items(table: KeyTable, items: Items) -> frozenset[str]:
-    """Return the ids of data keys that belong to no item of the database."""
+    """Return the ids of the data keys that belong to no item of the database."""
     return frozenset(table.keys.keys() - items.keyed - items.others - {table.facts["ledger"]})
 
 
 def check(table: KeyTable, items: Items, note: Acknowledged | None) -> None:
-    """Check that the database holds every change that was acknowledged.
+    """Check that the database holds every acknowledged change.
 
     Args:
-        note: read before `table`, and `table` before `items`: what a writer adds meanwhile is then no loss.
+        table: the key table, read before `items`.
+        items: the ids in the database.
+        note: the keystore's note, read before `table`, so that a change in between is not taken for a loss.
 
     Raises:
         RolledBack: the database is older than the note, or lacks items whose keys were acknowledged.
     """
     if note is None:
         return
-    unchanged = table.serial <= note.serial and items.revision <= note.revision
-    if items.revision < note.revision or (unchanged and keys_without_items(table, items)):
+    is_unchanged = table.serial <= note.serial and items.revision <= note.revision
+    if items.revision < note.revision or (is_unchanged and keys_without_items(table, items)):
         raise RolledBack(
-            "An older or another database was put back, or its log vault.db-wal is missing: what was stored since is "
-            f"not in it. {SEE_CHECK}"
+            "An older or another database was put back, or its log vault.db-wal is missing: it lacks "
+            f"later changes. {SEE_CHECK}"
         )

@@ -1,9 +1,9 @@
-"""Private blocks: one container per block version, each under its own data key.
+"""Private blocks: one container for each block version, each under its own data key.
 
 Invariants
-- The public header of a container holds spec, release, version and random ids: no topic name.
-- A block is visible once its row is live and its key is in the key table, never earlier.
-- Rows are read into memory; no mapping of a file outlives the call.
+- The public header of a container holds spec, release, version and random ids, and no topic name.
+- A block is visible only if its row is live and its key is in the key table.
+- Rows are read into memory; no mapping of a file stays open after the call.
 """
 
 import json
@@ -22,11 +22,15 @@ from fedmem.vault.store.topics import ids_of
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """What is known of a block without opening its rows.
+    """The facts of a block that are known without opening its rows.
 
     Attributes:
+        id: random id.
+        topic: the topic whose records it was trained on.
+        release: digest of the release that it belongs to.
         version: 1, 2, … within its topic.
         layers, width, d_model: shape of the rows, [layers, 3, width, d_model].
+        run_id: id of the training run that made it.
         bytes: length of the serialised rows.
         created: seconds since 1970.
     """
@@ -50,7 +54,7 @@ class BlockStore:
         self._core = core
 
     def visible(self, ids: frozenset[str] | None = None) -> list[BlockInfo]:
-        """All blocks that exist, or those among `ids`, oldest first."""
+        """Return all visible blocks, or those among `ids`, oldest first. Raises StaleReader."""
         self._core.reading()
         query = select(BlockRow.created, BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")
         with self._core.database.session() as session:
@@ -58,22 +62,28 @@ class BlockStore:
             for batch in batches(ids or ()):
                 rows = [*rows, *session.execute(query.where(BlockRow.id.in_(batch))).all()]
         ordered = sorted(rows, key=lambda row: row[0])
-        return [self._info(item, sealed) for _, item, sealed in ordered if item in self._core.table.keys]
+        return [self._info(block_id, sealed) for _, block_id, sealed in ordered if block_id in self._core.table.keys]
 
     def of(self, topic: str) -> list[BlockInfo]:
-        """The blocks of one topic, oldest first."""
+        """Return the visible blocks of one topic, oldest first. Raises StaleReader."""
         self._core.reading()
         return self.visible(ids_of(self._core.table, topic))
 
     def get(self, id_or_topic: str) -> BlockInfo:
-        """The block with this id, or the newest one of this topic. Raises NothingMatched."""
-        found = self.visible(frozenset({id_or_topic})) or self.of(id_or_topic)
-        if not found:
+        """Return the block with this id, or the newest block of this topic. Raises NothingMatched, StaleReader."""
+        blocks = self.visible(frozenset({id_or_topic})) or self.of(id_or_topic)
+        if not blocks:
             raise NothingMatched("No block has this id or topic. `fedmem block list` shows what there is.")
-        return max(found, key=lambda block: block.version)
+        return max(blocks, key=lambda block: block.version)
 
     def rows(self, block_id: str) -> bytes:
-        """The serialised rows. Raises NothingMatched, or VerificationFailed where the container is damaged."""
+        """Return the serialised rows of a block (safetensors).
+
+        Raises:
+            NothingMatched: there is no such block.
+            VerificationFailed: its container is missing, damaged, or belongs to another block.
+            StaleReader: the vault was erased from since it was opened.
+        """
         info = self.get(block_id)
         try:
             data = self._core.files.read(self._core.block_file(info.id))
@@ -86,27 +96,29 @@ class BlockStore:
             self._core.table.keys[info.id], data, identity=self._core.identity("block", info.id)
         )
         if header != _header(info.id, self._core.id, _facts(info)):
-            raise container.ContainerCorrupt("A block's header is not its own. Restore the vault from a backup.")
+            raise container.ContainerCorrupt(
+                "The header of a block belongs to another block. Restore the vault from a backup."
+            )
         return rows
 
     def facts(
         self, topic: str, release: str, run_id: str, layers: int, width: int, d_model: int, size: int
     ) -> dict[str, Any]:
-        """Facts of the next version of a topic's block."""
+        """Return the facts of the next version of a topic's block; `size` is the length of its rows in bytes."""
         version = 1 + max((block.version for block in self.of(topic)), default=0)
         spec = {"layers": layers, "width": width, "d_model": d_model}
         return {"topic": topic, "release": release, "version": version, **spec, "run_id": run_id, "bytes": size,
                 "created": time.time()}  # fmt: skip
 
     def write(self, block_id: str, key: bytes, facts: dict[str, Any], rows: bytes) -> None:
-        """Write the container; nothing sees it before its row is live."""
+        """Write the container of a block. The block stays invisible until its row is live."""
         sealed = container.seal(
             key, _header(block_id, self._core.id, facts), rows, identity=self._core.identity("block", block_id)
         )
         self._core.files.replace(self._core.block_file(block_id), sealed)
 
-    def _info(self, item: str, sealed: bytes) -> BlockInfo:
-        return BlockInfo(id=item, **json.loads(self._core.open_cell("block-facts", item, sealed)))
+    def _info(self, block_id: str, sealed: bytes) -> BlockInfo:
+        return BlockInfo(id=block_id, **json.loads(self._core.open_cell("block-facts", block_id, sealed)))
 
 
 def _facts(info: BlockInfo) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Content stores: every place that can hold something of a record or block says what it holds and can let go of it.
+"""Content stores: each place that can hold content of a record or block lists that content and erases it.
 
 Invariants
-- Each file and table of a vault is claimed by exactly one registered store or is known to hold no content;
-  a vault with anything else in it does not open.
-- Stores are erased in ascending `order`: the key table first, because its rename is the point of no return.
+- Each file and table of a vault is claimed by exactly one registered store, or is known to hold no content. A vault
+  with any other file or table does not open.
+- Stores are erased in ascending `order`. The key table is first, because its rename is the point of no return.
 - `erase` is idempotent, so that an erasure rolls forward after a crash.
 - Items carry random ids and digests of ciphertext, never content.
 """
@@ -22,20 +22,22 @@ from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import epoch_name
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import BlockRow, RecordRow, RunRow
-from fedmem.vault.store.leases import older
+from fedmem.vault.store.leases import stale_readers
 from fedmem.vault.store.topics import rewrite
 
-PATIENCE = 2.0  # seconds that an erasure gives a reader to notice
+PATIENCE = 2.0  # seconds that an erasure waits for readers to notice it
 
 
 @dataclass(frozen=True, order=True)
 class StoredItem:
-    """One thing that a store holds.
+    """One item that a store holds.
 
     Attributes:
+        store: name of the store.
+        id: random id of the item.
         kind: key, retention, record, block, run or checkpoint.
-        digest: SHA-256 of its ciphertext, hex; "" where the store has none of its own.
-        salt: the 24 random bytes its ciphertext begins with, hex; "" where there is none.
+        digest: SHA-256 of its ciphertext, hex; "" if the item has no ciphertext of its own.
+        salt: the first 24 bytes of its ciphertext, which are random, hex; "" if there is none.
     """
 
     store: str
@@ -46,7 +48,14 @@ class StoredItem:
 
 
 class ContentStore(Protocol):
-    """A place that can hold content of records or blocks."""
+    """A place that can hold content of records or blocks.
+
+    Attributes:
+        name: a name of its own, for receipts.
+        order: its place in an erasure; stores are erased in ascending order.
+        method: how it erases, as a receipt states it.
+        claims: names of the vault's files and folders that it answers for; a table is `table:<name>`.
+    """
 
     name: str
     order: int
@@ -54,17 +63,17 @@ class ContentStore(Protocol):
     claims: frozenset[str]
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        """What this store holds of `ids`."""
+        """Return the items of this store whose id is in `ids`."""
 
     def erase(self, ids: frozenset[str]) -> None:
-        """Let go of `ids`; what is gone already is fine."""
+        """Erase the items with these ids. An item that is already erased is ignored."""
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        """What is still here of `ids`, as sentences without content; empty is clean."""
+        """Return one sentence for each item of `ids` that still exists, without content; empty if none does."""
 
 
 class KeyTableStore:
-    """Data keys and run keys."""
+    """The data keys, run keys and retention rules in the key table."""
 
     name, order = "key-table", 0
     method = "crypto-erased: table rewritten without the rows under a new epoch key, old epoch key destroyed"
@@ -85,15 +94,15 @@ class KeyTableStore:
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         table = self._core.table
-        table.load()  # what counts is the file
-        found = [f"{item.kind} {item.id} is in the key table" for item in self.enumerate(ids)]
+        table.load()  # the file counts, not the copy in memory
+        remnants = [f"{item.kind} {item.id} is in the key table" for item in self.enumerate(ids)]
         if table.epoch > 1 and self._core.keystore.exists(epoch_name(table.epoch - 1)):
-            found.append("the old epoch key is in the keystore")
-        return found
+            remnants.append("the old epoch key is in the keystore")
+        return remnants
 
 
 class BlockFileStore:
-    """Containers of blocks."""
+    """The containers of blocks."""
 
     name, order = "block-files", 1
     method = "unlinked, folder synced; contents crypto-erased before"
@@ -103,17 +112,21 @@ class BlockFileStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return [self._item(item) for item in sorted(ids) if self._core.block_file(item).exists()]
+        return [self._item(block_id) for block_id in sorted(ids) if self._core.block_file(block_id).exists()]
 
     def erase(self, ids: frozenset[str]) -> None:
-        paths = [self._core.block_file(item) for item in sorted(ids)]
-        found = [path for path in paths if path.exists()]
-        for path in found:
+        paths = [self._core.block_file(block_id) for block_id in sorted(ids)]
+        existing = [path for path in paths if path.exists()]
+        for path in existing:
             self._core.files.unlink(path)
         self._core.files.sync_folder(self._folder)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        return [f"the file of block {item} exists" for item in sorted(ids) if self._core.block_file(item).exists()]
+        return [
+            f"the file of block {block_id} exists"
+            for block_id in sorted(ids)
+            if self._core.block_file(block_id).exists()
+        ]
 
     @property
     def _folder(self) -> Path:
@@ -124,7 +137,7 @@ class BlockFileStore:
 
 
 def container_item(store: str, item: str, kind: str, data: bytes) -> StoredItem:
-    """The item that a container file is; a damaged one has no salt, and must still be erasable."""
+    """Return the item of a container file. A damaged container has no salt, and can still be erased."""
     try:
         salt = container.body_salt(data).hex()
     except container.ContainerCorrupt:
@@ -133,7 +146,7 @@ def container_item(store: str, item: str, kind: str, data: bytes) -> StoredItem:
 
 
 class DatabaseStore:
-    """Rows of records (text, vector), blocks and runs."""
+    """The rows of records (text, vector), blocks and runs."""
 
     name, order = "database", 2
     method = "rows deleted with secure_delete, log truncated, moved cells rebuilt; contents crypto-erased before"
@@ -168,7 +181,7 @@ class DatabaseStore:
 
 
 class ReaderStore:
-    """Memory of other processes that opened the vault for reading: a server, another app."""
+    """The memory of other processes that opened the vault for reading: a server, another app."""
 
     name, order = "readers", 3
     method = "given up by each reader at its next fetch, or with its process"
@@ -178,39 +191,46 @@ class ReaderStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return []  # what a reader fetched is its own; that it may hold something is said by `scan`
+        return []  # the vault cannot list a reader's memory; `scan` reports that it may hold something
 
     def erase(self, ids: frozenset[str]) -> None:
-        limit = time.monotonic() + PATIENCE
-        while self.scan(ids) and time.monotonic() < limit:
+        deadline = time.monotonic() + PATIENCE
+        while self.scan(ids) and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        found = older(self._core.root / "leases", self._core.table.generation)
-        return [f"process {process} opened the vault before the erasure and has not let go" for process in found]
+        processes = stale_readers(self._core.root / "leases", self._core.table.generation)
+        return [f"process {process} opened the vault before the erasure and still has it open" for process in processes]
 
 
-# Hold random ids, chain digests and public facts only; what the two ledgers hold is sealed and names no topic.
+# These hold random ids, chain digests and public facts only. The content of the two ledgers is sealed and has no topic.
 NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log",
                         "table:events", "table:erasures", "table:revision"})  # fmt: skip
 
 
-def checked(store: ContentStore, known: Iterable[ContentStore]) -> ContentStore:
-    """The store, if an erasure can reach what it holds. Raises Refused where it does not keep the contract."""
-    works = all(callable(getattr(store, verb, None)) for verb in ("enumerate", "erase", "scan"))
-    named = all(isinstance(getattr(store, fact, None), str) and getattr(store, fact) for fact in ("name", "method"))
-    if not works or not named or not isinstance(getattr(store, "order", None), int):
+def valid_store(store: ContentStore, others: Iterable[ContentStore]) -> ContentStore:
+    """Return the store if it keeps the contract of `ContentStore`.
+
+    Raises:
+        Refused: it lacks a method or an attribute, or has the name of one of the `others`.
+    """
+    has_methods = all(callable(getattr(store, method, None)) for method in ("enumerate", "erase", "scan"))
+    has_texts = all(
+        isinstance(getattr(store, attribute, None), str) and getattr(store, attribute)
+        for attribute in ("name", "method")
+    )
+    if not has_methods or not has_texts or not isinstance(getattr(store, "order", None), int):
         raise Refused(
-            "A content store needs a name, an order, a method, and enumerate, erase and scan: what it holds could "
+            "A content store needs a name, an order, a method, and enumerate, erase and scan: its content could "
             "not be erased without them. Add them before it holds anything."
         )
-    if store.name in {other.name for other in known} or not isinstance(getattr(store, "claims", None), frozenset):
+    if store.name in {other.name for other in others} or not isinstance(getattr(store, "claims", None), frozenset):
         raise Refused("A content store needs a name of its own, and a frozen set of the files that it claims.")
     return store
 
 
-def unclaimed(stores: Iterable[ContentStore], present: Iterable[str]) -> list[str]:
-    """What of `present` (file names, and tables as `table:<name>`) no store answers for."""
+def unclaimed_names(stores: Iterable[ContentStore], present: Iterable[str]) -> list[str]:
+    """Return the names of `present` (files, and tables as `table:<name>`) that no store claims, sorted."""
     claimed = NO_CONTENT.union(*(store.claims for store in stores))
     return sorted(set(present) - claimed)
 

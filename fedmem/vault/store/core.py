@@ -1,14 +1,14 @@
-"""State that every part of an open vault shares: files, key table, database, and the rules for touching them.
+"""The state that every part of an open vault shares: files, key table, database, and the rules for using them.
 
 Invariants
-- Whoever reads or changes the state holds the vault's one lock, so that threads of a process take turns.
+- Each reader or writer of the state holds the vault's one lock, so that threads of a process take turns.
 - The state belongs to the process that opened it. A forked child forgets the keys and is refused.
-- A change starts from a settled state: what a failed one left is finished or undone first (I7).
-- The keystore notes each change after it is durable and before it is reported, so that an older part of the vault that
-  is put back is noticed (see `acknowledgement`, `heads`).
-- A reader checks the generation before each fetch; after an erasure it forgets its keys, gives up its lease and must
+- A change starts from a settled state: the rest of a failed change is finished or undone first (I7).
+- The keystore notes each change after it is durable and before it is reported. So an older part of the vault that is
+  put back is noticed (see `acknowledgement`, `ledger_anchor`).
+- A reader checks the generation before each fetch. After an erasure it forgets its keys, releases its lease and must
   open the vault again (I4).
-- Items without a key do not exist, whatever the database says.
+- An item without a key does not exist, even if the database holds its row.
 """
 
 import contextlib
@@ -38,11 +38,16 @@ class Core:
     """The open parts of one vault.
 
     Attributes:
-        writer: the lock of a vault that is open for writing, else None.
-        recover: finishes or undoes what a failed change left.
-        acknowledge: notes a change in the keystore once it is durable.
+        root: the vault's folder.
+        id: the vault's random id.
+        simulated: True if run keys may come from a seed.
+        write: True if the vault is open for writing.
+        writer: the writer lock of a vault that is open for writing, else None.
+        recover: finishes or undoes the rest of a failed change.
+        acknowledge: notes a durable change in the keystore.
+        is_settled: False during a change, and after a failed one.
+        lease: the lease of a reader, else None.
         trained_topics: topics whose training runs in this process.
-        is_settled: False while a change is made, and after one that failed.
     """
 
     root: Path
@@ -67,44 +72,53 @@ class Core:
 
     @property
     def lock(self) -> forks.ProcessLock:
-        """The one lock of this opened vault; the database takes it too."""
+        """The one lock of this open vault; the database takes it too."""
         return self.database.lock
 
     def reading(self) -> None:
-        """Check that this object may read, and renew what a reader knows. Raises StaleReader after an erasure."""
+        """Check that this vault may be read, and load a newer key table for a reader.
+
+        Raises:
+            StaleReader: an erasure happened since the vault was opened. The keys are forgotten.
+            UsageError: the vault is closed.
+        """
         with self.lock:
             self._check_open()
             if self.write:
                 return
             _, generation, serial = self.table.peek()
             if generation != self.table.generation:
-                self.let_go()
+                self.stop_reading()
                 raise StaleReader("Something was erased from this vault since it was opened here. Open it again.")
             if serial != self.table.serial:
                 self.table.load()
 
     def generation(self) -> int:
-        """Return the vault's generation now. A reader that meets a newer one lets go of what it holds."""
+        """Return the vault's current generation. A reader that meets a newer one loses its keys and its lease."""
         with self.lock:
             self._check_open()
             if self.write:
                 return self.table.generation
-            now = self.table.peek()[1]
-            if now != self.table.generation:
-                self.let_go()
-            return now
+            current = self.table.peek()[1]
+            if current != self.table.generation:
+                self.stop_reading()
+            return current
 
-    def let_go(self) -> None:
-        """Forget the data keys and give the lease back: this reader holds the vault no more."""
+    def stop_reading(self) -> None:
+        """Forget the data keys of a reader and release its lease. A writer is left as it is."""
         if self.lease is not None:
             self.table.keys = {}
             self.lease.release()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Guard one change of the vault; a change within a change is part of it.
+        """Guard one change of the vault; a change within a change is part of the outer one.
 
-        A failed change is settled before the next one starts. Raises Refused where the vault is open for reading.
+        A failed change is settled before the next one starts.
+
+        Raises:
+            Refused: the vault is open for reading only.
+            UsageError: the vault is closed.
         """
         with self.lock:
             self._check_open()
@@ -114,7 +128,7 @@ class Core:
                 yield
                 return
             if not self.is_settled:
-                self.database.bury()
+                self.database.overwrite_log()
                 self.recover()
             self.is_settled, self._is_changing = False, True
             try:
@@ -125,28 +139,28 @@ class Core:
             self.acknowledge()
 
     def seal(self, kind: str, item: str, key: bytes, data: bytes) -> bytes:
-        """A sealed cell bound to this vault, the kind and the item."""
+        """Return `data` as a sealed cell, bound to this vault, the kind and the item."""
         return container.seal_cell(key, data, identity=self.identity(kind, item))
 
     def open_cell(self, kind: str, item: str, sealed: bytes) -> bytes:
-        """Open a cell with the item's own key."""
+        """Return the content of a cell, opened with the item's own key. Raises VerificationFailed."""
         return container.open_cell(self.table.keys[item], sealed, identity=self.identity(kind, item))
 
     def identity(self, kind: str, item: str) -> str:
-        """What a ciphertext is bound to."""
+        """Return the identity to which a ciphertext is bound: kind, vault and item."""
         return f"{kind}/{self.id}/{item}"
 
     def block_file(self, block_id: str) -> Path:
-        """Where the container of a block lies."""
+        """Return the path of the container of a block."""
         return self.root / "blocks" / f"{block_id}.fmb"
 
     def close(self) -> None:
-        """Let go of keys, database and locks; calling it twice is fine, also in a forked child."""
+        """Release keys, database and locks. Calling it twice is fine, also in a forked child."""
         if self.lock.is_inherited:
             return
         with self.lock:
             self.is_closed = True
-            self.let_go()
+            self.stop_reading()
             self.database.close()
             if self.writer is not None:
                 self.writer.release()
@@ -189,7 +203,7 @@ def serialised(
 
 
 def serialised_methods(kind: Kind) -> Kind:
-    """Run every public method of a class under the lock of its vault, so that none can be forgotten."""
+    """Run every public method of a class under the lock of its vault, so that no method lacks it."""
     for name, member in list(vars(kind).items()):
         if callable(member) and not name.startswith("_") and name != "close":
             setattr(kind, name, serialised(member))
@@ -197,6 +211,6 @@ def serialised_methods(kind: Kind) -> Kind:
 
 
 def batches(ids: Iterable[str], size: int = 500) -> Iterator[list[str]]:
-    """`ids` in sorted pieces that fit into one SQL statement."""
+    """Return `ids`, sorted, in lists of at most `size`, which fit into one SQL statement."""
     ordered = sorted(ids)
     return (ordered[i : i + size] for i in range(0, len(ordered), size))

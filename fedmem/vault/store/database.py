@@ -1,15 +1,15 @@
-"""The item database: SQLite through SQLAlchemy, holding nothing but ids, times, states and ciphertext.
+"""The item database: SQLite through SQLAlchemy. It holds ids, times, states and ciphertext only.
 
 Invariants
 - Columns hold random ids, times, states, hash-chain digests, journals of random ids, and ciphertext (I8).
 - WAL, synchronous=FULL, secure_delete=ON, temp_store=MEMORY: set and asserted on every connection.
 - A transaction is whole or absent (I7); a full disk is a StorageError and changes nothing.
-- Every transaction that changes a row counts the file's revision up by one, so that an older file, or a missing log,
-  is told from the newest.
+- Every transaction that changes a row raises the file's revision by one, so that an older file, or a missing log, is
+  noticed.
 - A connection for reading changes no byte of the file or of its log, also when it is closed.
-- A database that is missing is not made anew.
+- A missing database is never replaced by an empty one.
 - A connection that a forked child inherits is neither used nor closed there.
-- `PRAGMA user_version` is the schema's version. An older file is taken up one version at a time, each step whole or
+- `PRAGMA user_version` is the schema's version. An older file is migrated one version at a time, each step whole or
   absent; a newer one is a VersionMismatch.
 
 >>> sorted(Base.metadata.tables)
@@ -32,7 +32,7 @@ from fedmem.errors import Busy, StorageError, VerificationFailed, VersionMismatc
 from fedmem.storage.files import storage_errors
 from fedmem.storage.forks import ProcessLock, watch
 
-# Expected answers; FULL is 2, ON is 1, MEMORY is 2.
+# Name -> (value to set, expected answer); FULL is 2, ON is 1, MEMORY is 2.
 PRAGMAS: dict[str, tuple[str, object]] = {
     "journal_mode": ("WAL", "wal"),
     "synchronous": ("FULL", 2),
@@ -44,7 +44,7 @@ PRAGMAS: dict[str, tuple[str, object]] = {
 
 
 class Base(DeclarativeBase):
-    """Root of the tables."""
+    """The root of the tables."""
 
 
 class RecordRow(Base):
@@ -98,7 +98,7 @@ class ErasureRow(Base):
 
 
 class CopyRow(Base):
-    """One recovery kit or backup outside the vault, made at `generation`; its place is in `sealed`."""
+    """One recovery kit or backup outside the vault, made at `generation`; its path is in `sealed`."""
 
     __tablename__ = "copies"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -109,7 +109,7 @@ class CopyRow(Base):
 
 
 class RevisionRow(Base):
-    """The number of transactions that changed a row; one row, of a fixed width in the file."""
+    """The number of transactions that changed a row: one row, of a fixed width in the file."""
 
     __tablename__ = "revision"
     __table_args__ = (CheckConstraint("id = 1"),)
@@ -122,7 +122,7 @@ FIRST_ROW = text("INSERT INTO revision (id, number) VALUES (1, :first)").bindpar
 
 
 def _add_copies(connection: Connection) -> None:
-    """0 -> 1: the register of recovery kits and backups."""
+    """Migrate from 0 to 1: add the register of recovery kits and backups."""
     connection.execute(
         text(
             "CREATE TABLE copies (id VARCHAR NOT NULL PRIMARY KEY, kind VARCHAR NOT NULL, generation INTEGER NOT NULL, "
@@ -132,14 +132,14 @@ def _add_copies(connection: Connection) -> None:
 
 
 def _add_revision(connection: Connection) -> None:
-    """1 -> 2: the revision of the file."""
+    """Migrate from 1 to 2: add the revision of the file."""
     connection.execute(
         text("CREATE TABLE revision (id INTEGER NOT NULL PRIMARY KEY, number INTEGER NOT NULL, CHECK (id = 1))")
     )
     connection.execute(FIRST_ROW)
 
 
-# Steps never change once they were released; a new schema is one more step, and what it gives equals `Base`.
+# A released step never changes. A new schema is one more step, whose result equals `Base`.
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_copies, _add_revision)
 SCHEMA = len(MIGRATIONS)
 
@@ -152,7 +152,7 @@ SEE_CHECK = (
 
 @contextlib.contextmanager
 def database_errors() -> Iterator[None]:
-    """Turn SQLite's errors into typed ones, without the statement's text or values."""
+    """Turn SQLite's errors into typed ones, without the text or values of a statement."""
     try:
         yield
     except OperationalError as error:
@@ -170,15 +170,15 @@ class Database:
 
     Args:
         path: the SQLite file, which exists.
-        write: a reader's connection refuses every change.
-        lock: taken by every method; one of its own where none is given.
+        write: False opens the database for reading; every change is then refused.
+        lock: the lock that every method takes; a new one if it is left out.
 
     Raises:
-        VerificationFailed: there is no such file, or a reader's is empty.
+        VerificationFailed: the file is missing, or it is empty and opened for reading.
     """
 
     def __init__(self, path: Path, *, write: bool, lock: ProcessLock | None = None) -> None:
-        # Beside an empty file SQLite removes the log, which may hold everything.
+        # Beside an empty file SQLite removes the log, which may hold all rows.
         if not path.is_file() or (not write and not path.stat().st_size):
             raise VerificationFailed(f"The vault's database {path.name} is missing or empty. {SEE_CHECK}")
         self.lock = lock or ProcessLock()
@@ -189,31 +189,31 @@ class Database:
         watch(self)
 
     def create_tables(self) -> None:
-        """Make the tables of a new vault."""
+        """Create the tables of a new vault."""
         with self._changing() as connection:
             Base.metadata.create_all(connection)
             connection.execute(FIRST_ROW)
             connection.execute(text(f"PRAGMA user_version = {SCHEMA}"))
 
     def version(self) -> int:
-        """The schema's version in the file. Raises VersionMismatch where it is newer than this fedmem knows."""
+        """Return the schema's version of the file. Raises VersionMismatch if this fedmem does not know it."""
         with self.lock, database_errors(), self._engine.connect() as connection:
-            found = int(connection.execute(text("PRAGMA user_version")).scalar_one())
-        if not 0 <= found <= SCHEMA:
+            version = int(connection.execute(text("PRAGMA user_version")).scalar_one())
+        if not 0 <= version <= SCHEMA:
             raise VersionMismatch(
-                f"The vault's database has version {found}; this fedmem knows versions up to {SCHEMA}. Update fedmem."
+                f"The vault's database has version {version}; this fedmem knows versions up to {SCHEMA}. Update fedmem."
             )
-        return found
+        return version
 
     def migrate(self) -> None:
-        """Take an older file up to this version, one step at a time. Raises VersionMismatch, StorageError."""
+        """Migrate an older file to this version, one step at a time. Raises VersionMismatch, StorageError."""
         for step in range(self.version(), SCHEMA):
             with self._changing() as connection:
                 MIGRATIONS[step](connection)
                 connection.execute(text(f"PRAGMA user_version = {step + 1}"))
 
     def copy_to(self, path: Path) -> None:
-        """Write a whole copy of the database, as it is in one transaction, to a file that does not exist."""
+        """Write a complete copy of the database, from one transaction, to a file that does not exist yet."""
         with storage_errors(f"write {path.name}"):
             path.touch(mode=0o600, exist_ok=False)  # SQLite would let others read it
         with self._autocommit() as connection:
@@ -221,7 +221,7 @@ class Database:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back on any error. It holds the lock."""
+        """Open one transaction under the lock: committed at the end, rolled back on any error."""
         with self.lock, database_errors(), Session(self._engine) as session, session.begin():
             session.connection()
             before = self._changes()
@@ -238,18 +238,18 @@ class Database:
             return int(connection.execute(text("SELECT number FROM revision")).scalar_one())
 
     def advance_revision(self, least: int) -> None:
-        """Raise the revision to `least` where it is lower: a restored file must not be taken for an older one."""
+        """Raise the revision to `least` if it is lower, so that a restored file is not taken for an older one."""
         with self.session() as session:
             session.execute(text("UPDATE revision SET number = max(number, :least)"), {"least": least})
 
     def checkpoint(self) -> bool:
-        """Move the log into the database and cut it to nothing; False where a reader keeps it busy."""
+        """Move the log into the database and empty it. Return False if a reader keeps the log in use."""
         with self.lock, database_errors(), self._engine.connect() as connection:
-            busy = connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
-        return not busy
+            is_busy = connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).scalar_one()
+        return not is_busy
 
-    def bury(self) -> None:
-        """Write over what a failed commit left in the log: after a crash SQLite would take it for committed."""
+    def overwrite_log(self) -> None:
+        """Overwrite the rest of a failed commit in the log. After a crash SQLite would read it as committed."""
         with self._autocommit() as connection:
             version = connection.execute(text("PRAGMA user_version")).scalar_one()
             connection.execute(text(f"PRAGMA user_version = {int(version)}"))
@@ -260,13 +260,13 @@ class Database:
             connection.execute(text("VACUUM"))
 
     def tables(self) -> set[str]:
-        """Names of the tables in the file."""
+        """Return the names of the tables in the file."""
         with self.lock, database_errors(), self._engine.connect() as connection:
             rows = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'"))
             return {str(name) for (name,) in rows}
 
     def check_integrity(self) -> None:
-        """Read every page of the file. Raises VerificationFailed where one is damaged."""
+        """Read every page of the file. Raises VerificationFailed if one is damaged."""
         with self.lock, database_errors(), self._engine.connect() as connection:
             answer = connection.execute(text("PRAGMA integrity_check")).scalar_one()
         if answer != "ok":
@@ -279,7 +279,7 @@ class Database:
             self._connection = None
 
     def disown(self) -> None:
-        """Keep the inherited connection from ever being closed in a forked child.
+        """Keep the inherited connection open for ever in a forked child.
 
         Closing it there could write the parent's log into the file (SQLite, "How To Corrupt", section 2.6).
         """
@@ -287,7 +287,7 @@ class Database:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))
 
     def _connect(self) -> sqlite3.Connection:
-        # A URI names the mode; everything in the path that a URI would read as its own is quoted.
+        # The URI sets the mode; as_uri quotes the characters of the path that have a meaning in a URI.
         uri = f"{self._path.absolute().as_uri()}?mode={'rw' if self._write else 'ro'}"
         self._connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
         return self._connection
@@ -297,13 +297,13 @@ class Database:
 
     @contextlib.contextmanager
     def _autocommit(self) -> Iterator[Connection]:
-        """A connection for statements that must not stand in a transaction."""
+        """Open a connection for statements that must not stand in a transaction."""
         with self.lock, database_errors(), self._engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Connection]:
-        """One transaction that also holds changes of the schema, which Python's driver would commit one by one."""
+        """Open one transaction that may change the schema, which Python's driver would commit in parts."""
         with self.lock, database_errors(), self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection

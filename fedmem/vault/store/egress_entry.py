@@ -1,8 +1,8 @@
-"""One message that is about to leave a device, as the egress ledger names it.
+"""The description of one message that is about to leave a device, as the egress ledger stores it.
 
 Invariants
-- It says what a message is, never what it says; every field is public, see `fedmem.vault.store.egress_log`.
-- It loads nothing: the Flower process names its messages too, and holds no code of the vault.
+- It holds public facts of a message and none of its content; see `fedmem.vault.store.egress_log`.
+- This module loads no other module of the vault: the network-facing process describes its messages too.
 
 >>> EgressEntry("train.anchor", 3, 4096, "00" * 32).number
 3
@@ -15,14 +15,17 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class EgressEntry:
-    """One message about to leave: what it is, never what it says.
+    """The public facts of one message that is about to leave.
 
     Attributes:
-        number: the round; 0 where the request named none that could be read.
+        message: name of the message in the wire schema.
+        number: the round; 0 if the request had no readable round.
         nbytes: bytes of the message's arrays.
         digest: SHA-256 of its fields, hex.
-        run, plan: id of the federation's run, and digest of the plan it holds to.
-        spend, delta: the round's privacy event as ledgers hold it, and the δ for its ε; empty where unknown.
+        run: id of the federation's run.
+        plan: digest of the plan that the device follows.
+        spend: the round's privacy event, as ledgers hold it; empty if it is not known.
+        delta: the δ for the ε of `spend`; 0 if it is not known.
     """
 
     message: str

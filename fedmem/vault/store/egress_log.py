@@ -1,12 +1,12 @@
 """The egress ledger: every message that left this device, in the order in which it left.
 
 Invariants
-- Append only. A line is durable before `enter` returns, and is entered before its message may leave: a crash in
-  between over-reports, never under-reports.
-- Lines are chained (`storage.hash_chained_log`): none can be changed, moved or dropped. The end is held by the head
-  that the keystore notes after each line; a line cut short by a crash was never acknowledged.
-- Entering needs no writer lock of the vault: a message that waited for a private training would tell of it (I1).
-- An erasure leaves it whole, and finds nothing in it that it would have to remove:
+- Append only. A line is durable before `enter` returns, and is entered before its message may leave. A crash in
+  between reports a message too many, never one too few.
+- Lines are chained (`storage.hash_chained_log`): none can be changed, moved or dropped. The keystore notes the head
+  after each line, so that a lost end is noticed. A line that a crash cut short was never acknowledged.
+- Entering needs no writer lock of the vault: a message that waited for a private training would reveal it (I1).
+- An erasure changes nothing in it, because every field is public:
 
     | field | why it is public |
     |---|---|
@@ -15,12 +15,12 @@ Invariants
     | digest | of bytes that the coordinator holds |
     | spend, delta | follow from the plan, equal for every device |
 
-They are sealed all the same: a thief of the disk need not learn in which federations somebody takes part.
+The lines are sealed all the same: a thief of the disk must not learn in which federations the device takes part.
 
-    egress = Egress(vault.core)
-    egress.enter(EgressEntry("train.anchor", 3, 4096, fields.digest()))     # then send
-    egress.settle()
-    egress.entries()[-1].entry.nbytes
+    log = EgressLog(vault.core)
+    log.enter(EgressEntry("train.anchor", 3, 4096, fields.digest()))     # then send
+    log.settle()
+    log.entries()[-1].entry.nbytes
 """
 
 import contextlib
@@ -35,17 +35,24 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.storage.hash_chained_log import HEX, HashChainedLog, LogEntry, parse
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import container
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import ledger_anchor
 from fedmem.vault.store.core import Core, serialised_methods
 from fedmem.vault.store.egress_entry import EgressEntry
 
 NAME, NOTE, GAP = "egress.log", "egress", "egress_gap"
-PATIENCE = 10.0  # seconds that one message waits for another one to be entered
+PATIENCE = 10.0  # seconds that a message waits until another one is entered
 
 
 @dataclass(frozen=True)
 class EgressLine:
-    """A line of the ledger: `seq` from 0, `when` in seconds since 1970, `chain` covers all lines up to this one."""
+    """A line of the egress ledger.
+
+    Attributes:
+        seq: 0, 1, 2, …
+        when: seconds since 1970.
+        entry: the public facts of the message.
+        chain: digest over all lines up to this one, hex.
+    """
 
     seq: int
     when: float
@@ -55,7 +62,7 @@ class EgressLine:
 
 @serialised_methods
 class EgressLog:
-    """The egress ledger of an open vault; a reader of the vault may enter too."""
+    """The egress ledger of an open vault; a reader of the vault may add lines too."""
 
     def __init__(self, core: Core) -> None:
         self.core = core
@@ -63,11 +70,19 @@ class EgressLog:
         self._log = HashChainedLog(core.files, self._path, HEX)
 
     def enter(self, entry: EgressEntry) -> EgressLine:
-        """Add one line, durably. Raises StorageError, Busy, VerificationFailed: then the message must not leave."""
+        """Add one line, durably.
+
+        Returns:
+            The new line, with the current time.
+
+        Raises:
+            StorageError, Busy, VerificationFailed: nothing was entered, and the message must not leave.
+            StaleReader: the vault was erased from since it was opened; the message must not leave.
+        """
         return self.enter_at(time.time(), entry)
 
     def enter_at(self, when: float, entry: EgressEntry) -> EgressLine:
-        """Add one line of a given time, in seconds since 1970, as `enter` does: for lines saved from another vault."""
+        """Add one line with a given time (seconds since 1970), as `enter` does: for lines of another vault."""
         self.core.reading()
         with self._alone():
             if not self._log.count or not self._log.is_current:
@@ -78,30 +93,36 @@ class EgressLog:
         return EgressLine(seq, when, entry, line.digest)
 
     def settle(self) -> None:
-        """Note the head in the keystore. One that cannot do so now does so after the next line."""
+        """Note the head in the keystore. A failure is ignored: the head is then noted after the next line."""
         if not self._log.count:
             return
         head = self._log.count - 1, self._log.head
         with contextlib.suppress(FedmemError):
-            known = heads.noted(self.core.keystore, NOTE)
-            if known is None or known[0] < head[0] or [*known] == self.core.table.facts.get(GAP):
-                self.core.keystore.note(NOTE, heads.packed(head))
+            noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+            if noted_head is None or noted_head[0] < head[0] or [*noted_head] == self.core.table.facts.get(GAP):
+                self.core.keystore.note(NOTE, ledger_anchor.pack(head))
 
     def entries(self) -> list[EgressLine]:
-        """All lines, oldest first. Raises VerificationFailed where one was changed or the end is lost."""
+        """Return all lines, oldest first.
+
+        Raises:
+            VerificationFailed: a line was changed, or the end is lost.
+            StaleReader: the vault was erased from since it was opened.
+        """
         self.core.reading()
         return [self._opened(line) for line in self._checked()]
 
     def complete(self) -> bool:
-        """Return False if a line is known to be missing: a restored backup lacks what left after it."""
-        known = heads.noted(self.core.keystore, NOTE)
-        return GAP not in self.core.table.facts and (known is None or holds(self._checked(), known))
+        """Return False if a line is known to be missing: a restored backup lacks the lines after it."""
+        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+        return GAP not in self.core.table.facts and (noted_head is None or holds(self._checked(), noted_head))
 
     def _checked(self) -> list[LogEntry]:
-        """Return the whole lines, after the check of chain and head."""
-        known = heads.noted(self.core.keystore, NOTE)  # first: what is entered meanwhile is held as well
+        """Return the complete lines, after a check of chain and head. Raises VerificationFailed."""
+        # The head first: a line that another process enters in between then comes after it.
+        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
         lines = self._log.read()
-        if known is not None and not holds(lines, known) and [*known] != self.core.table.facts.get(GAP):
+        if noted_head is not None and not holds(lines, noted_head) and [*noted_head] != self.core.table.facts.get(GAP):
             raise VerificationFailed("The egress ledger has lost its end. Put its newest file back.")
         return lines
 
@@ -115,13 +136,13 @@ class EgressLog:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """One line at a time, over all processes."""
-        lock, limit = None, time.monotonic() + PATIENCE
+        """Hold the ledger's own lock, so that processes enter one line at a time. Raises Busy."""
+        lock, deadline = None, time.monotonic() + PATIENCE
         while lock is None:
             try:
                 lock = WriterLock(self._path, "egress ledger")
             except Busy:
-                if time.monotonic() > limit:
+                if time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
         try:
@@ -131,10 +152,10 @@ class EgressLog:
 
 
 def read(data: bytes) -> list[LogEntry]:
-    """Return the whole lines of a log. Raises VerificationFailed where the chain breaks."""
+    """Return the complete lines of a log. Raises VerificationFailed where the chain breaks."""
     return parse(data, HEX, NAME)[0]
 
 
-def holds(lines: Sequence[LogEntry], known: heads.Head) -> bool:
+def holds(lines: Sequence[LogEntry], head: ledger_anchor.Head) -> bool:
     """Return True if the lines hold this head at its place."""
-    return known[0] < len(lines) and hmac.compare_digest(lines[known[0]].digest, known[1])
+    return head[0] < len(lines) and hmac.compare_digest(lines[head[0]].digest, head[1])

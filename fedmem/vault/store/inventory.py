@@ -1,10 +1,10 @@
-"""Key table against database: what does not fit is refused, what a crash cut is finished or undone.
+"""Key table against database: an unexplained difference is refused, an interrupted change is finished or undone.
 
 Invariants
-- Nothing is healed by dropping: keys without items, or items without keys, are cleared only where a change that nobody
-  was told of explains them (`acknowledgement`), or an unfinished erasure. Else the vault does not open, and nothing
-  was changed.
-- Clearing up is idempotent: a crash in it is cleared up the same way (I7).
+- Nothing is repaired by dropping. Keys without items are cleared only where an unacknowledged change explains them
+  (`acknowledgement`). Items without keys are allowed only while an erasure is unfinished. Otherwise the vault does
+  not open, and nothing is changed.
+- Recovery is idempotent: a crash in it is recovered from in the same way (I7).
 """
 
 import json
@@ -25,14 +25,18 @@ UNFINISHED = ("pending", "in_progress", "partial")
 
 
 class Inventory:
-    """The ids of an open vault."""
+    """The ids of an open vault, and their recovery."""
 
     def __init__(self, core: Core, runs: Runs) -> None:
         self._core = core
         self._runs = runs
 
     def recover(self) -> None:
-        """Finish or undo what a crash or a failed write left. Raises VerificationFailed where nothing explains it."""
+        """Finish or undo the rest of a crash or a failed write.
+
+        Raises:
+            VerificationFailed: table and database differ, and no interrupted change explains it; see `acknowledgement`.
+        """
         note = acknowledgement.noted(self._core.keystore)
         for folder in (self._core.root, self._core.root / "blocks", self._core.root / "receipts"):
             self._core.files.sweep(folder)
@@ -42,7 +46,7 @@ class Inventory:
         self._core.is_settled = True
 
     def index(self, records: Records) -> None:
-        """Make the index of topics in a vault of an earlier version, by opening every item once."""
+        """Build the index of topics in a vault of an earlier version, by opening every item once."""
         table, ids_of_topic = self._core.table, dict[str, list[str]]()
         items = [(record.topic, record.id) for record in records.select(ALL)]
         for run in self._runs.get(table.keys):
@@ -53,7 +57,7 @@ class Inventory:
         table.rewrite(facts={**FACTS, **table.facts, "topics": ids_of_topic})
 
     def unfinished_erasures(self) -> list[str]:
-        """Ids of erasures that have not ended, oldest first."""
+        """Return the ids of unfinished erasures, oldest first."""
         return unfinished_erasures(self._core.database)
 
     def _reconcile(self, note: acknowledgement.Acknowledged | None) -> None:
@@ -68,7 +72,7 @@ class Inventory:
 
 
 def unfinished_erasures(database: Database) -> list[str]:
-    """Return the ids of erasures that have not ended, oldest first."""
+    """Return the ids of unfinished erasures, oldest first."""
     with database.session() as session:
         query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
         return list(session.execute(query).scalars())
@@ -82,7 +86,7 @@ def receipts(database: Database) -> list[tuple[str, str]]:
 
 
 def check_tables(database: Database) -> None:
-    """Check that the tables of every version are there. Raises VerificationFailed, VersionMismatch."""
+    """Check that the database has its required tables. Raises VerificationFailed, VersionMismatch."""
     database.version()
     tables = database.tables()
     if EventRow.__tablename__ not in tables:
@@ -94,7 +98,7 @@ def check_tables(database: Database) -> None:
 
 
 def check_keys(table: KeyTable, items: Items, database: Database) -> None:
-    """Check that every item has its key, or an erasure that has not ended. Raises VerificationFailed."""
+    """Check that every item has its key, unless an erasure is unfinished. Raises VerificationFailed."""
     if items.keyed - table.keys.keys() and not unfinished_erasures(database):
         raise VerificationFailed(
             "The key table is older than the database. Restore table and database from one backup, or put the newest "

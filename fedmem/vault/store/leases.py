@@ -1,14 +1,15 @@
-"""Leases of readers: which other processes opened this vault, and at which generation.
+"""Leases of readers: the other processes that opened this vault, and the generation that each of them saw.
 
 Invariants
-- A reader's mark is one file under `leases/`, held by a lock that falls with its process (flock): `kill -9`, a
-  reused process id or a process of another container are never mistaken for a live reader or a dead one.
-- Its name holds the vault's generation that the reader saw, and random letters; inside are process id and start time,
-  for people. Nothing private (I8).
-- Marks of the dead are removed by whoever looks.
+- A reader's mark is one file under `leases/`. A lock (flock) holds it, which the system releases when the process
+  ends. So `kill -9`, a reused process id or a process in another container never make a live reader look dead, or a
+  dead one look alive.
+- The file's name holds the generation that the reader saw, and random letters. Its content is process id and start
+  time, for people to read. Neither is private (I8).
+- The next process that looks removes the marks of ended readers.
 
     lease = Lease(root / "leases", generation)
-    older(root / "leases", generation + 1)        # what an erasure still has to wait for
+    stale_readers(root / "leases", generation + 1)        # an erasure still has to wait for these
     lease.release()
 """
 
@@ -29,57 +30,72 @@ _leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
 
 
 class Lease:
-    """One reader's mark, from construction until `release` or the end of the process. Raises StorageError."""
+    """The mark of one reader, from construction until `release` or the end of the process. Raises StorageError."""
 
     def __init__(self, folder: Path, generation: int) -> None:
         with storage_errors("mark this process as a reader of the vault"):
             folder.mkdir(mode=0o700, exist_ok=True)
             for path in folder.iterdir():
                 _is_held(path)
-            self._lock, self.path = _marked(folder.absolute(), generation)
+            self._lock, self.path = _new_mark(folder.absolute(), generation)
         with FORK_LOCK:
             _leases.add(self)
 
     @property
     def is_held(self) -> bool:
-        """True until the lease is given back, and in the process that took it only."""
+        """True until the lease is released, in the process that took it."""
         return self._lock.handle >= 0
 
     def release(self) -> None:
-        """Give the lease back; calling it twice is fine. A forked child leaves its parent's mark alone."""
+        """Remove the mark. Calling it twice is fine. In a forked child it leaves the parent's mark in place."""
         if self.is_held:
-            with contextlib.suppress(OSError):  # without the lock the mark is a dead one, whoever removes it
+            with contextlib.suppress(OSError):  # an unlocked mark counts as dead, and the next process removes it
                 self.path.unlink(missing_ok=True)
             self._lock.release()
 
 
-def older(folder: Path, generation: int) -> list[int]:
-    """Return the process ids of live readers in other processes that saw a generation before this one.
+def stale_readers(folder: Path, generation: int) -> list[int]:
+    """Return the process ids of live readers in other processes that saw a generation before this one, sorted.
 
-    Readers of this process are left out: they stop at their next fetch. They are known by their handles, since in
-    another container another process may have the same id.
+    Readers of this process are left out: they stop at their next fetch. They are recognised by their open files: a
+    process in another container may have the same process id.
+
+    Args:
+        folder: the vault's folder `leases`, which may be missing.
+        generation: the vault's current generation.
+
+    Returns:
+        The process ids; 0 stands for a reader whose mark has no readable content.
+
+    Raises:
+        StorageError: the folder could not be read.
     """
     with storage_errors("look for readers of the vault"):
-        held = [path for path in folder.absolute().iterdir() if _is_held(path)] if folder.is_dir() else []
+        held_marks = [path for path in folder.absolute().iterdir() if _is_held(path)] if folder.is_dir() else []
         with FORK_LOCK:
-            own = {lease.path for lease in _leases if lease.is_held}
-        return sorted(_process(path) for path in held if _generation(path) < generation and path not in own)
+            marks_of_this_process = {lease.path for lease in _leases if lease.is_held}
+        return sorted(
+            _process(path)
+            for path in held_marks
+            if _generation(path) < generation and path not in marks_of_this_process
+        )
 
 
-def _marked(folder: Path, generation: int) -> tuple[FileLock, Path]:
+def _new_mark(folder: Path, generation: int) -> tuple[FileLock, Path]:
+    """Create and lock a new mark; return its lock and path."""
     facts = canonical_json({"pid": os.getpid(), "started": time.time()})
     while True:
         path = folder / f"{generation}-{new_id()}"
         with contextlib.suppress(BlockingIOError):
             lock = FileLock(path, os.O_CREAT | os.O_EXCL)
-            if os.fstat(lock.handle).st_nlink:  # else somebody took it for a dead one before it was locked
+            if os.fstat(lock.handle).st_nlink:  # else another process removed it before it was locked
                 os.write(lock.handle, facts)
                 return lock, path
             lock.release()
 
 
 def _is_held(path: Path) -> bool:
-    """Return True if a live process holds this mark; remove one that nobody holds."""
+    """Return True if a live process holds this mark; remove the mark if no process does."""
     try:
         lock = FileLock(path, flags=0)
     except FileNotFoundError:
@@ -93,11 +109,11 @@ def _is_held(path: Path) -> bool:
 
 def _generation(path: Path) -> int:
     number = path.name.partition("-")[0]
-    return int(number) if number.isdigit() else -1  # a stranger that is held counts as old
+    return int(number) if number.isdigit() else -1  # an unknown name that is locked counts as old
 
 
 def _process(path: Path) -> int:
     try:
         return int(json.loads(path.read_bytes())["pid"])
     except (OSError, ValueError, KeyError, TypeError):
-        return 0  # it is held, by a process that has not said who it is
+        return 0  # its process holds the lock and has not written its id yet

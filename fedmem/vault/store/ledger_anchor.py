@@ -1,13 +1,13 @@
-"""The ledger's head in the keystore: an older database put back is noticed, and no spend is forgotten.
+"""The ledger's head in the keystore: an older database that is put back is noticed, and no spend is forgotten.
 
 Invariants
 - The head is noted after its event is durable, so it is never ahead of the ledger: a crash locks nobody out (I6).
-- A ledger that does not hold the noted event, at its place and with its digest, does not open, unless the sealed facts
-  say that it was restored from a backup that lacks just this event: then it counts ε as infinite; see `backup`.
-- The note of an event that the ledger lost is never written over: what a process finds, the next one finds too.
-- What an edit left in a column is compared as bytes, whatever type it has.
+- A ledger without the noted event, at its place and with its digest, does not open. There is one exception: the sealed
+  facts say that the ledger was restored from a backup that lacks this event. Then ε counts as infinite; see `backup`.
+- The note of an event that the ledger lost is never overwritten, so that every later process notices the loss too.
+- The digest column is compared as bytes, because an edit may leave a value of any type in it.
 
-    heads.check(core)  # before any event is believed
+    ledger_anchor.check(core)  # before any event is believed
 """
 
 import contextlib
@@ -30,19 +30,19 @@ Head = tuple[int, str]
 
 
 def head(core: Core) -> Head | None:
-    """(number, digest) of the ledger's last event; None where there is none."""
+    """Return (number, digest) of the ledger's last event; None if the ledger is empty."""
     with core.database.session() as session:
         row = session.execute(select(EventRow.seq, _DIGEST).order_by(EventRow.seq.desc()).limit(1)).first()
-    return None if row is None else (row[0], as_text(row[1]))
+    return None if row is None else (row[0], digest_as_text(row[1]))
 
 
-def as_text(digest: bytes | None) -> str:
-    """What the digest column holds, in ASCII; equal to a digest only where it is one."""
+def digest_as_text(digest: bytes | None) -> str:
+    """Return the content of the digest column in ASCII. It equals a digest only if the column holds that digest."""
     return (digest or b"").decode("ascii", "backslashreplace")
 
 
 def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
-    """The newest head that a keystore knows of."""
+    """Return the newest head that a keystore knows; None if it knows none."""
     value = keystore.noted(name) or b""
     if len(value) != _HEAD.size:
         return None
@@ -50,39 +50,45 @@ def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
     return seq, digest.hex()
 
 
-def packed(head: Head) -> bytes:
-    """A head as a keystore notes it; `noted` reads it."""
+def pack(head: Head) -> bytes:
+    """Return a head as the bytes of a keystore's note; `noted` reads them."""
     return _HEAD.pack(head[0], bytes.fromhex(head[1]))
 
 
 def note(core: Core) -> None:
-    """Note the ledger's head. A keystore that cannot do so now does so after the next event."""
+    """Note the ledger's head. A failure of the keystore is ignored: the head is noted after the next event."""
     with contextlib.suppress(FedmemError):
-        now, known = head(core), noted(core.keystore)
-        if now is not None and now != known and not _lost(core, known):
-            core.keystore.note(NOTE, packed(now))
+        last, noted_head = head(core), noted(core.keystore)
+        if last is not None and last != noted_head and not _is_lost(core, noted_head):
+            core.keystore.note(NOTE, pack(last))
 
 
-def holds(core: Core, known: Head) -> bool:
-    """Whether the ledger holds this event."""
+def holds(core: Core, expected: Head) -> bool:
+    """Return True if the ledger holds the event of this head, at its place and with its digest."""
     with core.database.session() as session:
-        digest = session.execute(select(_DIGEST).where(EventRow.seq == known[0])).scalar_one_or_none()
-    return hmac.compare_digest(as_text(digest), known[1])
+        digest = session.execute(select(_DIGEST).where(EventRow.seq == expected[0])).scalar_one_or_none()
+    return hmac.compare_digest(digest_as_text(digest), expected[1])
 
 
 def check(core: Core) -> None:
-    """Raise VerificationFailed without a ledger, RolledBack where it lacks an event that the keystore knows of."""
-    known = noted(core.keystore)  # first: what another process appends meanwhile is held as well
+    """Check that the ledger holds the event that the keystore noted.
+
+    Raises:
+        VerificationFailed: the vault has no ledger.
+        RolledBack: the ledger lacks the event.
+    """
+    noted_head = noted(core.keystore)  # first: an event that another process appends in between comes after it
     if EventRow.__tablename__ not in core.database.tables():
         raise VerificationFailed(
             "The vault has lost its privacy ledger, so nothing may be spent. `fedmem backup restore` brings it back."
         )
-    if _lost(core, known):
+    if _is_lost(core, noted_head):
         raise RolledBack(
-            "An older database was put back: the privacy ledger lacks what was spent since. Put the newest back, or "
+            "An older database was put back: the privacy ledger lacks later spends. Put the newest back, or "
             "restore the whole vault with `fedmem backup restore`."
         )
 
 
-def _lost(core: Core, known: Head | None) -> bool:
-    return known is not None and not holds(core, known) and [*known] != core.table.facts.get(GAP)
+def _is_lost(core: Core, noted_head: Head | None) -> bool:
+    """Return True if the ledger lacks the noted event, and the loss is not the known gap of a restored backup."""
+    return noted_head is not None and not holds(core, noted_head) and [*noted_head] != core.table.facts.get(GAP)

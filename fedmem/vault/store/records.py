@@ -1,7 +1,7 @@
 """Records of a vault: text, topic, path and vector, each record sealed under its own data key.
 
 Invariants
-- A batch is one table write and one transaction: all of its records or none (I7).
+- A batch is one table write and one transaction: all of its records are stored, or none (I7).
 - Topic, text, path, vector and release are ciphertext (I8); `repr` of a record shows its id alone.
 - Search is exact: the dot product with every vector of the same width.
 
@@ -33,7 +33,15 @@ _LENGTH = struct.Struct(">I")
 
 @dataclass(frozen=True, eq=False)
 class NewRecord:
-    """A record to add. `topic` None means shareable. `vector` is float32 [dim]."""
+    """A record to add.
+
+    Attributes:
+        text: any valid Unicode.
+        topic: name of the topic; None for a shareable record.
+        path: cluster ids, from level 1 on.
+        vector: float32 [dim], finite.
+        release: digest of the release that routed and embedded it.
+    """
 
     text: str = field(repr=False)
     topic: str | None = field(repr=False)
@@ -44,7 +52,7 @@ class NewRecord:
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A record as stored. `vector` is float32 [dim]."""
+    """A stored record; its attributes are those of `NewRecord`, and a random `id`."""
 
     id: str
     topic: str | None = field(repr=False)
@@ -61,10 +69,11 @@ class Records:
         self._core = core
 
     def add(self, records: Sequence[NewRecord]) -> list[str]:
-        """Seal and store `records`; their ids, in order. An empty batch does nothing.
+        """Seal and store `records`, and return their ids in order. An empty batch does nothing.
 
         Raises:
-            UsageError: a vector is not one finite float row.
+            UsageError: a vector is not one finite row, or a text is not valid Unicode.
+            Refused: the vault is open for reading only.
             StorageError: nothing was added.
         """
         if not records:
@@ -82,28 +91,28 @@ class Records:
         return list(keys)
 
     def select(self, topic: str | Everything | None) -> list[Record]:
-        """Records of one topic, the shareable ones (None), or `ALL`, oldest first."""
+        """Return the records of one topic, the shareable ones (None), or `ALL`, oldest first. Raises StaleReader."""
         self._core.reading()
-        found = self._read(None if isinstance(topic, Everything) else ids_of(self._core.table, topic))
-        return [record for record in found if isinstance(topic, Everything) or record.topic == topic]
+        records = self._read(None if isinstance(topic, Everything) else ids_of(self._core.table, topic))
+        return [record for record in records if isinstance(topic, Everything) or record.topic == topic]
 
     def get(self, ids: Collection[str]) -> list[Record]:
-        """The records with these ids, oldest first. Raises NothingMatched where one of them is not here."""
+        """Return the records with these ids, oldest first. Raises NothingMatched for an unknown id, StaleReader."""
         self._core.reading()
-        found = self._read(frozenset(ids))
-        if len(found) != len(set(ids)):
+        records = self._read(frozenset(ids))
+        if len(records) != len(set(ids)):
             raise NothingMatched("No record has this id. `Client.add` and `Client.search` give the ids of records.")
-        return found
+        return records
 
     def created(self) -> dict[str, float]:
-        """Id -> when it was added, in seconds since 1970, of every record."""
+        """Return for each record id the time at which it was added, in seconds since 1970."""
         self._core.reading()
         with self._core.database.session() as session:
             rows = session.execute(select(RecordRow.id, RecordRow.created)).all()
         return {item: created for item, created in rows if item in self._core.table.keys}
 
     def _read(self, ids: frozenset[str] | None) -> list[Record]:
-        """Open the rows of `ids`, or all rows, oldest first."""
+        """Open the rows of `ids`, or all rows (None), oldest first."""
         order = text("rowid")  # clocks move; row numbers only grow
         query = select(order, RecordRow.id, RecordRow.sealed).select_from(RecordRow).order_by(order)
         with self._core.database.session() as session:
@@ -115,7 +124,19 @@ class Records:
                 for _, item, sealed in sorted(rows, key=lambda row: row[0]) if item in keys]  # fmt: skip
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
-        """The `k` records nearest to `vector` (float32 [dim]) by dot product, best first; ties by id."""
+        """Return the records nearest to a vector, with their scores, best first; ties by id.
+
+        Args:
+            vector: float32 [dim], finite; records of another width are left out.
+            k: the greatest number of records.
+
+        Returns:
+            (record, dot product) pairs.
+
+        Raises:
+            UsageError: the vector is not one finite row.
+            StaleReader: the vault was erased from since it was opened.
+        """
         query = _row(vector)
         candidates = [record for record in self.select(ALL) if record.vector.shape == query.shape]
         if not candidates or k <= 0:
@@ -136,7 +157,7 @@ def _encode(record: NewRecord) -> bytes:
     facts = {"topic": record.topic, "text": record.text, "path": list(map(int, record.path)), "release": record.release}
     try:
         public = canonical_json(facts)
-    except ValueError:  # its own text would quote the record
+    except ValueError:  # the text of this error would quote the record
         raise UsageError("A record's text is not valid Unicode. Decode it again, with errors='replace'.") from None
     return _LENGTH.pack(len(public)) + public + _row(record.vector).tobytes()
 

@@ -5,7 +5,7 @@ import pytest
 from fedmem.errors import Refused
 from fedmem.storage.files import Files
 from fedmem.vault.store import content_stores as stores
-from fedmem.vault.store.content_stores import BUILT_IN, NO_CONTENT, ContentStore, unclaimed
+from fedmem.vault.store.content_stores import BUILT_IN, NO_CONTENT, ContentStore, unclaimed_names
 from fedmem.vault.store.core import Core
 
 AT_REST = ["key-table", "block-files", "database", "checkpoints"]
@@ -129,8 +129,8 @@ def test_each_file_and_table_has_one_owner(vaults) -> None:
     vault = vaults.create()
     vaults.block(vault)
     present = {path.name for path in vault.root.iterdir()} | {f"table:{name}" for name in vault.core.database.tables()}
-    assert unclaimed(vault.stores, present) == []
+    assert unclaimed_names(vault.stores, present) == []
     claims: list[str] = [*NO_CONTENT, *(claim for store in vault.stores for claim in store.claims)]
     assert len(claims) == len(set(claims))
     without: list[ContentStore] = [store for store in vault.stores if store.name != "database"]
-    assert "table:records" in unclaimed(without, present)
+    assert "table:records" in unclaimed_names(without, present)

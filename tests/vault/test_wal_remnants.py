@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmem.vault.store.wal_remnants import moved
+from fedmem.vault.store.wal_remnants import has_moved_cells
 
 PIECE = 12
 
@@ -32,7 +32,7 @@ class Table:
         self.connection.execute("BEGIN")
         self.connection.executemany(statement, rows)
         self.connection.execute("COMMIT")
-        return moved(Path(f"{self.path}-wal").read_bytes())
+        return has_moved_cells(Path(f"{self.path}-wal").read_bytes())
 
     def checkpoint(self) -> None:
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -70,4 +70,4 @@ def test_it_agrees_with_a_search_for_every_row_ever_written(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("log", [b"", b"\x37\x7f\x06\x82" + bytes(28), bytes(20)])
 def test_an_empty_log(log: bytes) -> None:
-    assert not moved(log)
+    assert not has_moved_cells(log)
