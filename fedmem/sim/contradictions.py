@@ -1,8 +1,8 @@
-"""What a scenario may not say: every sentence here is told before anything is trained.
+"""Check a scenario for contradictions before any training starts.
 
 Invariants
-- A refusal is a UsageError that names the scenario and what in it does not fit together.
-- What passes is accepted by the device plan, the coordinator and the budget as well.
+- A refusal is a UsageError that names the scenario and the settings that do not fit together.
+- The device plan, the coordinator and the budget accept every scenario that passes.
 
     check(scenario)
 """
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 def check(scenario: "Scenario") -> None:
-    """Refuse what could only fail later, after the training. Raises UsageError."""
-    for sentence, found in (_shape(scenario) | _terms(scenario)).items():
-        if found:
+    """Refuse a scenario that would fail only later, after the training.
+
+    Raises:
+        UsageError: the scenario contradicts itself, or its rounds exceed their ε.
+    """
+    for sentence, holds in (_shape(scenario) | _terms(scenario)).items():
+        if holds:
             raise UsageError(f"{scenario.name}: {sentence}.")
-    _affordable(scenario)
+    _check_terms(scenario)
 
 
 def _shape(scenario: "Scenario") -> dict[str, bool]:
-    """What does not fit together in text, bank and training, by its sentence."""
+    """Return contradictions in text, bank and training: for each sentence, True if it holds."""
     federation, levels = scenario.federation, len(scenario.bank.widths)
     parts = {"anchor", "generic", *(f"level-{n}" for n in range(1, levels + 1))}
     devices = [device for private in scenario.private for device in private.devices]
@@ -47,7 +51,7 @@ def _shape(scenario: "Scenario") -> dict[str, bool]:
 
 
 def _terms(scenario: "Scenario") -> dict[str, bool]:
-    """What contradicts itself in the terms of the rounds."""
+    """Return contradictions in the terms of the rounds: for each sentence, True if it holds."""
     f, noisy = scenario.federation, scenario.federation.noise_multiplier > 0
     return {
         "rounds without noise must say unsafe_no_dp = true and give unsafe_reason": not noisy
@@ -62,9 +66,9 @@ def _terms(scenario: "Scenario") -> dict[str, bool]:
     }
 
 
-def _affordable(scenario: "Scenario") -> None:
-    """The terms are ones that a coordinator takes, and all rounds are within their ε."""
-    # Not at the top: a scenario's names are listed by commands that need no numpy.
+def _check_terms(scenario: "Scenario") -> None:
+    """Raise UsageError where the coordinator would refuse the terms, or where all rounds together exceed their ε."""
+    # Imported here, since commands that only list scenarios need no numpy.
     from fedmem.federation import device_dp
     from fedmem.federation.rounds import TRIM_TOO_LARGE
     from fedmem.sim.terms import device_plan, round_settings

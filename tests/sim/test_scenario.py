@@ -26,7 +26,7 @@ def changed(tmp_path, old, new):
     return str(path)
 
 
-@pytest.mark.parametrize("name", scenario.known())
+@pytest.mark.parametrize("name", scenario.scenario_names())
 def test_every_scenario_loads_and_round_trips(name):
     chosen = scenario.load(name)
     assert chosen.name == name
