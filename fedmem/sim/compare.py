@@ -23,7 +23,7 @@ from fedmem.sim.report_parts import value_at
 from fedmem.sim.seeds import differences
 from fedmem.storage.canonical import canonical_json
 
-MOST = 16
+MOST_SETTINGS = 16
 """The greatest number of settings that one picture can tell apart."""
 NAMES = ("name", "about", "seed")  # keys of a scenario that change no result; a run has its own seed
 LOSSES = ("public", "rounds", "private")
@@ -65,8 +65,8 @@ def _settings(all_runs: Sequence[Facts]) -> list[str]:
     """Return a letter for each run; runs with equal configuration and equal text have the same letter."""
     keys = [canonical_json([_config(run), run["text"]]) for run in all_runs]
     distinct = list(dict.fromkeys(keys))
-    if len(distinct) > MOST:
-        raise UsageError(f"These runs have {len(distinct)} settings; compare at most {MOST} at once.")
+    if len(distinct) > MOST_SETTINGS:
+        raise UsageError(f"These runs have {len(distinct)} settings; compare at most {MOST_SETTINGS} at once.")
     return [chr(ord("A") + distinct.index(key)) for key in keys]
 
 
@@ -77,7 +77,7 @@ def _config(run: Facts) -> Facts:
 def _row(run: Facts, setting: str) -> Facts:
     """Return the figures of one run that are shown."""
     rounds, devices = run["bytes"]["rounds"], max(1, value_at(run, "config.public.devices"))
-    up, down = (sum(traffic[direction] for traffic in rounds) / devices for direction in ("up", "down"))
+    up, down = (sum(round_traffic[direction] for round_traffic in rounds) / devices for direction in ("up", "down"))
     return {
         "name": run["name"],
         "setting": setting,

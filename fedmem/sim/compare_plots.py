@@ -60,21 +60,21 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Callable[[Figure], None]:
     names = titles(rows)
-    greatest = max((point["tokens"] for row in rows for point in row["curve"]), default=0)
-    unit, factor = ("millions", 1e6) if greatest >= 1e6 else ("thousands", 1e3)
+    most_tokens = max((point["tokens"] for row in rows for point in row["curve"]), default=0)
+    unit, factor = ("millions", 1e6) if most_tokens >= 1e6 else ("thousands", 1e3)
 
     def draw(figure: Figure) -> None:
-        whole, rounds = figure.subplots(1, 2, width_ratios=WIDTHS)
+        token_axes, round_axes = figure.subplots(1, 2, width_ratios=WIDTHS)
         lines = [_line(list(names).index(row["setting"])) for row in rows]
         for row, style in zip(rows, lines, strict=True):
-            whole.plot([p["tokens"] / factor for p in row["curve"]], [p["loss"] for p in row["curve"]], **style)
-            rounds.plot(*_rounds(row["curve"]), **style | {"marker": "o", "markersize": 4})
-        whole.set_xlabel(f"tokens trained on, {unit}, all devices together")
-        whole.set_ylabel("held-out loss, nats a token")
-        rounds.set_visible(any(point["round"] is not None for row in rows for point in row["curve"]))
-        rounds.set_xlabel("rounds of the federation")
-        rounds.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles = dict(zip((row["setting"] for row in rows), whole.lines, strict=True))
+            token_axes.plot([p["tokens"] / factor for p in row["curve"]], [p["loss"] for p in row["curve"]], **style)
+            round_axes.plot(*_rounds(row["curve"]), **style | {"marker": "o", "markersize": 4})
+        token_axes.set_xlabel(f"tokens trained on, {unit}, all devices together")
+        token_axes.set_ylabel("held-out loss, nats a token")
+        round_axes.set_visible(any(point["round"] is not None for row in rows for point in row["curve"]))
+        round_axes.set_xlabel("rounds of the federation")
+        round_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles = dict(zip((row["setting"] for row in rows), token_axes.lines, strict=True))
         figure.legend(handles.values(), names.values(), loc="outside upper left", ncols=COLUMNS)
 
     return draw

@@ -39,9 +39,9 @@ def _shape(scenario: "Scenario") -> dict[str, bool]:
         "training with steps needs a learning rate above 0": any(
             phase.steps > 0 and max(phase.lr, phase.memory_lr) <= 0 for phase in phases
         ),
-        "a phase on pooled text stands for central training; it has no rounds after it": pooled
+        "a phase with pooled = true is a run of central training; set federation.rounds = 0": pooled
         and federation.rounds > 0,
-        "devices that are people hold no invented records; take [[private]] out": scenario.public.source == "chats"
+        'with source = "chats" devices hold no generated records; remove [[private]]': scenario.public.source == "chats"
         and bool(scenario.private),
         "a topic names a device that does not exist": any(not 0 <= d < scenario.public.devices for d in devices),
         "a topic has more records than learning.record_cap": any(
@@ -56,13 +56,13 @@ def _terms(scenario: "Scenario") -> dict[str, bool]:
     return {
         "rounds without noise must say unsafe_no_dp = true and give unsafe_reason": not noisy
         and not (f.unsafe_no_dp and f.unsafe_reason.strip()),
-        "unsafe_no_dp = true beside a noise multiplier contradicts itself": noisy and f.unsafe_no_dp,
-        "epsilon_max without a noise multiplier contradicts itself": not noisy and f.epsilon_max > 0,
-        "trim beside a noise multiplier: the clip norm does not bound a trimmed mean": noisy and f.trim > 0,
-        "cohort_size and a sampling_rate below 1 are two ways to draw; keep one": f.cohort_size > 0
+        "unsafe_no_dp = true contradicts a noise_multiplier above 0; remove one of them": noisy and f.unsafe_no_dp,
+        "epsilon_max needs a noise_multiplier above 0": not noisy and f.epsilon_max > 0,
+        "trim needs rounds without noise: the clip norm does not bound a trimmed mean": noisy and f.trim > 0,
+        "cohort_size and a sampling_rate below 1 are two ways to draw devices; keep one": f.cohort_size > 0
         and f.sampling_rate < 1,
         "cohort_size is larger than the number of devices": f.cohort_size > scenario.public.devices,
-        "silent and hostile devices together are more than all of them": f.silent + f.hostile > 1,
+        "silent and hostile together are above 1": f.silent + f.hostile > 1,
     }
 
 
@@ -81,7 +81,7 @@ def _check_terms(scenario: "Scenario") -> None:
         device_dp.check_budget(plan, plan.rounds)
     except BudgetExceeded:
         raise UsageError(
-            f"{scenario.name}: so many rounds at this noise pass epsilon_max; take fewer, or raise noise_multiplier."
+            f"{scenario.name}: the rounds exceed epsilon_max at this noise; use fewer, or raise noise_multiplier."
         ) from None
     except (UsageError, Refused) as error:
         raise UsageError(f"{scenario.name}: {error}") from None

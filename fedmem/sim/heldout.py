@@ -22,7 +22,7 @@ from fedmem.sim.folder import Facts, RunFolder, read_json
 from fedmem.sim.sources.texts import WIKIPEDIA, public_texts
 from fedmem.training.corpus import Corpus
 
-MOST = 64
+MOST_TEXTS = 64
 """The greatest number of texts, evenly drawn; a mean needs no more."""
 
 
@@ -33,7 +33,7 @@ def heldout_of(release: Path) -> list[str]:
         release: the folder of the release.
 
     Returns:
-        At most `MOST` texts.
+        At most `MOST_TEXTS` texts.
     """
     out = release.resolve().parent.parent
     with contextlib.suppress(UsageError):  # a package or file may have been removed
@@ -48,8 +48,8 @@ def heldout_of(release: Path) -> list[str]:
 def _of_run(inputs: Facts) -> list[str]:
     corpus = Path(inputs["corpus"]) if inputs["corpus"] else None
     # Private records do not change the split of public ones, and generating them takes most of the time.
-    chosen = replace(scenario.from_dict(inputs["scenario"]), private=[])
-    return population.build(chosen, inputs["seed"], corpus, Policy.load()).heldout
+    public_scenario = replace(scenario.from_dict(inputs["scenario"]), private=[])
+    return population.build(public_scenario, inputs["seed"], corpus, Policy.load()).heldout
 
 
 def _of_corpus(digest: str) -> list[str]:
@@ -60,4 +60,4 @@ def _of_corpus(digest: str) -> list[str]:
 def _thinned(texts: list[str]) -> list[str]:
     if not texts:
         return []
-    return [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, MOST).astype(np.int64))]
+    return [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).astype(np.int64))]

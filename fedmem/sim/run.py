@@ -18,21 +18,21 @@ from typing import Any
 import fedmem.federation.offline  # noqa: F401
 from fedmem import paths
 from fedmem.errors import UsageError, VerificationFailed
-from fedmem.sim import keys, runs, scenario
+from fedmem.sim import keys, runs
 from fedmem.sim.context import Progress, Simulation
 from fedmem.sim.folder import Facts, RunFolder, read_json, write_json
 from fedmem.sim.phases import central, erase, evaluate, federated, private
 from fedmem.sim.report import write_report
-from fedmem.sim.scenario import Scenario
+from fedmem.sim.scenario import Scenario, from_dict, load
 from fedmem.sim.summary import summarise
 from fedmem.storage.locks import WriterLock
 
 PhaseFunction = Callable[[Simulation], Facts]
 
 
-def phases(chosen: Scenario) -> dict[str, PhaseFunction]:
+def phases(scenario: Scenario) -> dict[str, PhaseFunction]:
     """Return the phases of a scenario by name, in their order."""
-    rounds = {f"rounds_{n}": federated.rounds_phase(n) for n in range(1, chosen.federation.releases + 1)}
+    rounds = {f"rounds_{n}": federated.rounds_phase(n) for n in range(1, scenario.federation.releases + 1)}
     first: dict[str, PhaseFunction] = {
         "prepare": central.prepare,
         "pretrain": central.pretrain_phase,
@@ -51,7 +51,7 @@ def phases(chosen: Scenario) -> dict[str, PhaseFunction]:
 
 
 def run(
-    which: str | Scenario,
+    scenario_or_name: str | Scenario,
     *,
     corpus: Path | None,
     seed: int | None,
@@ -63,7 +63,7 @@ def run(
     """Execute a scenario, or continue an unfinished run of the same inputs.
 
     Args:
-        which: a scenario, the name of one that comes with fedmem, or the path of a TOML file.
+        scenario_or_name: a scenario, the name of one that comes with fedmem, or the path of a TOML file.
         corpus: the user's own text, a JSONL file or a folder of them; None for the scenario's sources.
         seed: the seed; None for the scenario's own.
         fresh: start a new run even if an unfinished one has the same inputs.
@@ -84,15 +84,15 @@ def run(
         StorageError: a file cannot be written.
         VerificationFailed: the finished run shows that a guarantee does not hold.
     """
-    chosen = scenario.from_dict(which.to_dict()) if isinstance(which, Scenario) else scenario.load(which)
+    scenario = load(scenario_or_name) if isinstance(scenario_or_name, str) else from_dict(scenario_or_name.to_dict())
     inputs = {
         "id": secrets.token_hex(16),
-        "scenario": chosen.to_dict(),
-        "seed": chosen.seed if seed is None else seed,
+        "scenario": scenario.to_dict(),
+        "seed": scenario.seed if seed is None else seed,
         "corpus": str(corpus.resolve()) if corpus else None,
     }
-    folder = _folder(inputs, chosen, fresh, name)
-    sim = _prepare(folder, chosen, inputs, corpus, progress)
+    folder = _folder(inputs, scenario, fresh, name)
+    sim = _prepare(folder, scenario, inputs, corpus, progress)
     sim.workers = workers
     lock = WriterLock(folder.root / "run.lock", "run")
     try:
@@ -100,9 +100,9 @@ def run(
             data: dict[str, Any] = read_json(folder.run_json)
             return data
         keys.bind_corpus(sim)
-        for phase, work in phases(chosen).items():
+        for phase, execute_phase in phases(scenario).items():
             if phase not in folder.facts():
-                _execute(sim, phase, work)
+                _execute(sim, phase, execute_phase)
         data = summarise(sim)
         write_report(data, folder.report)
         keys.destroy_key(sim)
@@ -123,10 +123,10 @@ def check(data: dict[str, Any]) -> None:
         VerificationFailed: private text lies in the clear, the erasure does not verify, or the erased block still
             answers.
     """
-    private, erased = data["loss"]["private"], data["erasure"]
+    private, erasure = data["loss"]["private"], data["erasure"]
     faults = {
         "private text lies in the clear in the run folder": any(data["residue"].values()),
-        "the erasure does not verify": bool(erased) and not erased["verified"],
+        "the erasure does not verify": bool(erasure) and not erasure["verified"],
         "the erased block still answers": bool(private) and private["after_erasure"] != private["without"],
     }
     for fault, has_occurred in faults.items():
@@ -134,16 +134,16 @@ def check(data: dict[str, Any]) -> None:
             raise VerificationFailed(f"The run {data['name']} ended, but {fault}; see its report, and report a bug.")
 
 
-def _execute(sim: Simulation, phase: str, work: PhaseFunction) -> None:
+def _execute(sim: Simulation, phase: str, execute_phase: PhaseFunction) -> None:
     start = time.monotonic()
-    facts = work(sim)
+    facts = execute_phase(sim)
     sim.folder.finish(phase, facts | {"seconds": round(time.monotonic() - start, 2)})
 
 
-def _folder(inputs: Facts, chosen: Scenario, fresh: bool, name: str | None) -> RunFolder:
+def _folder(inputs: Facts, scenario: Scenario, fresh: bool, name: str | None) -> RunFolder:
     if name is None:
         unfinished_run = None if fresh else runs.find_unfinished(inputs)
-        return RunFolder(unfinished_run or paths.runs_dir() / runs.next_name(chosen.name))
+        return RunFolder(unfinished_run or paths.runs_dir() / runs.next_name(scenario.name))
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError("A run's name has letters, digits, '.', '_' and '-' only, and starts with a letter or digit.")
     folder = RunFolder(paths.runs_dir() / name)
@@ -154,8 +154,10 @@ def _folder(inputs: Facts, chosen: Scenario, fresh: bool, name: str | None) -> R
     return folder
 
 
-def _prepare(folder: RunFolder, chosen: Scenario, inputs: Facts, corpus: Path | None, progress: Progress) -> Simulation:
-    sim = Simulation(folder, chosen, inputs["seed"], corpus, progress)
+def _prepare(
+    folder: RunFolder, scenario: Scenario, inputs: Facts, corpus: Path | None, progress: Progress
+) -> Simulation:
+    sim = Simulation(folder, scenario, inputs["seed"], corpus, progress)
     if not folder.root.exists():
         # Read all text first, so a corrupt corpus or a missing package leaves no incomplete run.
         progress("prepare", 0, 4, "reading text")
@@ -167,6 +169,6 @@ def _prepare(folder: RunFolder, chosen: Scenario, inputs: Facts, corpus: Path | 
 def simulation(folder: RunFolder, progress: Progress) -> Simulation:
     """Return the simulation that lies in a run folder."""
     inputs = folder.inputs()
-    chosen = scenario.from_dict(inputs["scenario"])
+    scenario = from_dict(inputs["scenario"])
     corpus = Path(inputs["corpus"]) if inputs["corpus"] else None
-    return Simulation(folder, chosen, inputs["seed"], corpus, progress)
+    return Simulation(folder, scenario, inputs["seed"], corpus, progress)

@@ -28,7 +28,7 @@ TEXT = (*(f"public.{key}" for key in SHARES), "anchor.vocabulary", "anchor.lengt
 The number of devices is not among them. It changes nothing of the user's own text either, since each record of it is
 drawn on its own.
 """
-LEAST = 2
+LEAST_SEEDS = 2
 
 
 def interval(values: Sequence[float]) -> list[float]:
@@ -61,49 +61,52 @@ def differences(rows: Sequence[Facts], configs: Sequence[Mapping[str, Any]]) -> 
     for row, config in zip(rows, configs, strict=True):
         by_setting.setdefault(row["setting"], {}).setdefault(row["seed"], row)
         config_of.setdefault(row["setting"], config)
-    (first, base), *others = by_setting.items()
+    (base_setting, base), *other_settings = by_setting.items()
     results, reasons = list[Facts](), list[str]()
-    for setting, by_seed in others:
-        shared = sorted(set(base) & set(by_seed))
-        if reason := _obstacle(base, by_seed, config_of[first], config_of[setting], shared):
-            reasons.append(f"No difference between {first} and {setting} is claimed: {reason}")
+    for setting, other in other_settings:
+        common_seeds = sorted(set(base) & set(other))
+        if reason := _obstacle(base, other, config_of[base_setting], config_of[setting], common_seeds):
+            reasons.append(f"No difference between {base_setting} and {setting} is claimed: {reason}")
             continue
-        private = value_at(config_of[first], "private") == value_at(config_of[setting], "private")
-        results.append({"setting": setting, "against": first, "seeds": shared} | _means(base, by_seed, shared, private))
+        private = value_at(config_of[base_setting], "private") == value_at(config_of[setting], "private")
+        results.append(
+            {"setting": setting, "against": base_setting, "seeds": common_seeds}
+            | _means(base, other, common_seeds, private)
+        )
     return results, reasons
 
 
 def _obstacle(
     base: Mapping[int, Facts],
-    others: Mapping[int, Facts],
+    other: Mapping[int, Facts],
     base_config: Mapping[str, Any],
     other_config: Mapping[str, Any],
-    shared: Sequence[int],
+    common_seeds: Sequence[int],
 ) -> str:
     """Return the reason why the losses of two settings cannot be subtracted; empty if they can."""
-    if len({row["text"] for rows in (base, others) for row in rows.values()}) > 1:
+    if len({row["text"] for rows in (base, other) for row in rows.values()}) > 1:
         return "they read other text."
     first_text, second_text = ({key: value_at(config, key) for key in TEXT} for config in (base_config, other_config))
     if different_keys := [key for key, value in flat(first_text).items() if flat(second_text).get(key) != value]:
         return f"their losses are of other text or other tokens, because of {' and '.join(different_keys)}."
-    if len(shared) < LEAST:
-        common = "the same seed once" if shared else "no seed in common"
-        return f"they have {common}. Run both with the same seeds, three or more: `fedmem sim run SCENARIO --seed N`."
+    if len(common_seeds) < LEAST_SEEDS:
+        overlap = "the same seed once" if common_seeds else "no seed in common"
+        return f"they have {overlap}. Run both with the same seeds, three or more: `fedmem sim run SCENARIO --seed N`."
     return ""
 
 
-def _means(base: Mapping[int, Facts], others: Mapping[int, Facts], shared: Sequence[int], private: bool) -> Facts:
+def _means(base: Mapping[int, Facts], other: Mapping[int, Facts], common_seeds: Sequence[int], private: bool) -> Facts:
     loss, spread = dict[str, dict[str, float]](), dict[str, dict[str, list[float]]]()
-    for part, figures in others[shared[0]]["loss"].items():
+    for part, figures in other[common_seeds[0]]["loss"].items():
         if part == "private" and not private:
             continue
         for name in figures:
             pairs = [
-                (value_at(others[seed], f"loss.{part}.{name}"), value_at(base[seed], f"loss.{part}.{name}"))
-                for seed in shared
+                (value_at(other[seed], f"loss.{part}.{name}"), value_at(base[seed], f"loss.{part}.{name}"))
+                for seed in common_seeds
             ]
             values = [value - base_value for value, base_value in pairs if value is not None and base_value is not None]
-            if len(values) == len(shared):
+            if len(values) == len(common_seeds):
                 loss.setdefault(part, {})[name] = fmean(values)
                 spread.setdefault(part, {})[name] = interval(values)
     return {"loss": loss, "interval": {"loss": spread}}

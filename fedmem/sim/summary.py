@@ -66,7 +66,7 @@ def releases(sim: Simulation, facts: dict[str, Facts]) -> list[str]:
 def summarise(sim: Simulation) -> Facts:
     """Return the content of `run.json`."""
     facts = sim.folder.facts()
-    evaluated, erased = facts["evaluate"], facts["erase"]
+    evaluation, erasure_facts = facts["evaluate"], facts["erase"]
     return {
         "name": sim.folder.name,
         "scenario": sim.scenario.name,
@@ -77,12 +77,12 @@ def summarise(sim: Simulation) -> Facts:
         "attribution": facts["prepare"]["attribution"],
         "parameters": facts["pretrain"]["parameters"],
         "releases": releases(sim, facts),
-        "loss": _losses(facts, evaluated, erased),
+        "loss": _losses(facts, evaluation, erasure_facts),
         "epsilon": _epsilon(sim, facts),
         "bytes": _bytes(sim, facts),
-        "erasure": erased.get("erasure"),
+        "erasure": erasure_facts.get("erasure"),
         "placement": facts["prepare"]["placement"],
-        "residue": erased["residue"],
+        "residue": erasure_facts["residue"],
         "digest": run_digest(sim, facts),
         "peak_rss_mb": peak_rss_mb(),
         "seconds": _seconds(facts),
@@ -99,19 +99,19 @@ def _corpus(sim: Simulation) -> str:
     return "generated" if sim.population.generated else sim.scenario.public.source
 
 
-def _losses(facts: dict[str, Facts], evaluated: Facts, erased: Facts) -> Facts:
-    blocks, erasure = evaluated["private_blocks"], erased.get("erasure")
+def _losses(facts: dict[str, Facts], evaluation: Facts, erasure_facts: Facts) -> Facts:
+    blocks, erasure = evaluation["private_blocks"], erasure_facts.get("erasure")
     private = None
     if blocks and erasure:
         row = next(b for b in blocks if (b["device"], b["topic"]) == (erasure["device"], erasure["topic"]))
-        private = {"without": row["without"], "with": row["with"], "after_erasure": erased["after_erasure"]}
+        private = {"without": row["without"], "with": row["with"], "after_erasure": erasure_facts["after_erasure"]}
     return {
-        "public": evaluated["loss"],
-        "rounds": evaluated["rounds"],
+        "public": evaluation["loss"],
+        "rounds": evaluation["rounds"],
         "private": private,
         "private_blocks": blocks,
         "by_phase": [point for phase in facts.values() for point in phase.get("curve", [])],
-        "by_frequency": evaluated["by_frequency"],
+        "by_frequency": evaluation["by_frequency"],
     }
 
 

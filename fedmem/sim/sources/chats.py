@@ -70,13 +70,13 @@ def people(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
     return [tuple(records) for _, records in ranked]
 
 
-def deal(everyone: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int) -> ChatSplit:
+def deal(records_by_person: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int) -> ChatSplit:
     """Hold out a share of all people, drawn by seed; of the others, those who wrote most become the devices.
 
     The choice of held-out people does not depend on the number of devices.
 
     Args:
-        everyone: the records of each person, as `load` orders them.
+        records_by_person: the records of each person, as `load` orders them.
         devices: the number of devices, 1 or more.
         heldout_share: the share of the people that is held out, between 0 and 1.
         seed: the seed of the draw.
@@ -86,11 +86,11 @@ def deal(everyone: Sequence[tuple[str, ...]], *, devices: int, heldout_share: fl
     """
     if devices < 1 or not 0 < heldout_share < 1:
         raise UsageError("A split needs at least one device, and a held-out share between 0 and 1.")
-    order = np.random.default_rng([seed, 0x43484154]).permutation(len(everyone))
-    heldout_numbers = set(order[: max(1, round(heldout_share * len(everyone)))].tolist())
-    remaining = [records for number, records in enumerate(everyone) if number not in heldout_numbers]
+    order = np.random.default_rng([seed, 0x43484154]).permutation(len(records_by_person))
+    heldout_numbers = set(order[: max(1, round(heldout_share * len(records_by_person)))].tolist())
+    remaining = [records for number, records in enumerate(records_by_person) if number not in heldout_numbers]
     if len(remaining) < devices:
         raise UsageError(f"The chats have {len(remaining)} people for devices. Use no more devices than that.")
     return ChatSplit(
-        tuple(remaining[:devices]), tuple(r for number in sorted(heldout_numbers) for r in everyone[number])
+        tuple(remaining[:devices]), tuple(r for number in sorted(heldout_numbers) for r in records_by_person[number])
     )

@@ -127,8 +127,8 @@ class _Fields(dict[str, object]):
     def fill(self, patterns: tuple[str, ...]) -> str:
         """Return a new record from one or two of `patterns`."""
         self.clear()
-        chosen = " ".join(self._rng.sample(patterns, self._rng.choice((1, 2, 2))))
-        return _CHOICE.sub(lambda m: self._rng.choice(m.group(1).split("|")), chosen).format_map(self)
+        pattern = " ".join(self._rng.sample(patterns, self._rng.choice((1, 2, 2))))
+        return _CHOICE.sub(lambda m: self._rng.choice(m.group(1).split("|")), pattern).format_map(self)
 
     def __missing__(self, name: str) -> object:
         self[name] = value = _DRAWS[name](self, self._rng)

@@ -20,7 +20,7 @@ def public_texts(name: str) -> tuple[list[str], str]:
     """Return public texts in their order, and their attribution.
 
     Args:
-        named: the word `wikipedia`, a JSONL file, or a folder of them.
+        name: the word `wikipedia`, a JSONL file, or a folder of them.
 
     Raises:
         UsageError: there is no such file, or a line of it is not a record.
