@@ -50,11 +50,11 @@ def compare(names: Sequence[str]) -> Facts:
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"The run {repeated[0]} is named twice; name each run once.")
     all_runs = load_finished(names)
-    rows = [_row(run, letter) for run, letter in zip(all_runs, _settings(all_runs), strict=True)]
+    rows = [_figures(run, letter) for run, letter in zip(all_runs, _settings(all_runs), strict=True)]
     results, reasons = differences(rows, [run["config"] for run in all_runs])
     return {
         "runs": rows,
-        "differs": _differing(rows, [_config(run) for run in all_runs]),
+        "differs": _differing_settings(rows, [_config(run) for run in all_runs]),
         "differences": results,
         "notes": [*reasons, *_digest_notes(rows)],
         "attribution": list(dict.fromkeys(line for run in all_runs for line in run.get("attribution") or [])),
@@ -74,7 +74,7 @@ def _config(run: Facts) -> Facts:
     return {key: value for key, value in run["config"].items() if key not in NAMES}
 
 
-def _row(run: Facts, setting: str) -> Facts:
+def _figures(run: Facts, setting: str) -> Facts:
     """Return the figures of one run that are shown."""
     rounds, devices = run["bytes"]["rounds"], max(1, value_at(run, "config.public.devices"))
     up, down = (sum(round_traffic[direction] for round_traffic in rounds) / devices for direction in ("up", "down"))
@@ -146,7 +146,7 @@ def _local_steps(terms: Facts, rounds: int) -> int:
     return sum(local_steps(number, terms["steps"], terms.get("first_steps", 0)) for number in range(1, rounds + 1))
 
 
-def _differing(rows: Sequence[Facts], configs: Sequence[Facts]) -> dict[str, dict[str, Any]]:
+def _differing_settings(rows: Sequence[Facts], configs: Sequence[Facts]) -> dict[str, dict[str, Any]]:
     """Return the settings that differ: dotted name of the scenario's key, then the value of each run."""
     settings = [
         {key: row[key] for key in ("scenario", "seed", "text")} | flat(config)

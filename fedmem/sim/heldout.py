@@ -38,26 +38,26 @@ def heldout_of(release: Path) -> list[str]:
     out = release.resolve().parent.parent
     with contextlib.suppress(UsageError):  # a package or file may have been removed
         if (out / RESULT).exists():
-            return _thinned(_of_corpus(read_json(out / RESULT)["inputs"].get("corpus", "")))
+            return _thin_out(_heldout_of_corpus(read_json(out / RESULT)["inputs"].get("corpus", "")))
         # The folder of a `bank train` has an inputs.json too, without a scenario.
         if (run := RunFolder(out)).is_run() and "scenario" in run.inputs():
-            return _thinned(_of_run(run.inputs()))
+            return _thin_out(_heldout_of_run(run.inputs()))
     return []
 
 
-def _of_run(inputs: Facts) -> list[str]:
+def _heldout_of_run(inputs: Facts) -> list[str]:
     corpus = Path(inputs["corpus"]) if inputs["corpus"] else None
     # Private records do not change the split of public ones, and generating them takes most of the time.
     public_scenario = replace(scenario.from_dict(inputs["scenario"]), private=[])
     return population.build(public_scenario, inputs["seed"], corpus, Policy.load()).heldout
 
 
-def _of_corpus(digest: str) -> list[str]:
+def _heldout_of_corpus(digest: str) -> list[str]:
     corpus = Corpus.of(public_texts(WIKIPEDIA)[0])
     return list(corpus.heldout) if corpus.digest == digest else []
 
 
-def _thinned(texts: list[str]) -> list[str]:
+def _thin_out(texts: list[str]) -> list[str]:
     if not texts:
         return []
     return [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).astype(np.int64))]

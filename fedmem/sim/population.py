@@ -81,8 +81,12 @@ def build(scenario: Scenario, seed: int, corpus: Path | None, policy: Policy) ->
         UsageError: a corpus cannot be read, a package is missing, or too few records are shared.
     """
     if corpus:
-        return _from_user(scenario, seed, userfile.load(corpus), policy)
-    return _of_people(scenario, seed) if scenario.public.source == "chats" else _generated(scenario, seed)
+        return _user_population(scenario, seed, userfile.load(corpus), policy)
+    return (
+        _people_population(scenario, seed)
+        if scenario.public.source == "chats"
+        else _generated_population(scenario, seed)
+    )
 
 
 def place(items: Sequence[PopulationItem], policy: Policy, embedder: Embedder) -> Placed:
@@ -97,7 +101,7 @@ def _private_texts(topic: str, count: int, seed: int) -> list[str]:
     return [record.text for record in records]
 
 
-def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
+def _split_wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
     public, documents = scenario.public, wikipedia.load()
     return wikipedia.split(
         documents[:: max(1, len(documents) // public.documents)] if public.documents else documents,
@@ -109,7 +113,7 @@ def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
     )
 
 
-def _of_people(scenario: Scenario, seed: int) -> Population:
+def _people_population(scenario: Scenario, seed: int) -> Population:
     """Return a population whose devices are people; the coordinator's text is its share of Wikipedia."""
     split = chats.deal(
         chats.load(),
@@ -118,7 +122,7 @@ def _of_people(scenario: Scenario, seed: int) -> Population:
         seed=derive_seed(seed, "people") % 2**32,
     )
     return Population(
-        coordinator=[document.text for document in _wikipedia(scenario, seed).coordinator],
+        coordinator=[document.text for document in _split_wikipedia(scenario, seed).coordinator],
         heldout=list(split.heldout),
         devices=[[PopulationItem(text) for text in records] for records in split.devices],
         private_heldout={},
@@ -128,8 +132,8 @@ def _of_people(scenario: Scenario, seed: int) -> Population:
     )
 
 
-def _generated(scenario: Scenario, seed: int) -> Population:
-    split = _wikipedia(scenario, seed)
+def _generated_population(scenario: Scenario, seed: int) -> Population:
+    split = _split_wikipedia(scenario, seed)
     devices = [[PopulationItem(document.text) for document in documents] for documents in split.devices]
     heldout: dict[tuple[int, str], list[str]] = {}
     for private in scenario.private:
@@ -153,7 +157,7 @@ def _generated(scenario: Scenario, seed: int) -> Population:
     )
 
 
-def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], policy: Policy) -> Population:
+def _user_population(scenario: Scenario, seed: int, records: list[SourceRecord], policy: Policy) -> Population:
     decisions = policy.place_many([r.text for r in records], declared=[r.topic for r in records])
     rng, public = np.random.default_rng(derive_seed(seed, "user")), scenario.public
     coordinator, heldout = list[str](), list[str]()

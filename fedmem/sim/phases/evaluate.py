@@ -1,8 +1,8 @@
 """Execute the phase `evaluate`: held-out loss of public text on the last release, of private text on the first.
 
 Invariants
-- `anchor` is the control, trained on as many tokens and in the same rounds. Where the anchor is not federated, it takes
-  part in no round. A scenario without a control has no such figure and no gain over it.
+- `anchor` is the control, trained on as many tokens as anchor and bank. It takes part in the rounds only where it is an
+  arm of the federation (`federated.arms`). A scenario without a control has no such figure and no gain over it.
 - `generic`, `fetched` and `wrong` share one anchor.
 - A wrong block belongs to another level-1 cluster.
 - The frequency of a document is the number of the coordinator's documents in its leaf cluster.
@@ -30,7 +30,7 @@ PREFIX = 24
 def evaluate_phase(sim: Simulation) -> Facts:
     """Measure every loss of the report except the one after the erasure."""
     # Exact losses on the user's private text would leave the boundary, so they are not computed (docs/design.md, §7).
-    learned, facts = sim.population.learned if sim.population.generated else [], _public(sim)
+    learned, facts = sim.population.learned if sim.population.generated else [], _public_losses(sim)
     rows = list[Facts]()
     for number, (device, topic) in enumerate(learned):
         sim.progress("evaluate", number + 1, len(learned) + 1, f"{subject(device)} {topic}")
@@ -40,7 +40,7 @@ def evaluate_phase(sim: Simulation) -> Facts:
     return facts | {"private_blocks": rows}
 
 
-def _public(sim: Simulation) -> Facts:
+def _public_losses(sim: Simulation) -> Facts:
     texts, rounds = sim.population.heldout, sim.scenario.federation.rounds * sim.scenario.federation.releases
     sequences = sim.encode(texts)
     tokens_NT, paths_NP = sequences.tokens_NT, paths_of(sim, texts, sequences)

@@ -40,7 +40,7 @@ def private_phase(sim: Simulation) -> Facts:
             for topic in [topic for owner, topic in learned if owner == device]:
                 sim.progress("private", len(blocks) * sim.scenario.learning.steps, total, subject(device))
                 block = _learn(sim, vault, release, device, topic, len(blocks), total)
-                blocks.append(_facts(vault, block, device, sim.policy.topics[topic]))
+                blocks.append(_block_facts(vault, block, device, sim.policy.topics[topic]))
     return {"blocks": blocks}
 
 
@@ -126,7 +126,7 @@ def _calibrated(plan: PrivacyPlan, epsilon: float) -> PrivacyPlan:
     return plan.calibrate(epsilon)
 
 
-def _facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
+def _block_facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
     facts = {
         "device": subject(device),
         "block": block.id,
