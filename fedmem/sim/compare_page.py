@@ -1,7 +1,7 @@
-"""A comparison as one page that opens offline.
+"""Show a comparison as one page that opens offline.
 
 Invariants
-- The page is the template of a run's report: it loads nothing, and every value is escaped.
+- The page uses the template of a run's report: it loads nothing, and every value is escaped.
 - Settings without differential privacy are named above every figure, each with its reason.
 
     page(compare(["pretrain-0001", "pretrain-0002"]))
@@ -13,7 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fedmem.pages import rendered
-from fedmem.sim.compare_plots import drawable, loss_over_tokens
+from fedmem.sim.compare_plots import has_points, loss_over_tokens
 from fedmem.sim.compare_tables import cells, tables, titles, unsafe
 from fedmem.sim.report import MARK, TEMPLATE
 from fedmem.sim.report_parts import Plot, Section, Table
@@ -25,11 +25,15 @@ SECTIONS = {
     "Cost": ("bytes", "cost"),
 }
 NAMED = 2
-"""Runs that a heading can name."""
+"""The greatest number of runs that a heading names."""
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The whole page. A pure function of `data`."""
+    """Return the whole page as HTML. Pure.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     remarks = Table("remarks", "Remarks", (), cells([[note] for note in data["notes"]]), wide=True)
     by_id = {table.id: table for table in (*tables(data), remarks) if table.rows}
     plot = Plot(
@@ -42,7 +46,7 @@ def page(data: Mapping[str, Any]) -> str:
     sections = [
         Section(
             title,
-            [plot] if title == "Loss" and drawable(data["runs"]) else [],
+            [plot] if title == "Loss" and has_points(data["runs"]) else [],
             [by_id[name] for name in parts if name in by_id],
         )
         for title, parts in SECTIONS.items()

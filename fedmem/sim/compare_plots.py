@@ -1,8 +1,8 @@
-"""The plots of a comparison: loss of several runs over the same axis, inside a page or as a picture of its own.
+"""Plot a comparison: the losses of several runs over one axis, inside a page or as a file of its own.
 
 Invariants
-- A setting has one colour and line, in every plot; runs that differ in their seed share it.
-- Equal data give equal bytes; a picture refers to nothing outside itself and carries its own colours.
+- A setting has one colour and line style in every plot; runs that differ in their seed share it.
+- Equal data give equal bytes. A picture refers to nothing outside itself and holds its own colours.
 
 >>> loss_over_tokens("loss", []).startswith("<svg")
 True
@@ -28,22 +28,26 @@ LIGHT = {
     "--ink": "#1b1d21", "--muted": "#5c626c", "--rule": "#dfe1e4",
     "--series-1": "#1f6fb2", "--series-2": "#c2571a", "--series-3": "#2f8a63", "--series-4": "#7a5bb5",
 }  # fmt: skip
-"""What the page's variables are in light, for a picture that has no page."""
+"""The page's colour variables in its light theme, for a picture outside a page."""
 
 
 def loss_over_tokens(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The plot called `name` as it stands in a page."""
+    """Return the plot as an SVG element for a page; `name` begins its ids."""
     return themed(raw(SIZE, _curves(rows)), name, LABEL)
 
 
-def drawable(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether any run has a point to draw."""
+def has_points(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if any run has a point to draw."""
     return any(row["curve"] for row in rows)
 
 
 def picture(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same plot as an SVG file, on white, that any viewer shows. Raises UsageError where there is no point."""
-    if not drawable(rows):
+    """Return the same plot as an SVG file on a white background, for any viewer.
+
+    Raises:
+        UsageError: no run has a point to draw.
+    """
+    if not has_points(rows):
         raise UsageError("None of these runs has a loss curve to draw; name a file that ends in .html for the tables.")
     svg = raw(SIZE, _curves(rows))
     svg = re.sub(r"<metadata\b.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -56,35 +60,35 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Callable[[Figure], None]:
     names = titles(rows)
-    most = max((point["tokens"] for row in rows for point in row["curve"]), default=0)
-    unit, factor = ("millions", 1e6) if most >= 1e6 else ("thousands", 1e3)
+    most_tokens = max((point["tokens"] for row in rows for point in row["curve"]), default=0)
+    unit, factor = ("millions", 1e6) if most_tokens >= 1e6 else ("thousands", 1e3)
 
     def draw(figure: Figure) -> None:
-        whole, rounds = figure.subplots(1, 2, width_ratios=WIDTHS)
+        token_axes, round_axes = figure.subplots(1, 2, width_ratios=WIDTHS)
         lines = [_line(list(names).index(row["setting"])) for row in rows]
         for row, style in zip(rows, lines, strict=True):
-            whole.plot([p["tokens"] / factor for p in row["curve"]], [p["loss"] for p in row["curve"]], **style)
-            rounds.plot(*_rounds(row["curve"]), **style | {"marker": "o", "markersize": 4})
-        whole.set_xlabel(f"tokens trained on, {unit}, all devices together")
-        whole.set_ylabel("held-out loss, nats a token")
-        rounds.set_visible(any(point["round"] is not None for row in rows for point in row["curve"]))
-        rounds.set_xlabel("rounds of the federation")
-        rounds.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles = dict(zip((row["setting"] for row in rows), whole.lines, strict=True))
+            token_axes.plot([p["tokens"] / factor for p in row["curve"]], [p["loss"] for p in row["curve"]], **style)
+            round_axes.plot(*_rounds(row["curve"]), **style | {"marker": "o", "markersize": 4})
+        token_axes.set_xlabel(f"tokens trained on, {unit}, all devices together")
+        token_axes.set_ylabel("held-out loss, nats a token")
+        round_axes.set_visible(any(point["round"] is not None for row in rows for point in row["curve"]))
+        round_axes.set_xlabel("rounds of the federation")
+        round_axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles = dict(zip((row["setting"] for row in rows), token_axes.lines, strict=True))
         figure.legend(handles.values(), names.values(), loc="outside upper left", ncols=COLUMNS)
 
     return draw
 
 
-def _line(place: int) -> dict[str, Any]:
-    """How the setting at this place is drawn."""
-    dashes = DASHES[place // len(SERIES) % len(DASHES)]
-    return {"color": SERIES[place % len(SERIES)], "linestyle": dashes, "linewidth": 1.8}
+def _line(position: int) -> dict[str, Any]:
+    """Return the line style of the setting at this position."""
+    dashes = DASHES[position // len(SERIES) % len(DASHES)]
+    return {"color": SERIES[position % len(SERIES)], "linestyle": dashes, "linewidth": 1.8}
 
 
 def _rounds(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """Rounds and losses of a run, from the last point before its first round on."""
-    found = [(point["round"], point["loss"]) for point in points if point["round"] is not None]
-    before = [(0, point["loss"]) for point in points if point["round"] is None]
-    found = before[-1:] + found if found else []
-    return [number for number, _ in found], [loss for _, loss in found]
+    """Return rounds and losses of a run, beginning with the last point before its first round."""
+    measured = [(point["round"], point["loss"]) for point in points if point["round"] is not None]
+    earlier = [(0, point["loss"]) for point in points if point["round"] is None]
+    measured = earlier[-1:] + measured if measured else []
+    return [number for number, _ in measured], [loss for _, loss in measured]

@@ -1,7 +1,7 @@
-"""Finished runs as a comparison reads them: `run.json`, checked, with the text that each of them read.
+"""Load finished runs for a comparison: `run.json`, checked, with the text that each run read.
 
 Invariants
-- Of a run's folder `run.json` is read, and the name of the file that its text came from; the name is shown as a number.
+- Two things are read from a run's folder: `run.json`, and the name of the file of its text, which is shown as a number.
 - A run that is unfinished, unknown or of another format is refused before anything is compared.
 
 >>> flat({"federation": {"rounds": 2}, "private": [{"records": 40}], "widths": [4, 4]})
@@ -14,7 +14,7 @@ from typing import Any
 from fedmem.errors import UsageError, VersionMismatch
 from fedmem.sim import runs
 from fedmem.sim.folder import Facts
-from fedmem.sim.report_parts import at
+from fedmem.sim.report_parts import value_at
 
 NUMBER = (int, float)
 MAYBE = (int, float, type(None))
@@ -33,64 +33,70 @@ ROWS: dict[str, dict[str, type | tuple[type, ...]]] = {
 }
 
 
-def finished(names: Sequence[str]) -> list[Facts]:
-    """The runs called `names`, each with its folder's name and its `text`.
+def load_finished(names: Sequence[str]) -> list[Facts]:
+    """Return the content of `run.json` for each run, with its folder's name and its `text`.
 
-    Raises UsageError (an unfinished one), NothingMatched (an unknown one), VersionMismatch (one of another format) and
-    VerificationFailed (a damaged file).
+    Args:
+        names: the names of the runs.
+
+    Raises:
+        UsageError: a run is unfinished.
+        NothingMatched: a run is unknown.
+        VersionMismatch: a run has another format.
+        VerificationFailed: a file is damaged.
     """
-    return _with_text([_loaded(name) for name in names])
+    return _with_text([_load_finished(name) for name in names])
 
 
-def _loaded(name: str) -> Facts:
-    """`run.json` of a finished run in our format, with the file of its text as `source`."""
+def _load_finished(name: str) -> Facts:
+    """Return `run.json` of a finished run in our format, with the file of its text as `source`."""
     folder = runs.find(name)
     if not folder.run_json.exists():
         raise UsageError(
             f"The run {name} has not finished. Go on with it by the `fedmem sim run` that began it, then compare."
         )
     run = runs.load_run(name)
-    if missing := next(_unlike(run), None):
+    if wrong_key := next(_wrong_keys(run), None):
         raise VersionMismatch(
-            f"The run {name} is of another format: its {missing} is not what this version writes. "
+            f"The run {name} is of another format: its {wrong_key} is not what this version writes. "
             "Run its scenario again with this version, or compare with the version that wrote it."
         )
-    return {**run, "name": folder.name, "source": at(folder.inputs(), "corpus")}
+    return {**run, "name": folder.name, "source": value_at(folder.inputs(), "corpus")}
 
 
-def _with_text(found: Sequence[Facts]) -> list[Facts]:
-    """The runs with `text` in the place of `source`: files of the user's own are numbered, never named."""
-    files = list(dict.fromkeys(run["source"] for run in found if run["corpus"] == "user"))
-    named = {file: f"the user's own, file {number}" for number, file in enumerate(files, 1)}
+def _with_text(all_runs: Sequence[Facts]) -> list[Facts]:
+    """Return the runs with `text` instead of `source`; files of the user are numbered and never named."""
+    files = list(dict.fromkeys(run["source"] for run in all_runs if run["corpus"] == "user"))
+    titles = {file: f"the user's own, file {number}" for number, file in enumerate(files, 1)}
     return [
         {key: value for key, value in run.items() if key != "source"}
-        | {"text": named[run["source"]] if run["corpus"] == "user" else run["corpus"]}
-        for run in found
+        | {"text": titles[run["source"]] if run["corpus"] == "user" else run["corpus"]}
+        for run in all_runs
     ]
 
 
-def _unlike(run: Any) -> Iterator[str]:
-    """Names of what a comparison needs and `run` does not have, or has otherwise."""
+def _wrong_keys(run: Any) -> Iterator[str]:
+    """Yield the names of needed values that are missing in `run` or have another type."""
     for path, kind in FORMAT.items():
-        if not is_a(at(run, path), kind):
+        if not is_a(value_at(run, path), kind):
             yield path
     for path, fields in ROWS.items():
-        for row in at(run, path) or []:
-            yield from (f"{path}.{key}" for key, kind in fields.items() if not is_a(at(row, key), kind))
+        for row in value_at(run, path) or []:
+            yield from (f"{path}.{key}" for key, kind in fields.items() if not is_a(value_at(row, key), kind))
 
 
 def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Whether `value` is of this kind; true and false are no numbers."""
+    """Return True if `value` is of this type; a bool does not count as a number."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Scalars and plain lists of nested settings, by dotted name."""
+    """Return scalars and plain lists of nested settings, by dotted name."""
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, Mapping):
         return {prefix.removesuffix("."): value}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, item in value.items():
-        found |= flat(item, f"{prefix}{key}.")
-    return found
+        values |= flat(item, f"{prefix}{key}.")
+    return values

@@ -1,8 +1,8 @@
-"""The tables of a comparison, for the terminal and for the page.
+"""Make the tables of a comparison, for the terminal and for the page.
 
 Invariants
 - Terminal and page show the same tables; both hold what the comparison holds and nothing else.
-- A row is there where at least one run has the figure; the two ε of the federated part are always there.
+- A row is shown where at least one run has the figure. The two ε of the federated part are always shown.
 
 >>> tables({"runs": [], "differs": {}, "differences": []})
 []
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedmem.pages import Cell
-from fedmem.sim.report_parts import MISSING, Table, at, duration, epsilon, loss, size
+from fedmem.sim.report_parts import MISSING, Table, duration, epsilon, loss, size, value_at
 
 Facts = Mapping[str, Any]
-Shown = Callable[[Any], str]
+Format = Callable[[Any], str]
 INFINITE = "∞"
 DIGITS = 12
 LOSS_NAMES = {
@@ -34,14 +34,18 @@ LOSS_NAMES = {
 
 
 def tables(data: Facts) -> list[Table]:
-    """Every table of a comparison that has a row."""
-    made = (runs(data), differs(data), losses(data), differences(data), privacy(data), traffic(data), cost(data))
-    return [table for table in made if table.rows]
+    """Return every table of a comparison that has a row.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
+    all_tables = (runs(data), differs(data), losses(data), differences(data), privacy(data), traffic(data), cost(data))
+    return [table for table in all_tables if table.rows]
 
 
 def runs(data: Facts) -> Table:
-    """Which runs these are. Runs of one setting differ in their seed only."""
-    figures: dict[str, tuple[str, Shown]] = {
+    """Return the table of the runs. Runs of one setting differ in their seed only."""
+    figures: dict[str, tuple[str, Format]] = {
         key: (key, str) for key in ("setting", "scenario", "seed", "text", "devices", "rounds")
     }
     figures |= {"anchor's parameters": ("parameters", _plain), "digest": ("digest", lambda digest: digest[:DIGITS])}
@@ -51,13 +55,13 @@ def runs(data: Facts) -> Table:
 
 
 def differs(data: Facts) -> Table:
-    """What the runs were told differently."""
+    """Return the table of the settings that differ between the runs."""
     lines = [(key, *(_plain(values[row["name"]]) for row in data["runs"])) for key, values in data["differs"].items()]
     return _table("differs", "What differs", data, lines, "Keys of the scenario that are not the same in every run.")
 
 
 def losses(data: Facts) -> Table:
-    """Final held-out losses of each run."""
+    """Return the table of the final held-out losses of each run."""
     keys = dict.fromkeys(f"{part}.{name}" for row in data["runs"] for part in row["loss"] for name in row["loss"][part])
     lines = _lines(data, {LOSS_NAMES.get(key, key): (f"loss.{key}", loss) for key in keys})
     note = "Nats a token at the end of the run, lower is better. Public text on the last release, private on the first."
@@ -65,15 +69,17 @@ def losses(data: Facts) -> Table:
 
 
 def differences(data: Facts) -> Table:
-    """Differences between settings over their seeds."""
+    """Return the table of differences between settings over their seeds."""
     lines: list[Sequence[str]] = []
-    for one in data["differences"]:
-        seeds = ", ".join(str(seed) for seed in one["seeds"])
-        for part, figures in one["loss"].items():
+    for difference in data["differences"]:
+        seeds = ", ".join(str(seed) for seed in difference["seeds"])
+        for part, figures in difference["loss"].items():
             for name, value in figures.items():
-                low, high = one["interval"]["loss"][part][name]
+                low, high = difference["interval"]["loss"][part][name]
                 title, spread = LOSS_NAMES.get(f"{part}.{name}", f"{part}.{name}"), f"{signed(low)} to {signed(high)}"
-                lines.append((f"{one['setting']} − {one['against']}", title, signed(value), spread, seeds))
+                lines.append(
+                    (f"{difference['setting']} − {difference['against']}", title, signed(value), spread, seeds)
+                )
     columns = ("settings", "loss", "difference", "95 % interval", "seeds")
     note = (
         "Nats a token, negative where the first-named setting has the lower loss. "
@@ -83,24 +89,24 @@ def differences(data: Facts) -> Table:
 
 
 def privacy(data: Facts) -> Table:
-    """The two figures of the federated part, and the largest of the private blocks."""
+    """Return the table of the two ε of the federated part and the largest ε of the private blocks."""
     lines = _lines(data, {
         "ε against readers of released anchors": ("epsilon.device", _bound),
         "δ": ("epsilon.device_delta", lambda delta: f"{delta:.0e}"),
         "ε against the coordinator": ("epsilon.coordinator", _bound),
         "ε, largest of the private blocks": ("epsilon.blocks_max", epsilon),
     })  # fmt: skip
-    said = dict.fromkeys(row["epsilon"]["coordinator_reason"] for row in data["runs"])
+    reasons = dict.fromkeys(row["epsilon"]["coordinator_reason"] for row in data["runs"])
     note = (
         "Device level for the federated part, record level for blocks. Against the coordinator: "
-        + "; ".join(said)
+        + "; ".join(reasons)
         + "."
     )
     return _table("privacy", "Privacy", data, lines, note)
 
 
 def traffic(data: Facts) -> Table:
-    """What the federation moved."""
+    """Return the table of the federation's traffic."""
     lines = _lines(data, {
         "sent by a device, whole run": ("bytes.per_device_up", _bytes),
         "received by a device, whole run": ("bytes.per_device_down", _bytes),
@@ -111,7 +117,7 @@ def traffic(data: Facts) -> Table:
 
 
 def cost(data: Facts) -> Table:
-    """Time and memory."""
+    """Return the table of time and memory."""
     lines = _lines(data, {
         "time": ("seconds", duration),
         "peak memory": ("peak_rss_mb", lambda mb: _bytes(mb * 1e6)),
@@ -120,36 +126,41 @@ def cost(data: Facts) -> Table:
 
 
 def unsafe(data: Facts) -> list[str]:
-    """The settings whose federated part claims no ε, each with its reason."""
-    said = {r["setting"]: r["epsilon"]["device_reason"] for r in data["runs"] if r["epsilon"]["device"] is None}
-    return [f"{setting}: {reason}" for setting, reason in said.items()]
+    """Return the settings whose federated part claims no ε, each with its reason."""
+    reasons = {r["setting"]: r["epsilon"]["device_reason"] for r in data["runs"] if r["epsilon"]["device"] is None}
+    return [f"{setting}: {reason}" for setting, reason in reasons.items()]
 
 
 def titles(rows: Sequence[Facts]) -> dict[str, str]:
-    """What each setting is called: its run's name, or of several runs the scenario and their seeds."""
-    found: dict[str, str] = {}
+    """Return the title of each setting: the name of its only run, or scenario and seeds of several runs."""
+    by_setting: dict[str, str] = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        mine = [row for row in rows if row["setting"] == setting]
-        seeds = ", ".join(str(row["seed"]) for row in mine)
-        found[setting] = f"{setting}: " + (
-            mine[0]["name"] if len(mine) == 1 else f"{mine[0]['scenario']}, seeds {seeds}"
+        setting_rows = [row for row in rows if row["setting"] == setting]
+        seeds = ", ".join(str(row["seed"]) for row in setting_rows)
+        by_setting[setting] = f"{setting}: " + (
+            setting_rows[0]["name"] if len(setting_rows) == 1 else f"{setting_rows[0]['scenario']}, seeds {seeds}"
         )
-    return found
+    return by_setting
 
 
 def signed(value: float) -> str:
-    """A difference with its sign; four digits, as differences are small beside losses."""
+    """Format a difference with its sign and four decimals, since differences are small beside losses."""
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _lines(data: Facts, figures: Mapping[str, tuple[str, Shown]]) -> list[Sequence[str]]:
-    """A line per figure that at least one run has; `figures` give the place in a run, and how it is written."""
-    found: list[Sequence[str]] = []
-    for title, (path, shown) in figures.items():
-        values = [at(row, path) for row in data["runs"]]
-        if any(value is not None for value in values) or (values and shown is _bound):
-            found.append((title, *(shown(v) if v is not None or shown is _bound else MISSING for v in values)))
-    return found
+def _lines(data: Facts, figures: Mapping[str, tuple[str, Format]]) -> list[Sequence[str]]:
+    """Return a line for each figure that at least one run has.
+
+    Args:
+        data: a comparison.
+        figures: for each title, the dotted path in a run and the function that formats the value.
+    """
+    lines: list[Sequence[str]] = []
+    for title, (path, formatted) in figures.items():
+        values = [value_at(row, path) for row in data["runs"]]
+        if any(value is not None for value in values) or (values and formatted is _bound):
+            lines.append((title, *(formatted(v) if v is not None or formatted is _bound else MISSING for v in values)))
+    return lines
 
 
 def _table(name: str, title: str, data: Facts, lines: Sequence[Sequence[str]], note: str) -> Table:
@@ -158,7 +169,7 @@ def _table(name: str, title: str, data: Facts, lines: Sequence[Sequence[str]], n
 
 
 def cells(lines: Sequence[Sequence[str]]) -> list[list[Cell]]:
-    """Plain lines as cells."""
+    """Turn plain lines into cells."""
     return [[Cell(item) for item in line] for line in lines]
 
 
@@ -171,5 +182,5 @@ def _bytes(value: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A setting as TOML would say it, near enough."""
+    """Format a setting nearly as TOML does."""
     return MISSING if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,8 +1,8 @@
-"""What every phase of a run has at hand.
+"""Hold the inputs of a run, and what every phase derives from them.
 
 Invariants
-- Everything here is a function of the run's inputs; a resumed run has the same.
-- Private text is built in memory when a phase first asks for it.
+- Everything here is a function of the run's inputs, so a resumed run has the same values.
+- Private text is built in memory when a phase first needs it.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,19 @@ from fedmem.sim.scenario import Scenario
 from fedmem.training.sequences import Sequences, encode
 
 Progress = Callable[[str, int, int, str], None]
-"""`(phase, done, total, note)`."""
+"""A callback that is called as `(phase, done, total, note)`."""
 
 HELDOUT_SAMPLE = 160
+"""The number of held-out texts on which a loss is measured during training."""
 
 
 @dataclass
 class Simulation:
-    """One run: its folder, scenario, seed, the user's corpus or None, and whom to tell about progress.
+    """One run: its folder, scenario, seed, the user's corpus or None, and the progress callback.
 
-    `workers`: processes that simulated devices run in; it changes no byte, so it is no input of the run.
+    Attributes:
+        workers: the number of processes that simulated devices run in. It changes no byte of the results, so it is not
+            one of the run's inputs.
     """
 
     folder: RunFolder
@@ -46,19 +49,19 @@ class Simulation:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        # One thread: how a sum of floats is split among several was seen to change under load (I9).
+        # One thread: several threads were seen to split a sum of floats differently under load (I9).
         torch.set_num_threads(1)
 
     def derive(self, *labels: object) -> int:
-        """A seed for one use."""
+        """Return a seed for one use."""
         return derive_seed(self.seed, *labels)
 
     def facts(self, phase: str) -> Facts:
-        """Facts of a finished phase."""
+        """Return the facts of a finished phase."""
         return self.folder.facts()[phase]
 
     def state(self, name: str) -> Path:
-        """Path of something that one phase hands to another."""
+        """Return the path of a file that one phase leaves for another."""
         return self.folder.state / name
 
     @cached_property
@@ -75,7 +78,7 @@ class Simulation:
 
     @cached_property
     def placed(self) -> list[Placed]:
-        """Every device's records with the policy's decisions."""
+        """The records of every device with the policy's decisions."""
         return [population.place(items, self.policy, self.embedder) for items in self.population.devices]
 
     @cached_property
@@ -88,7 +91,7 @@ class Simulation:
 
     @property
     def spec(self) -> MemorySpec:
-        """Shape of the shared bank."""
+        """The shape of the shared bank."""
         model, bank = new_anchor(self.scenario.anchor.preset, self.vocabulary, 0), self.scenario.bank
         return spec_for(model, "ffn", bank.branching, bank.widths)
 
@@ -97,5 +100,5 @@ class Simulation:
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, texts: list[str]) -> Sequences:
-        """Texts as sequences of the scenario's public length."""
+        """Return texts as token sequences of the scenario's public length."""
         return encode(self.tokenizer, texts, self.scenario.anchor.length)

@@ -1,8 +1,8 @@
-"""What a scenario may not say: every sentence here is told before anything is trained.
+"""Check a scenario for contradictions before any training starts.
 
 Invariants
-- A refusal is a UsageError that names the scenario and what in it does not fit together.
-- What passes is accepted by the device plan, the coordinator and the budget as well.
+- A refusal is a UsageError that names the scenario and the settings that do not fit together.
+- The device plan, the coordinator and the budget accept every scenario that passes.
 
     check(scenario)
 """
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 
 def check(scenario: "Scenario") -> None:
-    """Refuse what could only fail later, after the training. Raises UsageError."""
-    for sentence, found in (_shape(scenario) | _terms(scenario)).items():
-        if found:
+    """Refuse a scenario that would fail only later, after the training.
+
+    Raises:
+        UsageError: the scenario contradicts itself, or its rounds exceed their ε.
+    """
+    for sentence, holds in (_shape(scenario) | _terms(scenario)).items():
+        if holds:
             raise UsageError(f"{scenario.name}: {sentence}.")
-    _affordable(scenario)
+    _check_terms(scenario)
 
 
 def _shape(scenario: "Scenario") -> dict[str, bool]:
-    """What does not fit together in text, bank and training, by its sentence."""
+    """Return contradictions in text, bank and training: for each sentence, True if it holds."""
     federation, levels = scenario.federation, len(scenario.bank.widths)
     parts = {"anchor", "generic", *(f"level-{n}" for n in range(1, levels + 1))}
     devices = [device for private in scenario.private for device in private.devices]
@@ -35,9 +39,9 @@ def _shape(scenario: "Scenario") -> dict[str, bool]:
         "training with steps needs a learning rate above 0": any(
             phase.steps > 0 and max(phase.lr, phase.memory_lr) <= 0 for phase in phases
         ),
-        "a phase on pooled text stands for central training; it has no rounds after it": pooled
+        "a phase with pooled = true is a run of central training; set federation.rounds = 0": pooled
         and federation.rounds > 0,
-        "devices that are people hold no invented records; take [[private]] out": scenario.public.source == "chats"
+        'with source = "chats" devices hold no generated records; remove [[private]]': scenario.public.source == "chats"
         and bool(scenario.private),
         "a topic names a device that does not exist": any(not 0 <= d < scenario.public.devices for d in devices),
         "a topic has more records than learning.record_cap": any(
@@ -47,24 +51,24 @@ def _shape(scenario: "Scenario") -> dict[str, bool]:
 
 
 def _terms(scenario: "Scenario") -> dict[str, bool]:
-    """What contradicts itself in the terms of the rounds."""
+    """Return contradictions in the terms of the rounds: for each sentence, True if it holds."""
     f, noisy = scenario.federation, scenario.federation.noise_multiplier > 0
     return {
         "rounds without noise must say unsafe_no_dp = true and give unsafe_reason": not noisy
         and not (f.unsafe_no_dp and f.unsafe_reason.strip()),
-        "unsafe_no_dp = true beside a noise multiplier contradicts itself": noisy and f.unsafe_no_dp,
-        "epsilon_max without a noise multiplier contradicts itself": not noisy and f.epsilon_max > 0,
-        "trim beside a noise multiplier: the clip norm does not bound a trimmed mean": noisy and f.trim > 0,
-        "cohort_size and a sampling_rate below 1 are two ways to draw; keep one": f.cohort_size > 0
+        "unsafe_no_dp = true contradicts a noise_multiplier above 0; remove one of them": noisy and f.unsafe_no_dp,
+        "epsilon_max needs a noise_multiplier above 0": not noisy and f.epsilon_max > 0,
+        "trim needs rounds without noise: the clip norm does not bound a trimmed mean": noisy and f.trim > 0,
+        "cohort_size and a sampling_rate below 1 are two ways to draw devices; keep one": f.cohort_size > 0
         and f.sampling_rate < 1,
         "cohort_size is larger than the number of devices": f.cohort_size > scenario.public.devices,
-        "silent and hostile devices together are more than all of them": f.silent + f.hostile > 1,
+        "silent and hostile together are above 1": f.silent + f.hostile > 1,
     }
 
 
-def _affordable(scenario: "Scenario") -> None:
-    """The terms are ones that a coordinator takes, and all rounds are within their ε."""
-    # Not at the top: a scenario's names are listed by commands that need no numpy.
+def _check_terms(scenario: "Scenario") -> None:
+    """Raise UsageError where the coordinator would refuse the terms, or where all rounds together exceed their ε."""
+    # Imported here, since commands that only list scenarios need no numpy.
     from fedmem.federation import device_dp
     from fedmem.federation.rounds import TRIM_TOO_LARGE
     from fedmem.sim.terms import device_plan, round_settings
@@ -77,7 +81,7 @@ def _affordable(scenario: "Scenario") -> None:
         device_dp.check_budget(plan, plan.rounds)
     except BudgetExceeded:
         raise UsageError(
-            f"{scenario.name}: so many rounds at this noise pass epsilon_max; take fewer, or raise noise_multiplier."
+            f"{scenario.name}: the rounds exceed epsilon_max at this noise; use fewer, or raise noise_multiplier."
         ) from None
     except (UsageError, Refused) as error:
         raise UsageError(f"{scenario.name}: {error}") from None

@@ -1,13 +1,13 @@
-"""What goes wrong in a simulated population: devices that a request never reaches, and devices that mean harm.
+"""Simulate faults of a population: devices that a request never reaches, and hostile devices.
 
 Invariants
-- Who fails, and when, is a function of (scenario, seed, round, device): equal in every process (I9).
-- A silent device's request is sent and lost: it counts as traffic, nothing comes back, and the round waits for it.
-- A hostile device keeps to the schema and the clip norm, so nobody can tell its update by its form: the longest one,
-  against the direction of its own training.
+- Which device fails in which round is a function of (scenario, seed, round, device). It is equal in every process (I9).
+- A request to a silent device is sent and lost. It counts as traffic, no reply comes, and the round waits for it.
+- A hostile device obeys the schema and the clip norm, so the form of its update does not reveal it. It sends the
+  longest update in the direction opposite to its own training.
 
 >>> faults = Faults(devices=10, silent=0.0, hostile=0.2, seed=7)
->>> len(faults.enemies), faults.loses(1, 3)
+>>> len(faults.hostile_devices), faults.loses_request(1, 3)
 (2, False)
 """
 
@@ -22,78 +22,82 @@ from fedmem.federation.flower import Grid, Message, RecordDict, Run
 from fedmem.federation.wire import Params
 from fedmem.sim.inproc_grid import NODE_BASE
 
-BEYOND = 1e6
-"""Factor that makes any update longer than the clip norm; what is left of it after clipping is the direction."""
+FAR = 1e6
+"""A factor that makes every update longer than the clip norm; clipping then leaves only its direction."""
 
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of `devices` that are silent in a round and that are hostile, drawn from `seed`."""
+    """The shares of `devices` that are silent in a round and that are hostile, drawn from `seed`."""
 
     devices: int
     silent: float
     hostile: float
     seed: int
-    enemies: frozenset[int] = field(init=False)
+    hostile_devices: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         order = np.random.default_rng([self.seed, 0]).permutation(self.devices)
-        object.__setattr__(self, "enemies", frozenset(order[: round(self.hostile * self.devices)].tolist()))
+        object.__setattr__(self, "hostile_devices", frozenset(order[: round(self.hostile * self.devices)].tolist()))
 
-    def loses(self, number: int, device: int) -> bool:
-        """Whether the request of round `number` is lost on its way to `device`."""
+    def loses_request(self, number: int, device: int) -> bool:
+        """Return True if the request of round `number` is lost on its way to `device`."""
         return bool(np.random.default_rng([self.seed, 1, number, device]).random() < self.silent)
 
     def training(self, device: int, train: LocalTrain) -> LocalTrain:
-        """The device's own training, or for a hostile one its opposite, as long as it can be."""
-        return against(train) if device in self.enemies else train
+        """Return the training of a device: its own, or for a hostile device the reversed one."""
+        return reversed_training(train) if device in self.hostile_devices else train
 
 
-def against(train: LocalTrain) -> LocalTrain:
-    """Training that moves every parameter the other way, by far more than a clip norm."""
+def reversed_training(train: LocalTrain) -> LocalTrain:
+    """Return a training that moves every parameter in the opposite direction, by far more than a clip norm."""
 
     def reversed_train(params: Params, config: TrainConfig) -> Params:
-        after = train(params, config)
-        far = {name: value + BEYOND * (value - after[name]) for name, value in params.items()}
-        return {name: np.asarray(value, np.float32) for name, value in far.items()}
+        trained_params = train(params, config)
+        reversed_params = {name: value + FAR * (value - trained_params[name]) for name, value in params.items()}
+        return {name: np.asarray(value, np.float32) for name, value in reversed_params.items()}
 
     return reversed_train
 
 
 class LossyGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
-    """Another grid, on which requests to silent devices are lost."""
+    """A grid around another grid that loses requests to silent devices."""
 
     def __init__(self, inner: Any, faults: Faults) -> None:
         self.inner, self.faults, self.clock = inner, faults, inner.clock
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand on what is not lost; a lost message has an id, and no answer."""
-        asked = list(messages)
-        lost = [self.faults.loses(int(m.metadata.group_id), m.metadata.dst_node_id - NODE_BASE) for m in asked]
-        passed = iter(self.inner.push_messages([m for m, gone in zip(asked, lost, strict=True) if not gone]))
-        return [f"lost-{number}" if gone else next(passed) for number, gone in enumerate(lost)]
+        """Pass on the requests that are not lost; a lost request gets an id and no reply."""
+        requests = list(messages)
+        lost_flags = [
+            self.faults.loses_request(int(m.metadata.group_id), m.metadata.dst_node_id - NODE_BASE) for m in requests
+        ]
+        passed_ids = iter(
+            self.inner.push_messages([m for m, is_lost in zip(requests, lost_flags, strict=True) if not is_lost])
+        )
+        return [f"lost-{number}" if is_lost else next(passed_ids) for number, is_lost in enumerate(lost_flags)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Replies to what was not lost."""
+        """Yield the replies to requests that were not lost."""
         yield from self.inner.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull every reply that comes."""
+        """Push the requests, then return every reply that comes."""
         return list(self.pull_messages(self.push_messages(messages)))
 
     def get_node_ids(self) -> Iterable[int]:
-        """Ids of all devices: nobody knows beforehand who will be silent."""
+        """Return the ids of all devices; silent ones are not known beforehand."""
         ids: Iterable[int] = self.inner.get_node_ids()
         return ids
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """A message from the coordinator."""
+        """Return a message from the coordinator."""
         return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def set_run(self, run: Run) -> None:
-        """Work under another run id."""
+        """Set the run that messages belong to."""
         self.inner.set_run(run)
 
     @property

@@ -1,9 +1,9 @@
 """Run the devices of an in-process federation: apps, their contexts, and their answers as bytes.
 
 Invariants
-- A content is serialised once, whatever the cohort, and parsed once in a process; each device gets a copy of its own.
-- An exception in a ClientApp becomes an error reply with its text, as Flower does it: nothing is hidden.
-- An answer has the same bytes in whichever process the device runs: Flower's own serialisation.
+- A content is serialised once, whatever the cohort, and parsed once in a process. Each device gets its own copy.
+- An exception in a ClientApp becomes an error reply with its text, as in Flower; nothing is hidden.
+- An answer has the same bytes in every process: Flower's own serialisation.
 
 >>> Fleet({}).nodes
 []
@@ -28,11 +28,11 @@ from fedmem.federation.flower import (
 from fedmem.federation.transcript import Evidence, encode, evidence, payload
 
 NODE_BASE = 1000
-"""Node ids of simulated devices are NODE_BASE + index."""
+"""The node id of device 0; simulated devices have the ids NODE_BASE + index."""
 
 
 class Answer(NamedTuple):
-    """A reply's metadata or error, the bytes of its payload, and those that the device left in its context."""
+    """A reply's metadata or error, the bytes of its payload, and the bytes that the device left in its context."""
 
     reply: Message
     payload: bytes
@@ -40,14 +40,14 @@ class Answer(NamedTuple):
 
 
 class Content:
-    """A record dict as it travels, to be copied for each device that it is sent to."""
+    """A record dict in its serialised form, from which each device gets a copy."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Return what a transcript keeps of this content: size and digest."""
+        """The size and digest of this content, as a transcript keeps them."""
         return evidence(self.data)
 
     @cached_property
@@ -56,13 +56,13 @@ class Content:
 
     def copy(self) -> RecordDict:
         """Return a copy with new records and arrays; it shares only text, numbers and bytes, which are immutable."""
-        twin = self._parsed.copy()
+        duplicate = self._parsed.copy()
         for name, record in self._parsed.items():
-            twin[name] = copied = record.copy()
+            duplicate[name] = copied = record.copy()
             for key, value in record.items():
                 if isinstance(value, (Array, list)):
                     copied[key] = copy(value)
-        return twin
+        return duplicate
 
 
 def parse(data: bytes) -> RecordDict:
@@ -78,29 +78,39 @@ class Request(NamedTuple):
 
 
 class Fleet:
-    """ClientApps by device index, each with the context that Flower keeps for it."""
+    """ClientApps by device index, each with the context that Flower keeps for it.
+
+    Args:
+        apps: the apps by device index.
+        run_id: the id of Flower's run.
+        config: the run config that every app gets.
+    """
 
     def __init__(self, apps: Mapping[int, ClientApp], run_id: int = 1, config: dict[str, Any] | None = None) -> None:
         self._apps = {NODE_BASE + index: app for index, app in sorted(apps.items())}
         self._contexts = {node: self._context(node, run_id, config or {}) for node in self._apps}
 
     def _context(self, node: int, run_id: int, config: dict[str, Any]) -> Context:
-        place = {"partition-id": node - NODE_BASE, "num-partitions": len(self._apps)}
-        return Context(run_id, node, place, RecordDict(), dict(config))
+        partition = {"partition-id": node - NODE_BASE, "num-partitions": len(self._apps)}
+        return Context(run_id, node, partition, RecordDict(), dict(config))
 
     @property
     def nodes(self) -> list[int]:
-        """Return the ids of all devices, ascending."""
+        """The ids of all devices, ascending."""
         return list(self._apps)
 
     def answer(self, request: Request) -> Answer:
-        """Run the device that `request` is addressed to, on its own copy of the content."""
+        """Run the device that a request is addressed to, on its own copy of the content.
+
+        Returns:
+            The answer; an error reply where the app raised an exception.
+        """
         metadata = request.message.metadata
         node, received = metadata.dst_node_id, Message(request.content.copy(), metadata=metadata)
         context = self._contexts[node]
         try:
             reply = self._apps[node](received, context)
-        except Exception as error:  # noqa: BLE001  (Flower itself catches whatever an app raises)
+        except Exception as error:  # noqa: BLE001  (Flower itself catches every exception of an app)
             text = f"{type(error)}:<'{error}'>"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=received)
         return Answer(reply, payload(reply), encode(context.state) if context.state else b"")

@@ -1,8 +1,9 @@
-"""A run's folder: facts per phase, and what the phases hand to each other.
+"""Read and write a run's folder: the facts of each phase, and the files that phases leave for later ones.
 
 Invariants
-- A phase is done when its facts are in `state/phases.json`; it is replaced atomically, so a kill leaves the old one.
-- Nothing private is ever written here in the clear; vaults lie below `vaults/`, their key slots elsewhere.
+- A phase is done when its facts are in `state/phases.json`. The file is replaced atomically, so a kill leaves the old
+  one.
+- No private text is written here in the clear. Vaults lie below `vaults/`, and their key slots lie elsewhere.
 
 Layout: `run.json state/ releases/ vaults/ receipts/ ledger.jsonl report.html`.
 """
@@ -20,12 +21,20 @@ Facts = dict[str, Any]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` durably by `value` as JSON. Raises StorageError, with the old file whole."""
+    """Replace `path` durably by `value` as JSON.
+
+    Raises:
+        StorageError: writing failed; the old file is intact.
+    """
     Files().replace(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON. Raises VerificationFailed where the file is damaged."""
+    """Return the value of a JSON file.
+
+    Raises:
+        VerificationFailed: the file is damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -36,73 +45,77 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths below one run, and the facts of its finished phases."""
+    """The paths below one run, and the facts of its finished phases."""
 
     root: Path
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """The name of the run."""
         return self.root.name
 
     @property
     def state(self) -> Path:
-        """What phases hand to each other; public parameters only."""
+        """The folder of the files that phases leave for later ones; public parameters only."""
         return self.root / "state"
 
     @property
     def releases(self) -> Path:
-        """Releases, each in a folder named by its digest."""
+        """The folder of releases; each release is a folder named by its digest."""
         return self.root / "releases"
 
     @property
     def receipts(self) -> Path:
-        """Copies of erasure receipts."""
+        """The folder with copies of erasure receipts."""
         return self.root / "receipts"
 
     @property
     def report(self) -> Path:
-        """The report."""
+        """The path of the report."""
         return self.root / "report.html"
 
     @property
     def run_json(self) -> Path:
-        """What `sim show` shows."""
+        """The path of the results, which `fedmem sim show` prints."""
         return self.root / "run.json"
 
     def vault(self, device: int) -> Path:
-        """Root of a device's vault."""
+        """Return the path of a device's vault."""
         return self.root / "vaults" / subject(device)
 
     def create(self, inputs: Facts) -> None:
-        """Make the folder with what the run is started with: all of it, or nothing."""
+        """Create the folder with the inputs of the run; after a crash it is complete or absent.
+
+        Raises:
+            StorageError: the folder cannot be created.
+        """
         with storage_errors("create the run's folder"):
             self.root.parent.mkdir(parents=True, exist_ok=True)
-            making = RunFolder(Path(tempfile.mkdtemp(dir=self.root.parent, prefix=".making-")))
-            for path in (making.state, making.releases, making.receipts, making.root / "vaults"):
+            new_folder = RunFolder(Path(tempfile.mkdtemp(dir=self.root.parent, prefix=".making-")))
+            for path in (new_folder.state, new_folder.releases, new_folder.receipts, new_folder.root / "vaults"):
                 path.mkdir()
-            write_json(making.state / "inputs.json", inputs)
-            making.root.rename(self.root)
+            write_json(new_folder.state / "inputs.json", inputs)
+            new_folder.root.rename(self.root)
 
-    def known(self) -> bool:
-        """Whether this is a run's folder."""
+    def is_run(self) -> bool:
+        """Return True if this is the folder of a run."""
         return (self.state / "inputs.json").exists()
 
     def facts(self) -> dict[str, Facts]:
-        """Facts of finished phases, by phase."""
+        """Return the facts of finished phases, by phase."""
         path = self.state / "phases.json"
         return read_json(path) if path.exists() else {}
 
     def finish(self, phase: str, facts: Facts) -> None:
-        """Record a phase as done."""
+        """Record that a phase is done."""
         write_json(self.state / "phases.json", self.facts() | {phase: facts})
 
     def inputs(self) -> Facts:
-        """What the run was started with."""
+        """Return the inputs of the run."""
         inputs: Facts = read_json(self.state / "inputs.json")
         return inputs
 
 
 def subject(device: int) -> str:
-    """The subject of a simulated device's vault."""
+    """Return the subject of a simulated device's vault."""
     return f"device-{device}"

@@ -1,9 +1,9 @@
-"""Public text that a release was never trained on, found by where the release lies.
+"""Find public text that a release was never trained on, by the place of the release.
 
 Invariants
-- Only text that its makers held out: of a simulation's run by its scenario and seed, of a `bank train` on the installed
-  corpus by the corpus's own rule. Where neither is known, or the text is not here any more, there is none.
-- A function of what lies in the folder and of the installed corpus; nothing private is generated.
+- The text is what the maker of the release held out. For a simulation run, scenario and seed give it. For `bank train`
+  on the installed corpus, the corpus's own rule gives it. Otherwise, or if the text is missing, there is none.
+- The result is a function of the folder's content and of the installed corpus. No private text is generated.
 
     public = heldout_of(Path("runs/quickstart-0001/releases/DIGEST"))
 """
@@ -22,35 +22,42 @@ from fedmem.sim.folder import Facts, RunFolder, read_json
 from fedmem.sim.sources.texts import WIKIPEDIA, public_texts
 from fedmem.training.corpus import Corpus
 
-MOST = 64
-"""Texts at most, evenly drawn: a mean needs no more."""
+MOST_TEXTS = 64
+"""The greatest number of texts, evenly drawn; a mean needs no more."""
 
 
 def heldout_of(release: Path) -> list[str]:
-    """Held-out public text of the release in this folder; an empty list where none is known."""
+    """Return the held-out public text of a release; an empty list where none is known.
+
+    Args:
+        release: the folder of the release.
+
+    Returns:
+        At most `MOST_TEXTS` texts.
+    """
     out = release.resolve().parent.parent
-    with contextlib.suppress(UsageError):  # a package or file that is not here any more
+    with contextlib.suppress(UsageError):  # a package or file may have been removed
         if (out / RESULT).exists():
-            return _thinned(_of_corpus(read_json(out / RESULT)["inputs"].get("corpus", "")))
-        # A training keeps its inputs in a file of that name too.
-        if (run := RunFolder(out)).known() and "scenario" in run.inputs():
-            return _thinned(_of_run(run.inputs()))
+            return _thin_out(_heldout_of_corpus(read_json(out / RESULT)["inputs"].get("corpus", "")))
+        # The folder of a `bank train` has an inputs.json too, without a scenario.
+        if (run := RunFolder(out)).is_run() and "scenario" in run.inputs():
+            return _thin_out(_heldout_of_run(run.inputs()))
     return []
 
 
-def _of_run(inputs: Facts) -> list[str]:
+def _heldout_of_run(inputs: Facts) -> list[str]:
     corpus = Path(inputs["corpus"]) if inputs["corpus"] else None
-    # Private records have no part in the split of public ones, and take most of the time to write.
-    chosen = replace(scenario.from_dict(inputs["scenario"]), private=[])
-    return population.build(chosen, inputs["seed"], corpus, Policy.load()).heldout
+    # Private records do not change the split of public ones, and generating them takes most of the time.
+    public_scenario = replace(scenario.from_dict(inputs["scenario"]), private=[])
+    return population.build(public_scenario, inputs["seed"], corpus, Policy.load()).heldout
 
 
-def _of_corpus(digest: str) -> list[str]:
+def _heldout_of_corpus(digest: str) -> list[str]:
     corpus = Corpus.of(public_texts(WIKIPEDIA)[0])
     return list(corpus.heldout) if corpus.digest == digest else []
 
 
-def _thinned(texts: list[str]) -> list[str]:
+def _thin_out(texts: list[str]) -> list[str]:
     if not texts:
         return []
-    return [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, MOST).astype(np.int64))]
+    return [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, MOST_TEXTS).astype(np.int64))]

@@ -1,11 +1,11 @@
-"""Flower's `Grid` in one process: real ClientApps and Messages, no Ray, no socket (docs/design.md, §10).
+"""Implement Flower's `Grid` in one process: real ClientApps and Messages, no Ray, no socket (docs/design.md, §10).
 
 Invariants
 - Devices run in the order of the requests and answer at once in the grid's virtual time, so a run is deterministic
-  (I9). With worker processes they run side by side, and what comes back is the same: order, bytes and transcript.
-- A message crosses as bytes, by Flower's own serialisation: the two sides share nothing that can be changed.
-- Whatever crosses is in the transcript first; so is anything a device leaves in Flower's context state.
-- A device runs when its reply is pulled, in either way, and once.
+  (I9). Worker processes run devices in parallel, and order, bytes and transcript stay the same.
+- A message crosses as bytes, by Flower's own serialisation. The two sides share nothing that can be changed.
+- Every message is in the transcript before it is delivered; so is everything a device leaves in Flower's context state.
+- A device runs once, when its reply is pulled, with and without workers.
 
 >>> with InProcessGrid({}) as grid:
 ...     list(grid.get_node_ids())
@@ -36,23 +36,29 @@ __all__ = ["NODE_BASE", "InProcessGrid"]
 
 
 def _identify(run_id: int) -> None:
-    """Flower refuses to build a Message outside a task until these are set."""
+    """Set the ids without which Flower builds no Message outside a task."""
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SUPERLINK_NODE_ID
 
 
 class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
-    """A federation on this machine whose devices are ClientApps, one app by device index.
+    """A federation on this machine whose devices are ClientApps, one app for each device index.
 
     Args:
-        workers: processes that the devices run in, forked with the first request; 0: all run in this one. A device
-            stays in its process, and sees of this one what was there at the fork.
-        aside: keeps the devices' notes for the runner of a simulation; notes made in a worker are brought here.
-        patience: seconds of the machine's time that a worker may be silent over one device.
+        apps: the apps by device index.
+        run_id: the id of Flower's run.
+        config: the run config that every app gets.
+        workers: the number of processes that the devices run in, forked with the first request; 0: all run in this one.
+            A device stays in its process. It sees the state of this process at the time of the fork.
+        simulation_log: collects the devices' notes for the runner of a simulation, from workers too.
+        patience: seconds of real time that a worker may be silent over one device.
 
-    Pulling raises `WorkerLost` where a worker died or fell silent: its devices' updates are not left out in silence,
-    the round stays open. `close`, or the end of the `with` block, ends the workers.
+    Raises:
+        UsageError: `workers` is negative, or the system cannot fork.
+
+    Pulling raises `WorkerLost` where a worker died or stopped answering. The round stays open, so no update is left out
+    unnoticed. `close`, or the end of the `with` block, ends the workers.
     """
 
     def __init__(
@@ -62,7 +68,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         run_id: int = 1,
         config: dict[str, Any] | None = None,
         workers: int = 0,
-        aside: SimulationLog | None = None,
+        simulation_log: SimulationLog | None = None,
         patience: float = PATIENCE,
     ) -> None:
         if workers < 0:
@@ -72,7 +78,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         self.clock = VirtualClock()
         self._run = Run.create_empty(run_id)
         self._fleet = Fleet(apps, run_id, config)
-        self._workers = Workers(self._fleet, workers, aside, patience) if workers else None
+        self._workers = Workers(self._fleet, workers, simulation_log, patience) if workers else None
         self._waiting: dict[str, Request] = {}
         self._sent = 0
 
@@ -83,7 +89,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
 
     @property
     def run(self) -> Run:
-        """Return the run that messages belong to."""
+        """The run that messages belong to."""
         return self._run
 
     def create_message(
@@ -97,28 +103,33 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         return self._fleet.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept requests; a device runs when its reply is pulled."""
+        """Accept requests and return their ids; a device runs when its reply is pulled."""
         ids, source, content = list[str](), None, Content(b"")
         for message in messages:
             self._sent += 1
             message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
-            if message.content is not source:  # the same content object to the next device is the same bytes
+            if message.content is not source:  # serialise a content once for all its devices
                 source, content = message.content, Content(encode(message.content))
             self._waiting[message.metadata.message_id] = Request(message, content)
             ids.append(message.metadata.message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Run the devices asked for, and hand out their replies in the order in which they were pushed."""
-        wanted = set(message_ids)
-        chosen = [waiting for waiting in self._waiting if waiting in wanted]
+        """Run the devices of these requests, and yield their replies in the order in which the requests were pushed.
+
+        Raises:
+            WorkerLost: a worker died or stopped answering.
+            Refused: the grid has been closed.
+        """
+        requested_ids = set(message_ids)
+        waiting_ids = [message_id for message_id in self._waiting if message_id in requested_ids]
         if self._workers:
-            self._workers.ask([self._waiting[message_id] for message_id in chosen])
-        for message_id in chosen:
+            self._workers.ask([self._waiting[message_id] for message_id in waiting_ids])
+        for message_id in waiting_ids:
             yield self._exchange(self._waiting.pop(message_id))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push, then pull every reply. In one process nothing times out."""
+        """Push the requests, then return every reply. In one process there is no timeout."""
         return list(self.pull_messages(self.push_messages(messages)))
 
     def _exchange(self, request: Request) -> Message:
@@ -127,7 +138,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         reply.metadata.__dict__["_message_id"] = f"reply-{request.message.metadata.message_id}"
         received = evidence(payload)
         self.transcript.add("up", reply, received)
-        # A SuperNode copies the context's state with each message, so what lies in it has left the device too.
+        # A SuperNode copies the context's state with each message, so its content has left the device too.
         if state:
             self.transcript.add("state", reply, evidence(state))
         return reply if reply.has_error() else Arrived(parse(payload), reply, received)
@@ -136,7 +147,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         return self._workers.reply(request) if self._workers else self._fleet.answer(request)
 
     def close(self) -> None:
-        """End the workers; without any, or when closed already, nothing happens."""
+        """End the workers; without workers, or if closed already, do nothing."""
         if self._workers:
             self._workers.close()
 

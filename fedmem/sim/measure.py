@@ -1,8 +1,8 @@
-"""Held-out private loss of one device and topic, by the device's ordinary path: open the vault, fetch, answer.
+"""Measure the held-out private loss of one device and topic by the usual steps: open the vault, fetch, answer.
 
 Invariants
-- As `python -m fedmem.sim.measure RUN DEVICE TOPIC` it is a fresh process that knows the run folder only.
-- Held-out text is generated again in memory; output is one number in JSON, and never text.
+- `python -m fedmem.sim.measure RUN DEVICE TOPIC` runs in a fresh process that knows the run folder only.
+- Held-out text is generated again in memory. The output is one number in JSON and never contains text.
 """
 
 import json
@@ -18,22 +18,33 @@ from fedmem.sim.phases.private import first_release, open_vault
 
 
 def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = True) -> float:
-    """Mean held-out loss in nats per token on the first release; `private` False leaves the vault closed."""
+    """Return the mean held-out loss, in nats per token, on the first release.
+
+    Args:
+        sim: the simulation.
+        device: the index of the device.
+        topic: the private topic.
+        private: use the private block; if False, the vault stays closed.
+    """
     release, texts = first_release(sim), sim.population.private_heldout[device, topic]
     sequences = sim.encode(texts)
-    paths_NP, private_ones = paths_of(sim, texts, sequences), list[ActiveMemory]()
+    paths_NP, private_blocks = paths_of(sim, texts, sequences), list[ActiveMemory]()
     if private:
         with open_vault(sim, device, write=False) as vault:
             block = block_for(vault, topic, release.digest)
-            private_ones = private_sources(vault, release, [block] if block else [])
+            private_blocks = private_sources(vault, release, [block] if block else [])
     model = release.anchor()
     memory = attach(model)
-    fetch = lambda numbers: shared_and_private(release, paths_NP[numbers], private_ones)  # noqa: E731
+    fetch = lambda numbers: shared_and_private(release, paths_NP[numbers], private_blocks)  # noqa: E731
     return mean(sequence_losses(model, sequences.tokens_NT, memory, fetch))
 
 
 def main(arguments: list[str]) -> None:
-    """Print `{"loss": …}` for the run, device and topic named."""
+    """Print `{"loss": …}` for a run, a device and a topic.
+
+    Args:
+        arguments: the name of the run, the index of the device, and the topic.
+    """
     from fedmem.sim.run import simulation
     from fedmem.sim.runs import find
 

@@ -1,8 +1,8 @@
-"""Anchor and bank between phases: one safetensors file of float32 parameters.
+"""Save anchor and bank between phases, in one safetensors file of float32 parameters.
 
 Invariants
-- Loading what was saved gives the same bits.
-- Public parameters only; private blocks go through the vault.
+- Parameters that are saved and loaded again are equal bit for bit.
+- The file holds public parameters only. Private blocks stay in the vault.
 """
 
 from pathlib import Path
@@ -18,7 +18,10 @@ from fedmem.training.bank_state import BankState
 
 
 def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> None:
-    """Write the anchor, tied weights once, and the bank if there is one; replaces `path` durably."""
+    """Write the anchor and, if given, the bank to `path`; the old file is replaced durably.
+
+    Tied weights are written once.
+    """
     tensors: dict[str, Tensor] = {f"anchor.{name}": p.data.contiguous() for name, p in model.named_parameters()}
     if state:
         tensors |= {f"level-{n}": blocks for n, blocks in enumerate(state.levels, start=1)} | {"generic": state.generic}
@@ -26,7 +29,13 @@ def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> 
 
 
 def load(path: Path, model: PreTrainedModel, spec: MemorySpec) -> BankState | None:
-    """Set the anchor's parameters in place and return the bank of this shape, if the file holds one."""
+    """Set the anchor's parameters in place and return the bank, or None if the file holds no bank.
+
+    Args:
+        path: a file that `save` wrote.
+        model: the anchor.
+        spec: the shape of the bank.
+    """
     tensors = load_file(path)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(tensors[f"anchor.{name}"])

@@ -1,4 +1,4 @@
-"""Plots of a run as inline SVG.
+"""Draw the plots of a run as inline SVG.
 
 Invariants
 - Equal data give equal bytes: fixed hash salt, no date, no global state of matplotlib.
@@ -51,15 +51,22 @@ STYLE: dict[Any, Any] = {
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
-def drawn(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """The SVG of one plot of `size` inches, with `label` for readers that do not see it."""
+def draw_svg(name: str, label: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+    """Return the SVG of one plot.
+
+    Args:
+        name: the beginning of its ids.
+        label: a description for screen readers.
+        size: width and height in inches.
+        draw: draws into the axes.
+    """
     return themed(raw(size, lambda figure: draw(figure.add_subplot())), name, label)
 
 
 def raw(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """The SVG as matplotlib writes it."""
+    """Return the SVG as matplotlib writes it; `size` is width and height in inches."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
-        # Text stays text in the SVG: that our font lacks a sign does not matter to the reader's.
+        # Text stays text in the SVG and is drawn with the reader's font, so missing glyphs of ours do not matter.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
@@ -69,34 +76,42 @@ def raw(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
 
 
 def themed(svg: str, name: str, label: str) -> str:
-    """The bare `<svg>` element with the page's colours and font, and ids of its own."""
+    """Return the bare `<svg>` element with the page's colours and font, and with ids that begin with `name`."""
     svg = svg[svg.index("<svg") :]
-    # The style element would reach the whole page; name spaces are the HTML parser's business.
+    # A style element would apply to the whole page, and inline SVG needs no name spaces.
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     svg = re.sub(r"font-family: [^;\"]+", "font-family: var(--sans)", svg)
-    svg = re.sub(r'id="|href="#|url\(#', lambda found: f"{found[0]}{name}-", svg)
+    svg = re.sub(r'id="|href="#|url\(#', lambda match: f"{match[0]}{name}-", svg)
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1).strip()
 
 
 def legend(axes: Axes, entries: int) -> None:
-    """A legend above the plot, where there is more than one entry."""
+    """Add a legend above the plot if there is more than one entry."""
     if entries > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=entries, borderpad=0, handlelength=1.2)
 
 
 def bars(name: str, label: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> str:
-    """Upright bars: one group per entry of `groups`, one bar per series in it; `unit` names the axis."""
+    """Return vertical bars: one group for each entry of `groups`, with one bar for each series.
+
+    Args:
+        name: the beginning of the plot's ids.
+        label: a description for screen readers.
+        groups: the titles of the groups.
+        series: the values of each series, one for each group; at most four series.
+        unit: the title of the vertical axis.
+    """
 
     def draw(axes: Axes) -> None:
         width = 0.6 / len(series)
-        for at, (title, values) in enumerate(series.items()):
-            middle = [i + (at - (len(series) - 1) / 2) * (width + 0.03) for i in range(len(groups))]
-            axes.bar(middle, values, width, label=title, color=SERIES[at])
+        for position, (title, values) in enumerate(series.items()):
+            middle = [i + (position - (len(series) - 1) / 2) * (width + 0.03) for i in range(len(groups))]
+            axes.bar(middle, values, width, label=title, color=SERIES[position])
         axes.set_xticks(range(len(groups)), groups)
         axes.tick_params(axis="x", length=0)
         axes.axhline(0, color=MUTED, linewidth=0.8)
@@ -104,11 +119,18 @@ def bars(name: str, label: str, groups: Sequence[str], series: Mapping[str, Sequ
         axes.margins(x=0.04)
         legend(axes, len(series))
 
-    return drawn(name, label, (6.2, 3.0), draw)
+    return draw_svg(name, label, (6.2, 3.0), draw)
 
 
 def levels(name: str, label: str, rows: Sequence[tuple[str, float]], unit: str) -> str:
-    """Lying bars with their values, one per row, the first on top."""
+    """Return horizontal bars with their values, one for each row, the first at the top.
+
+    Args:
+        name: the beginning of the plot's ids.
+        label: a description for screen readers.
+        rows: title and value of each bar.
+        unit: the title of the horizontal axis.
+    """
 
     def draw(axes: Axes) -> None:
         axes.grid(visible=False)
@@ -119,40 +141,46 @@ def levels(name: str, label: str, rows: Sequence[tuple[str, float]], unit: str) 
         axes.set_xlabel(unit)
         axes.margins(x=0.12)
 
-    return drawn(name, label, (6.2, max(1.4, 0.34 * len(rows) + 0.8)), draw)
+    return draw_svg(name, label, (6.2, max(1.4, 0.34 * len(rows) + 0.8)), draw)
 
 
 def phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> str:
-    """Loss over the phases of a run, set end to end; a line per split. A point is {phase, step, loss, split}."""
+    """Return the loss over the phases of a run, one after the other, with a line for each split.
+
+    Args:
+        name: the beginning of the plot's ids.
+        label: a description for screen readers.
+        points: points as {phase, step, loss, split}; of more than four splits the first four are drawn.
+    """
     order = list(dict.fromkeys(str(point["phase"]) for point in points))
     splits = list(dict.fromkeys(str(point["split"]) for point in points))[: len(SERIES)]
 
     def draw(axes: Axes) -> None:
-        named: set[str] = set()
-        for at, phase in enumerate(order):
+        drawn_splits: set[str] = set()
+        for position, phase in enumerate(order):
             inside = [point for point in points if point["phase"] == phase]
             last = max(max(float(point["step"]) for point in inside), 1.0)
             for split in splits:
-                mine = [
-                    (at + 0.06 + 0.88 * float(p["step"]) / last, float(p["loss"]))
+                split_points = [
+                    (position + 0.06 + 0.88 * float(p["step"]) / last, float(p["loss"]))
                     for p in inside
                     if p["split"] == split
                 ]
-                line(axes, sorted(mine), SERIES[splits.index(split)], None if split in named else split)
-                named |= {split} if mine else set()
-            if at:
-                axes.axvline(at, color=RULE, linewidth=0.8)
-        axes.set_xticks([at + 0.5 for at in range(len(order))], order)
+                line(axes, sorted(split_points), SERIES[splits.index(split)], None if split in drawn_splits else split)
+                drawn_splits |= {split} if split_points else set()
+            if position:
+                axes.axvline(position, color=RULE, linewidth=0.8)
+        axes.set_xticks([position + 0.5 for position in range(len(order))], order)
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(0, len(order))
         axes.set_ylabel("loss, nats a token")
-        legend(axes, len(named))
+        legend(axes, len(drawn_splits))
 
-    return drawn(name, label, (11.0, 3.2), draw)
+    return draw_svg(name, label, (11.0, 3.2), draw)
 
 
 def line(axes: Axes, points: Sequence[tuple[float, float]], colour: str, title: str | None) -> None:
-    """One line; dots where the points are few."""
+    """Draw one line, with dots if it has few points."""
     if points:
         marker = "o" if len(points) <= 12 else ""
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4, label=title)

@@ -1,10 +1,10 @@
-"""Who holds what: the coordinator's public text, each device's records, and held-out text of both kinds.
+"""Build the population of a run: the coordinator's public text, each device's records, and held-out text of both kinds.
 
 Invariants
-- A population is a function of scenario, seed and, if given, the user's file: equal in every process.
-- Private text lives in memory only; nothing here writes.
-- `generated` is true only where every private record was generated here (docs/design.md, §7: only then is noise
-  seeded); with people's chats it is not.
+- A population is a function of scenario, seed and, if given, the user's file. It is equal in every process.
+- Private text stays in memory. This module writes nothing.
+- `generated` is true only where every private record was generated here. With people's chats it is false. Only
+  generated text gets seeded noise (docs/design.md, §7).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from fedmem.storage.canonical import digest
 
 @dataclass(frozen=True)
 class PopulationItem:
-    """One record on a device; `declared` is the private topic that its owner names, or None."""
+    """A record on a device; `declared` is the private topic that its owner names, or None."""
 
     text: str
     declared: str | None = None
@@ -32,7 +32,10 @@ class PopulationItem:
 
 @dataclass(frozen=True)
 class Population:
-    """All text of a run. `learned` are the (device, topic) that become blocks; each has text in `private_heldout`."""
+    """All text of a run.
+
+    `learned` lists the pairs (device, topic) that become private blocks. Each of them has text in `private_heldout`.
+    """
 
     coordinator: list[str]
     heldout: list[str]
@@ -45,35 +48,49 @@ class Population:
 
 @dataclass(frozen=True)
 class Placed:
-    """A device's records after the policy's decision: `decisions[i]` belongs to `items[i]`."""
+    """The records of a device with the policy's decisions: `decisions[i]` belongs to `items[i]`."""
 
     items: list[PopulationItem]
     decisions: list[Decision]
     vectors_ND: np.ndarray
 
     def shareable(self) -> list[str]:
-        """Texts that may take part in federated training."""
+        """Return the texts that may take part in federated training."""
         return [item.text for item, d in zip(self.items, self.decisions, strict=True) if d.placement == "shared"]
 
 
 def derive_seed(seed: int, *labels: object) -> int:
-    """A 63-bit seed for one use, independent of those for other labels."""
+    """Return a 63-bit seed for one use; it is independent of the seeds for other labels."""
     return int(digest([seed, *map(str, labels)])[:16], 16) >> 1
 
 
 def build(scenario: Scenario, seed: int, corpus: Path | None, policy: Policy) -> Population:
-    """The population of a run, from the scenario's sources or from the user's own file.
+    """Return the population of a run, from the scenario's sources or from the user's own file.
 
-    Of the user's records the policy decides which are shared: those are dealt to coordinator, devices and held-out
-    part as the scenario says; the private ones stay on their device, a tenth of each topic held out.
+    The policy decides which of the user's records are shared. Shared records go to the coordinator, the devices and the
+    held-out part, by the scenario's shares. Private records stay on their device; a tenth of each topic is held out, or
+    the records that the file marks.
+
+    Args:
+        scenario: the scenario of the run.
+        seed: the seed of the run.
+        corpus: the user's JSONL file, or a folder of them; None for the scenario's own sources.
+        policy: the policy that places the user's records.
+
+    Raises:
+        UsageError: a corpus cannot be read, a package is missing, or too few records are shared.
     """
     if corpus:
-        return _from_user(scenario, seed, userfile.load(corpus), policy)
-    return _of_people(scenario, seed) if scenario.public.source == "chats" else _generated(scenario, seed)
+        return _user_population(scenario, seed, userfile.load(corpus), policy)
+    return (
+        _people_population(scenario, seed)
+        if scenario.public.source == "chats"
+        else _generated_population(scenario, seed)
+    )
 
 
 def place(items: Sequence[PopulationItem], policy: Policy, embedder: Embedder) -> Placed:
-    """Embed and place a device's records."""
+    """Embed the records of a device and decide where each one is placed."""
     texts = [item.text for item in items]
     vectors_ND = embedder.embed(texts)
     return Placed(list(items), policy.place_many(texts, vectors_ND, [item.declared for item in items]), vectors_ND)
@@ -84,7 +101,7 @@ def _private_texts(topic: str, count: int, seed: int) -> list[str]:
     return [record.text for record in records]
 
 
-def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
+def _split_wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
     public, documents = scenario.public, wikipedia.load()
     return wikipedia.split(
         documents[:: max(1, len(documents) // public.documents)] if public.documents else documents,
@@ -96,8 +113,8 @@ def _wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
     )
 
 
-def _of_people(scenario: Scenario, seed: int) -> Population:
-    """Devices that are people; the coordinator has its share of Wikipedia, which none of them wrote."""
+def _people_population(scenario: Scenario, seed: int) -> Population:
+    """Return a population whose devices are people; the coordinator's text is its share of Wikipedia."""
     split = chats.deal(
         chats.load(),
         devices=scenario.public.devices,
@@ -105,9 +122,9 @@ def _of_people(scenario: Scenario, seed: int) -> Population:
         seed=derive_seed(seed, "people") % 2**32,
     )
     return Population(
-        coordinator=[document.text for document in _wikipedia(scenario, seed).coordinator],
+        coordinator=[document.text for document in _split_wikipedia(scenario, seed).coordinator],
         heldout=list(split.heldout),
-        devices=[[PopulationItem(text) for text in hand] for hand in split.devices],
+        devices=[[PopulationItem(text) for text in records] for records in split.devices],
         private_heldout={},
         learned=[],
         generated=False,
@@ -115,9 +132,9 @@ def _of_people(scenario: Scenario, seed: int) -> Population:
     )
 
 
-def _generated(scenario: Scenario, seed: int) -> Population:
-    split = _wikipedia(scenario, seed)
-    devices = [[PopulationItem(document.text) for document in hand] for hand in split.devices]
+def _generated_population(scenario: Scenario, seed: int) -> Population:
+    split = _split_wikipedia(scenario, seed)
+    devices = [[PopulationItem(document.text) for document in documents] for documents in split.devices]
     heldout: dict[tuple[int, str], list[str]] = {}
     for private in scenario.private:
         for device in private.devices:
@@ -140,7 +157,7 @@ def _generated(scenario: Scenario, seed: int) -> Population:
     )
 
 
-def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], policy: Policy) -> Population:
+def _user_population(scenario: Scenario, seed: int, records: list[SourceRecord], policy: Policy) -> Population:
     decisions = policy.place_many([r.text for r in records], declared=[r.topic for r in records])
     rng, public = np.random.default_rng(derive_seed(seed, "user")), scenario.public
     coordinator, heldout = list[str](), list[str]()
@@ -162,14 +179,14 @@ def _from_user(scenario: Scenario, seed: int, records: list[SourceRecord], polic
             "The corpus has too few records that the policy places as shared; add public text, or use more."
         )
     private_heldout = {}
-    for (device, topic), found in sorted(private.items()):
-        held = [r for r in found if r.split == "heldout"] or found[::10]
-        devices[device] += [PopulationItem(r.text, topic) for r in found if r not in held]
-        private_heldout[device, topic] = [r.text for r in held]
+    for (device, topic), topic_records in sorted(private.items()):
+        heldout_records = [r for r in topic_records if r.split == "heldout"] or topic_records[::10]
+        devices[device] += [PopulationItem(r.text, topic) for r in topic_records if r not in heldout_records]
+        private_heldout[device, topic] = [r.text for r in heldout_records]
     learned = [key for key in sorted(private_heldout) if any(item.declared == key[1] for item in devices[key[0]])]
     return Population(coordinator, heldout, devices, private_heldout, learned, False, [userfile.ATTRIBUTION])
 
 
 def _device(record: SourceRecord, number: int, devices: int) -> int:
-    """A named device by its name, always the same; otherwise one after the other."""
+    """Return the device of a record: by the hash of the name that the record gives, otherwise in turn."""
     return int(digest(record.device)[:8], 16) % devices if record.device else number % devices

@@ -1,4 +1,4 @@
-"""What a report is made of: cells, tables, plots, headline figures, and how a number is written.
+"""Define the parts of a report (tables, plots, headline figures) and format its numbers.
 
 Invariants
 - Parts hold plain text; only `Plot.svg` is markup.
@@ -22,7 +22,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; `numbers` are the columns set to the right."""
+    """Rows under columns; `numbers` are the indices of the columns that are aligned to the right."""
 
     id: str
     title: str
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """One drawing with its sentence."""
+    """A plot with its caption."""
 
     title: str
     caption: str
@@ -54,15 +54,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """One large number."""
+    """A figure in large print at the top of the report."""
 
     title: str
     value: str
     detail: str
 
 
-def at(run: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path; None where any step is missing."""
+def value_at(run: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path; None where any step is missing."""
     value: Any = run
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -70,24 +70,24 @@ def at(run: Mapping[str, Any], path: str) -> Any:
 
 
 def number(value: Any, form: str) -> str:
-    """A number in `form`; a dash for None and NaN, ∞ for infinity."""
+    """Format a number by `form`; a dash for None and NaN, ∞ for infinity."""
     if value is None or math.isnan(float(value)):
         return MISSING
     return ("∞" if value > 0 else "−∞") if math.isinf(float(value)) else format(value, form).replace("-", "−")
 
 
 def loss(value: Any) -> str:
-    """Nats a token."""
+    """Format a loss in nats per token."""
     return number(value, ".3f")
 
 
 def epsilon(value: Any) -> str:
-    """A privacy budget."""
+    """Format an ε."""
     return number(value, ".2f")
 
 
 def size(value: Any) -> str:
-    """Bytes in decimal units."""
+    """Format a number of bytes in decimal units."""
     if value is None:
         return MISSING
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -97,18 +97,22 @@ def size(value: Any) -> str:
 
 
 def duration(value: Any) -> str:
-    """Seconds as a person reads them."""
+    """Format seconds, from one minute on as minutes and seconds."""
     if value is None:
         return MISSING
     return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
 
 
 def headline(run: Mapping[str, Any]) -> list[Headline]:
-    """The figures that answer: did it learn, what did it cost, is it gone?"""
-    found: list[Headline] = []
-    public, private, erasure = at(run, "loss.public") or {}, at(run, "loss.private") or {}, at(run, "erasure") or {}
+    """Return the main figures: losses, ε, traffic, erasure, time."""
+    headlines: list[Headline] = []
+    public, private, erasure = (
+        value_at(run, "loss.public") or {},
+        value_at(run, "loss.private") or {},
+        value_at(run, "erasure") or {},
+    )
     if public.get("fetched") is not None:
-        found.append(
+        headlines.append(
             Headline(
                 "Public loss, block fetched",
                 loss(public["fetched"]),
@@ -117,31 +121,33 @@ def headline(run: Mapping[str, Any]) -> list[Headline]:
         )
     if private.get("with") is not None:
         detail = f"without it {loss(private.get('without'))}"
-        found.append(Headline("Private loss, with the block", loss(private["with"]), detail))
+        headlines.append(Headline("Private loss, with the block", loss(private["with"]), detail))
     if private.get("after_erasure") is not None:
-        same = private["after_erasure"] == private.get("without")
+        is_equal = private["after_erasure"] == private.get("without")
         detail = (
-            "equal to “without”, to the last bit" if same else f"differs from “without”, {loss(private.get('without'))}"
+            "equal to “without”, to the last bit"
+            if is_equal
+            else f"differs from “without”, {loss(private.get('without'))}"
         )
-        found.append(Headline("Private loss, after erasure", loss(private["after_erasure"]), detail))
-    if at(run, "epsilon.blocks_max") is not None:
-        found.append(
-            Headline("ε, largest of the private blocks", epsilon(at(run, "epsilon.blocks_max")), "record level")
+        headlines.append(Headline("Private loss, after erasure", loss(private["after_erasure"]), detail))
+    if value_at(run, "epsilon.blocks_max") is not None:
+        headlines.append(
+            Headline("ε, largest of the private blocks", epsilon(value_at(run, "epsilon.blocks_max")), "record level")
         )
     if "epsilon" in run:
-        device = at(run, "epsilon.device")
+        device = value_at(run, "epsilon.device")
         detail = "device level" if device is not None else "no noise: unsafe_no_dp = true"
-        found.append(Headline("ε, federated part", "∞" if device is None else epsilon(device), detail))
-    if at(run, "bytes.per_device_round") is not None:
-        rounds = len(at(run, "bytes.rounds") or [])
-        found.append(
-            Headline("Sent by a device in a round", size(at(run, "bytes.per_device_round")), f"{rounds} rounds")
+        headlines.append(Headline("ε, federated part", "∞" if device is None else epsilon(device), detail))
+    if value_at(run, "bytes.per_device_round") is not None:
+        rounds = len(value_at(run, "bytes.rounds") or [])
+        headlines.append(
+            Headline("Sent by a device in a round", size(value_at(run, "bytes.per_device_round")), f"{rounds} rounds")
         )
     if erasure.get("status"):
         verified = "receipt verified" if erasure.get("verified") else "receipt not verified"
-        found.append(Headline("Erasure", str(erasure["status"]), verified))
-    if at(run, "seconds.total") is not None:
-        memory = at(run, "peak_rss_mb")
+        headlines.append(Headline("Erasure", str(erasure["status"]), verified))
+    if value_at(run, "seconds.total") is not None:
+        memory = value_at(run, "peak_rss_mb")
         detail = f"peak memory {size(memory * 1e6)}" if memory is not None else ""
-        found.append(Headline("Time", duration(at(run, "seconds.total")), detail))
-    return found
+        headlines.append(Headline("Time", duration(value_at(run, "seconds.total")), detail))
+    return headlines

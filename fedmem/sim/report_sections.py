@@ -1,8 +1,8 @@
-"""The sections of a report, each from one part of run.json.
+"""Make the sections of a report, each from one part of `run.json`.
 
 Invariants
 - A section whose data are missing is left out, and so is each plot and table in it.
-- Each function is pure and reads only what its name says.
+- Each function is pure and reads only the part of `run.json` that its name says.
 
 >>> sections({})
 []
@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from fedmem.pages import Cell
 from fedmem.sim import plots
-from fedmem.sim.report_parts import Plot, Section, Table, at, duration, epsilon, loss, number, size
+from fedmem.sim.report_parts import Plot, Section, Table, duration, epsilon, loss, number, size, value_at
 
 Run = Mapping[str, Any]
 Part = TypeVar("Part")
@@ -30,38 +30,39 @@ BLOCK = ("without", "with", "after_erasure")
 
 
 def sections(run: Run) -> list[Section]:
-    """All sections that `run` has data for, in reading order."""
-    parts: list[tuple[str, list[Callable[[Run], Plot | None]], list[Callable[[Run], Table | None]]]] = [
+    """Return all sections that `run` has data for, in reading order."""
+    layout: list[tuple[str, list[Callable[[Run], Plot | None]], list[Callable[[Run], Table | None]]]] = [
         ("Learning", [by_phase, by_frequency], [public_loss]),
         ("Private blocks", [epsilon_plot], [epsilon_table, private_loss]),
         ("Erasure", [], [erasure, residue]),
-        ("Federation", [bytes_plot], [rounds_paid, bytes_table, exchange, placement, releases]),
+        ("Federation", [bytes_plot], [rounds_table, bytes_table, exchange, placement, releases]),
         ("Cost", [], [seconds]),
     ]
-    made = [
-        Section(title, present(p(run) for p in draw), present(t(run) for t in tables)) for title, draw, tables in parts
+    all_sections = [
+        Section(title, present(plot(run) for plot in plot_functions), present(table(run) for table in table_functions))
+        for title, plot_functions, table_functions in layout
     ]
-    return [section for section in made if section.plots or section.tables]
+    return [section for section in all_sections if section.plots or section.tables]
 
 
 def present(parts: Iterable[Part | None]) -> list[Part]:
-    """What is not None."""
+    """Return the parts that are not None."""
     return [part for part in parts if part is not None]
 
 
 def rows(*lines: Sequence[object]) -> list[list[Cell]]:
-    """Plain lines as cells; a Cell stays as it is."""
+    """Turn plain lines into cells; a Cell stays as it is."""
     return [[item if isinstance(item, Cell) else Cell(str(item)) for item in line] for line in lines]
 
 
-def known(*items: tuple[str, object]) -> list[list[Cell]]:
-    """Rows of name and value, without those whose value is None."""
+def known_rows(*items: tuple[str, object]) -> list[list[Cell]]:
+    """Return rows of name and value, without those whose value is None."""
     return rows(*(item for item in items if item[1] is not None))
 
 
 def by_phase(run: Run) -> Plot | None:
-    """Loss along the run."""
-    points = at(run, "loss.by_phase")
+    """Return the plot of the loss along the run."""
+    points = value_at(run, "loss.by_phase")
     if not points:
         return None
     svg = plots.phases("phases", "Loss along the phases of the run", points)
@@ -70,8 +71,8 @@ def by_phase(run: Run) -> Plot | None:
 
 
 def by_frequency(run: Run) -> Plot | None:
-    """What the bank gives, by how rare a document's cluster is."""
-    buckets = [bucket for bucket in at(run, "loss.by_frequency") or [] if bucket.get("gain") is not None]
+    """Return the plot of the bank's gain by the frequency of a document's cluster."""
+    buckets = [bucket for bucket in value_at(run, "loss.by_frequency") or [] if bucket.get("gain") is not None]
     if not buckets:
         return None
     groups = [f"{bucket['bucket']}\n{bucket['documents']} documents" for bucket in buckets]
@@ -84,27 +85,27 @@ def by_frequency(run: Run) -> Plot | None:
 
 
 def public_loss(run: Run) -> Table | None:
-    """Held-out public text."""
-    public = at(run, "loss.public") or {}
-    found = [(label, public[key]) for key, label in PUBLIC.items() if public.get(key) is not None]
-    lines = [(label, loss(v), f"{math.exp(min(v, 50)):.1f}", change(v, public.get("anchor"))) for label, v in found]
+    """Return the table of losses on held-out public text."""
+    public = value_at(run, "loss.public") or {}
+    losses = [(label, public[key]) for key, label in PUBLIC.items() if public.get(key) is not None]
+    lines = [(label, loss(v), f"{math.exp(min(v, 50)):.1f}", change(v, public.get("anchor"))) for label, v in losses]
     note = "Held-out text, lower is better. The anchor alone saw as many tokens; wrong blocks come from another path."
     columns = ("model", "loss, nats a token", "perplexity", "against anchor")
     return Table("public", "Public text", columns, rows(*lines), frozenset({1, 2, 3}), note) if lines else None
 
 
 def change(value: float, base: float | None) -> Cell:
-    """Signed difference; good where it is lower."""
+    """Return the signed difference to `base` as a cell; a lower value is marked good."""
     if base is None or value == base:
         return Cell("–")
     return Cell(f"{value - base:+.3f}".replace("-", "−"), "good" if value < base else "bad")
 
 
 def private_loss(run: Run) -> Table | None:
-    """Held-out private text, for all blocks together and for each."""
-    whole, single = at(run, "loss.private") or {}, at(run, "loss.private_blocks") or []
-    lines = [("overall", *(loss(whole.get(key)) for key in BLOCK))] if whole.get("with") is not None else []
-    lines += [(f"{b['device']}, {b['topic']}", *(loss(b.get(key)) for key in BLOCK)) for b in single]
+    """Return the table of losses on held-out private text, for all blocks together and for each."""
+    overall, blocks = value_at(run, "loss.private") or {}, value_at(run, "loss.private_blocks") or []
+    lines = [("overall", *(loss(overall.get(key)) for key in BLOCK))] if overall.get("with") is not None else []
+    lines += [(f"{b['device']}, {b['topic']}", *(loss(b.get(key)) for key in BLOCK)) for b in blocks]
     columns = ("block", "without", "with", "after erasure")
     note = "Nats a token on held-out private text. “After erasure” is measured in a fresh process."
     return (
@@ -115,8 +116,8 @@ def private_loss(run: Run) -> Table | None:
 
 
 def epsilon_plot(run: Run) -> Plot | None:
-    """ε of each private block."""
-    blocks = [block for block in at(run, "epsilon.blocks") or [] if math.isfinite(block["epsilon"])]
+    """Return the plot of the ε of each private block."""
+    blocks = [block for block in value_at(run, "epsilon.blocks") or [] if math.isfinite(block["epsilon"])]
     if not blocks:
         return None
     lines = [(f"{b['device']}, {b['topic']}", float(b["epsilon"])) for b in blocks]
@@ -126,16 +127,16 @@ def epsilon_plot(run: Run) -> Plot | None:
 
 
 def epsilon_table(run: Run) -> Table | None:
-    """The same figures, with δ and the federated part."""
+    """Return the table of ε and δ of each private block and of the federated part."""
     lines = [
         (f"{b['device']}, {b['topic']}", epsilon(b["epsilon"]), f"{b['delta']:.0e}")
-        for b in at(run, "epsilon.blocks") or []
+        for b in value_at(run, "epsilon.blocks") or []
     ]
-    if at(run, "epsilon.device") is not None:
-        lines.append(("federated part, device level", epsilon(at(run, "epsilon.device")), "–"))
-    elif lines or at(run, "epsilon.device_reason"):
+    if value_at(run, "epsilon.device") is not None:
+        lines.append(("federated part, device level", epsilon(value_at(run, "epsilon.device")), "–"))
+    elif lines or value_at(run, "epsilon.device_reason"):
         lines.append(("federated part, device level", "∞", "–"))
-    note = str(at(run, "epsilon.device_reason") or "")
+    note = str(value_at(run, "epsilon.device_reason") or "")
     return (
         Table("epsilon", "Privacy budget spent", ("what", "ε", "δ"), rows(*lines), frozenset({1, 2}), note)
         if lines
@@ -144,25 +145,25 @@ def epsilon_table(run: Run) -> Table | None:
 
 
 def erasure(run: Run) -> Table | None:
-    """The erasure and its receipt."""
-    done = at(run, "erasure") or {}
-    if not done.get("status"):
+    """Return the table of the erasure and its receipt."""
+    facts = value_at(run, "erasure") or {}
+    if not facts.get("status"):
         return None
-    status = Cell(done["status"], "good" if done["status"] == "completed" else "bad")
-    receipt = Cell("signature verified", "good") if done.get("verified") else Cell("not verified", "bad")
-    lines = known(
-        ("state", status), ("device", done.get("device")), ("topic", done.get("topic")),
-        ("receipt", receipt), ("receipt file", done.get("receipt")),
+    status = Cell(facts["status"], "good" if facts["status"] == "completed" else "bad")
+    receipt = Cell("signature verified", "good") if facts.get("verified") else Cell("not verified", "bad")
+    lines = known_rows(
+        ("state", status), ("device", facts.get("device")), ("topic", facts.get("topic")),
+        ("receipt", receipt), ("receipt file", facts.get("receipt")),
     )  # fmt: skip
     note = "Crypto-erased: no key that still exists opens what was stored."
     return Table(
-        "erasure", "Erasure of one private block", (), lines, note=note if done["status"] == "completed" else ""
+        "erasure", "Erasure of one private block", (), lines, note=note if facts["status"] == "completed" else ""
     )
 
 
 def residue(run: Run) -> Table | None:
-    """Private records found in the clear in the run folder."""
-    scan = at(run, "residue") or {}
+    """Return the table of private records found in the clear in the run folder."""
+    scan = value_at(run, "residue") or {}
     lines = [
         (f"{when} the erasure", Cell(str(scan[when]), "bad" if scan[when] else "good"))
         for when in ("before", "after")
@@ -174,8 +175,8 @@ def residue(run: Run) -> Table | None:
 
 
 def bytes_plot(run: Run) -> Plot | None:
-    """Traffic of each round."""
-    rounds = at(run, "bytes.rounds")
+    """Return the plot of the traffic of each round."""
+    rounds = value_at(run, "bytes.rounds")
     if not rounds:
         return None
     values = {"up": [r["up"] / 1e6 for r in rounds], "down": [r["down"] / 1e6 for r in rounds]}
@@ -184,23 +185,23 @@ def bytes_plot(run: Run) -> Plot | None:
 
 
 def bytes_table(run: Run) -> Table | None:
-    """The same figures as numbers."""
-    lines = [(f"round {r['round']}", size(r["up"]), size(r["down"])) for r in at(run, "bytes.rounds") or []]
+    """Return the table of the traffic of each round."""
+    lines = [(f"round {r['round']}", size(r["up"]), size(r["down"])) for r in value_at(run, "bytes.rounds") or []]
     columns = ("round", "up", "down")
     return Table("bytes", "Traffic", columns, rows(*lines), frozenset({1, 2})) if lines else None
 
 
-def rounds_paid(run: Run) -> Table | None:
-    """Whether federated rounds lowered held-out loss below that of what the coordinator had before them."""
-    told = at(run, "loss.rounds") or {}
-    before, after = told.get("before"), told.get("after")
+def rounds_table(run: Run) -> Table | None:
+    """Return the table of held-out loss before and after the federated rounds."""
+    figures = value_at(run, "loss.rounds") or {}
+    before, after = figures.get("before"), figures.get("after")
     if before is None or after is None:
         return None
     lines = [
         ("the coordinator’s own, before", loss(before), ""),
         ("after the rounds", loss(after), change(after, before)),
     ]
-    f = at(run, "config.federation") or {}
+    f = value_at(run, "config.federation") or {}
     shares = [f"{f[key]:.0%} of the devices {key}" for key in ("silent", "hostile") if f.get(key)]
     note = "Held-out text, fetched blocks, nats a token." + (f" With {' and '.join(shares)}." if shares else "")
     columns = ("federated rounds", "loss", "change")
@@ -208,42 +209,45 @@ def rounds_paid(run: Run) -> Table | None:
 
 
 def exchange(run: Run) -> Table | None:
-    """Bytes of a device in a round, beside those of exchanging the gradients of each step."""
-    told = at(run, "bytes") or {}
-    if not told.get("below_per_step"):
+    """Return the table that compares a device's bytes in a round with exchanging the gradients of each step."""
+    traffic = value_at(run, "bytes") or {}
+    if not traffic.get("below_per_step"):
         return None
-    lines = known(
-        ("federated parameters", f"{told['coordinates']:,}"), ("a device in a round", size(told["per_device_round"])),
-        ("gradients of each of its steps instead", size(told["per_step_exchange"])),
-        ("times fewer bytes", f"{told['below_per_step']:.0f}"),
+    lines = known_rows(
+        ("federated parameters", f"{traffic['coordinates']:,}"),
+        ("a device in a round", size(traffic["per_device_round"])),
+        ("gradients of each of its steps instead", size(traffic["per_step_exchange"])),
+        ("times fewer bytes", f"{traffic['below_per_step']:.0f}"),
     )  # fmt: skip
     note = "Gradients of each local step as bf16, two bytes a parameter up and two down; here once a round, both ways."
     return Table("exchange", "Against exchange at each step", (), lines, frozenset({1}), note)
 
 
 def placement(run: Run) -> Table | None:
-    """What the policy decided."""
-    placed = at(run, "placement") or {}
-    share = placed.get("agreement")
-    lines = known(
-        ("records shared", placed.get("shared")), ("records private", placed.get("private")),
+    """Return the table of the policy's decisions."""
+    figures = value_at(run, "placement") or {}
+    share = figures.get("agreement")
+    lines = known_rows(
+        ("records shared", figures.get("shared")), ("records private", figures.get("private")),
         ("agreement with the source", None if share is None else f"{share:.1%}"),
     )  # fmt: skip
     return Table("placement", "Placement by the policy", (), lines, frozenset({1})) if lines else None
 
 
 def releases(run: Run) -> Table | None:
-    """The releases, in the order they were made."""
+    """Return the table of releases, in the order in which they were made."""
     lines = [(str(i), Cell(digest)) for i, digest in enumerate(run.get("releases") or [], 1)]
     note = "A block answers on the release it was trained with."
     return Table("releases", "Releases", ("", "digest"), rows(*lines), note=note, wide=True) if lines else None
 
 
 def seconds(run: Run) -> Table | None:
-    """Where the time went."""
-    spent = dict(at(run, "seconds") or {})
-    total = spent.pop("total", None) or sum(spent.values())
-    lines = [(phase, duration(value), number(value / total, ".0%") if total else "–") for phase, value in spent.items()]
+    """Return the table of the time of each phase."""
+    by_phase = dict(value_at(run, "seconds") or {})
+    total = by_phase.pop("total", None) or sum(by_phase.values())
+    lines = [
+        (phase, duration(value), number(value / total, ".0%") if total else "–") for phase, value in by_phase.items()
+    ]
     lines += [("total", duration(total), "")] if total else []
     return (
         Table("seconds", "Time by phase", ("phase", "time", "share"), rows(*lines), frozenset({1, 2}))

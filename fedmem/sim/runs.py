@@ -1,7 +1,7 @@
-"""The runs on this machine: list them, find one, number the next.
+"""Find the runs on this machine: list them, load one, choose the name of the next.
 
 Invariants
-- Reading a run changes nothing; a run that has not finished is shown with what it knows.
+- Reading a run changes nothing. An unfinished run is shown with its inputs and finished phases.
 """
 
 from pathlib import Path
@@ -13,32 +13,53 @@ from fedmem.sim.folder import RunFolder, read_json
 
 
 def folders() -> list[RunFolder]:
-    """Every run folder, oldest first."""
+    """Return the folders of all runs, oldest first."""
     root = paths.runs_dir()
-    found = [path.parent.parent for path in root.glob("[!.]*/state/inputs.json")] if root.exists() else []
-    return [RunFolder(path) for path in sorted(found, key=lambda p: (p / "state" / "inputs.json").stat().st_mtime_ns)]
+    roots = [path.parent.parent for path in root.glob("[!.]*/state/inputs.json")] if root.exists() else []
+    return [RunFolder(path) for path in sorted(roots, key=lambda p: (p / "state" / "inputs.json").stat().st_mtime_ns)]
 
 
 def find(name: str | None) -> RunFolder:
-    """The run called `name`, or the last one. Raises NothingMatched."""
-    known = folders()
-    for folder in reversed(known):
+    """Return the folder of a run.
+
+    Args:
+        name: the name of the run; None for the last one.
+
+    Raises:
+        NothingMatched: there is no such run.
+    """
+    all_runs = folders()
+    for folder in reversed(all_runs):
         if name in (None, folder.name):
             return folder
-    hint = f"There are: {', '.join(f.name for f in known)}." if known else "`fedmem sim run quickstart` makes one."
+    hint = (
+        f"There are: {', '.join(f.name for f in all_runs)}." if all_runs else "`fedmem sim run quickstart` makes one."
+    )
     raise NothingMatched(f"There is no run {name or 'yet'}. {hint}")
 
 
 def last_release() -> Path:
-    """Folder of the newest release of the last run. Raises NothingMatched."""
-    found = sorted(find(None).releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
+    """Return the folder of the newest release of the last run.
+
+    Raises:
+        NothingMatched: there is no run, or it has no release yet.
+    """
+    manifests = sorted(find(None).releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not manifests:
         raise NothingMatched("The last run has no release yet: go on with it, or name the folder of a release.")
-    return found[-1].parent
+    return manifests[-1].parent
 
 
 def load_run(name: str | None = None) -> dict[str, Any]:
-    """`run.json` of a run; of an unfinished one, what it was started with. Raises NothingMatched."""
+    """Return the content of a run's `run.json`; for an unfinished run, its inputs and the names of its finished phases.
+
+    Args:
+        name: the name of the run; None for the last one.
+
+    Raises:
+        NothingMatched: there is no such run.
+        VerificationFailed: a file of the run is damaged.
+    """
     folder = find(name)
     if folder.run_json.exists():
         data: dict[str, Any] = read_json(folder.run_json)
@@ -54,7 +75,7 @@ def load_run(name: str | None = None) -> dict[str, Any]:
 
 
 def list_runs() -> list[dict[str, Any]]:
-    """Name, scenario, seed, state and folder of every run, oldest first."""
+    """Return name, scenario, seed, state and folder of every run, oldest first."""
     rows = []
     for folder in folders():
         data = load_run(folder.name)
@@ -63,21 +84,21 @@ def list_runs() -> list[dict[str, Any]]:
 
 
 def next_name(scenario: str) -> str:
-    """A name that no run has: the scenario's and a number."""
+    """Return the first free name: the scenario's name and a number."""
     number = 1
     while (paths.runs_dir() / f"{scenario}-{number:04d}").exists():
         number += 1
     return f"{scenario}-{number:04d}"
 
 
-def unfinished(inputs: dict[str, Any]) -> Path | None:
-    """The newest run that was started with the same inputs and has not finished."""
+def find_unfinished(inputs: dict[str, Any]) -> Path | None:
+    """Return the newest unfinished run with the same inputs, or None."""
     for folder in reversed(folders()):
-        if not folder.run_json.exists() and same(folder.inputs(), inputs):
+        if not folder.run_json.exists() and have_same_inputs(folder.inputs(), inputs):
             return folder.root
     return None
 
 
-def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two runs were started with the same inputs, their random ids aside."""
+def have_same_inputs(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Return True if two runs have the same inputs; their random ids are not compared."""
     return {**first, "id": ""} == {**second, "id": ""}

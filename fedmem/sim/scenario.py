@@ -1,10 +1,13 @@
-"""A scenario: one TOML file in sims/ that says what a simulated federation is made of.
+"""Read scenarios: each one is a TOML file in `sims/` that describes a simulated federation.
 
 Invariants
-- Every key is known and has its type; a missing or unknown one is a UsageError that names it.
-- A scenario is public and frozen: nothing in it is a function of anyone's data.
-- Federated rounds without noise must say `unsafe_no_dp = true` and why (docs/design.md, §7).
-- What contradicts itself is a UsageError with a sentence, before anything is trained (`contradictions`).
+- Every key is known and has its type. A missing or unknown key is a UsageError that names it.
+- A scenario is public and frozen. Nothing in it depends on anyone's data.
+- Federated rounds without noise must set `unsafe_no_dp = true` and give a reason (docs/design.md, §7).
+- A scenario that contradicts itself is a UsageError before any training starts (`contradictions`).
+
+>>> load("quickstart").name
+'quickstart'
 """
 
 from collections.abc import Mapping
@@ -25,10 +28,11 @@ Part = Annotated[float, Meta(ge=0)]
 
 
 class Public(toml.TomlTable, frozen=True):
-    """Text for federated training and who holds it; shares are parts of the documents in use (`documents` 0: all).
+    """The public text, and how it is divided over coordinator, devices and held-out part.
 
-    `source` says whose text devices hold and what is held out; the coordinator's own is Wikipedia in any case.
-    With chats devices are people: `concentration` says nothing there, and `heldout_share` is of the people.
+    Shares are parts of the documents in use; `documents` = 0 means all documents. `source` names the text of devices
+    and of the held-out part. The coordinator's text is always Wikipedia. With the source `chats` every device is one
+    person. `concentration` has no effect then, and `heldout_share` is a share of the people.
     """
 
     devices: Count
@@ -40,7 +44,7 @@ class Public(toml.TomlTable, frozen=True):
 
 
 class Private(toml.TomlTable, frozen=True):
-    """One sensitive topic: the devices (by index) that have it, and the records that each of them holds."""
+    """One private topic: the indices of the devices that have it, and the number of records that each device holds."""
 
     topic: str
     devices: list[int]
@@ -49,7 +53,10 @@ class Private(toml.TomlTable, frozen=True):
 
 
 class Anchor(toml.TomlTable, frozen=True):
-    """Preset, vocabulary size, and sequence length in tokens; `control`: also one that trains without a bank."""
+    """The anchor's preset, vocabulary size and sequence length in tokens.
+
+    `control`: also train an anchor without a bank.
+    """
 
     preset: str
     vocabulary: int
@@ -58,17 +65,17 @@ class Anchor(toml.TomlTable, frozen=True):
 
 
 class BankSettings(toml.TomlTable, frozen=True):
-    """Branching of the cluster tree and block width per level."""
+    """The branching of the cluster tree, and the width of a block at each level."""
 
     branching: Count
     widths: list[Count]
 
 
 class Phase(toml.TomlTable, frozen=True):
-    """Steps of central training; learning rates as in `fedmem.training.loop.Settings`.
+    """The settings of a central training phase; learning rates as in `fedmem.training.settings.Settings`.
 
-    With 0 steps everything stays as it was initialised. `pooled`: on the shareable text of all devices, which no
-    coordinator has; that is what federated rounds are compared with.
+    With 0 steps, anchor and bank keep their initial values. `pooled`: train on the shareable text of all devices. A
+    coordinator never has that text. Such a phase is the baseline for federated rounds.
     """
 
     steps: Whole
@@ -79,17 +86,20 @@ class Phase(toml.TomlTable, frozen=True):
 
 
 class Federation(toml.TomlTable, frozen=True):
-    """Federated rounds: `parts` are trained by devices, `rounds` per release; 0 rounds: a release and no federation.
+    """The settings of the federated rounds.
+
+    `parts` are trained by the devices. `rounds` counts the rounds before each release. With 0 rounds there is a release
+    and no federation.
 
     | field | meaning |
     |---|---|
     | steps, batch, lr, memory_lr | local training of a device in a round |
     | first_steps | local steps of round 1; they double up to `steps`, over all releases. 0: `steps` in every round |
-    | final | share of the learning rates that is left in the last round, on a cosine over all steps |
-    | warmup | steps in which a round's rates rise |
-    | eps | AdamW's on the device: its second moment starts anew in each round (`fedmem.training.settings`) |
+    | final | fraction of the learning rates in the last round, on a cosine over all steps |
+    | warmup | steps at the start of a round in which the learning rates rise |
+    | eps | ε of AdamW on the device; its second moment starts anew in each round (`fedmem.training.settings`) |
     | optimiser, momentum, server_lr | the server's step (`fedmem.federation.server_step`) |
-    | trim | share of replies cut at either end of each coordinate; only without noise |
+    | trim | share of replies that is cut at either end of each coordinate; only without noise |
     | sampling_rate or cohort_size, noise_multiplier, delta, epsilon_max | `fedmem.federation.device_dp.DevicePlan` |
     | silent | share of devices that a round's request never reaches, drawn anew in each round |
     | hostile | share of devices, always the same, that send the longest update against their training |
@@ -123,7 +133,7 @@ class Federation(toml.TomlTable, frozen=True):
 
 
 class LearningSettings(toml.TomlTable, frozen=True):
-    """Private blocks: width, and the public terms of DP-SGD; ε and δ come from the policy's topic."""
+    """The width of private blocks and the public settings of DP-SGD; ε and δ come from the topic in the policy."""
 
     width: int
     record_cap: int
@@ -135,7 +145,7 @@ class LearningSettings(toml.TomlTable, frozen=True):
 
 
 class Scenario(toml.TomlTable, frozen=True):
-    """Everything a run is made of."""
+    """All settings of a simulation run."""
 
     name: str
     about: str
@@ -150,40 +160,55 @@ class Scenario(toml.TomlTable, frozen=True):
     private: list[Private] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as it stands in `run.json`."""
+        """Return the scenario in its JSON form, as `run.json` holds it."""
         values: dict[str, Any] = to_builtins(self)
         return values
 
     def digest(self) -> str:
-        """What makes two runs comparable."""
+        """Return the digest of all settings; runs of equal scenarios have the same one."""
         return digest(self.to_dict())
 
 
 def folder() -> Path:
-    """Where scenarios lie: in the package, or beside it in a checkout."""
+    """Return the folder of the scenarios: inside the package, or beside it in a checkout."""
     inside = Path(str(resources.files("fedmem") / "sims"))
     return inside if inside.is_dir() else Path(__file__).parents[2] / "sims"
 
 
-def known() -> list[str]:
-    """Names of the scenarios that come with fedmem."""
+def scenario_names() -> list[str]:
+    """Return the names of the scenarios that come with fedmem."""
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
 def load(name: str) -> Scenario:
-    """Read a scenario by name, or by the path of a TOML file. Raises UsageError."""
+    """Read a scenario by its name, or by the path of a TOML file.
+
+    Args:
+        name: a name of `scenario_names()`, or a path that ends in `.toml`.
+
+    Raises:
+        UsageError: there is no such scenario, or it is invalid.
+    """
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     try:
         data = path.read_bytes()
     except OSError:
         raise UsageError(
-            f"There is no scenario {name!r}; choose one of {', '.join(known())}, or a path to a TOML file."
+            f"There is no scenario {name!r}; choose one of {', '.join(scenario_names())}, or a path to a TOML file."
         ) from None
     return from_dict({"name": path.stem, **toml.parse(data, path.name)}, path.name)
 
 
 def from_dict(data: Mapping[str, Any], where: str = "The scenario of this run") -> Scenario:
-    """Read a scenario from its JSON or TOML form. Raises UsageError."""
+    """Read a scenario from its JSON or TOML form.
+
+    Args:
+        data: the settings by key.
+        where: the place of the settings, for error messages.
+
+    Raises:
+        UsageError: a key is missing, unknown or of the wrong type, or the scenario contradicts itself.
+    """
     scenario = toml.validated(data, Scenario, where)
     contradictions.check(scenario)
     return scenario

@@ -1,9 +1,9 @@
-"""`run.json`: what the phases found, in one public document, and the run's digest (I9).
+"""Make `run.json`: the results of all phases in one public document, and the run's digest (I9).
 
 Invariants
-- Digest = SHA-256 over the parameters of anchor, banks and generated-data blocks, the ledgers' events and the wire
-  transcript; not over salts, keys, times, random ids or signatures.
-- On the user's own text the private part stays outside the digest: its noise is fresh.
+- The digest is a SHA-256 over the parameters of anchor, banks and generated-data blocks, the ledgers' events and the
+  wire transcript. It does not cover salts, keys, times, random ids or signatures.
+- On the user's own text the private part stays outside the digest, since its noise is random.
 """
 
 import hashlib
@@ -21,11 +21,16 @@ from fedmem.storage.canonical import digest
 
 STATE_FILES = ("pretrained", "control", "cotrained")
 PER_STEP = 4
-"""Bytes a parameter and step where gradients are exchanged as bf16: 2 up, 2 down."""
+"""Bytes for each parameter and step if gradients were exchanged as bf16: 2 up, 2 down."""
 
 
 def run_digest(sim: Simulation, facts: dict[str, Facts]) -> str:
-    """The digest of a finished run."""
+    """Return the digest of a finished run.
+
+    Args:
+        sim: the simulation.
+        facts: the facts of its finished phases, by phase.
+    """
     public: dict[str, Any] = {
         "scenario": sim.scenario.digest(),
         "seed": sim.seed,
@@ -54,14 +59,14 @@ def _spends(sim: Simulation, device: int) -> list[Any]:
 
 
 def releases(sim: Simulation, facts: dict[str, Facts]) -> list[str]:
-    """Digests of the releases, oldest first."""
+    """Return the digests of the releases, oldest first."""
     return [facts[f"rounds_{number + 1}"]["release"] for number in range(sim.scenario.federation.releases)]
 
 
 def summarise(sim: Simulation) -> Facts:
-    """The content of `run.json`."""
+    """Return the content of `run.json`."""
     facts = sim.folder.facts()
-    evaluated, erased = facts["evaluate"], facts["erase"]
+    evaluation, erasure_facts = facts["evaluate"], facts["erase"]
     return {
         "name": sim.folder.name,
         "scenario": sim.scenario.name,
@@ -72,12 +77,12 @@ def summarise(sim: Simulation) -> Facts:
         "attribution": facts["prepare"]["attribution"],
         "parameters": facts["pretrain"]["parameters"],
         "releases": releases(sim, facts),
-        "loss": _losses(facts, evaluated, erased),
+        "loss": _losses(facts, evaluation, erasure_facts),
         "epsilon": _epsilon(sim, facts),
         "bytes": _bytes(sim, facts),
-        "erasure": erased.get("erasure"),
+        "erasure": erasure_facts.get("erasure"),
         "placement": facts["prepare"]["placement"],
-        "residue": erased["residue"],
+        "residue": erasure_facts["residue"],
         "digest": run_digest(sim, facts),
         "peak_rss_mb": peak_rss_mb(),
         "seconds": _seconds(facts),
@@ -85,31 +90,34 @@ def summarise(sim: Simulation) -> Facts:
 
 
 def _corpus(sim: Simulation) -> str:
-    """Whose text it was: the user's, real people's, or `generated`: a function of scenario and seed."""
+    """Return the kind of the run's text: `user`, `generated`, or the name of the source.
+
+    Generated text is a function of scenario and seed.
+    """
     if sim.corpus:
         return "user"
     return "generated" if sim.population.generated else sim.scenario.public.source
 
 
-def _losses(facts: dict[str, Facts], evaluated: Facts, erased: Facts) -> Facts:
-    blocks, gone = evaluated["private_blocks"], erased.get("erasure")
+def _losses(facts: dict[str, Facts], evaluation: Facts, erasure_facts: Facts) -> Facts:
+    blocks, erasure = evaluation["private_blocks"], erasure_facts.get("erasure")
     private = None
-    if blocks and gone:
-        row = next(b for b in blocks if (b["device"], b["topic"]) == (gone["device"], gone["topic"]))
-        private = {"without": row["without"], "with": row["with"], "after_erasure": erased["after_erasure"]}
+    if blocks and erasure:
+        row = next(b for b in blocks if (b["device"], b["topic"]) == (erasure["device"], erasure["topic"]))
+        private = {"without": row["without"], "with": row["with"], "after_erasure": erasure_facts["after_erasure"]}
     return {
-        "public": evaluated["loss"],
-        "rounds": evaluated["rounds"],
+        "public": evaluation["loss"],
+        "rounds": evaluation["rounds"],
         "private": private,
         "private_blocks": blocks,
         "by_phase": [point for phase in facts.values() for point in phase.get("curve", [])],
-        "by_frequency": evaluated["by_frequency"],
+        "by_frequency": evaluation["by_frequency"],
     }
 
 
 def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     figures, blocks = epsilon(sim), facts.get("private", {}).get("blocks", [])
-    shown = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
+    block_rows = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
     return {
         "device": figures.readers if math.isfinite(figures.readers) else None,
         "device_reason": figures.reason or "Poisson sampling of devices, readers of released anchors",
@@ -117,15 +125,15 @@ def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
         "coordinator": None,
         "coordinator_reason": "infinite: the coordinator sees each update until secure aggregation carries the noise",
         "blocks_max": max((block["epsilon"] for block in blocks), default=None),
-        "blocks": shown,
+        "blocks": block_rows,
     }
 
 
 def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
-    """Traffic, and how far below it is of exchanging each local step's gradients of the federated part in bf16.
+    """Return the traffic, and a comparison with exchanging the gradients of each local step in bf16.
 
-    `per_device_round` is of an answer that counted, the requests that were lost and the answers refused included;
-    `per_step_exchange` is of the local steps that led to one, on average.
+    `per_device_round` is all traffic divided by the number of counted answers. Lost requests and refused answers are
+    part of the traffic. `per_step_exchange` is the mean for the local steps behind a counted answer.
     """
     f = sim.scenario.federation
     traffic = facts[f"rounds_{f.releases}"]["traffic"]
@@ -133,24 +141,24 @@ def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
         sum(t["counted"] for t in traffic),
         sum(v.size for v in federated(sim, "memory").params().values()),
     )
-    each = sum(t["up"] + t["down"] for t in traffic) // max(1, answers)
+    bytes_per_answer = sum(t["up"] + t["down"] for t in traffic) // max(1, answers)
     steps = sum(t["counted"] * local_steps(t["round"], f.steps, f.first_steps) for t in traffic)
     per_step = PER_STEP * coordinates * steps // max(1, answers)
     return {
-        "per_device_round": each,
+        "per_device_round": bytes_per_answer,
         "coordinates": coordinates,
         "per_step_exchange": per_step if traffic else None,
-        "below_per_step": per_step / each if each else None,
+        "below_per_step": per_step / bytes_per_answer if bytes_per_answer else None,
         "rounds": [{"round": t["round"], "up": t["up"], "down": t["down"], "counted": t["counted"]} for t in traffic],
     }
 
 
 def _seconds(facts: dict[str, Facts]) -> Facts:
-    seconds = {phase: found["seconds"] for phase, found in facts.items()}
+    seconds = {phase: results["seconds"] for phase, results in facts.items()}
     return {"total": sum(seconds.values()), **seconds}
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process or of the largest one that it started, in MB."""
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(one).ru_maxrss for one in who) / 1024
+    """Return the peak resident memory in MB, of this process or of its largest child process."""
+    scopes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(scope).ru_maxrss for scope in scopes) / 1024

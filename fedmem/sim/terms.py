@@ -1,8 +1,8 @@
-"""A scenario's federation in the words of `fedmem.federation`: the device plan, and the settings of every round.
+"""Translate a scenario's federation into the terms of `fedmem.federation`: device plan and round settings.
 
 Invariants
-- Both are public and a function of the scenario alone; a device and its coordinator derive the same ones.
-- Nothing here loads Flower or torch.
+- Both are public and functions of the scenario. A device and its coordinator derive the same ones.
+- This module loads neither Flower nor torch.
 
 >>> from fedmem.sim import scenario
 >>> device_plan(scenario.load("quickstart")).expected_cohort
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def device_plan(scenario: "Scenario") -> DevicePlan:
-    """The federation's public terms, over all releases."""
+    """Return the federation's public terms, over all releases.
+
+    Raises:
+        UsageError: a number is out of its range, or the terms contradict each other.
+        Refused: the plan adds no noise and does not say `unsafe_no_dp = true` with a reason.
+    """
     f = scenario.federation
     return DevicePlan(
         population=scenario.public.devices,
@@ -37,7 +42,15 @@ def device_plan(scenario: "Scenario") -> DevicePlan:
 
 
 def round_settings(scenario: "Scenario", seed: int) -> RoundSettings:
-    """What every round's request and the server's step are made of. Raises UsageError."""
+    """Return the settings of every round's request and of the server's step.
+
+    Args:
+        scenario: the scenario of the run.
+        seed: the seed of the rounds.
+
+    Raises:
+        UsageError: a setting is out of its range.
+    """
     f = scenario.federation
     return RoundSettings(
         seed,
@@ -54,15 +67,19 @@ def round_settings(scenario: "Scenario", seed: int) -> RoundSettings:
 
 
 def steps_by_round(federation: "Federation") -> list[int]:
-    """Local steps of a device in every round, over all releases."""
+    """Return the number of local steps of a device in each round, over all releases."""
     rounds = range(1, federation.rounds * federation.releases + 1)
     return [local_steps(number, federation.steps, federation.first_steps) for number in rounds]
 
 
 def rate_left(federation: "Federation", number: int) -> float:
-    """Factor on a device's learning rates in round `number`, from 1: from 1 to `final` on a cosine over all steps.
+    """Return the factor on a device's learning rates in a round: from 1 down to `final`, on a cosine over all steps.
 
-    A device works it out from public terms and the number in the request.
+    A device computes it from public terms and the round's number in the request.
+
+    Args:
+        federation: the scenario's federation.
+        number: the round, counted from 1 over all releases.
     """
     return terms.rate_left(steps_by_round(federation), federation.final, number)
 

@@ -1,15 +1,15 @@
 """Run simulated devices in a forked worker process.
 
 Invariants
-- Messages are bytes over two one-way pipes, their length judged before they are read. Nothing is unpickled.
-- A worker keeps its pipes, the sign that its parent lives, and stderr: no lock, file or socket of its parent.
+- Messages are bytes over two one-way pipes. Their length is checked before they are read. Nothing is unpickled.
+- A worker keeps its pipes, the sentinel of its parent, and stderr. It keeps no lock, file or socket of its parent.
 - It computes in one thread, blocks interrupts of the terminal, and exits when its parent exits.
-- The text of an exception stays in the worker: it may quote a record.
+- The text of an exception stays in the worker, since it may quote a record.
 
 | message | parts, one `send_bytes` each |
 |---|---|
-| request | 1 and the content if it is another than before, else 0; metadata |
-| reply | 1 for an error, else 0; context state; notes (see `Noted`); metadata; payload |
+| request | 1 and the content if it differs from the last one, else 0; metadata |
+| reply | 1 for an error, else 0; context state; notes (see `SimulationLog`); metadata; payload |
 
     Process(target=work, args=(requests, replies, fleet, None), daemon=True).start()
 """
@@ -30,11 +30,18 @@ from fedmem.sim.fleet import NODE_BASE, Content, Fleet, Request
 _log = logging.getLogger("fedmem.device")
 
 LONGEST = 2**31
-"""Longest part of a message, in bytes: a payload of Flower is one protobuf message, and those end here."""
+"""The greatest length of a part, in bytes. A payload of Flower is one protobuf message, and 2 GiB is their limit."""
 
 
-def work(requests: Connection, replies: Connection, fleet: Fleet, aside: SimulationLog | None) -> NoReturn:
-    """Answer requests until the parent closes the pipe, then exit the process."""
+def work(requests: Connection, replies: Connection, fleet: Fleet, simulation_log: SimulationLog | None) -> NoReturn:
+    """Answer requests until the parent closes the pipe, then exit the process.
+
+    Args:
+        requests: the pipe to read from.
+        replies: the pipe to write to.
+        fleet: the devices.
+        simulation_log: collects the devices' notes; None to send no notes.
+    """
     try:
         _detach(requests, replies)
         content = Content(b"")
@@ -42,7 +49,7 @@ def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Simulat
             if any(requests.recv_bytes(LONGEST)):
                 content = Content(requests.recv_bytes(LONGEST))
             metadata = metadata_from_proto(ProtoMetadata.FromString(requests.recv_bytes(LONGEST)))
-            _answer(replies, fleet, Request(Message(RecordDict(), metadata=metadata), content), aside)
+            _answer(replies, fleet, Request(Message(RecordDict(), metadata=metadata), content), simulation_log)
     except EOFError:
         os._exit(0)
     except BaseException as error:  # noqa: BLE001  (multiprocessing would print the error's text)
@@ -51,28 +58,28 @@ def work(requests: Connection, replies: Connection, fleet: Fleet, aside: Simulat
         os._exit(1)
 
 
-def _answer(replies: Connection, fleet: Fleet, request: Request, aside: SimulationLog | None) -> None:
+def _answer(replies: Connection, fleet: Fleet, request: Request, simulation_log: SimulationLog | None) -> None:
     index = request.message.metadata.dst_node_id - NODE_BASE
-    if aside:
-        aside.take(index)  # the parent has the notes from before the fork
+    if simulation_log:
+        simulation_log.take(index)  # the parent has the notes from before the fork
     reply, payload, state = fleet.answer(request)
-    notes = aside.take(index) if aside else b""
+    notes = simulation_log.take(index) if simulation_log else b""
     metadata = metadata_to_proto(reply.metadata).SerializeToString()
     for part in (bytes([reply.has_error()]), state, notes, metadata, payload):
         replies.send_bytes(part)
 
 
 def _detach(*pipes: Connection) -> None:
-    """Let go of all that is the parent's, compute in one thread, and exit when the parent does."""
+    """Release everything that belongs to the parent, compute in one thread, and exit when the parent exits."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    nothing = os.open(os.devnull, os.O_RDWR)
-    kept = {2, nothing, parent.sentinel, *(pipe.fileno() for pipe in pipes)}
-    # Not closed but replaced: objects of the parent that are dropped here close a number, and none of them is reused.
-    for number in {int(name) for name in os.listdir("/dev/fd")} - kept:
-        os.dup2(nothing, number, inheritable=False)
-    os.dup2(2, 1)  # stdout is data, and the parent's
-    # A thread of the parent that is not here may have locked its own object, a progress bar for instance.
+    null = os.open(os.devnull, os.O_RDWR)
+    kept_numbers = {2, null, parent.sentinel, *(pipe.fileno() for pipe in pipes)}
+    # Replaced, not closed: garbage collection may close the parent's descriptors here, and no number may be reused.
+    for number in {int(name) for name in os.listdir("/dev/fd")} - kept_numbers:
+        os.dup2(null, number, inheritable=False)
+    os.dup2(2, 1)  # stdout carries data of the parent
+    # A thread of the parent, which does not run here, may hold the lock of the old object, as a progress bar does.
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["OMP_NUM_THREADS"] = "1"

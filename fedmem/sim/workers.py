@@ -1,9 +1,9 @@
-"""Run the devices of an in-process federation in worker processes, seen from the coordinator's process.
+"""Run the devices of an in-process federation in worker processes; this module is the coordinator's side.
 
 Invariants
 - A device belongs to one worker for the whole federation: its place in the order of nodes, modulo their number.
-- A thread for each worker sends a request and reads its reply before the next. A content goes to each worker once.
-- Replies are handed out in the order of the requests; at most `AHEAD` for each worker are read before their turn.
+- One thread for each worker sends a request and reads its reply before the next. Each worker gets a content once.
+- Replies are returned in the order of the requests. At most `AHEAD` for each worker are read before their turn.
 - A worker that dies, or is silent for `patience` seconds over one device, raises `WorkerLost`, and all workers end.
   Its devices do not count as silent: the result of a round would depend on this machine (I9).
 
@@ -40,24 +40,32 @@ AHEAD = 4
 
 
 class WorkerLost(RemoteError):
-    """A worker process died or fell silent; the round stays open, and running again goes on with it."""
+    """An error: a worker process died or stopped answering. The round stays open, and another run continues it."""
 
 
 class _Worker:
-    """A process and the thread that talks to it. Raises OSError where the system starts no further process."""
+    """A worker process and the thread that talks to it.
 
-    def __init__(self, fleet: Fleet, aside: SimulationLog | None) -> None:
+    Raises:
+        OSError: the system starts no further process.
+    """
+
+    def __init__(self, fleet: Fleet, simulation_log: SimulationLog | None) -> None:
         (their_requests, self._requests), (self._replies, their_replies) = Pipe(False), Pipe(False)
-        arguments = (their_requests, their_replies, fleet, aside)
+        arguments = (their_requests, their_replies, fleet, simulation_log)
         self.process = get_context("fork").Process(target=work, args=arguments, daemon=True)
         self.thread = ThreadPoolExecutor(1, "fedmem-worker")
         self._content: Content | None = None
         with their_requests, their_replies, warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of other threads: the child needs none of them
+            warnings.simplefilter("ignore", DeprecationWarning)  # warns of other threads; the child needs none of them
             self.process.start()
 
     def exchange(self, request: Request) -> tuple[Answer, bytes]:
-        """Send a request; wait for the answer and the notes. Raises OSError or EOFError where the worker ended."""
+        """Send a request, and wait for the answer and the device's notes.
+
+        Raises:
+            OSError, EOFError: the worker has ended.
+        """
         is_new, self._content = request.content is not self._content, request.content
         self._requests.send_bytes(bytes([is_new]))
         if is_new:
@@ -70,38 +78,50 @@ class _Worker:
 
 
 class Workers:
-    """Answer requests in `count` processes, forked at the first request. See `InProcessGrid` for the arguments.
+    """Answer requests in `count` processes, which are forked at the first request.
 
-    Raises UsageError on a system without fork.
+    Args:
+        fleet: the devices.
+        count: the number of processes, 1 or more.
+        simulation_log: collects the devices' notes, as in `InProcessGrid`.
+        patience: seconds of real time that a worker may be silent over one device.
+
+    Raises:
+        UsageError: the system cannot fork.
     """
 
     def __init__(
-        self, fleet: Fleet, count: int, aside: SimulationLog | None = None, patience: float = PATIENCE
+        self, fleet: Fleet, count: int, simulation_log: SimulationLog | None = None, patience: float = PATIENCE
     ) -> None:
         if not hasattr(os, "fork"):
             raise UsageError("This system cannot fork, so it runs no worker processes. Run with 0 workers.")
-        self._fleet, self._count, self._aside, self._patience = fleet, count, aside, patience
-        self._all: list[_Worker] = []
+        self._fleet, self._count, self._simulation_log, self._patience = fleet, count, simulation_log, patience
+        self._started_workers: list[_Worker] = []
         self._worker_of = {node: place % count for place, node in enumerate(fleet.nodes)}
         self._queue: dict[str, Request] = {}
         self._answers: dict[str, Future[tuple[Answer, bytes]]] = {}
-        self.close = weakref.finalize(self, _end, os.getpid(), self._all)
+        self.close = weakref.finalize(self, _end, os.getpid(), self._started_workers)
 
     def ask(self, requests: Sequence[Request]) -> None:
-        """Queue requests; one asked before runs once. Raises Refused, and RemoteError where no worker starts."""
+        """Queue requests; a request that is already queued runs once.
+
+        Raises:
+            Refused: the workers have been closed.
+            RemoteError: a worker process did not start.
+        """
         self._require_open()
-        if requests and not self._all:
+        if requests and not self._started_workers:
             self._start()
         for request in requests:
             if (message_id := request.message.metadata.message_id) not in self._answers:
                 self._queue[message_id] = request
 
     def _start(self) -> None:
-        # An interrupt waits until every process is in the list that `close` ends; workers inherit the block.
+        # Block interrupts until every process is in the list that `close` ends; workers inherit the mask.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for _ in range(self._count):
-                self._all.append(_Worker(self._fleet, self._aside))
+                self._started_workers.append(_Worker(self._fleet, self._simulation_log))
         except OSError as error:
             self.close()
             raise RemoteError(f"A worker process did not start: {error.strerror}. Run with fewer workers.") from None
@@ -109,26 +129,31 @@ class Workers:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def reply(self, request: Request) -> Answer:
-        """Wait for the answer to a request that was asked. Raises WorkerLost, and Refused after `close`."""
+        """Wait for the answer to a queued request.
+
+        Raises:
+            WorkerLost: a worker died, or was silent for `patience` seconds.
+            Refused: the workers have been closed.
+        """
         self._require_open()
         metadata = request.message.metadata
         while self._queue and (metadata.message_id in self._queue or len(self._answers) < AHEAD * self._count):
             self._submit(self._queue.pop(next(iter(self._queue))))
         try:
             answer, notes = self._answers.pop(metadata.message_id).result(self._patience)
-        except Exception:  # noqa: BLE001  (whatever broke off an exchange, the next one would read its rest)
+        except Exception:  # noqa: BLE001  (after any failure the next exchange would read the rest of this one)
             self.close()
             raise WorkerLost(
-                "A worker process ended or fell silent over a device; the round stays open. Look after memory, and run "
-                "again to go on with it, with fewer workers if need be."
+                "A worker process ended or stopped answering; the round stays open. Check the free memory, then run "
+                "again to continue the round, with fewer workers if needed."
             ) from None
-        if self._aside and notes:
-            self._aside.put(metadata.dst_node_id - NODE_BASE, notes)
+        if self._simulation_log and notes:
+            self._simulation_log.put(metadata.dst_node_id - NODE_BASE, notes)
         return answer
 
     def _submit(self, request: Request) -> None:
         metadata = request.message.metadata
-        worker = self._all[self._worker_of[metadata.dst_node_id]]
+        worker = self._started_workers[self._worker_of[metadata.dst_node_id]]
         self._answers[metadata.message_id] = worker.thread.submit(worker.exchange, request)
 
     def _require_open(self) -> None:

@@ -215,7 +215,7 @@ def test_private_losses_of_other_private_text_are_not_subtracted(put: Put) -> No
 def test_digests_tell_repeats_from_others(put: Put) -> None:
     notes = compare([put("a"), put("b"), put("c", {"digest": "ff" * 32}), put("d", seed=8)])["notes"]
     assert sum("a and b have equal digests" in note for note in notes) == 1
-    assert sum("were told the same and have other digests" in note for note in notes) == 2  # a and c, b and c
+    assert sum("have the same inputs but different digests" in note for note in notes) == 2  # a and c, b and c
 
 
 def test_a_users_text_is_a_number_and_its_private_losses_do_not_appear(put: Put) -> None:

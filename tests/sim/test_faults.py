@@ -10,7 +10,7 @@ from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device, TrainConfig, encode_update
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.rounds import Coordinator, RoundSettings
-from fedmem.sim.faults import Faults, LossyGrid, against
+from fedmem.sim.faults import Faults, LossyGrid, reversed_training
 from fedmem.sim.inproc_grid import InProcessGrid
 
 PLAN = DevicePlan(population=10, rounds=3, clip=1.0, unsafe_no_dp=True, unsafe_reason="a test")
@@ -36,20 +36,20 @@ def federation(folder, faults):
 
 def test_who_fails_is_a_function_of_the_seed():
     one, same, other = (Faults(1000, 0.2, 0.1, seed) for seed in (1, 1, 2))
-    assert one.enemies == same.enemies != other.enemies
-    assert len(one.enemies) == 100
-    lost = [[f.loses(number, device) for device in range(1000)] for f in (one, same) for number in (1, 2)]
+    assert one.hostile_devices == same.hostile_devices != other.hostile_devices
+    assert len(one.hostile_devices) == 100
+    lost = [[f.loses_request(number, device) for device in range(1000)] for f in (one, same) for number in (1, 2)]
     assert lost[0] == lost[2]
     assert lost[1] == lost[3]
     assert lost[0] != lost[1]
     assert 150 < sum(lost[0]) < 250
-    assert not any(Faults(50, 0.0, 0.0, 1).loses(1, device) for device in range(50))
+    assert not any(Faults(50, 0.0, 0.0, 1).loses_request(1, device) for device in range(50))
 
 
 def test_a_hostile_update_is_the_longest_against_the_training():
     before = {"w": np.float32([1, 2, 3, 4])}
     honest = encode_update(before, train(before, CONFIG), 1.0)["w"]
-    hostile = encode_update(before, against(train)(before, CONFIG), 1.0)
+    hostile = encode_update(before, reversed_training(train)(before, CONFIG), 1.0)
     cells = hostile["w"].astype(np.float64)
     assert np.dot(cells, honest) / np.linalg.norm(cells) / np.linalg.norm(honest) < -0.9999
     assert 0.9999 < np.linalg.norm(fixedpoint.decode(hostile["w"], fixedpoint.grid_step(1.0))) <= 1.0
@@ -59,7 +59,7 @@ def test_a_hostile_update_is_the_longest_against_the_training():
 def test_silent_devices_are_not_counted_and_the_rounds_go_on(tmp_path):
     faults = Faults(10, 0.3, 0.0, seed=5)
     moved, counted = federation(tmp_path / "a", faults)
-    assert counted == [sum(not faults.loses(number, device) for device in range(10)) for number in (1, 2, 3)]
+    assert counted == [sum(not faults.loses_request(number, device) for device in range(10)) for number in (1, 2, 3)]
     assert min(counted) < 10
     expected = sum(counted) / 10 * np.float64([0.01, 0, 0, -0.02])
     np.testing.assert_allclose(moved, expected, atol=1e-6)

@@ -28,7 +28,7 @@ def test_text_of_a_run_is_what_it_held_out(tmp_path: Path, monkeypatch: pytest.M
     found = heldout_of(run_of(tmp_path / "run", None))
     assert generated == []  # what is private is not generated for it
     whole = population.build(scenario.load("quickstart"), 7, None, Policy.load())
-    assert len(found) == len(set(found)) == heldout.MOST
+    assert len(found) == len(set(found)) == heldout.MOST_TEXTS
     assert set(found) <= set(whole.heldout)
     assert not set(found) & {*whole.coordinator, *(item.text for items in whole.devices for item in items)}
 
@@ -45,7 +45,7 @@ def test_text_of_a_training_is_the_corpus_s_own(tmp_path: Path, same: bool) -> N
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "inputs.json").write_text(json.dumps({"id": "0"} | inputs))
     found = heldout_of(tmp_path / "releases" / "digest")
-    assert (len(found), set(found) <= set(corpus.heldout)) == (heldout.MOST if same else 0, True)
+    assert (len(found), set(found) <= set(corpus.heldout)) == (heldout.MOST_TEXTS if same else 0, True)
 
 
 def test_without_the_package_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

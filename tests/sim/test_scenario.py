@@ -26,7 +26,7 @@ def changed(tmp_path, old, new):
     return str(path)
 
 
-@pytest.mark.parametrize("name", scenario.known())
+@pytest.mark.parametrize("name", scenario.scenario_names())
 def test_every_scenario_loads_and_round_trips(name):
     chosen = scenario.load(name)
     assert chosen.name == name
@@ -102,11 +102,11 @@ def test_an_unknown_scenario_names_the_known_ones():
         ('"level-1"', '"levle-1"', "federation.parts"),
         ("releases = 2", "releases = 0", ">= 1 at `federation.releases`"),
         ("record_cap = 1000", "record_cap = 100", "record_cap"),
-        ("unsafe_no_dp", "noise_multiplier = 1.0\nunsafe_no_dp", "contradicts itself"),
-        ("unsafe_no_dp", "epsilon_max = 8.0\nunsafe_no_dp", "epsilon_max without a noise"),
+        ("unsafe_no_dp", "noise_multiplier = 1.0\nunsafe_no_dp", "contradicts a noise_multiplier"),
+        ("unsafe_no_dp", "epsilon_max = 8.0\nunsafe_no_dp", "epsilon_max needs a noise"),
         ("unsafe_no_dp", "cohort_size = 2\nsampling_rate = 0.5\nunsafe_no_dp", "two ways to draw"),
         ("unsafe_no_dp", "cohort_size = 9\nunsafe_no_dp", "larger than the number of devices"),
-        ("unsafe_no_dp", "silent = 0.6\nhostile = 0.5\nunsafe_no_dp", "more than all of them"),
+        ("unsafe_no_dp", "silent = 0.6\nhostile = 0.5\nunsafe_no_dp", "silent and hostile together"),
         ("unsafe_no_dp", "silent = -0.1\nunsafe_no_dp", ">= 0.0 at `federation.silent`"),
         ("unsafe_no_dp", "final = 0.0\nunsafe_no_dp", "> 0.0 at `federation.final`"),
         ("unsafe_no_dp", "eps = 0\nunsafe_no_dp", "> 0.0 at `federation.eps`"),
@@ -114,12 +114,12 @@ def test_an_unknown_scenario_names_the_known_ones():
         ("unsafe_no_dp", "trim = 0.5\nunsafe_no_dp", "trim in"),
         ("unsafe_no_dp", 'optimiser = "adam"\nunsafe_no_dp', "fedavg, fedadam, diloco"),
         ("clip = 10.0\nunsafe", "clip = 0.0\nunsafe", "device plan"),
-        ("steps = 900", "steps = 900\npooled = true", "no rounds after it"),
+        ("steps = 900", "steps = 900\npooled = true", "rounds = 0"),
         ("steps = 2000\nbatch = 4\nlr = 3e-3", "steps = 2000", "needs a learning rate"),
         ("steps = 2000", "steps = -1", ">= 0 at `pretrain.steps`"),
         ("steps = 10\n", "steps = 0\n", ">= 1 at `federation.steps`"),
         ("concentration", 'source = "diary"\nconcentration', r"wikipedia\|chats.* at `public.source`"),
-        ("concentration", 'source = "chats"\nconcentration', "no invented records"),
+        ("concentration", 'source = "chats"\nconcentration', "no generated records"),
     ],
 )
 def test_a_wrong_scenario_is_refused_by_name(tmp_path, old, new, said):
@@ -131,7 +131,7 @@ def test_a_wrong_scenario_is_refused_by_name(tmp_path, old, new, said):
     ("old", "new", "said"),
     [
         ("epsilon_max", "trim = 0.1\nepsilon_max", "does not bound a trimmed mean"),
-        ("epsilon_max = 10.0", "epsilon_max = 0.5", "pass epsilon_max"),
+        ("epsilon_max = 10.0", "epsilon_max = 0.5", "exceed epsilon_max"),
     ],
 )
 def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(tmp_path, old, new, said):

@@ -1,1 +1,1 @@
-"""The phases of a run, one module each: a function from the simulation to the facts it found."""
+"""The phases of a run, one module each. A phase is a function that takes the simulation and returns its facts."""

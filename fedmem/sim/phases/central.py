@@ -1,9 +1,9 @@
-"""Phases `prepare`, `pretrain` and `cotrain`: what the coordinator does on public text (docs/method.md, §4).
+"""Execute the phases `prepare`, `pretrain` and `cotrain`: the coordinator's work on public text (docs/method.md, §4).
 
 Invariants
-- Tokenizer and tree see the coordinator's public text only, and so does training unless the scenario pools it.
-- With 0 steps, anchor and bank are the random ones that training would have started from.
-- The control `anchor alone` goes on from the same pretrained anchor, with the same batches and settings.
+- Tokenizer and tree see the coordinator's public text only. So does training, unless the scenario pools the text.
+- With 0 steps, anchor and bank are the random ones from which training would have started.
+- The control `anchor alone` continues from the same pretrained anchor, with the same batches and settings.
 """
 
 import numpy as np
@@ -27,10 +27,11 @@ from fedmem.training.sequences import Sequences
 from fedmem.training.settings import Settings
 
 CURVE_POINTS = 6
+"""The number of measurements of held-out loss in a phase, or a few more."""
 
 
 def prepare(sim: Simulation) -> Facts:
-    """Train the tokenizer and the cluster tree; place every device's records."""
+    """Train the tokenizer and the cluster tree, and place every device's records."""
     texts, scenario = sim.population.coordinator, sim.scenario
     sim.progress("prepare", 1, 4, "tokenizer")
     tokenizer = train_tokenizer(texts, scenario.anchor.vocabulary)
@@ -51,37 +52,51 @@ def prepare(sim: Simulation) -> Facts:
 
 
 def placement(sim: Simulation) -> Facts:
-    """How the policy placed the records, and how often it alone agrees with what the owner declared.
+    """Return how many records were shared and private, and how often policy and owner agree.
 
+    Agreement is measured on records whose owner declared a topic, with the policy's decision without that declaration.
     Of the user's own text the number of private records is not written down.
     """
     decisions = [decision for placed in sim.placed for decision in placed.decisions]
     declared = [(i.text, i.declared) for placed in sim.placed for i in placed.items if i.declared]
-    alone = sim.policy.place_many([text for text, _ in declared])
-    agreed = sum(d.placement == "private" for d in alone)
-    same = sum(d.topic == topic for d, (_, topic) in zip(alone, declared, strict=True))
+    undeclared_decisions = sim.policy.place_many([text for text, _ in declared])
+    agreements = sum(d.placement == "private" for d in undeclared_decisions)
+    topic_agreements = sum(d.topic == topic for d, (_, topic) in zip(undeclared_decisions, declared, strict=True))
     private = sum(d.placement == "private" for d in decisions)
     return {
         "shared": len(decisions) - private,
         "private": private if sim.population.generated else None,
-        "agreement": agreed / len(declared) if declared else None,
-        "topic_agreement": same / len(declared) if declared else None,
+        "agreement": agreements / len(declared) if declared else None,
+        "topic_agreement": topic_agreements / len(declared) if declared else None,
     }
 
 
 def settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
-    """Training settings of a central phase."""
+    """Return the training settings of a central phase."""
     return Settings(phase.steps, phase.batch, phase.lr, memory_lr=phase.memory_lr, weight_decay=weight_decay)
 
 
 def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndarray:
-    """Path of each sequence: that of its whole document [docs/method.md, §3]."""
+    """Return the path of each sequence, which is that of its whole document (docs/method.md, §3).
+
+    Args:
+        sim: the simulation.
+        texts: the documents.
+        sequences: the sequences of these documents.
+
+    Returns:
+        Cluster ids from 0, of shape (sequences, levels).
+    """
     paths_NP: np.ndarray = route(sim.tree, sim.embedder.embed(texts))[sequences.document_N]
     return paths_NP
 
 
 def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
-    """Texts packed by leaf cluster, and the path of each row."""
+    """Pack texts by leaf cluster.
+
+    Returns:
+        The packed rows, and the path of each row, of shape (rows, levels).
+    """
     sequences = sim.encode(texts)
     paths_NP = paths_of(sim, texts, sequences)
     packed = pack(sequences, paths_NP[:, -1])
@@ -89,14 +104,17 @@ def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.nda
 
 
 def texts_of(sim: Simulation, phase: Phase) -> list[str]:
-    """What a central phase trains on: the coordinator's text, or for a comparison what all devices could share."""
+    """Return the texts that a central phase trains on.
+
+    These are the coordinator's texts, or in a pooled phase the shareable texts of all devices.
+    """
     if phase.pooled:
         return [text for placed in sim.placed for text in placed.shareable()]
     return sim.population.coordinator
 
 
 class Curve:
-    """Held-out loss of a small fixed sample along a phase, and the phase's progress bar."""
+    """The held-out loss of a small fixed sample during a phase, and the phase's progress."""
 
     def __init__(self, sim: Simulation, phase: str, steps: int, model: PreTrainedModel) -> None:
         self.sim, self.phase, self.steps, self.model = sim, phase, steps, model
@@ -106,16 +124,22 @@ class Curve:
         self.points: list[Facts] = []
 
     def on_step(self, memory: Memory | None = None, state: BankState | None = None, offset: int = 0) -> OnStep:
-        """A callback that reports each step and measures every now and then, with fetched blocks if there are any."""
-        every = max(1, self.steps // CURVE_POINTS)
+        """Return a callback that reports each step and measures the loss at intervals.
+
+        Args:
+            memory: the attached memory, if the model has one.
+            state: the bank whose blocks are fetched for the measurement; None to measure the model alone.
+            offset: the number of steps that were done before, for the progress report.
+        """
+        interval = max(1, self.steps // CURVE_POINTS)
         sources: SourcesOf | None = None
         if state is not None:
-            fetched = state
-            sources = lambda numbers: [fetched.source(self.paths_NP[numbers])]  # noqa: E731
+            bank = state
+            sources = lambda numbers: [bank.source(self.paths_NP[numbers])]  # noqa: E731
 
         def step(number: int, _loss: float) -> None:
             self.sim.progress(self.phase, offset + number, self.steps, "")
-            if number % every == 0:
+            if number % interval == 0:
                 loss = mean(sequence_losses(self.model, self.sequences.tokens_NT, memory, sources))
                 self.points.append({"phase": self.phase, "step": number, "loss": loss, "split": "heldout"})
                 self.model.train()
@@ -135,21 +159,21 @@ def pretrain_phase(sim: Simulation) -> Facts:
 
 
 def cotrain_phase(sim: Simulation) -> Facts:
-    """Co-train anchor and bank, and the control if there is one: the anchor alone for as many tokens."""
+    """Co-train anchor and bank, and the control if the scenario has one: the anchor alone, for as many tokens."""
     phase, seed = sim.scenario.cotrain, sim.derive("cotrain") % 2**32
     packed, paths_MP = packed_with_paths(sim, texts_of(sim, phase))
-    model, before = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0), _control(sim, packed, seed)
-    curve = Curve(sim, "cotrain", before + phase.steps, model)
+    model, control_steps = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0), _train_control(sim, packed, seed)
+    curve = Curve(sim, "cotrain", control_steps + phase.steps, model)
     parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
     state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)
-    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, before))
+    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, control_steps))
     memory.detach()
     parameters.save(sim.state("cotrained.safetensors"), model, state)
     return {"curve": curve.points}
 
 
-def _control(sim: Simulation, packed: Packed, seed: int) -> int:
-    """Train and save the control; returns the steps that it took."""
+def _train_control(sim: Simulation, packed: Packed, seed: int) -> int:
+    """Train and save the control, and return the number of its steps."""
     if not sim.scenario.anchor.control:
         return 0
     phase, model = sim.scenario.cotrain, new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)

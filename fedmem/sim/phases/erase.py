@@ -1,9 +1,9 @@
-"""Phase `erase`: one private block of one device is erased, and the run folder is searched for private text.
+"""Execute the phase `erase`: erase a private block of one device, and search the run folder for private text.
 
 Invariants
-- The erasure is the one that `fedmem block delete` runs: plan, execute with its digest, verify by rescan, receipt.
-- The loss after it is measured in a fresh process that opens the vault and fetches by its ordinary path.
-- A killed phase rolls the erasure forward; it never runs twice.
+- The erasure is the one of `fedmem block delete`: plan, execute with the plan's digest, verify by rescan, receipt.
+- The loss after the erasure is measured in a fresh process that opens the vault and fetches as usual.
+- A phase that was killed completes its erasure. It never erases twice.
 """
 
 import json
@@ -18,10 +18,15 @@ from fedmem.sim.folder import Facts, subject
 from fedmem.sim.phases.private import open_vault
 
 NEEDLE = 32
+"""The length, in bytes, of the pieces of private text that are searched for."""
 
 
 def erase_phase(sim: Simulation) -> Facts:
-    """Erase the first learned block, if there is one. Facts: status, receipt, verification, residue, loss after."""
+    """Erase the first learned block, if there is one.
+
+    Returns:
+        The erasure (status, receipt, verification), the residue before and after, and the loss after the erasure.
+    """
     if not sim.population.learned:
         return {"residue": {"before": residue(sim), "after": None}}
     device, topic = sim.population.learned[0]
@@ -41,9 +46,9 @@ def _erase(sim: Simulation, device: int, topic: str) -> Facts:
         if vault.unfinished_erasures():
             erasure.resume(vault)
         if any(block.topic == topic for block in vault.blocks()):
-            planned = erasure.plan(vault, erasure.Scope.block(topic))
-            erasure.execute(vault, planned, planned.digest)
-        status = [found for found in erasure.status(vault) if found.state == "completed"][-1]
+            erasure_plan = erasure.plan(vault, erasure.Scope.block(topic))
+            erasure.execute(vault, erasure_plan, erasure_plan.digest)
+        status = [entry for entry in erasure.status(vault) if entry.state == "completed"][-1]
         verified = erasure.verify(vault, status.id).clean
         receipt = Path(status.receipt_path or "").read_bytes()
         public_key = (vault.root / "device.pub").read_bytes()
@@ -57,25 +62,25 @@ def _erase(sim: Simulation, device: int, topic: str) -> Facts:
         "public_key": str(copy.with_suffix(".pub")),
         "verified": verified,
         "device": subject(device),
-        # An erased topic's name, and sizes, stay on record for generated data only (I4).
+        # The name of an erased topic, and sizes, are kept for generated data only (I4).
         **({"topic": topic, "counts": status.counts} if sim.population.generated else {}),
     }
 
 
 def residue(sim: Simulation) -> int:
-    """Number of hits of private text, in the clear, below the run folder."""
+    """Return the number of places below the run folder where private text lies in the clear."""
     return len(erasure.residue.scan(sim.folder.root, needles(sim)))
 
 
 def needles(sim: Simulation) -> dict[str, bytes]:
-    """A piece from the middle of every private record, by a name without meaning."""
+    """Return a piece from the middle of every private record, by its number."""
     texts = [
         item.text
         for placed in sim.placed
         for item, decision in zip(placed.items, placed.decisions, strict=True)
         if decision.placement == "private"
     ]
-    texts += [text for held in sim.population.private_heldout.values() for text in held]
+    texts += [text for heldout_texts in sim.population.private_heldout.values() for text in heldout_texts]
     return {str(number): _middle(text) for number, text in enumerate(texts)}
 
 
@@ -86,9 +91,13 @@ def _middle(text: str) -> bytes:
 
 
 def fresh_process_loss(sim: Simulation, device: int, topic: str) -> float:
-    """What `python -m fedmem.sim.measure` prints. Raises FedmemError where it fails."""
+    """Return the loss that `python -m fedmem.sim.measure` prints.
+
+    Raises:
+        FedmemError: the process failed.
+    """
     command = [sys.executable, "-m", "fedmem.sim.measure", sim.folder.name, str(device), topic]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 # our own module, no shell
-    if done.returncode:
+    process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 # our own module, no shell
+    if process.returncode:
         raise FedmemError("The fresh process that measures after the erasure failed; run `fedmem doctor`.")
-    return float(json.loads(done.stdout)["loss"])
+    return float(json.loads(process.stdout)["loss"])

@@ -1,11 +1,11 @@
-"""Phase `evaluate`: held-out loss of public text on the last release, of private text on the first.
+"""Execute the phase `evaluate`: held-out loss of public text on the last release, of private text on the first.
 
 Invariants
-- `anchor` is the control: as many tokens by the same road, or none of the rounds where the anchor is not federated.
-  A scenario without a control has no such figure, and none that is told against it.
+- `anchor` is the control, trained on as many tokens as anchor and bank. It takes part in the rounds only where it is an
+  arm of the federation (`federated.arms`). A scenario without a control has no such figure and no gain over it.
 - `generic`, `fetched` and `wrong` share one anchor.
 - A wrong block belongs to another level-1 cluster.
-- Frequency of a document is the number of the coordinator's documents in its leaf cluster.
+- The frequency of a document is the number of the coordinator's documents in its leaf cluster.
 """
 
 import numpy as np
@@ -24,12 +24,13 @@ from fedmem.training.local import Federated
 from fedmem.training.release import Release
 
 PREFIX = 24
+"""The number of words at the beginning of a text that `fetched_by_prefix` is routed by."""
 
 
 def evaluate_phase(sim: Simulation) -> Facts:
-    """Every loss of the report but the one after erasure."""
-    # Exact losses on the user's private text would be written outside the boundary: not computed (docs/design.md, §7).
-    learned, facts = sim.population.learned if sim.population.generated else [], _public(sim)
+    """Measure every loss of the report except the one after the erasure."""
+    # Exact losses on the user's private text would leave the boundary, so they are not computed (docs/design.md, §7).
+    learned, facts = sim.population.learned if sim.population.generated else [], _public_losses(sim)
     rows = list[Facts]()
     for number, (device, topic) in enumerate(learned):
         sim.progress("evaluate", number + 1, len(learned) + 1, f"{subject(device)} {topic}")
@@ -39,7 +40,7 @@ def evaluate_phase(sim: Simulation) -> Facts:
     return facts | {"private_blocks": rows}
 
 
-def _public(sim: Simulation) -> Facts:
+def _public_losses(sim: Simulation) -> Facts:
     texts, rounds = sim.population.heldout, sim.scenario.federation.rounds * sim.scenario.federation.releases
     sequences = sim.encode(texts)
     tokens_NT, paths_NP = sequences.tokens_NT, paths_of(sim, texts, sequences)
@@ -50,8 +51,8 @@ def _public(sim: Simulation) -> Facts:
     wrong_NP = wrong_paths(paths_NP, sim.derive("wrong"))
     train_DP = route(sim.tree, sim.embedder.embed(sim.population.coordinator))
 
-    def fetched(part: Federated, chosen_NP: np.ndarray) -> Losses:
-        return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(chosen_NP[n]))
+    def fetched(part: Federated, routed_NP: np.ndarray) -> Losses:
+        return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(routed_NP[n]))
 
     generic = [source_for_all(release.spec, release.bank.generic())]
     control = sim.scenario.anchor.control
@@ -64,7 +65,7 @@ def _public(sim: Simulation) -> Facts:
     }
     return {
         "loss": {name: mean(losses) for name, losses in arms.items()},
-        "rounds": _paid(mean(fetched(start, paths_NP)), mean(arms["fetched"])) if rounds else {},
+        "rounds": _change_by_rounds(mean(fetched(start, paths_NP)), mean(arms["fetched"])) if rounds else {},
         "by_frequency": by_frequency(
             leaf_frequency(train_DP[:, -1], paths_NP[:, -1]),
             sequences.document_N,
@@ -75,6 +76,6 @@ def _public(sim: Simulation) -> Facts:
     }
 
 
-def _paid(before: float, after: float) -> Facts:
-    """Loss of what the coordinator made, loss after the rounds, and the change, negative where they paid."""
+def _change_by_rounds(before: float, after: float) -> Facts:
+    """Return the loss before the rounds, the loss after them, and the change; a negative change is an improvement."""
     return {"before": before, "after": after, "change": after - before}

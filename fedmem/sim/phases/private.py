@@ -1,9 +1,10 @@
-"""Phase `private`: each device learns its private blocks in its own vault (docs/design.md, §7 and §8).
+"""Execute the phase `private`: each device learns private blocks in its own vault (docs/design.md, §7 and §8).
 
 Invariants
-- Records go into the vault sealed; a block is trained on the first release, with anchor and shared blocks frozen.
-- A killed phase goes on where it was: what is in a vault stays, an open run is resumed on its own charge.
-- A run key follows from the seed only where every private record was generated.
+- Records go into the vault sealed. A block is trained on the first release, with anchor and shared blocks frozen.
+- A phase that was killed continues: records and blocks in a vault stay, and an open training run is resumed without a
+  second charge.
+- The key of a training run follows from the seed only where every private record was generated.
 """
 
 import hashlib
@@ -25,12 +26,12 @@ from fedmem.vault.vault import ALL, BlockInfo, NewRecord, Vault
 
 
 def first_release(sim: Simulation) -> Release:
-    """The release that private blocks are trained on and answer for."""
+    """Return the release that private blocks are trained on and answer for."""
     return Release.load(sim.folder.releases / sim.facts("rounds_1")["release"])
 
 
 def private_phase(sim: Simulation) -> Facts:
-    """Fill every device's vault, then learn the topics that the device is to learn."""
+    """Fill the vaults of all devices, then learn the topics of each device."""
     release, learned, blocks = first_release(sim), sim.population.learned, list[Facts]()
     total = len(learned) * sim.scenario.learning.steps
     for device in private_devices(sim):
@@ -39,35 +40,44 @@ def private_phase(sim: Simulation) -> Facts:
             for topic in [topic for owner, topic in learned if owner == device]:
                 sim.progress("private", len(blocks) * sim.scenario.learning.steps, total, subject(device))
                 block = _learn(sim, vault, release, device, topic, len(blocks), total)
-                blocks.append(_facts(vault, block, device, sim.policy.topics[topic]))
+                blocks.append(_block_facts(vault, block, device, sim.policy.topics[topic]))
     return {"blocks": blocks}
 
 
 def open_vault(sim: Simulation, device: int, write: bool = True) -> Vault:
-    """A device's vault. Raises NothingMatched where there is none."""
+    """Open the vault of a device.
+
+    Args:
+        sim: the simulation.
+        device: the index of the device.
+        write: open for writing.
+
+    Raises:
+        NothingMatched: the device has no vault.
+    """
     return Vault.open(sim.folder.vault(device), subject=subject(device), write=write)
 
 
 def _open_or_create(sim: Simulation, device: int) -> Vault:
-    """A device's vault; marked as simulated where noise is seeded when it is created."""
+    """Open or create the vault of a device; a vault whose noise will be seeded is marked as simulated."""
     root = sim.folder.vault(device)
     if (root / "vault.json").exists():
         return open_vault(sim, device)
-    shutil.rmtree(root, ignore_errors=True)  # a creation that was cut short holds nothing yet
+    shutil.rmtree(root, ignore_errors=True)  # without vault.json the creation was cut and nothing is in it
     return Vault.create(root, subject=subject(device), keystore="keyfile", simulated=sim.population.generated)
 
 
 def private_devices(sim: Simulation) -> list[int]:
-    """Devices that hold a private record, and so a vault."""
+    """Return the indices of the devices with a private record; these devices have a vault."""
     return [n for n, placed in enumerate(sim.placed) if any(d.placement == "private" for d in placed.decisions)]
 
 
 def _fill(sim: Simulation, vault: Vault, device: int, release: Release) -> None:
     placed = sim.placed[device]
-    chosen = [number for number, decision in enumerate(placed.decisions) if decision.placement == "private"]
+    private_numbers = [number for number, decision in enumerate(placed.decisions) if decision.placement == "private"]
     if vault.records(ALL):
         return
-    paths_NP = route(release.tree, placed.vectors_ND[chosen])
+    paths_NP = route(release.tree, placed.vectors_ND[private_numbers])
     vault.add_records(
         [
             NewRecord(
@@ -77,33 +87,33 @@ def _fill(sim: Simulation, vault: Vault, device: int, release: Release) -> None:
                 vector=placed.vectors_ND[number],
                 release=release.digest,
             )
-            for number, path_P in zip(chosen, paths_NP, strict=True)
+            for number, path_P in zip(private_numbers, paths_NP, strict=True)
         ]
     )
 
 
 def _learn(
-    sim: Simulation, vault: Vault, release: Release, device: int, topic: str, place: int, total: int
+    sim: Simulation, vault: Vault, release: Release, device: int, topic: str, blocks_before: int, total: int
 ) -> BlockInfo:
-    if done := block_for(vault, topic, release.digest):
-        return done
-    known, choice = sim.policy.topics[topic], sim.scenario.learning
+    if block := block_for(vault, topic, release.digest):
+        return block
+    policy_topic, learning = sim.policy.topics[topic], sim.scenario.learning
     seed = int(hashlib.sha256(f"{release.digest}/{topic}".encode()).hexdigest()[:8], 16)
-    settings = LearnSettings(choice.width, sim.scenario.anchor.length, seed, Optimiser(lr=choice.lr))
+    settings = LearnSettings(learning.width, sim.scenario.anchor.length, seed, Optimiser(lr=learning.lr))
     key = keys.run_key(sim, "block", device, topic, release.digest) if vault.simulated else None
     return learn_topic(
         vault,
         release,
-        known,
-        privacy_plan(sim, known),
+        policy_topic,
+        privacy_plan(sim, policy_topic),
         settings=settings,
         run_key=key,
-        progress=lambda step, _: sim.progress("private", place * choice.steps + step, total, subject(device)),
+        progress=lambda step, _: sim.progress("private", blocks_before * learning.steps + step, total, subject(device)),
     )
 
 
 def privacy_plan(sim: Simulation, topic: Topic) -> PrivacyPlan:
-    """The scenario's public terms, with the noise that the topic's budget asks for."""
+    """Return the scenario's public settings of DP-SGD, with the noise that meets the topic's ε and δ."""
     c = sim.scenario.learning
     return _calibrated(
         PrivacyPlan(c.sampling_rate, c.steps, c.clip, 0.0, c.sampling_rate * c.nominal, topic.delta, c.record_cap),
@@ -116,7 +126,7 @@ def _calibrated(plan: PrivacyPlan, epsilon: float) -> PrivacyPlan:
     return plan.calibrate(epsilon)
 
 
-def _facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
+def _block_facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
     facts = {
         "device": subject(device),
         "block": block.id,
@@ -125,5 +135,5 @@ def _facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
         "delta": topic.delta,
         "bytes": block.bytes,
     }
-    # A digest of parameters is kept for generated data only: there it says that two runs were equal (I9).
+    # A digest of parameters is kept for generated data only: it shows there that two runs are equal (I9).
     return facts | ({"digest": hashlib.sha256(vault.block_rows(block.id)).hexdigest()} if vault.simulated else {})

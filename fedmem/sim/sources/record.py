@@ -1,7 +1,7 @@
-"""What a source of private text yields.
+"""Define the record that every source of private text yields.
 
 Invariants
-- `topic` is what the text is about as its generator or owner says; where it is placed, the policy decides.
+- `topic` is the topic that the generator or the owner declares. The policy decides where the record is placed.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One document before placement; `topic`, `device` and `split` as declared, None where nothing was."""
+    """A document before placement; `topic` and `device` are as declared, None where nothing was declared."""
 
     text: str
     topic: str | None

@@ -1,9 +1,9 @@
-"""Question-answer pairs about invented authors, as TOFU has them: a JSONL file, plain or gzipped, given by path.
+"""Load question-answer pairs about invented authors in the form of TOFU: a JSONL file, plain or gzipped.
 
 Invariants
-- A line is an object {"author": int or str, "q": str, "a": str} and nothing else; a pair occurs once.
+- A line is an object {"author": int or str, "q": str, "a": str} and nothing else. A pair occurs once.
 - A bad line is a UsageError with file and line number and no part of the line.
-- Order is that of the file: equal in every process.
+- The order is that of the file, equal in every process.
 - A small file that unpacks to a huge one is refused before it fills the memory.
 
     facts = load(Path("tofu_qa.jsonl.gz"))
@@ -24,20 +24,24 @@ _KEYS = {"author", "q", "a"}
 _SHAPE = 'Each line must be a JSON object with "author", "q" and "a", all of them given, and no pair twice.'
 
 Facts = dict[str, list[tuple[str, str]]]
-"""Pairs of question and answer by author."""
+"""Pairs of question and answer, by author."""
 
 
 def load(path: Path) -> Facts:
-    """All pairs of the file by author. Raises UsageError on a bad line, an unreadable file, or one without pairs."""
-    facts, seen = Facts(), set[tuple[str, str]]()
+    """Return all pairs of the file, by author.
+
+    Raises:
+        UsageError: the file cannot be read, holds no pair, is longer than 256 MiB unpacked, or has a bad line.
+    """
+    facts, pairs = Facts(), set[tuple[str, str]]()
     for number, line in enumerate(_content(path).split(b"\n"), start=1):
         if not line.strip():
             continue
-        found = _pair(line)
-        if found is None or found[1] in seen:
+        entry = _pair(line)
+        if entry is None or entry[1] in pairs:
             raise UsageError(f"The facts {path}, line {number}, are no question-answer pair. {_SHAPE}")
-        author, pair = found
-        seen.add(pair)
+        author, pair = entry
+        pairs.add(pair)
         facts.setdefault(author, []).append(pair)
     if not facts:
         raise UsageError(f"The facts {path} hold no question-answer pair. {_SHAPE}")
@@ -46,7 +50,7 @@ def load(path: Path) -> Facts:
 
 def _content(path: Path) -> bytes:
     try:
-        # Gzip by its first bytes, not by the name: a file that was unpacked by a browser keeps its name.
+        # Gzip is told by the first bytes, since a file that a browser unpacked keeps its name.
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
@@ -62,7 +66,7 @@ def _content(path: Path) -> bytes:
 
 
 def _pair(line: bytes) -> tuple[str, tuple[str, str]] | None:
-    """Author and pair on one line, or None; no exception leaves with the line inside it."""
+    """Return author and pair on one line, or None; no exception carries the line."""
     try:
         entry: Any = json.loads(line.decode("utf-8-sig"))
         if not isinstance(entry, dict) or entry.keys() != _KEYS or type(entry["author"]) not in (int, str):

