@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from fedmem.errors import Busy, KeystoreError
-from fedmem.federation.pipe import TICK
+from fedmem.federation.connection import TICK
 from fedmem.policy.policy import Policy
 from fedmem.vault.store.core import StaleReader
 from fedmem.vault.store.egress_entry import EgressEntry

@@ -27,8 +27,7 @@ from typing import Protocol
 from fedmem.device.gate import Gate
 from fedmem.errors import BoundaryViolation, Busy, FedmemError, Refused, VersionMismatch
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.connection import Connection, listen, require_same_user
-from fedmem.federation.pipe import PATIENCE, TICK
+from fedmem.federation.connection import PATIENCE, TICK, Connection, listen, require_same_user
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.terms import Terms
 from fedmem.storage.files import storage_errors

@@ -20,9 +20,8 @@ from pathlib import Path
 
 from fedmem.federation import socket_protocol as protocol
 from fedmem.federation import wire
-from fedmem.federation.connection import Connection, connect
+from fedmem.federation.connection import PATIENCE, TICK, BadFrame, Connection, PeerGone, connect
 from fedmem.federation.device import LocalTrain, TrainConfig
-from fedmem.federation.pipe import PATIENCE, TICK, BadFrame, PeerGone
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fedmem.errors import BoundaryViolation, Busy, FedmemError, VersionMismatch
 from fedmem.federation import wire
-from fedmem.federation.pipe import BadFrame
+from fedmem.federation.connection import BadFrame
 from fedmem.federation.wire import Fields, Schema
 
 HELLO, RECORDS, UPDATE = 1, 2, 3
