@@ -3,8 +3,8 @@
 Invariants
 - idle → open → spent → idle. A round is closed or aborted once, and only with the proof that its spend is durable (I6).
 - Time is an argument. A reply counts if it arrives by the deadline, comes from the cohort of the open round, is the
-  first of its node, and has exactly the fields of the schema. Its norm is clipped again here. Any other reply is refused and
-  changes nothing.
+  first of its node, and has exactly the fields of the schema. Its norm is clipped again here. Any other reply is
+  refused and changes nothing.
 - The order of replies has no effect. A device that does not reply affects nothing but its own contribution.
 - New parameters and new server state depend on (old ones, plan, settings, noise stream, set of counted replies) alone.
 - An aborted round leaves parameters and state unchanged. Its number and its spend are used up nevertheless.
@@ -229,7 +229,7 @@ class Coordinator:
         self._counted.add(node)
 
     def spend(self) -> dict[str, Any]:
-        """Return the privacy event of the open round. It must be durable before `close`. Raises Refused if none is open."""
+        """Return the privacy event of the open round; it must be durable before `close`. Raises Refused."""
         event = device_dp.spend(self.plan, rounds=1)
         return {"round": self._current().number, "spend": event.to_dict(), "plan": self.plan.to_dict()}
 
