@@ -55,7 +55,7 @@ class Gate:
         object.__setattr__(self, "_entry_facts", facts)
 
     def release(self, fields: Fields, number: int) -> Fields:
-        """Enter `fields` in the egress ledger as the answer of round `number`, then return them.
+        """Check `fields`, enter them in the egress ledger as the answer of round `number`, and return them.
 
         Args:
             number: the round, from 1 to `MAX_ROUND`; 0 for an answer to no round.

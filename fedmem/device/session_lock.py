@@ -57,6 +57,9 @@ class SessionStatus:
 class SessionLock:
     """The lock of a training, held from its construction to the end of the `with` block.
 
+    Args:
+        root: the vault's folder.
+
     Raises Busy if another training of the vault runs, StorageError.
     """
 
