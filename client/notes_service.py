@@ -27,10 +27,7 @@ async def lifespan(app):
 
 
 def route(method, path, call):
-    """Return a route that runs `call(memory, text, parameters)` in a thread and sends its result or error as JSON.
-
-    `text` is the body of the request.
-    """
+    """Return a route that runs `call(memory, text of the body, parameters)` in a thread and sends the result as JSON."""
 
     async def serve(request):
         try:
