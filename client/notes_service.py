@@ -27,7 +27,7 @@ async def lifespan(app):
 
 
 def route(method, path, call):
-    """Return a route that runs `call(memory, text of the body, parameters)` in a thread and sends the result as JSON."""
+    """Return a route that runs `call(memory, body text, parameters)` in a thread and sends result or error as JSON."""
 
     async def serve(request):
         try:
