@@ -1,4 +1,4 @@
-"""The Flower ClientApp of a device: train on shareable records, and send what the vault process has approved.
+"""The Flower ClientApp of a device: train on shareable records, and send updates that the vault process has approved.
 
 Invariants
 - `fedmem` comes from this device's own installation, never from the bundle that the server supplied.
@@ -21,7 +21,10 @@ require_own_installation(__file__)
 
 
 def device_for(context: Context) -> Device:
-    """Return this device, connected to its vault process; a message has a process of its own."""
+    """Return this device, connected to its vault process. Flower starts one process for each message.
+
+    Raises NoApproval if the vault process cannot be reached.
+    """
     try:
         runtime = Runtime.from_environment()
         terms = runtime.terms()
@@ -33,7 +36,7 @@ def device_for(context: Context) -> Device:
 
 
 def training(runtime: Runtime, port: SocketPort) -> LocalTrain:
-    """Return local training on the release and on what the port gives; torch is loaded when it begins."""
+    """Return local training on the release and on the records of the port. Torch is loaded when training begins."""
 
     def train(params: Params, config: TrainConfig) -> Params:
         from fedmem.federation.local_training import from_release

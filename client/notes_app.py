@@ -1,4 +1,4 @@
-"""Notes that remember, answer and forget: `python client/notes_app.py add|find|learn|ask|forget WORDS`."""
+"""Add, find, learn, ask about and forget notes: `python client/notes_app.py add|find|learn|ask|forget WORDS`."""
 
 import getpass
 import os

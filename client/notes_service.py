@@ -1,6 +1,7 @@
-"""The notes of one person over HTTP: `python client/notes_service.py`, then `curl -d "A note." 127.0.0.1:8000/notes`.
+"""A web service for the notes of one person: `python client/notes_service.py`.
 
-It asks nobody for a password, so it listens on this machine only. All requests share one client.
+Add a note by `curl -d "A note." 127.0.0.1:8000/notes`. The service has no login, so it listens on this machine only.
+All requests share one client.
 """
 
 import os
@@ -26,7 +27,7 @@ async def lifespan(app):
 
 
 def route(method, path, call):
-    """Run `call(memory, text of the body, parameters)` in a thread, and send its result or its error as JSON."""
+    """Return a route that runs `call(memory, body text, parameters)` in a thread and sends result or error as JSON."""
 
     async def serve(request):
         try:
@@ -55,5 +56,5 @@ ROUTES = [
     route("POST", "/answer", lambda memory, text, _: {"text": memory.generate(text)}),
 ]
 app = Starlette(routes=ROUTES, lifespan=lifespan)
-if __name__ == "__main__":  # no access log: it would hold what is searched for
+if __name__ == "__main__":  # no access log: it would hold the search texts
     uvicorn.run(app, port=int(os.environ.get("NOTES_PORT", "8000")), access_log=False)

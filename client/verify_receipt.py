@@ -2,15 +2,17 @@
 
     python verify_receipt.py RECEIPT... --key device.pub
 
-Written from the formats' texts, as a second opinion on fedmem's own verifier:
+It is written from the specifications of the formats, to check fedmem's own verifier independently:
 - DSSE 1.0 (secure-systems-lab/dsse, protocol.md and envelope.md): the signature is over
   "DSSEv1" SP LEN(type) SP type SP LEN(body) SP body; either base64 alphabet; a key id is an unsigned hint.
 - in-toto Statement v1 (in-toto/attestation, spec/v1/statement.md): type, predicate type, subjects with digests.
 - Ed25519 (RFC 8032), public key as SubjectPublicKeyInfo in PEM (RFC 8410).
-- Of fedmem: one signature, the predicate type below, and `previous`, the SHA-256 of the receipt file before it.
+- fedmem's rules: one signature, the predicate type below, and `previous`, the SHA-256 of the receipt file before it.
 
-Exit codes: 0 every receipt verifies and, of several, each names the one before it and the first names none;
-6 something does not hold; 2 wrong usage.
+Exit codes:
+- 0: every receipt verifies. Of several receipts, each names the one before it, and the first names none.
+- 6: a receipt or the chain does not verify.
+- 2: wrong usage.
 """
 
 import argparse
@@ -33,11 +35,11 @@ LARGEST = 64 * 1024 * 1024  # bytes
 
 
 class NotVerified(Exception):
-    """A receipt, or a link of their chain, does not hold."""
+    """A receipt, or the chain of receipts, does not verify."""
 
 
 def check(receipt: bytes, key_pem: bytes) -> dict[str, Any]:
-    """The statement of one receipt. Raises NotVerified."""
+    """Return the statement of one receipt. Raises NotVerified."""
     payload, signature = open_envelope(receipt)
     kind = PAYLOAD_TYPE.encode()
     signed = b" ".join([b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(payload), payload])
@@ -49,23 +51,23 @@ def check(receipt: bytes, key_pem: bytes) -> dict[str, Any]:
 
 
 def check_chain(receipts: Sequence[bytes], key_pem: bytes) -> list[dict[str, Any]]:
-    """The statements of receipts that follow each other from the first one on. Raises NotVerified."""
-    found: list[dict[str, Any]] = []
+    """Return the statements of a chain of receipts, oldest first. Raises NotVerified."""
+    statements: list[dict[str, Any]] = []
     expected = None
     for number, receipt in enumerate(receipts, 1):
         try:
-            found.append(check(receipt, key_pem))
+            statements.append(check(receipt, key_pem))
         except NotVerified as error:
             raise NotVerified(f"receipt {number}: {error}") from None
-        if found[-1]["predicate"].get("previous") != expected:
+        if statements[-1]["predicate"].get("previous") != expected:
             raise NotVerified(f"receipt {number} does not follow on receipt {number - 1}" if number > 1
                               else "receipt 1 is not the first: it names one before it")  # fmt: skip
         expected = hashlib.sha256(receipt).hexdigest()
-    return found
+    return statements
 
 
 def load_key(key_pem: bytes) -> Ed25519PublicKey:
-    """An Ed25519 public key. Raises NotVerified."""
+    """Return the Ed25519 public key in a PEM file. Raises NotVerified."""
     try:
         key = load_pem_public_key(key_pem)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -76,7 +78,7 @@ def load_key(key_pem: bytes) -> Ed25519PublicKey:
 
 
 def open_envelope(receipt: bytes) -> tuple[bytes, bytes]:
-    """(payload, signature) of an envelope with exactly one signature. Raises NotVerified."""
+    """Return (payload, signature) of an envelope with exactly one signature. Raises NotVerified."""
     if len(receipt) > LARGEST:
         raise NotVerified("the file is larger than any receipt")
     envelope = parsed(receipt)
@@ -89,32 +91,33 @@ def open_envelope(receipt: bytes) -> tuple[bytes, bytes]:
 
 
 def statement(payload: bytes) -> dict[str, Any]:
-    """The statement in a payload. Raises NotVerified where it is none about an erasure."""
-    said = parsed(payload)
-    subjects = said.get("subject")
-    if said.get("_type") != STATEMENT_TYPE or said.get("predicateType") != PREDICATE_TYPE:
-        raise NotVerified("what is signed is no statement about an erasure")
-    if not isinstance(said.get("predicate"), dict) or not isinstance(subjects, list):
+    """Return the statement in a payload. Raises NotVerified if it is not one about an erasure."""
+    values = parsed(payload)
+    subjects = values.get("subject")
+    if values.get("_type") != STATEMENT_TYPE or values.get("predicateType") != PREDICATE_TYPE:
+        raise NotVerified("the payload is no statement about an erasure")
+    if not isinstance(values.get("predicate"), dict) or not isinstance(subjects, list):
         raise NotVerified("the statement lacks its subjects or its predicate")
-    if not all(isinstance(one, dict) and isinstance(one.get("digest"), dict) for one in subjects):
+    if not all(isinstance(subject, dict) and isinstance(subject.get("digest"), dict) for subject in subjects):
         raise NotVerified("a subject of the statement has no digest")
-    return said
+    return values
 
 
 def parsed(data: bytes) -> dict[str, Any]:
-    """A JSON object in UTF-8. Raises NotVerified."""
+    """Return the JSON object in `data`, which is UTF-8. Raises NotVerified."""
     try:
-        found = json.loads(data.decode("utf-8"))
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode("utf-8")  # what only Python calls JSON fails here
+        values = json.loads(data.decode("utf-8"))
+        # Python reads NaN and lone surrogates, which are not JSON: they fail here.
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        values = None
+    if not isinstance(values, dict):
         raise NotVerified("it is not a JSON object")
-    return found
+    return values
 
 
 def decoded(text: Any) -> bytes:
-    """Base64 of either alphabet. Raises NotVerified."""
+    """Return the bytes of base64 text in either alphabet. Raises NotVerified."""
     for alphabet in (b"+/", b"-_") if isinstance(text, str) else ():
         try:
             return base64.b64decode(text, altchars=alphabet, validate=True)
@@ -123,22 +126,22 @@ def decoded(text: Any) -> bytes:
     raise NotVerified("a field of the envelope is not base64")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """The command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify the receipts that the command line names, and return the exit code."""
     parser = argparse.ArgumentParser(description="Check fedmem's erasure receipts; several, oldest first, as a chain.")
     parser.add_argument("receipts", nargs="+", type=Path, metavar="RECEIPT")
     parser.add_argument("--key", required=True, type=Path, help="the device's public key, PEM")
-    given = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     try:
-        files, key = [path.read_bytes() for path in given.receipts], given.key.read_bytes()
-        said = check_chain(files, key) if len(files) > 1 else [check(files[0], key)]
+        files, key = [path.read_bytes() for path in options.receipts], options.key.read_bytes()
+        statements = check_chain(files, key) if len(files) > 1 else [check(files[0], key)]
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}")
     except NotVerified as error:
         print(f"NOT VERIFIED: {error}", file=sys.stderr)
         return 6
-    for file, one in zip(files, said, strict=True):
-        print("verified", hashlib.sha256(file).hexdigest(), one["predicate"].get("erasure"))
+    for file, verified in zip(files, statements, strict=True):
+        print("verified", hashlib.sha256(file).hexdigest(), verified["predicate"].get("erasure"))
     return 0
 
 

@@ -1,9 +1,9 @@
-"""The Flower ServerApp: rounds over a release, journalled in a folder of its own.
+"""The Flower ServerApp: it runs rounds from a release, with a journal in a folder of its own.
 
 Invariants
-- The loop is `fedmem.federation.run_rounds`, the same as in a simulation.
-- Plan, rounds and local settings come from one public terms file; a device with another plan answers zeros.
-- The key of the noise is fresh and lives in this process only.
+- The loop is `fedmem.coordinator.run_rounds`, the same as in a simulation.
+- Plan, rounds and local settings come from one public terms file. A device with another plan answers with zeros.
+- The key of the noise is new for each run, and is held by this process only.
 
     flwr run . --run-config "release='releases/…' terms='terms.toml' out='out'"
 """
@@ -25,18 +25,24 @@ require_own_installation(__file__)
 
 
 def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
-    """Return coordinator, journal, number of rounds and patience, from Flower's run config."""
-    named = {key: str(context.run_config[key]) for key in ("release", "terms", "out")}
-    for key, value in named.items():
+    """Return coordinator, journal, number of rounds and patience, from Flower's run config.
+
+    Raises:
+        UsageError: the run config lacks `release`, `terms` or `out`, or the terms are not valid.
+        Refused: `out` holds an earlier federation.
+        NothingMatched, VerificationFailed, VersionMismatch: as reading the terms and the release.
+    """
+    values = {key: str(context.run_config[key]) for key in ("release", "terms", "out")}
+    for key, value in values.items():
         if not value:
             raise UsageError(f"The run config needs {key}; see server/README.md.")
-    agreement = Agreement.load(Path(named["terms"]))
-    journal = Journal(Path(named["out"]))
+    agreement = Agreement.load(Path(values["terms"]))
+    journal = Journal(Path(values["out"]))
     if journal.log.entries():
         raise Refused(
             f"{journal.root} holds an earlier federation whose noise key is gone; name another folder as out."
         )
-    params = federated_part(Path(named["release"]), agreement).params()
+    params = federated_part(Path(values["release"]), agreement).params()
     noise = PrivacyStream(secrets.token_bytes(32), agreement.plan.digest().encode())
     coordinator = Coordinator(params, agreement.plan, noise, agreement.rounds)
     rounds = int(context.run_config["rounds"]) or agreement.plan.rounds

@@ -27,7 +27,8 @@ from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
     from fedmem.device.session_lock import SessionStatus
-    from fedmem.device.training_sessions import SessionResult, SharedAccess, Stop, TrainingStatus
+    from fedmem.device.training_sessions import SessionResult, Stop, TrainingStatus
+    from fedmem.device.vault_access import SharedAccess
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SIZES = {"MB": 10**6, "GB": 10**9}
@@ -128,7 +129,7 @@ def cancel(name: str, subject: str, vault: str | None, secret: Secret, dry_run: 
 
 def door(subject: str, vault: str | None, secret: Secret) -> "SharedAccess":
     """The vault that the options mean, left to other programs but for moments."""
-    from fedmem.device.training_sessions import SharedAccess
+    from fedmem.device.vault_access import SharedAccess
 
     return SharedAccess(lambda write: opened(subject, vault, secret, write=write))
 

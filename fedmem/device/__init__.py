@@ -1,4 +1,4 @@
-"""The device's side of the boundary: the gate, the vault process and its socket.
+"""The device inside its boundary: learning, answering, the gate, the vault process and its socket.
 
 Invariants
 - The network-facing process imports nothing of this room, of `fedmem.vault` or of `fedmem.policy`.

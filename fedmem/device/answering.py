@@ -1,12 +1,12 @@
-"""Answers inside the vault process: the anchor with the shared blocks of the path and the subject's own blocks.
+"""Generate answers inside the boundary, from the anchor, the shared blocks of a path and the private blocks.
 
 Invariants
-- Private rows are read from the vault for one answer, added while it is generated, and detached after it;
-  they reach no file, no cache that outlives the answer and no other process.
-- Before each piece the vault is checked: once it is closed, or something was erased, by whichever thread or process,
-  the answer ends with an error.
-- Threads may answer at once, and a stream may be read by another thread than the one that asked.
-- Greedy: the same prompt, release and blocks give the same tokens.
+- Private rows are read from the vault for one answer. They are attached while a token is computed, and detached after
+  it. They are written to no file, to no cache that outlives the answer, and to no other process.
+- The vault is checked before each piece. If it was closed, or any thread or process has erased something, the answer
+  ends with an error.
+- Several threads may answer at once. A stream may be read by another thread than the one that started it.
+- Decoding is greedy: the same prompt, release and blocks give the same tokens.
 
     for piece in Answerer(release).answer("Which dose?", path, vault, blocks, limit=32):
         ...
@@ -25,11 +25,11 @@ from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
-UNFINISHED = "\ufffd"  # how the tokenizer shows a character whose last bytes are still to come
+UNFINISHED = "\ufffd"  # the tokenizer gives it for a character whose last bytes are not yet generated
 
 
 class Answerer:
-    """A release's anchor with memory attached; made once, used for many answers."""
+    """The anchor of a release with memory attached. One Answerer is used for many answers."""
 
     def __init__(self, release: Release) -> None:
         self.release = release
@@ -40,18 +40,18 @@ class Answerer:
     def answer(
         self, prompt: str, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo], limit: int
     ) -> Iterator[str]:
-        """Bind an answer to the blocks as they are now, and return its pieces as they are generated.
+        """Return the pieces of an answer as they are generated, from the blocks as they are now.
 
         Args:
-            prompt: what is continued; the end of it where it is too long for the anchor's context.
+            prompt: the text to continue; only its end is used if it is too long for the anchor's context.
             path: the prompt's path in the release's tree, one block number for each level.
-            vault: where `blocks` are read from.
-            blocks: private blocks in use, in this order.
-            limit: the most tokens of the answer, at least 1.
+            vault: the vault of `blocks`.
+            blocks: the private blocks to use, in this order.
+            limit: the greatest number of tokens of the answer, at least 1.
 
         Raises:
-            UsageError: the limit leaves no room for the prompt; from a piece, where the vault was closed.
-            Busy: from a piece, where something was erased since the answer was bound.
+            UsageError: the limit leaves no room for the prompt. From the iterator: the vault was closed.
+            Busy: from the iterator: something was erased since this call.
         """
         room = int(self.model.config.max_position_embeddings) - limit
         if limit < 1 or room < 2:
@@ -65,34 +65,38 @@ class Answerer:
         ids: list[int] = []
         text = ""
         for token in tokens:
-            _check(vault, generation)
+            _check_generation(vault, generation)
             ids.append(token)
-            now = self.release.tokenizer.decode(ids)
-            if not now.endswith(UNFINISHED):
-                yield now[len(text) :]
-                _check(vault, generation)  # Long after, perhaps: the next token must not be computed from erased rows.
-                text = now
+            decoded = self.release.tokenizer.decode(ids)
+            if not decoded.endswith(UNFINISHED):
+                yield decoded[len(text) :]
+                # The reader may have waited long: the next token must not be computed from erased rows.
+                _check_generation(vault, generation)
+                text = decoded
 
     def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[ActiveMemory]:
-        """The shared rows of the path, then the private rows of each block."""
+        """Return the memory sources of an answer: the shared rows of the path, then the private rows of each block."""
         return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
     def tokens(self, ids: Sequence[int], sources: Sequence[ActiveMemory], limit: int) -> Iterator[int]:
-        """Greedy continuation, until the document ends or `limit`. The memory is in use during a step only."""
+        """Return the tokens of the greedy continuation of `ids`, until the document ends or after `limit` tokens.
+
+        The sources are attached only while a token is computed.
+        """
         tokens_1T = torch.tensor([list(ids)])
         cache: Any = None
         for _ in range(limit):
-            # Never across a yield: what is in use there is in use for whoever reads the generator.
+            # Never attached across a yield: the code that reads the generator would then compute with them too.
             with torch.no_grad(), self.memory.using(*sources):
-                out = self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True)
-            cache, token = out.past_key_values, int(out.logits[0, -1].argmax())
+                output = self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True)
+            cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
             if token == self.end:
                 return
             yield token
             tokens_1T = torch.tensor([[token]])
 
 
-def _check(vault: Vault, generation: int) -> None:
-    """Raise UsageError where the vault was closed, Busy where it is of another generation."""
+def _check_generation(vault: Vault, generation: int) -> None:
+    """Raise UsageError if the vault was closed, Busy if something was erased since `generation`."""
     if vault.generation != generation:
         raise Busy("The vault changed while the answer was generated; ask again.")

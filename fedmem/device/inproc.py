@@ -1,8 +1,8 @@
-"""The vault port as an object in one process, for simulations and tests.
+"""A vault port within one process, for simulations and tests.
 
 Invariants
-- It holds copies of public things: no path of attributes, containers or closures leads from it to a vault.
-- It approves through the same gate as the vault process.
+- It holds copies of public values. No chain of attributes, containers or closures leads from it to a vault.
+- It approves answers by the same gate as the vault process.
 
 >>> import numpy as np
 >>> plan = DevicePlan(population=1, unsafe_no_dp=True, unsafe_reason="an example")
@@ -23,9 +23,14 @@ from fedmem.vault.store.egress_entry import EgressEntry
 
 
 class InprocPort:
-    """A `VaultPort` that cannot reach the vault: it gets copies and keeps no reference.
+    """A `VaultPort` without access to a vault: it gets copies and keeps no reference.
 
-    `egress` is read by the side that made the port, which fills the vault's ledger from it.
+    Args:
+        records: texts of the shareable records.
+        plan, shapes: the terms of the run.
+
+    Attributes:
+        egress: the egress entries so far. The creator of the port copies them into the vault's egress ledger.
     """
 
     __slots__ = ("_gate", "_records", "egress")
@@ -36,12 +41,12 @@ class InprocPort:
         self._gate = Gate(Terms(plan, shapes), self.egress.append)
 
     def shareable(self) -> Sequence[str]:
-        """Return the texts of shareable records, as placed when the port was made."""
+        """Return the texts of the shareable records, as they were placed when the port was made."""
         return self._records
 
     def approve(self, fields: Fields, number: int) -> Fields:
-        """Check and enter one reply.
+        """Check the reply of round `number` and enter its egress line; return it. Raises BoundaryViolation.
 
-        Guarantees: what is returned is exactly the reply schema, and its decoded norm is at most the clip norm.
+        Guarantees: the returned fields are exactly the reply schema, and their decoded norm is at most the clip norm.
         """
         return self._gate.release(fields, number)

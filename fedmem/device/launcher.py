@@ -1,7 +1,7 @@
-"""Replace this process by a program that the kernel ends with its parent: `launcher PID PROGRAM…`.
+"""Replace this process by a program that the kernel ends when its parent ends: `launcher PID PROGRAM…`.
 
 Invariants
-- The program gets SIGTERM when the process PID has ended, even by SIGKILL (Linux, PR_SET_PDEATHSIG).
+- The program gets SIGTERM when its parent, the process PID, has ended, even by SIGKILL (Linux, PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -12,12 +12,12 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def main(words: list[str]) -> None:
-    """Execute `words[1:]` as the child of process `words[0]`."""
+def main(arguments: list[str]) -> None:
+    """Execute the program `arguments[1:]`; `arguments[0]` is the id of the parent process."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(words[0]):  # it ended before the kernel was asked
+    if os.getppid() != int(arguments[0]):  # the parent ended before the call of prctl
         sys.exit(1)
-    os.execv(words[1], words[1:])  # noqa: S606  (no shell; the path comes from `supernode.program`)
+    os.execv(arguments[1], arguments[1:])  # noqa: S606  (no shell; the path comes from `supernode.program`)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Learn a topic's private block: check, charge, train, seal, in that order.
+"""Train the private block of a topic: check, charge, train, seal, in that order.
 
 Invariants
-- The charge is durable before the first gradient is computed (I6); an interrupted run resumes on its own charge.
-- A run that would pass the topic's budget is refused before anything is charged.
-- A resumed run ends in the bytes of one that was never cut: it goes on from its sealed checkpoint, or starts again
-  from public rows, with the same stream either way.
-- The stream is bound to plan, release, texts and paths, beside the run's own key: other data never meet the same noise.
-- Private text goes nowhere but into the model in this process; errors name the topic's state, never a record.
+- The charge is durable before the first gradient is computed (I6). An interrupted run goes on with its own charge.
+- A run that would exceed the topic's budget is refused before anything is charged.
+- A resumed run ends in the same bytes as an uninterrupted one. It goes on from its sealed checkpoint, or starts again
+  from public rows, and in both cases with the same noise stream.
+- The stream depends on plan, release, texts and paths, beside the run's own key. Other data never get the same noise.
+- Private text is used by the model in this process only. Errors describe the state of the topic, never a record.
 
     learn_topic(vault, release, policy.topics["health"], plan)
 """
@@ -41,15 +41,20 @@ from fedmem.vault.store.core import serialised
 from fedmem.vault.vault import BlockInfo, Record, TrainingRun, Vault
 
 Path = tuple[int, ...]
-RECORD_CAP = 10_000  # public: the greatest number of records that a topic's default plan allows for
-TOO_LONG = "A record, or all of the topic together, takes more memory than the limit leaves."
+RECORD_CAP = 10_000  # public: the greatest number of records under a topic's default plan
+TOO_LONG = "A record, or the whole topic, takes more memory than the limit leaves."
 
 
 @dataclass(frozen=True)
 class LearnSettings:
-    """Public choices beside the privacy plan: block `width`, sequence `length` in tokens, `seed` of the first rows.
+    """Public settings of a training beside its privacy plan.
 
-    Width 16: the norm of the noise grows with the root of the width; 8 gained no more on public text.
+    Attributes:
+        width: rows of the block in each layer. The norm of the noise grows with its square root; on public text a block
+            of width 8 gained no more than one of 16.
+        length: tokens of a sequence.
+        seed: seed of the public rows with which the block begins.
+        optimiser: settings of the optimiser.
     """
 
     width: int = 16
@@ -60,9 +65,9 @@ class LearnSettings:
 
 @dataclass(frozen=True)
 class ChargedRun:
-    """A run that is charged, with all that its training needs, in the memory of this process only.
+    """A charged run with all inputs of its training, in the memory of this process only.
 
-    `state` is where an earlier session was cut, or None.
+    `state` is the last checkpoint of an earlier session, or None.
     """
 
     run: TrainingRun
@@ -89,26 +94,36 @@ def learn_topic(
 ) -> BlockInfo:
     """Train the block of `topic` on all of its records on this release, under `plan`, and seal it in the vault.
 
-    `run_key` (32 bytes) is for simulated vaults only. Guarantees: the block is (plan.epsilon(), plan.delta)-DP for
-    adding or removing one record; composed with every earlier run, no record passes the topic's epsilon.
+    Args:
+        topic: the topic of the policy, with its budget.
+        settings: public settings; the defaults of `LearnSettings` if None.
+        runtime: options of speed and memory; they do not change privacy.
+        run_key: 32 bytes, for simulated vaults only; a random key if None.
+        progress: is called after each step, with the step and the number of steps.
 
-    Raises NothingMatched (no record of the topic), Refused (more records than the declared cap, or a delta above the
-    topic's), BudgetExceeded (nothing is charged then), Busy (another thread trains the topic), and what the vault
-    raises.
+    Guarantees: the block is (plan.epsilon(), plan.delta)-DP for adding or removing one record. Composed with every
+    earlier run, no record exceeds the topic's epsilon.
+
+    Raises:
+        NothingMatched: the topic has no record.
+        Refused: more records than the plan's cap, or a delta above the topic's.
+        BudgetExceeded: the run would exceed the topic's budget; nothing is charged then.
+        Busy: another thread trains the topic.
+        StorageError, and what the vault raises.
     """
     with _only_training(vault, topic.name):
         charged = charge(vault, release, topic, plan, settings=settings, run_key=run_key)
-        return finish(vault, charged, train(charged, runtime, progress))
+        return seal_block(vault, charged, train(charged, runtime, progress))
 
 
 def default_plan(epsilon: float) -> PrivacyPlan:
-    """The plan for small topics at ε `epsilon`. Raises UsageError, Refused."""
+    """Return the plan for small topics, calibrated to `epsilon`. Raises UsageError, Refused."""
     return PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(epsilon)
 
 
 @contextmanager
 def _only_training(vault: Vault, topic: str) -> Iterator[None]:
-    """Keep other threads from training the topic meanwhile: they would go on with the same run, twice."""
+    """Raise Busy if another thread trains the topic: both threads would continue the same run."""
     with vault.core.lock:
         if topic in vault.core.trained_topics:
             raise Busy("Another thread of this program trains the topic. Wait until it is done.")
@@ -128,28 +143,29 @@ def charge(
     *,
     settings: LearnSettings | None = None,
     run_key: bytes | None = None,
-    renew: bool = True,
-    room: int | None = None,
+    may_recharge: bool = True,
+    record_memory: int | None = None,
 ) -> ChargedRun:
-    """Check, read the records, and charge a run or take up the open one, in one step for all threads.
-
-    Raises as `learn_topic`.
+    """Check and read the records, then charge a new run or resume the open one. No other thread runs in between.
 
     Args:
-        renew: where the open run had other records or another plan, whether a new one is charged in its place; else
-            it ends failed, stays charged, and Refused is raised.
-        room: bytes that the records may take in memory; Refused where they take more, before anything is charged.
+        may_recharge: what happens if the open run had other records or another plan. True: a new run is charged in
+            its place. False: the open run ends failed and stays charged, and Refused is raised.
+        record_memory: bytes that the records may take in memory. If they take more, Refused is raised before anything
+            is charged.
+
+    Raises as `learn_topic`.
     """
     settings = settings or LearnSettings()
     records = vault.records(topic.name)
     _check(records, topic, plan)
     paths = [_path(record, release) for record in records]
-    data = _sequences(records, paths, release, settings, room)
+    data = _sequences(records, paths, release, settings, record_memory)
     content = digest([[record.text, list(path)] for record, path in zip(records, paths, strict=True)])
     public = {"privacy": plan.to_dict(), "learning": asdict(settings)}
     ids = [record.id for record in records]
     facts = public, digest([ids, content]), ids
-    if not renew and vault.end_changed_runs(topic.name, release.digest, *facts):
+    if not may_recharge and vault.end_changed_runs(topic.name, release.digest, *facts):
         raise Refused(
             "The records or the plan changed since the training was interrupted, so it cannot go on; its run ended as "
             "failed and stays charged. Train again for a new run, which is charged on top."
@@ -166,41 +182,54 @@ def train(
     progress: Progress | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
-    """The block of a charged run, from its start or from where it was cut. Needs no vault."""
+    """Return the trained block of a charged run, from its start or from its last checkpoint. Needs no vault.
+
+    Args:
+        progress: is called after each step, with the step and the number of steps.
+        watch: is called after each step with the state. An exception that it raises ends the training.
+
+    Returns: the rows of the block, a tensor in the layout of `charged.spec`.
+    """
     release, settings = charged.release, charged.settings
     model = release.anchor()
     memory, generator = attach(model), torch.Generator().manual_seed(settings.seed)
     start_X = new_blocks(charged.spec, 1, 1, generator)[0]
-    seen: dict[str, Any] = {"progress": progress, "state": charged.state, "watch": watch}
-    options = {"optimiser": settings.optimiser, "runtime": runtime, "meter": Meter(charged.plan.spend), **seen}
+    callbacks: dict[str, Any] = {"progress": progress, "state": charged.state, "watch": watch}
+    options = {"optimiser": settings.optimiser, "runtime": runtime, "meter": Meter(charged.plan.spend), **callbacks}
     try:
         return train_block(model, memory, charged.spec, start_X, charged.data, charged.plan, charged.stream, **options)
     finally:
         memory.detach()
 
 
-def finish(vault: Vault, charged: ChargedRun, block_X: Tensor) -> BlockInfo:
-    """Seal the block of a run. Raises NothingMatched where the run is not open any more, and what the vault raises."""
-    spec, width, about = charged.spec, charged.settings.width, (charged.topic, charged.release.digest)
-    return vault.finish_run(charged.run, *about, save({"rows": block_X}), spec.layers, width, spec.shape.d_model)
+def seal_block(vault: Vault, charged: ChargedRun, block_X: Tensor) -> BlockInfo:
+    """Seal the block of a run and return its facts.
+
+    Raises NothingMatched where the run is not open any more, and what the vault raises.
+    """
+    spec, width, owner = charged.spec, charged.settings.width, (charged.topic, charged.release.digest)
+    return vault.finish_run(charged.run, *owner, save({"rows": block_X}), spec.layers, width, spec.shape.d_model)
 
 
-def keep(vault: Vault, charged: ChargedRun, state: State) -> None:
-    """Seal where a run stands, so that another session goes on from there. Raises NothingMatched, StorageError."""
+def save_checkpoint(vault: Vault, charged: ChargedRun, state: State) -> None:
+    """Seal the state of a run as its checkpoint, from which another session goes on.
+
+    Raises NothingMatched where the run is not open any more, and StorageError.
+    """
     tensors = {"block": state.block_X, "first": state.first_X, "second": state.second_X}
     vault.save_checkpoint(charged.run, state.step, save(tensors))
 
 
 def private_spec(release: Release, settings: LearnSettings) -> MemorySpec:
-    """The shape of a private block on this release."""
+    """Return the spec of a private block of `settings.width` on this release."""
     return MemorySpec.single(release.spec.shape, release.spec.layers, settings.width)
 
 
 def _state(vault: Vault, run: TrainingRun) -> State | None:
-    found = vault.checkpoint(run) if run.resumed else None
-    if found is None:
+    checkpoint = vault.checkpoint(run) if run.resumed else None
+    if checkpoint is None:
         return None
-    step, tensors = found[0], load(found[1])
+    step, tensors = checkpoint[0], load(checkpoint[1])
     return State(step, tensors["block"], tensors["first"], tensors["second"])
 
 
@@ -214,16 +243,16 @@ def _charge(
     ids: list[str],
     run_key: bytes | None,
 ) -> TrainingRun:
-    """Check the budget, then charge a new run or take up the open one, which is charged already."""
+    """Check the budget, then charge a new run, or resume the open run, which is charged already."""
     events, spend = vault.ledger.events(), plan.spend.to_dict() | {"plan": digest(public)}
     resuming = is_open(events, release.digest, ids, spend)
     new = replace(plan.spend, steps=0) if resuming else plan.spend
     check_budget(events, new, ids, budget=topic.epsilon, delta=plan.delta)
     run = vault.begin_run(topic.name, release.digest, public, data_digest, ids, spend, run_key=run_key)
     if resuming and not run.resumed:
-        # The new charge was not checked against the budget, so this run must not go on; the next one is checked.
+        # This new charge was not checked against the budget, so its run must not go on. The next run is checked.
         vault.fail_run(run)
-        raise BudgetExceeded("The interrupted run cannot be resumed; it stays charged. Learn again for a new one.")
+        raise BudgetExceeded("The interrupted run cannot be resumed and stays charged. Learn again for a new run.")
     return run
 
 
@@ -239,16 +268,16 @@ def _check(records: list[Record], topic: Topic, plan: PrivacyPlan) -> None:
 
 
 def _path(record: Record, release: Release) -> Path:
-    """The record's path in this release, routed again if it was stored under another one."""
+    """Return the record's path in this release; it is routed again if it was stored with another release."""
     if record.release == release.digest:
         return record.path
     return tuple(int(node) for node in route(release.tree, record.vector[None])[0])
 
 
 def _sequences(
-    records: list[Record], paths: list[Path], release: Release, settings: LearnSettings, room: int | None
+    records: list[Record], paths: list[Path], release: Release, settings: LearnSettings, record_memory: int | None
 ) -> PrivateSequences:
-    tokens, record_N = _encoded(records, release, settings.length, room)
+    tokens, record_N = _encoded(records, release, settings.length, record_memory)
     return PrivateSequences(
         tokens_NT=torch.cat(tokens),
         record_N=record_N,
@@ -258,13 +287,16 @@ def _sequences(
 
 
 def _encoded(
-    records: list[Record], release: Release, length: int, room: int | None
+    records: list[Record], release: Release, length: int, record_memory: int | None
 ) -> tuple[list[Tensor], NDArray[np.int64]]:
-    """Tokens of each record, one record at a time: tokenising takes many times what it leaves. Raises Refused."""
-    tokens, kept = list[Tensor](), 0
+    """Return the tokens of each record, and the record number of each row. Raises Refused.
+
+    Records are encoded one at a time: encoding takes many times the memory of its result.
+    """
+    tokens, used_bytes = list[Tensor](), 0
     for record in records:
-        if room is not None and kept + record_bytes(record.text) > room:
+        if record_memory is not None and used_bytes + record_bytes(record.text) > record_memory:
             raise Refused(f"{TOO_LONG} Nothing was charged; give a higher limit, or make records shorter.")
         tokens.append(encode(release.tokenizer, [record.text], length).tokens_NT)
-        kept += kept_bytes(len(tokens[-1]), length)
+        used_bytes += kept_bytes(len(tokens[-1]), length)
     return tokens, np.repeat(np.arange(len(records)), [len(tokens_NT) for tokens_NT in tokens])

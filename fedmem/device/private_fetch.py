@@ -1,9 +1,9 @@
-"""Fetching inside the device boundary: the shared blocks of a path, and the subject's own block of a topic.
+"""Fetch memory inside the boundary of a device: the shared blocks of a path, and the private block of a topic.
 
 Invariants
-- There is one way to fetch; after an erasure it gives what a vault gives that never held the block (I4).
-- A private block is fetched for the release that it was trained on, and for no other.
-- Rows read from the vault live in the caller's memory only.
+- There is one way to fetch. After an erasure it gives the same result as in a vault that never had the block (I4).
+- A private block is fetched only for the release that it was trained on.
+- Rows from the vault are held in the caller's memory only.
 
     block = block_for(vault, "health", release.digest)
     sources = shared_and_private(release, paths_BP, private_sources(vault, release, [block] if block else []))
@@ -22,22 +22,29 @@ from fedmem.vault.vault import BlockInfo, Vault
 
 
 def block_for(vault: Vault, topic: str | None, release: str) -> BlockInfo | None:
-    """The newest block of `topic` that was trained on `release`, or None."""
-    found = [block for block in vault.blocks() if block.topic == topic and block.release == release]
-    return max(found, key=lambda block: block.version, default=None)
+    """Return the newest block of `topic` that was trained on the release of this digest, or None."""
+    blocks = [block for block in vault.blocks() if block.topic == topic and block.release == release]
+    return max(blocks, key=lambda block: block.version, default=None)
 
 
 def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo]) -> list[ActiveMemory]:
-    """Each private block as a memory source for every item of a batch."""
-    found = []
+    """Return one memory source for each private block; it applies to every item of a batch.
+
+    Raises what reading the vault raises.
+    """
+    sources = []
     for block in blocks:
         spec = MemorySpec.single(release.spec.shape, block.layers, block.width)
-        found.append(source_for_all(spec, load(vault.block_rows(block.id))["rows"].float()))
-    return found
+        sources.append(source_for_all(spec, load(vault.block_rows(block.id))["rows"].float()))
+    return sources
 
 
 def shared_and_private(
     release: Release, paths_BP: Iterable[Sequence[int]], private: Iterable[ActiveMemory]
 ) -> list[ActiveMemory]:
-    """Memory sources for a batch: each item's shared blocks, then the private blocks for all."""
+    """Return the memory sources of a batch: the shared blocks of each item, then the private sources for all.
+
+    Args:
+        paths_BP: path of each item, one block number for each level.
+    """
     return [source(release.spec, release.bank.fetch_many(paths_BP)), *private]

@@ -1,11 +1,11 @@
-"""Train a topic's block anew without erased records: the ordinary learning, with the plan of the run it repeats.
+"""Train a topic's block again without erased records: ordinary learning, with the plan of the earlier run.
 
 Invariants
-- The budget is checked on the records that remain, before anything is destroyed; the charge is the ordinary one.
+- The budget is checked for the remaining records before anything is destroyed. The new run is charged as any other.
 - The new block begins with public rows and a noise stream of its own, on the release of the old block.
-- Nothing is kept here: the wish lies in the vault, so that another process can go on.
+- No state is kept here. The vault records the planned run, so that another process can continue it.
 
-    Erase(vault, Relearn(release, policy)).plan(record=[note.id], blocks="retrain").execute()
+    Erase(vault, Retrainer(release, policy)).plan(record=[note.id], blocks="retrain").execute()
 """
 
 from collections.abc import Mapping
@@ -23,33 +23,41 @@ if TYPE_CHECKING:
 
 
 class Retrainer:
-    """Retrains on one release, under the budgets of one policy."""
+    """Retrains blocks on one release, under the budgets of one policy."""
 
     def __init__(self, release: "Release", policy: Policy) -> None:
         self._release, self._policy = release, policy
 
-    def check(self, vault: Vault, wanted: Retraining) -> None:
-        """Return if the block may be trained anew; nothing is charged.
+    def check(self, vault: Vault, retraining: Retraining) -> None:
+        """Check that the block may be trained again; nothing is charged.
 
-        Raises VersionMismatch (another release), BudgetExceeded, Refused (a topic that the policy lacks, more records
-        than the plan's cap, a delta above the topic's, a run that was not the ordinary learning's).
+        Raises:
+            VersionMismatch: the block belongs to another release.
+            BudgetExceeded: the new run would exceed the topic's budget.
+            Refused: the policy lacks the topic, there are more records than the plan's cap, the delta is above the
+                topic's, or the block was not made by learning.
         """
         from fedmem.privacy.ledger import check_budget
 
-        topic, plan, _ = self._known(wanted.topic, wanted.release, wanted.plan)
-        if len(wanted.records) > plan.record_cap or plan.delta > topic.delta:
+        topic, plan, _ = self._settings(retraining.topic, retraining.release, retraining.plan)
+        if len(retraining.records) > plan.record_cap or plan.delta > topic.delta:
             raise Refused("The block's plan no longer fits its topic. Delete the block, and learn with a new plan.")
-        events, ids = vault.ledger.events(), wanted.records
+        events, ids = vault.ledger.events(), retraining.records
         check_budget(events, plan.spend, ids, budget=topic.epsilon, delta=plan.delta)
 
-    def train(self, vault: Vault, wanted: RunRecord) -> str:
-        """Train the block, charged before its first step; the new block's id. Raises as `check`, and NothingMatched."""
+    def train(self, vault: Vault, run: RunRecord) -> str:
+        """Train the block of a planned run, and return the new block's id. Raises as `check`, and NothingMatched.
+
+        The run is charged before its first step.
+        """
         from fedmem.device.learning import learn_topic
 
-        topic, plan, settings = self._known(wanted.topic, wanted.release, wanted.plan)
+        topic, plan, settings = self._settings(run.topic, run.release, run.plan)
         return learn_topic(vault, self._release, topic, plan, settings=settings).id
 
-    def _known(self, topic: str, release: str, public: Mapping[str, Any]) -> "tuple[Topic, PrivacyPlan, LearnSettings]":
+    def _settings(
+        self, topic: str, release: str, public: Mapping[str, Any]
+    ) -> "tuple[Topic, PrivacyPlan, LearnSettings]":
         if release != self._release.digest:
             raise VersionMismatch(f"The block belongs to release {release[:12]}. Give that one, or delete the block.")
         if topic not in self._policy.topics:
@@ -58,7 +66,7 @@ class Retrainer:
 
 
 def choices(public: Mapping[str, Any]) -> "tuple[PrivacyPlan, LearnSettings]":
-    """Plan and settings of a run, from its sealed facts."""
+    """Return plan and settings of a run, from its sealed facts. Raises Refused where it was not made by learning."""
     from fedmem.device.learning import LearnSettings
     from fedmem.privacy.dpsgd import Optimiser
     from fedmem.privacy.plan import PrivacyPlan
@@ -68,4 +76,4 @@ def choices(public: Mapping[str, Any]) -> "tuple[PrivacyPlan, LearnSettings]":
         settings = LearnSettings(**learning | {"optimiser": Optimiser(**learning["optimiser"])})
         return PrivacyPlan.from_dict(public["privacy"]), settings
     except (KeyError, TypeError):
-        raise Refused("The block was not made by learning, so it cannot be trained anew. Delete it.") from None
+        raise Refused("The block was not made by learning, so it cannot be trained again. Delete it.") from None

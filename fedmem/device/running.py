@@ -2,7 +2,7 @@
 
 Invariants
 - Release and terms are checked before the vault's socket exists.
-- The vault process ends where its SuperNode does, and the SuperNode with the vault process.
+- The vault process ends when its SuperNode ends, and the SuperNode ends when the vault process ends.
 
     running = Running(open_vault, policy, agreement, release)
     running.run(until=stopped, ready=lambda runtime: print(runtime.folder), options=Options("127.0.0.1:9092"))
@@ -32,7 +32,9 @@ class Running:
 
     Attributes:
         root: the vault's folder.
-        open_vault: opens it for reading; called again after an erasure.
+        open_vault: opens the vault for reading; it is called again after an erasure.
+        policy: places records each time they are requested.
+        agreement: the terms of the federation.
         release: folder of the release that the terms name.
     """
 
@@ -43,17 +45,20 @@ class Running:
     release: Path
 
     def run(self, until: Callable[[], bool], ready: Callable[[Runtime], None], options: Options | None) -> int:
-        """Serve until `until()` is true; return how many answers were released.
+        """Serve until `until()` is true, and return the number of released answers.
 
         Args:
-            ready: called once the socket listens, before the SuperNode starts.
-            options: of the SuperNode; without them the operator starts one.
+            until: is called several times a second.
+            ready: is called when the socket listens, before the SuperNode starts.
+            options: options of the SuperNode; if None, the operator starts one.
 
         Raises:
             Busy: another vault process runs for this vault, or the vault is being erased.
             NothingMatched, VerificationFailed, VersionMismatch: release and terms do not fit.
             RemoteError: the SuperNode ended.
-            StorageError, and what `Vault.open` raises.
+            StorageError: the socket or the runtime folder cannot be made.
+
+        Raises also what `open_vault` raises.
         """
         shapes = shapes_of(self.release, self.agreement)
         with contextlib.ExitStack() as stack:

@@ -1,9 +1,9 @@
-"""Make the runtime folder of a device: one for each vault, used by one vault process at a time.
+"""Make the runtime folder of a device: one folder for each vault, used by one vault process at a time.
 
 Invariants
 - The folder has mode 0700; every file in it is made with mode 0600.
-- Its name is a digest of the vault's place, so it tells neither subject nor vault.
-- The token is new for each run, and removed with the socket when the run ends.
+- Its name is a digest of the vault's path, so it reveals neither subject nor vault.
+- The token is new for each run. Token and socket are removed when the run ends.
 
     with runtime_folder(vault.root, agreement, shapes, release) as runtime:
         print(runtime.folder)
@@ -29,8 +29,8 @@ from fedmem.storage.locks import WriterLock
 
 def place(root: Path) -> Path:
     """Return the runtime folder of the vault at `root`: under XDG_RUNTIME_DIR, else under fedmem's home."""
-    named = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(named) / "fedmem" if named else paths.home() / "run"
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime_dir) / "fedmem" if runtime_dir else paths.home() / "run"
     return base / digest(str(root.resolve()))[:16]
 
 
@@ -44,8 +44,8 @@ def runtime_folder(root: Path, agreement: Agreement, shapes: Shapes, release: Pa
 
     Raises:
         Busy: another vault process runs for this vault.
-        Refused: the folder belongs to another user or others may enter it.
-        StorageError: it cannot be made.
+        Refused: the folder belongs to another user, or others may enter it.
+        StorageError: the folder cannot be made.
     """
     folder = place(root)
     with storage_errors("make the device's runtime folder"):
@@ -68,15 +68,15 @@ def runtime_folder(root: Path, agreement: Agreement, shapes: Shapes, release: Pa
 
 
 def _terms(agreement: Agreement, shapes: Shapes) -> bytes:
-    named = {name: list(shape) for name, shape in shapes.items()}
-    return canonical_json({"agreement": agreement.to_dict(), "shapes": named})
+    lists = {name: list(shape) for name, shape in shapes.items()}
+    return canonical_json({"agreement": agreement.to_dict(), "shapes": lists})
 
 
 def _write(file: Path, data: bytes) -> None:
     file.unlink(missing_ok=True)
     handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as opened:
-        opened.write(data)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(data)
 
 
 def _link(file: Path, target: Path) -> None:

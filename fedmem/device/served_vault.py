@@ -1,10 +1,10 @@
-"""The vault as the vault process serves it: open for reading, and opened again after an erasure.
+"""The vault of a running vault process: open for reading, and opened again after an erasure.
 
 Invariants
-- It gives out records that were stored as shareable and that policy and floor policy place as shared now (I3).
-- It closes the vault for an erasure at the next look, so an erasure never waits for a federation.
-- Nothing here depends on private records: they are neither read nor counted (I1).
-- One thread uses the vault at a time.
+- It returns records that were stored as shareable and that policy and floor policy place as shared now (I3).
+- It closes the vault for an erasure at the next `renew`, so an erasure never waits for a federation.
+- No result depends on private records: they are neither read nor counted (I1).
+- Only one thread uses the vault at a time.
 
     with ServedVault(lambda: Vault.open(root, subject="ana", write=False), Policy.load()) as vault:
         texts, ids = vault.shareable()
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from fedmem.errors import Busy, KeystoreError
-from fedmem.federation.pipe import TICK
+from fedmem.federation.connection import TICK
 from fedmem.policy.policy import Policy
 from fedmem.vault.store.core import StaleReader
 from fedmem.vault.store.egress_entry import EgressEntry
@@ -26,8 +26,8 @@ from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import Vault
 
 Result = TypeVar("Result")
-PATIENCE = 20.0  # seconds that a request waits for an erasure; the other process waits longer
-# An erasure destroys the key of the table that a reader has just begun to read.
+PATIENCE = 20.0  # seconds that a request waits for an erasure; less than the other process waits for an answer
+# Errors of a reader during an erasure, which destroys the key of the table.
 _ERASED = (StaleReader, KeystoreError)
 
 
@@ -35,8 +35,8 @@ class ServedVault:
     """A vault that is open for reading while its device runs.
 
     Args:
-        open_vault: opens it for reading; called again after an erasure.
-        policy: places records anew each time they are asked for.
+        open_vault: opens the vault for reading; it is called again after an erasure.
+        policy: places records each time they are requested.
         patience: seconds that a request waits for an erasure to end.
 
     Raises what `open_vault` raises, and VerificationFailed for a changed egress ledger.
@@ -51,27 +51,27 @@ class ServedVault:
     def shareable(self) -> tuple[list[str], frozenset[str]]:
         """Return the texts of the shareable records in the order they were added, and the records' ids.
 
-        Raises Busy where an erasure takes too long, and what reading a damaged vault raises.
+        Raises Busy if an erasure takes longer than `patience`, and what reading a damaged vault raises.
         """
         records = self._with_vault(lambda: self._vault.records(None))
         decisions = self._policy.place_many([record.text for record in records])
-        chosen = [r for r, decision in zip(records, decisions, strict=True) if decision.placement == "shared"]
-        return [record.text for record in chosen], frozenset(record.id for record in chosen)
+        shared = [r for r, decision in zip(records, decisions, strict=True) if decision.placement == "shared"]
+        return [record.text for record in shared], frozenset(record.id for record in shared)
 
     def enter(self, entry: EgressEntry) -> None:
         """Make an egress line durable. Raises StorageError, Busy, VerificationFailed."""
         self._with_vault(lambda: self._egress.enter(entry))
 
     def settle(self) -> None:
-        """Note the egress ledger's head in the keystore, after the answer is out."""
+        """Save the head of the egress ledger in the keystore, after an answer was sent."""
         with self._lock:
             if self._is_open:
                 self._egress.settle()
 
     def renew(self) -> int:
-        """Open the vault anew where something was erased; return how often it was opened.
+        """Open the vault again if something was erased, and return how often it was opened so far.
 
-        While the erasure goes on the vault stays closed, and the next call tries again.
+        During an erasure the vault stays closed, and the next call tries again.
         """
         with self._lock:
             if not self._is_open or self._vault.generation != self._vault.core.table.generation:
@@ -81,7 +81,7 @@ class ServedVault:
             return self._openings
 
     def holds(self, ids: frozenset[str]) -> bool:
-        """Return True if every one of these shareable records is still there. Raises Busy as `shareable` does."""
+        """Return True if the vault still has all these shareable records. Raises as `shareable`."""
         return self._with_vault(lambda: ids <= self._vault.ids_of(None))
 
     def close(self) -> None:
@@ -90,8 +90,8 @@ class ServedVault:
             self._close()
 
     def _with_vault(self, work: Callable[[], Result]) -> Result:
-        """Return the result of `work` on the vault as it is now: an erasure may have come since the last look."""
-        limit = time.monotonic() + self._patience
+        """Return the result of `work` on the open vault; after an erasure, open it again and repeat `work`."""
+        deadline = time.monotonic() + self._patience
         while True:
             try:
                 with self._lock:
@@ -99,7 +99,7 @@ class ServedVault:
                         raise Busy("The vault is closed for an erasure. Try again when it has ended.")
                     return work()
             except (Busy, *_ERASED):
-                if time.monotonic() > limit:
+                if time.monotonic() > deadline:
                     raise Busy("The vault was busy for too long; nothing was released. Try again.") from None
                 time.sleep(TICK)
                 self.renew()
@@ -108,7 +108,7 @@ class ServedVault:
         self._vault = self._open_vault()
         self._egress = EgressLog(self._vault.core)
         try:
-            self._egress.entries()  # checked before anything is trained: a line that cannot be entered saves the work
+            self._egress.entries()  # a damaged ledger is noticed here, before a peer trains for nothing
         except BaseException:
             self._vault.close()
             raise

@@ -1,16 +1,16 @@
-"""The one training of a vault that may run at a time: its mark, what it says of itself, and what it is asked to do.
+"""The lock, the status and the requests of a training, of which each vault runs at most one at a time.
 
 Invariants
-- At most one training per vault, over all processes; the mark is a lock (flock) that falls with its process, so a
-  training that was killed is never taken for one that runs.
-- It is asked through a file, looked at after each step: no socket, and no signal to a process id that another program
-  may have by now.
-- The files hold a random run id, public step numbers, a process id, and the sentence of an error; nothing private (I8).
+- A vault has at most one training, over all processes. The lock (flock) is released when its process ends, so a killed
+  training does not look as if it runs.
+- Requests to the training are in a file that it reads after each step. No socket is needed, and no signal, which could
+  reach another program that has got the process id.
+- The files hold a random run id, public step numbers, a process id, and the message of an error; nothing private (I8).
 
-    with SessionLock(vault.root) as mark:
-        mark.say(run.id, step=3, steps=80)
-        if mark.asked() == "pause": ...
-    ask(vault.root, "pause")          # from any process
+    with SessionLock(vault.root) as lock:
+        lock.say(run.id, step=3, steps=80)
+        if lock.request() == "pause": ...
+    ask(vault.root, "pause", patience=60)          # from any process
 """
 
 import contextlib
@@ -30,13 +30,21 @@ from fedmem.storage.locks import FileLock, is_locked
 from fedmem.vault.store.checkpoints import FOLDER
 
 Request = Literal["pause", "cancel"]
-SIZE = 2048  # bytes of the mark, written in one piece
-_TRIES = 20  # somebody who looks at the lock holds it for a moment
+SIZE = 2048  # bytes of the status, written at once
+_TRIES = 20  # a process that tests the lock holds it for a moment
 
 
 @dataclass(frozen=True)
 class SessionStatus:
-    """What a training says of itself: `run` is "" until it is charged; `error` and `message` tell how it failed."""
+    """The status that a training writes.
+
+    | field | meaning |
+    |---|---|
+    | pid | id of its process |
+    | run | id of its run; "" until it is charged |
+    | step, steps | steps done, and steps of the plan |
+    | error, message | class name and message of the error that ended it; "" without one |
+    """
 
     pid: int = 0
     run: str = ""
@@ -47,35 +55,41 @@ class SessionStatus:
 
 
 class SessionLock:
-    """The mark of a training, from construction until it is closed. Raises Busy where another one runs."""
+    """The lock of a training, held from its construction to the end of the `with` block.
+
+    Args:
+        root: the vault's folder.
+
+    Raises Busy if another training of the vault runs, StorageError.
+    """
 
     def __init__(self, root: Path) -> None:
         folder = root / FOLDER
         Files().make_folder(folder)
-        with storage_errors("mark the training"):
-            lock = _taken(folder / "trainer")
+        with storage_errors("lock the training"):
+            lock = _acquire(folder / "trainer")
         if lock is None:
             raise Busy("A training of this vault runs already. See `fedmem client status`, or pause it first.")
         self._lock = lock
-        self._request, self._said = folder / "request", SessionStatus(os.getpid())
-        self._request.unlink(missing_ok=True)  # it was meant for an earlier training
+        self._request_file, self._status = folder / "request", SessionStatus(os.getpid())
+        self._request_file.unlink(missing_ok=True)  # a request to an earlier training
         self.say()
 
     def say(self, run: str = "", step: int = 0, steps: int = 0) -> None:
-        """Say where the training stands."""
-        self._write(replace(self._said, run=run, step=step, steps=steps))
+        """Write the status: the run's id, the steps done, and the steps of the plan. Raises StorageError."""
+        self._write(replace(self._status, run=run, step=step, steps=steps))
 
-    def asked(self) -> str:
-        """What the training is asked to do: "pause", "cancel" or ""."""
+    def request(self) -> str:
+        """Return the request to this training: "pause", "cancel" or ""."""
         try:
-            return self._request.read_text()
+            return self._request_file.read_text()
         except FileNotFoundError:
             return ""
 
-    def _write(self, said: SessionStatus) -> None:
-        self._said = said
-        with storage_errors("say how the training stands"):
-            os.pwrite(self._lock.handle, canonical_json(asdict(said)).ljust(SIZE), 0)
+    def _write(self, status: SessionStatus) -> None:
+        self._status = status
+        with storage_errors("write the status of the training"):
+            os.pwrite(self._lock.handle, canonical_json(asdict(status)).ljust(SIZE), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -83,27 +97,27 @@ class SessionLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock.handle < 0:  # a forked child: the mark is its parent's
+        if self._lock.handle < 0:  # a forked child: the lock belongs to its parent
             return
         try:
             if error is not None:
-                # The text of an error that nobody foresaw may hold private data: its class alone is kept.
+                # The text of an unexpected error may hold private data: only its class is kept.
                 text = str(error)[: SIZE // 4] if isinstance(error, FedmemError) else "Unexpected: a bug in fedmem."
-                self._write(replace(self._said, error=_class(error), message=text))
-            self._request.unlink(missing_ok=True)
+                self._write(replace(self._status, error=_class_name(error), message=text))
+            self._request_file.unlink(missing_ok=True)
         finally:
             self._lock.release()
 
 
 def said(root: Path) -> SessionStatus | None:
-    """What the training that runs, or ran last, says of itself; None where there was none."""
+    """Return the status of the running training, or else of the last one; None if there was none."""
     for _ in range(_TRIES):
         try:
             return SessionStatus(**json.loads((root / FOLDER / "trainer").read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
-            time.sleep(0.01)  # it is being written
+            time.sleep(0.01)  # the file is being written
     return None
 
 
@@ -115,25 +129,28 @@ def runs(root: Path) -> bool:
 
 
 def ask(root: Path, request: Request, patience: float) -> bool:
-    """Ask the training that runs to stop; whether it did so within `patience` seconds. It stops after its step."""
+    """Ask the running training to stop after its current step; return True if it stopped within `patience` seconds.
+
+    Raises StorageError.
+    """
     path = root / FOLDER / "request"
-    with storage_errors("ask the training"):
+    with storage_errors("write the request to the training"):
         path.with_suffix(".new").write_text(request)
         os.replace(path.with_suffix(".new"), path)
-    limit = time.monotonic() + patience
+    deadline = time.monotonic() + patience
     while runs(root):
-        if time.monotonic() > limit:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
 
 
-def _class(error: BaseException) -> str:
-    """The name of the error of `fedmem.errors` that this is, or of the root of all."""
+def _class_name(error: BaseException) -> str:
+    """Return the name of the error's class in `fedmem.errors`; "FedmemError" for any other class."""
     return next((kind.__name__ for kind in type(error).__mro__ if hasattr(errors, kind.__name__)), "FedmemError")
 
 
-def _taken(path: Path) -> FileLock | None:
+def _acquire(path: Path) -> FileLock | None:
     for _ in range(_TRIES):
         with contextlib.suppress(BlockingIOError):
             return FileLock(path)

@@ -1,15 +1,14 @@
-"""Keep the notes of simulated devices for whoever runs the simulation: failures and egress lines.
+"""Collect the failures and egress lines of simulated devices for the simulation that runs them.
 
 Invariants
-- Notes are no part of an answer, and never go over the wire (I1).
-- They are complete and in the order of the answers, in whichever process the devices run.
+- Notes are not part of an answer and are never sent over the wire (I1).
+- They are complete and in the order of the answers, whichever process the devices run in.
 - Of a failure only the class of the error is kept: its text may quote a record.
 
->>> aside = SimulationLog({})
->>> aside.failed(ValueError("what a patient said"))
->>> there, here = aside.take(0), SimulationLog({})
->>> here.put(0, there)
->>> aside.failures, here.failures
+>>> worker_log, simulation_log = SimulationLog({}), SimulationLog({})
+>>> worker_log.failed(ValueError("the text of a record"))
+>>> simulation_log.put(0, worker_log.take(0))
+>>> worker_log.failures, simulation_log.failures
 ([], ['ValueError'])
 """
 
@@ -23,18 +22,25 @@ from fedmem.vault.store.egress_entry import EgressEntry
 
 
 class SimulationLog:
-    """Failures of all devices so far, and the egress lines that lie in their `ports`, by device index."""
+    """The failures of all devices so far, and access to the egress lines in their ports.
+
+    Args:
+        ports: device index -> port.
+    """
 
     def __init__(self, ports: Mapping[int, InprocPort]) -> None:
         self.failures: list[str] = []
         self._ports = ports
 
     def failed(self, error: Exception) -> None:
-        """Note that a device's training failed."""
+        """Add the class of the error of a failed training."""
         self.failures.append(type(error).__name__)
 
     def take(self, index: int) -> bytes:
-        """Remove and return the notes since the last call, those of device `index`; empty where there are none."""
+        """Remove and return the notes since the last call: all failures, and the egress lines of device `index`.
+
+        Empty bytes where there are none.
+        """
         lines = self._ports[index].egress if index in self._ports else []
         notes = {"failures": self.failures, "egress": [asdict(line) for line in lines]}
         data = canonical_json(notes) if any(notes.values()) else b""
@@ -43,7 +49,7 @@ class SimulationLog:
         return data
 
     def put(self, index: int, notes: bytes) -> None:
-        """Enter notes that `take` returned in the process of device `index`."""
+        """Add notes that `take` returned in the process of device `index`."""
         entries = json.loads(notes)
         self.failures += entries["failures"]
         if entries["egress"]:

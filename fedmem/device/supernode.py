@@ -1,10 +1,10 @@
 """Flower's SuperNode as a child of the vault process.
 
 Invariants
-- Its environment holds names of `PASSED` only, the outbound switches set to off, and the runtime folder.
-- Nothing of it is on a command line but addresses, file names of certificates and keys, and public settings.
-- Flower installs nothing at run time; each message is answered by a process of its own.
-- It ends with this process: by SIGTERM at the end of the block, or by the kernel's signal where this process dies.
+- Its environment holds only the variables of `PASSED`, the outbound switches set to off, and the runtime folder.
+- Its command line holds only addresses, file names of certificates and keys, and public settings.
+- Flower installs nothing at run time. Each message is answered by a process of its own.
+- It ends with this process: by SIGTERM at the end of the block, or by the kernel's signal if this process dies.
 
     with supernode(runtime, Options("127.0.0.1:9092", insecure=True)) as process:
         process.poll()
@@ -28,20 +28,22 @@ PASSED = (
     "PATH", "HOME", "LANG", "FLWR_HOME", "PYTHONPATH", "OMP_NUM_THREADS", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_",
 )  # fmt: skip
-"""Names of this process's environment that the SuperNode gets; none holds a secret or names a vault."""
+"""The environment variables that the SuperNode gets; none holds a secret or names a vault."""
 PROGRAM = "flower-supernode"
-GRACE = 20.0  # seconds to end in
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclass(frozen=True)
 class Options:
-    """How the SuperNode reaches its SuperLink.
+    """The settings of a SuperNode's connection to its SuperLink.
 
     Attributes:
-        superlink: host:port.
-        insecure: without TLS; for a SuperLink on this machine.
-        root_certificates, private_key, trusted_entities: files, as Flower's options of these names take them.
+        superlink: address of the SuperLink, host:port.
+        insecure: True for a connection without TLS, to a SuperLink on this machine.
+        root_certificates, private_key, trusted_entities: files for Flower's options of these names.
         port: port on 127.0.0.1 for the SuperNode's own processes.
+
+    Raises UsageError for an address without a port, and for `insecure` together with root certificates.
     """
 
     superlink: str
@@ -54,24 +56,24 @@ class Options:
     def __post_init__(self) -> None:
         host, _, port = self.superlink.rpartition(":")
         if not host or not port.isdigit():
-            raise UsageError("A SuperLink's address is HOST:PORT.")
+            raise UsageError("A SuperLink's address has the form HOST:PORT.")
         if self.insecure and self.root_certificates:
             raise UsageError("A connection is insecure or has root certificates, not both.")
 
-    def words(self) -> list[str]:
-        """Return the SuperNode's arguments."""
+    def arguments(self) -> list[str]:
+        """Return the SuperNode's command-line arguments."""
         files = {
             "--root-certificates": self.root_certificates,
             "--auth-supernode-private-key": self.private_key,
             "--trusted-entities": self.trusted_entities,
         }
-        named = [word for name, file in files.items() if file for word in (name, str(file.absolute()))]
+        file_options = [word for name, file in files.items() if file for word in (name, str(file.absolute()))]
         fixed = ["--superlink", self.superlink, "--isolation", "subprocess", "--host", "127.0.0.1"]
-        return [*fixed, "--port", str(self.port), *(["--insecure"] if self.insecure else []), *named]
+        return [*fixed, "--port", str(self.port), *(["--insecure"] if self.insecure else []), *file_options]
 
 
 def program() -> str:
-    """Return the path of Flower's SuperNode. Raises NothingMatched where it is not installed."""
+    """Return the path of Flower's SuperNode program. Raises NothingMatched if it is not installed."""
     path = shutil.which(PROGRAM, path=str(Path(sys.executable).parent)) or shutil.which(PROGRAM)
     if path is None:
         raise NothingMatched(f"{PROGRAM} is not installed. Install it: pip install 'fedmem[fl]'.")
@@ -79,25 +81,25 @@ def program() -> str:
 
 
 def environment(values: Mapping[str, str], runtime: Runtime) -> dict[str, str]:
-    """Return the SuperNode's environment, out of this process's `values`."""
+    """Return the SuperNode's environment; `values` is this process's environment. Raises as `program`."""
     passed = {name: values[name] for name in PASSED if name in values}
-    # The SuperNode starts its own programs by name.
+    # The SuperNode starts its other programs by name, so they have to be on the PATH.
     path = f"{Path(program()).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"
     return passed | SWITCHES | {"PATH": path, DEVICE: str(runtime.folder)}
 
 
 @contextlib.contextmanager
 def supernode(runtime: Runtime, options: Options, output: Any = None) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the SuperNode, and end it with the block.
+    """Start the SuperNode, and end it at the end of the block.
 
     Args:
-        output: where its stdout and stderr go, as `subprocess` takes it; to this process's stderr by default.
+        output: the target of its stdout and stderr, as in `subprocess`; by default this process's stderr.
 
-    Raises NothingMatched where it is not installed.
+    Raises NothingMatched if it is not installed.
     """
     launcher = [sys.executable, "-m", "fedmem.device.launcher", str(os.getpid()), program()]
     process = subprocess.Popen(  # noqa: S603 (a list, no shell)
-        [*launcher, *options.words()], env=environment(os.environ, runtime), start_new_session=True,
+        [*launcher, *options.arguments()], env=environment(os.environ, runtime), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=output or sys.stderr, stderr=output or sys.stderr,
     )  # fmt: skip
     try:

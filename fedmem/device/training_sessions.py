@@ -1,28 +1,31 @@
-"""Train a topic's block on a device: under limits of time and memory, in sessions that can be paused and cancelled.
+"""Train a topic's block in sessions that can be paused and cancelled, with limits of time and memory.
 
 Invariants
-- Charged before the first step, once; a session goes on from the sealed checkpoint of the one before, to the bytes of
-  a run that was never cut (on one machine, with the same memory limit and number of threads).
-- Records or plan that changed in between: the run ends failed, stays charged, and nothing else is charged unasked.
-- The vault's writer lock is held to begin, to save and to finish, never while steps are computed: meanwhile other
-  programs read, answer and write. In between this process is a reader with a lease: an erasure stops it.
-- A session takes at least one step, so that any deadline makes progress.
-- Losses, norms and anything per record are not told: step numbers only.
+- A run is charged once, before its first step. A session goes on from the sealed checkpoint of the one before. The
+  result has the same bytes as an uninterrupted run on one machine, with the same memory limit and number of threads.
+- If records or plan have changed between two sessions, the run ends failed and stays charged. No new run is charged
+  unless the caller asks for it.
+- The vault's writer lock is held to begin, to save and to finish, and never while steps are computed. Other programs
+  can read, answer and write meanwhile. During the steps this process is a reader with a lease: an erasure stops it.
+- A session takes at least one step, so a run makes progress under any deadline.
+- Only step numbers are reported, never losses, norms or values of single records.
 
-    with Shared(lambda write: Vault.open(root, subject="ana", write=write)) as door:
-        trained = train(door, release, policy.topics["health"], plan, Limits(memory=1 << 30))
-        print(trained.state, trained.step, trained.steps)
+    with SharedAccess(lambda write: Vault.open(root, subject="ana", write=write)) as access:
+        result = train(access, release, policy.topics["health"], plan, Limits(memory=1 << 30))
+        print(result.state, result.step, result.steps)
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal
 
+from fedmem.device import session_lock
 from fedmem.device.retraining import choices
-from fedmem.device.session_lock import SessionLock, SessionStatus, ask, runs, said
+from fedmem.device.session_lock import SessionLock, SessionStatus, ask
+from fedmem.device.vault_access import ERASED, VaultAccess
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.policy.policy import Policy
 from fedmem.vault.vault import ALL, RunRecord, Vault
@@ -35,21 +38,22 @@ if TYPE_CHECKING:
     from fedmem.privacy.plan import PrivacyPlan
     from fedmem.training.release import Release
 
-EVERY = 60.0  # seconds between two checkpoints: what a session that is killed loses at most
-AT_START, AT_SAVE, AT_END = 5.0, 10.0, 120.0  # seconds that a session waits for the vault's writer lock
+CHECKPOINT_INTERVAL = 60.0  # seconds; a session that is killed loses at most these
+# Seconds that a session waits for the vault's writer lock.
+PATIENCE_AT_START, PATIENCE_AT_SAVE, PATIENCE_AT_END = 5.0, 10.0, 120.0
 STATES = {"open": "paused", "finishing": "paused", "finished": "done", "failed": "failed", "wanted": "waiting"}
-ERASED = (
-    "Something was erased from the vault meanwhile, so the training let go of what it had read. Train again: it goes "
-    "on from its checkpoint where its own records are still there."
-)
 Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one session: `deadline`, a time with its zone; `memory` of the whole process, in bytes; None is no limit.
+    """The limits of one session; None means no limit.
 
-    Raises Refused for a deadline that has passed when the limits are made, UsageError for a time without its zone.
+    Attributes:
+        deadline: a time with its time zone.
+        memory: bytes of memory of the whole process.
+
+    Raises Refused for a deadline that has passed, UsageError for a time without a zone.
     """
 
     deadline: datetime | None = None
@@ -62,13 +66,13 @@ class Limits:
             raise Refused("The deadline has passed already; nothing was trained or charged. Give a later one.")
 
     def seconds(self) -> float:
-        """Seconds until the deadline; negative where it has passed since, which leaves one step."""
+        """Return the seconds until the deadline; inf without one, negative if it has passed."""
         return float("inf") if self.deadline is None else (self.deadline - datetime.now(UTC)).total_seconds()
 
 
 @dataclass(frozen=True)
 class SessionResult:
-    """How a session ended: "done" with the id of the `block`, or "paused" after `step` of `steps`."""
+    """The result of a session: "done" with the id of the `block`, or "paused" after `step` of `steps`."""
 
     run: str
     state: Literal["done", "paused"]
@@ -79,7 +83,16 @@ class SessionResult:
 
 @dataclass(frozen=True)
 class TrainingStatus:
-    """How a run stands: waiting, running, paused, done or failed; steps that are known, and the last error's words."""
+    """The status of a training run.
+
+    | field | meaning |
+    |---|---|
+    | state | waiting, running, paused, done or failed |
+    | step | steps that are done and saved, or done in a running session |
+    | steps | steps of the plan |
+    | block | id of the block; None until the run is done |
+    | message | message of the last session's error, if it ended by one |
+    """
 
     run: str
     topic: str = field(repr=False)
@@ -91,64 +104,12 @@ class TrainingStatus:
     message: str = ""
 
 
-class VaultAccess(Protocol):
-    """A vault that is open for reading during a session, and the way to write to it for a moment."""
-
-    vault: Vault
-
-    def writing(self, patience: float) -> AbstractContextManager[Vault]:
-        """The vault, open for writing. Raises Busy where another program writes for longer than `patience` seconds."""
-
-
-class ExclusiveAccess:
-    """The door of a program that has the vault open for writing."""
-
-    def __init__(self, vault: Vault) -> None:
-        self.vault = vault
-
-    @contextmanager
-    def writing(self, patience: float) -> Iterator[Vault]:
-        """The vault itself."""
-        yield self.vault
-
-
-class SharedAccess:
-    """The door of a program that leaves the vault to others but for moments. `opened(write)` opens the vault."""
-
-    def __init__(self, opened: Callable[[bool], Vault]) -> None:
-        self._opened, self.vault = opened, opened(False)
-        self._generation = self.vault.generation
-
-    @contextmanager
-    def writing(self, patience: float) -> Iterator[Vault]:
-        """The vault, opened for this."""
-        with self._writer(time.monotonic() + patience) as vault:
-            yield vault
-
-    def _writer(self, limit: float) -> Vault:
-        while True:
-            try:
-                return self._opened(True)
-            except Busy:
-                if time.monotonic() > limit:
-                    raise
-            if self.vault.generation != self._generation:  # an erasure writes, and waits for its readers to let go
-                raise Busy(ERASED)
-            time.sleep(0.1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.vault.close()
-
-
 class _Pause(Exception):
-    """Ends the training after a step."""
+    """The signal that ends the training after a step."""
 
 
 def train(
-    door: VaultAccess,
+    access: VaultAccess,
     release: "Release",
     topic: "Topic",
     plan: "PrivacyPlan | None" = None,
@@ -158,114 +119,136 @@ def train(
     stop: Stop | None = None,
     progress: "Progress | None" = None,
 ) -> SessionResult:
-    """Train the block of `topic`, or go on with its open run, until it is done, a limit, a request or `stop()`.
+    """Train the block of `topic`, or go on with its open run, in one session.
 
-    Without `plan`, that of the open run, or the default plan at the topic's whole ε.
+    The session ends when the run is done, at a limit, after a request (`pause`, `cancel`), or when `stop()` is true.
 
-    Raises Refused: no record, records or plan changed since the pause, cancelled, the deadline has passed, the limit
-    is too small for the release or a record; BudgetExceeded; Busy: a training runs, another program writes, or
-    something was erased meanwhile; StorageError.
+    Args:
+        plan: the plan; if None, that of the open run, or else the default plan at the topic's whole ε.
+        settings: public settings; if None, those of the open run, or else the defaults.
+        stop: is called after each step; True pauses the run.
+        progress: is called after each step, with the step and the number of steps.
+
+    Raises:
+        Refused: the topic has no record, records or plan have changed since the pause, the training was cancelled, the
+            deadline has passed, or the memory limit is too small for the release or a record.
+        BudgetExceeded: the run would exceed the topic's budget; nothing is charged then.
+        Busy: another training runs, another program writes, or something was erased meanwhile.
+        StorageError: the vault cannot be written.
     """
     from fedmem.device.learning import LearnSettings, charge
 
-    if door.vault.simulated:
-        raise Refused("This vault was made by a simulation, its noise follows from a seed; it must not be trained on.")
-    with SessionLock(door.vault.root) as mark:
+    if access.vault.simulated:
+        raise Refused(
+            "This vault was made by a simulation, and its noise follows from a seed, so it must not be trained on."
+        )
+    with SessionLock(access.vault.root) as lock:
         limits = limits or Limits()
-        end = time.monotonic() + limits.seconds()
+        deadline = time.monotonic() + limits.seconds()
         if plan is None:
-            plan, settings = _chosen(door.vault, topic, release.digest, settings)
+            plan, settings = _plan_of_open_run(access.vault, topic, release.digest, settings)
         settings = settings or LearnSettings()
-        runtime, room = _fitted(release, settings, limits.memory)
-        generation, cut = door.vault.generation, _finishing(door.vault, topic.name, release.digest)
-        with door.writing(AT_START) as vault:
-            for run in vault.runs_by_id(cut):
-                if run.state == "finished":  # a crash cut its last session after all that matters
+        runtime, record_memory = _fit_memory(release, settings, limits.memory)
+        generation, finishing = access.vault.generation, _finishing_runs(access.vault, topic.name, release.digest)
+        with access.writing(PATIENCE_AT_START) as vault:
+            for run in vault.runs_by_id(finishing):
+                if run.state == "finished":  # its last session crashed after the block was sealed
                     return SessionResult(run.id, "done", plan.steps, plan.steps, run.block_id)
             try:
-                charged = charge(vault, release, topic, plan, settings=settings, renew=False, room=room)
+                charged = charge(
+                    vault, release, topic, plan, settings=settings, may_recharge=False, record_memory=record_memory
+                )
             except NothingMatched as error:
                 raise Refused(f"{error} Nothing was charged.") from None
-        session = _Session(door, mark, charged, generation, end, stop or (lambda: False))
+        session = _Session(access, lock, charged, generation, deadline, stop or (lambda: False))
         return session.run(runtime, progress)
 
 
 class _Session:
-    """A charged run and what may end it."""
+    """One session of a charged run; `deadline` in seconds of `time.monotonic`."""
 
     def __init__(
-        self, door: VaultAccess, mark: SessionLock, charged: "ChargedRun", generation: int, end: float, stop: Stop
+        self,
+        access: VaultAccess,
+        lock: SessionLock,
+        charged: "ChargedRun",
+        generation: int,
+        deadline: float,
+        stop: Stop,
     ) -> None:
-        self._door, self._mark, self._charged, self._stop = door, mark, charged, stop
-        self._generation, self._end, self._saved = generation, end, time.monotonic()
+        self._access, self._lock, self._charged, self._stop = access, lock, charged, stop
+        self._generation, self._deadline, self._last_save = generation, deadline, time.monotonic()
         self._step, self._steps = charged.state.step if charged.state else 0, charged.plan.steps
-        mark.say(charged.run.id, self._step, self._steps)
+        lock.say(charged.run.id, self._step, self._steps)
 
     def run(self, runtime: "RuntimeOptions | None", progress: "Progress | None") -> SessionResult:
-        """Train, and seal the block or the checkpoint."""
-        from fedmem.device.learning import finish, train
+        """Train until the run is done or paused. Seal the block or the checkpoint."""
+        from fedmem.device.learning import seal_block, train
 
         try:
-            block_X = train(self._charged, runtime, progress, self._after)
+            block_X = train(self._charged, runtime, progress, self._after_step)
         except _Pause:
             return SessionResult(self._charged.run.id, "paused", self._step, self._steps)
-        with self._door.writing(AT_END) as vault:
-            block = finish(vault, self._charged, block_X)
+        with self._access.writing(PATIENCE_AT_END) as vault:
+            block = seal_block(vault, self._charged, block_X)
         return SessionResult(self._charged.run.id, "done", self._steps, self._steps, block.id)
 
-    def _after(self, state: "State") -> None:
-        """After each step: stop where that is due, and save now and then."""
+    def _after_step(self, state: "State") -> None:
+        """Stop the session if it has to end, and save a checkpoint if one is due."""
         self._step = state.step
-        self._mark.say(self._charged.run.id, state.step, self._steps)
-        if self._door.vault.generation != self._generation:
+        self._lock.say(self._charged.run.id, state.step, self._steps)
+        if self._access.vault.generation != self._generation:
             raise Busy(ERASED)
-        asked, now = self._mark.asked(), time.monotonic()
-        if asked == "cancel":
+        request, now = self._lock.request(), time.monotonic()
+        if request == "cancel":
             self._cancel()
         if state.step == self._steps:
             return
-        if asked or self._stop() or now >= self._end:
+        if request or self._stop() or now >= self._deadline:
             self._save(state)
             raise _Pause
-        if now >= self._saved + EVERY:
+        if now >= self._last_save + CHECKPOINT_INTERVAL:
             with suppress(Busy):  # the next step tries again
                 self._save(state, patience=0.0)
 
-    def _save(self, state: "State", patience: float = AT_SAVE) -> None:
-        from fedmem.device.learning import keep
+    def _save(self, state: "State", patience: float = PATIENCE_AT_SAVE) -> None:
+        from fedmem.device.learning import save_checkpoint
 
-        with self._door.writing(patience) as vault:
-            keep(vault, self._charged, state)
-        self._saved = time.monotonic()
+        with self._access.writing(patience) as vault:
+            save_checkpoint(vault, self._charged, state)
+        self._last_save = time.monotonic()
 
     def _cancel(self) -> None:
-        with self._door.writing(AT_END) as vault:
+        with self._access.writing(PATIENCE_AT_END) as vault:
             vault.fail_run(self._charged.run)
         raise Refused("The training was cancelled. Its run ended as failed and stays charged.")
 
 
-def _chosen(
+def _plan_of_open_run(
     vault: Vault, topic: "Topic", release: str, settings: "LearnSettings | None"
 ) -> "tuple[PrivacyPlan, LearnSettings | None]":
-    """Plan and settings of the topic's open run on this release, else the default plan."""
+    """Return plan and settings of the topic's open run on this release; without one, the default plan.
+
+    `settings`, if given, take the place of the run's settings.
+    """
     from fedmem.device.learning import default_plan
 
-    begun = [run for run in vault.runs(topic.name) if (run.state, run.release) == ("open", release)]
-    if not begun:
+    open_runs = [run for run in vault.runs(topic.name) if (run.state, run.release) == ("open", release)]
+    if not open_runs:
         return default_plan(topic.epsilon), settings
-    plan, known = choices(begun[-1].plan)
-    return plan, settings or known
+    plan, run_settings = choices(open_runs[-1].plan)
+    return plan, settings or run_settings
 
 
-def _finishing(vault: Vault, topic: str, release: str) -> list[str]:
-    """Ids of runs whose block was being sealed; the next writer finishes or undoes that."""
+def _finishing_runs(vault: Vault, topic: str, release: str) -> list[str]:
+    """Return the ids of runs that ended while their block was sealed; the next writer finishes or undoes that."""
     return [run.id for run in vault.runs(topic) if (run.state, run.release) == ("finishing", release)]
 
 
-def _fitted(
+def _fit_memory(
     release: "Release", settings: "LearnSettings", memory: int | None
 ) -> "tuple[RuntimeOptions | None, int | None]":
-    """The micro-batch that fits, and the bytes that are left for the records."""
+    """Return options with the micro-batch that fits into `memory`, and the bytes that are left for the records."""
     if memory is None:
         return None, None
     from fedmem.device.learning import private_spec
@@ -278,7 +261,7 @@ def _fitted(
 
 
 def migrate(
-    door: VaultAccess,
+    access: VaultAccess,
     id_or_topic: str,
     release: "Release",
     policy: Policy,
@@ -287,71 +270,91 @@ def migrate(
     stop: Stop | None = None,
     progress: "Progress | None" = None,
 ) -> SessionResult:
-    """Train a block's topic anew on another release, with the block's plan; the old block stays and answers on its own.
+    """Train a block's topic on another release, with the block's plan. The old block stays in use on its own release.
 
-    Raises NothingMatched for an unknown block; Refused where the topic has a block on that release already, the policy
-    no budget for it, or the block was not made by learning; else as `train`.
+    Args:
+        id_or_topic: the block's id, or its topic.
+        limits, stop, progress: as in `train`.
+
+    Raises:
+        NothingMatched: there is no such block.
+        Refused: the topic has a block on that release already, the policy has no budget for the topic, or the block was
+            not made by learning.
+
+    Raises also as `train`.
     """
-    block = door.vault.block(id_or_topic)
-    if release.digest in {other.release for other in door.vault.blocks_of(block.topic)}:
+    block = access.vault.block(id_or_topic)
+    if release.digest in {other.release for other in access.vault.blocks_of(block.topic)}:
         raise Refused("The topic has a block on this release already; `fedmem client train` trains it anew.")
     if block.topic not in policy.topics:
         raise Refused("The policy has no budget for the block's topic, so it stays on its release. Name its policy.")
-    made = next(iter(door.vault.runs_by_id([block.run_id])), None)
-    plan, settings = choices(made.plan if made else {})
+    run = next(iter(access.vault.runs_by_id([block.run_id])), None)
+    plan, settings = choices(run.plan if run else {})
     return train(
-        door, release, policy.topics[block.topic], plan, limits, settings=settings, stop=stop, progress=progress
+        access, release, policy.topics[block.topic], plan, limits, settings=settings, stop=stop, progress=progress
     )
 
 
 def trainings(vault: Vault) -> list[TrainingStatus]:
-    """Every run of the vault that was not erased, oldest first."""
-    live, told = runs(vault.root), said(vault.root)
-    return [_standing(vault, run, live, told) for run in vault.runs_by_id(vault.ids_of(ALL))]
+    """Return the status of every run of the vault that was not erased, oldest first."""
+    is_running, session = session_lock.runs(vault.root), session_lock.said(vault.root)
+    return [_status_of(vault, run, is_running, session) for run in vault.runs_by_id(vault.ids_of(ALL))]
 
 
-def _standing(vault: Vault, run: RunRecord, live: bool, told: SessionStatus | None) -> TrainingStatus:
-    mine = told if told is not None and told.run == run.id else SessionStatus()
+def _status_of(vault: Vault, run: RunRecord, is_running: bool, session: SessionStatus | None) -> TrainingStatus:
+    own_session = session if session is not None and session.run == run.id else SessionStatus()
     state, steps = STATES[run.state], int(run.plan.get("privacy", {}).get("steps", 0))
     step = steps if state == "done" else vault.checkpoint_step(run) if state == "paused" else 0
-    if state == "paused" and live and mine.run:
-        state, step = "running", mine.step
+    if state == "paused" and is_running and own_session.run:
+        state, step = "running", own_session.step
     block = run.block_id if state == "done" else None
-    message = mine.message if state in ("paused", "failed") else ""
+    message = own_session.message if state in ("paused", "failed") else ""
     return TrainingStatus(run.id, run.topic, run.release, state, step, steps, block, message)
 
 
-def pause(vault: Vault, patience: float = AT_END) -> TrainingStatus:
-    """Ask the training that runs to save itself and stop after its step, and wait until it has.
+def pause(vault: Vault, patience: float = PATIENCE_AT_END) -> TrainingStatus:
+    """Ask the running training to save a checkpoint and stop after its step, wait for it, and return its status.
 
-    Raises NothingMatched where none runs; Busy where it has not stopped after `patience` seconds: it will.
+    Raises:
+        NothingMatched: no training of this vault runs.
+        Busy: it has not stopped within `patience` seconds. It stops later.
     """
-    told = said(vault.root)
-    if not runs(vault.root) or told is None:
-        raise NothingMatched("No training of this vault runs. `fedmem client status` shows how each stands.")
+    session = session_lock.said(vault.root)
+    if not session_lock.runs(vault.root) or session is None:
+        raise NothingMatched("No training of this vault runs. `fedmem client status` shows the state of each.")
     if not ask(vault.root, "pause", patience):
         raise Busy("The training was asked to pause and has not finished its step. See `fedmem client status`.")
-    return next(one for one in trainings(vault) if one.run == (said(vault.root) or told).run)
+    paused = session_lock.said(vault.root) or session
+    return next(status for status in trainings(vault) if status.run == paused.run)
 
 
-def cancel(door: VaultAccess, name: str, patience: float = AT_END) -> TrainingStatus:
-    """End the run `name` (its id, or the topic of the only one that has not ended): it fails and stays charged.
+def cancel(access: VaultAccess, name: str, patience: float = PATIENCE_AT_END) -> TrainingStatus:
+    """End a run for good, and return its status: it is failed and stays charged.
 
-    Raises NothingMatched, UsageError where a topic has several, Busy as `pause`.
+    Args:
+        name: the run's id, or the topic of the only run that has not ended.
+
+    Raises NothingMatched and UsageError as `cancellable`, Busy as `pause`.
     """
-    found = cancellable(door.vault, name)
-    if found.state == "running" and not ask(door.vault.root, "cancel", patience):
+    status = cancellable(access.vault, name)
+    if status.state == "running" and not ask(access.vault.root, "cancel", patience):
         raise Busy("The training was asked to end and has not finished its step. See `fedmem client status`.")
-    with door.writing(AT_START) as vault:
-        vault.end_run(found.run)
-    return next(one for one in trainings(door.vault) if one.run == found.run)
+    with access.writing(PATIENCE_AT_START) as vault:
+        vault.end_run(status.run)
+    return next(ended for ended in trainings(access.vault) if ended.run == status.run)
 
 
 def cancellable(vault: Vault, name: str) -> TrainingStatus:
-    """The run that `cancel` would end. Raises NothingMatched, UsageError."""
-    found = [one for one in trainings(vault) if name in (one.run, one.topic) and one.state in ("running", "paused")]
-    if not found:
+    """Return the status of the run that `cancel` would end.
+
+    Raises:
+        NothingMatched: no run of this id or topic is running or paused.
+        UsageError: the topic has several such runs.
+    """
+    statuses = [status for status in trainings(vault) if name in (status.run, status.topic)]
+    statuses = [status for status in statuses if status.state in ("running", "paused")]
+    if not statuses:
         raise NothingMatched("No training of this name is running or paused. See `fedmem client status`.")
-    if len(found) > 1:
+    if len(statuses) > 1:
         raise UsageError("The topic has several trainings that have not ended. Name one by its id.")
-    return found[0]
+    return statuses[0]

@@ -1,17 +1,21 @@
-"""The vault process of a device: it holds the vault and answers network-facing processes over a Unix socket (§10).
+"""The server of the vault process: it answers network-facing processes over a Unix socket (docs/design.md, §10).
 
 Invariants
-- Keys and private records stay here. What is given out are texts that policy and floor policy place as shared now.
-- An answer is released after its egress line is durable; where that fails, the update is refused.
-- A connection is served only for the same user id (SO_PEERCRED) and the run's token, compared in constant time.
-- A peer that is silent, sends junk or floods costs its own connection: each has a thread and a deadline, and of too
-  many the oldest without a token is closed.
-- The vault is open for reading only: learning, adding and erasing go on beside it and change nothing that leaves (I1).
-  An erasure that takes a record which was given out closes the connections that got it.
+- Keys and private records stay in this process. It sends out only texts that policy and floor policy place as shared
+  now.
+- An answer is released after its egress line is durable. If the line cannot be entered, the update is refused.
+- A connection is served only if the peer has the same user id (SO_PEERCRED) and the run's token, compared in constant
+  time.
+- A peer that is silent, sends invalid frames or opens too many connections affects only its own connections. Each has a
+  thread and a deadline; of too many connections, the oldest without a token is closed.
+- The vault is open for reading only. Learning, adding and erasing go on in other processes and do not change what
+  leaves the device (I1).
+- An erasure of a record that was sent out closes the connections that got it.
 
-Peer credentials do not separate programs of one user. Received code under the same user may read what the user can.
+Peer credentials do not separate programs of one user. Received code that runs under the same user can read all files of
+that user.
 
-    with listening(runtime, terms, vault) as server:
+    with listening(runtime, vault) as server:
         server.serve(until=stopped)
 """
 
@@ -27,8 +31,7 @@ from typing import Protocol
 from fedmem.device.gate import Gate
 from fedmem.errors import BoundaryViolation, Busy, FedmemError, Refused, VersionMismatch
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.connection import Connection, listen, require_same_user
-from fedmem.federation.pipe import PATIENCE, TICK
+from fedmem.federation.connection import PATIENCE, TICK, Connection, listen, require_same_user
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.terms import Terms
 from fedmem.storage.files import storage_errors
@@ -37,12 +40,12 @@ from fedmem.vault.store.egress_entry import EgressEntry
 _log = logging.getLogger("fedmem.device")
 
 MOST_CONNECTIONS = 32
-GREETING = 5.0  # seconds in which a peer has to show the token
-TRAINING = 3600.0  # seconds that a peer may train between two requests; a deployed device takes the round's deadline
+GREETING = 5.0  # seconds in which a peer has to send the token
+TRAINING = 3600.0  # seconds that a peer may train between two requests; a deployed device uses the round's deadline
 
 
 class Served(Protocol):
-    """All requests that the server makes to the vault; see `fedmem.device.served_vault.ServedVault`."""
+    """The methods of the vault that the server uses; see `fedmem.device.served_vault.ServedVault`."""
 
     def shareable(self) -> tuple[list[str], frozenset[str]]: ...
     def enter(self, entry: EgressEntry) -> object: ...
@@ -52,19 +55,24 @@ class Served(Protocol):
 
 
 class PeerSession:
-    """One connection, the ids of the records that went out over it, and whether it has shown the token."""
+    """One connection, the ids of the records that were sent over it, and True if it has sent the token."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection, self.record_ids, self.has_token = connection, frozenset[str](), False
 
 
 class Server:
-    """Answers connections, each in a thread of its own.
+    """The server of the socket; each connection is answered in a thread of its own.
 
     Args:
         listener: a listening Unix socket.
+        terms: plan and shapes of the run.
         token: the run's token, 32 bytes.
+        vault: gives the records and enters the egress lines.
         greeting, training, patience: seconds for the first frame, between two frames, and for one frame.
+
+    Attributes:
+        released: number of answers released so far.
     """
 
     def __init__(
@@ -83,14 +91,14 @@ class Server:
         self._gate = Gate(terms, vault.enter)
         self._greeting, self._training, self._patience = greeting, training, patience
         self._sessions: list[PeerSession] = []
-        self._opening = vault.renew()
+        self._opening_count = vault.renew()
         self._lock = threading.Lock()
         self.released = 0
 
     def serve(self, until: Callable[[], bool]) -> None:
-        """Accept and answer connections until `until()` is true; it is asked several times a second.
+        """Accept and answer connections until `until()` is true; it is called several times a second.
 
-        Raises what opening the vault anew raises after an erasure, except that it is busy.
+        Raises what opening the vault again after an erasure raises, except Busy.
         """
         while not until():
             if select.select([self._listener], [], [], TICK)[0]:
@@ -108,33 +116,33 @@ class Server:
     def _accept(self) -> None:
         try:
             end, _ = self._listener.accept()
-        except OSError:  # the peer has gone, or this process has no descriptor left for it
+        except OSError:  # the peer has closed, or this process has no free descriptor
             return
         session = PeerSession(Connection(end, self._greeting))
-        if not self._has_room():
+        if not self._make_room():
             session.connection.close()
             return
         with self._lock:
             self._sessions.append(session)
         threading.Thread(target=self._answer, args=(session,), daemon=True).start()
 
-    def _has_room(self) -> bool:
-        """Return True if one more connection may be served; closes the oldest without a token if need be."""
+    def _make_room(self) -> bool:
+        """Return True if one more connection may be served. If need be, close the oldest one without a token."""
         with self._lock:
             if len(self._sessions) < MOST_CONNECTIONS:
                 return True
-            strangers = [session for session in self._sessions if not session.has_token]
-            if strangers:
-                strangers[0].connection.shut()
-                self._sessions.remove(strangers[0])
-            return bool(strangers)
+            without_token = [session for session in self._sessions if not session.has_token]
+            if without_token:
+                without_token[0].connection.shut()
+                self._sessions.remove(without_token[0])
+            return bool(without_token)
 
     def _answer(self, session: PeerSession) -> None:
         try:
             require_same_user(session.connection)
-            if self._greeted(session):
+            if self._accept_greeting(session):
                 session.connection.allow(self._patience)
-                self._converse(session)
+                self._answer_requests(session)
         except FedmemError as error:
             _log.warning("A connection was closed: %s", error)
         finally:
@@ -142,29 +150,32 @@ class Server:
             with self._lock, contextlib.suppress(ValueError):
                 self._sessions.remove(session)
 
-    def _greeted(self, session: PeerSession) -> bool:
+    def _accept_greeting(self, session: PeerSession) -> bool:
+        """Return True if the peer sent the token and the digest of these terms, False if it closed before."""
         frame = session.connection.receive({protocol.HELLO: protocol.TOKEN_BYTES + protocol.DIGEST_BYTES})
         if frame is None:
             return False
         token, digest = bytes(frame[1][: protocol.TOKEN_BYTES]), bytes(frame[1][protocol.TOKEN_BYTES :])
         if not hmac.compare_digest(token, self._token):
-            raise Refused("A connection did not show the run's token; it was refused.")
+            raise Refused("A connection did not send the run's token; it was refused.")
         session.has_token = True
         if digest != self._digest:
             session.connection.send(protocol.REFUSED, protocol.TERMS)
-            raise VersionMismatch("The network-facing process holds other terms. Start both from one file.")
+            raise VersionMismatch(
+                "The network-facing process holds other terms. Start both processes from one terms file."
+            )
         session.connection.send(protocol.WELCOME)
         return True
 
-    def _converse(self, session: PeerSession) -> None:
+    def _answer_requests(self, session: PeerSession) -> None:
         limits = {protocol.RECORDS: 0, protocol.UPDATE: protocol.update_bytes(self._gate.schema)}
         while session.connection.wait(self._training) and (frame := session.connection.receive(limits)) is not None:
             if frame[0] == protocol.RECORDS:
-                self._give(session)
+                self._send_records(session)
             else:
-                self._judge(session, frame[1])
+                self._release_update(session, frame[1])
 
-    def _give(self, session: PeerSession) -> None:
+    def _send_records(self, session: PeerSession) -> None:
         try:
             texts, session.record_ids = self._vault.shareable()
         except FedmemError as error:
@@ -174,11 +185,11 @@ class Server:
             session.connection.send(protocol.TEXT, text.encode())
         session.connection.send(protocol.END)
 
-    def _judge(self, session: PeerSession, payload: bytearray) -> None:
+    def _release_update(self, session: PeerSession, payload: bytearray) -> None:
         fields, number = protocol.decode(payload, self._gate.schema)
         try:
             if session.record_ids and not self._vault.holds(session.record_ids):
-                session.connection.shut()  # zeros may come over another connection
+                session.connection.shut()  # the peer may send zeros over another connection
                 return
             self._gate.release(fields, number)
         except FedmemError as error:
@@ -195,9 +206,9 @@ class Server:
         session.connection.send(protocol.REFUSED, reason)
 
     def _close_erased(self) -> None:
-        """Close the connections that got a record which was erased since, once the vault is open again."""
-        opening = self._vault.renew()
-        if opening == self._opening:
+        """Close the connections that got a record which was erased later, once the vault is open again."""
+        opening_count = self._vault.renew()
+        if opening_count == self._opening_count:
             return
         with self._lock:
             sessions = [session for session in self._sessions if session.record_ids]
@@ -205,14 +216,20 @@ class Server:
             for session in sessions:
                 if not self._vault.holds(session.record_ids):
                     session.connection.shut()
-            self._opening = opening
-        except Busy:  # another erasure has begun; the next look comes after it
+            self._opening_count = opening_count
+        except Busy:  # another erasure has begun; the next call comes after it
             return
 
 
 @contextlib.contextmanager
 def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Server]:
-    """Listen in the runtime folder for as long as the block lasts. Raises StorageError, Refused."""
+    """Listen in the runtime folder until the block ends.
+
+    Args:
+        seconds: `greeting`, `training` and `patience` of the `Server`.
+
+    Raises StorageError if the socket cannot be made, Refused if others may enter the folder.
+    """
     with storage_errors("listen on the device's socket"):
         listener = listen(runtime.folder, MOST_CONNECTIONS)
     server = Server(listener, runtime.terms(), runtime.token(), vault, **seconds)

@@ -1,4 +1,4 @@
-"""Federation: wire schema, device and coordinator logic, Flower apps, in-process grid.
+"""The protocol of a federation: wire schema, device and coordinator logic, Flower codec, frames of the socket.
 
 Invariants
 - Importing any module of this package sets the outbound switches before that module can import flwr (I10).

@@ -1,18 +1,18 @@
-"""How the replies of one round become a mean: a running sum, or a coordinate-wise trimmed mean.
+"""The mean of the replies of one round: a running sum, or a coordinate-wise trimmed mean.
 
 Invariants
-- `Summed` holds one int64 array per parameter, whatever the cohort; `Trimmed` holds every reply of the round, so its
-  memory is cohort × coordinates × 4 bytes, and a public number bounds the cohort.
+- `Summed` holds one int64 array per parameter, whatever the size of the cohort. `Trimmed` holds every reply of the
+  round: its memory is cohort × coordinates × 4 bytes, and a public number bounds the cohort.
 - Neither depends on the order of replies (I9).
-- Noise is for `Summed` only. Leaving out or changing one device moves a trimmed mean in every coordinate where it
-  changes who is cut, by up to the distance to the next value: no L2 bound of one update carries over, so the clip norm
-  is not its sensitivity and the Gaussian noise would protect nothing that we could state.
+- Noise is for `Summed` only. To remove or change one device moves a trimmed mean in every coordinate where other values
+  are then cut, by up to the distance to the next value. No L2 bound of one update carries over. The clip norm is
+  therefore not the sensitivity of a trimmed mean, and Gaussian noise would give no guarantee that we could state.
 
 >>> import numpy as np
->>> got = Trimmed(0.34, clip=1.0)
+>>> replies = Trimmed(0.34, clip=1.0)
 >>> for cells in (2**22, 2**21, -(2**23)):
-...     got.add({"w": np.array([cells], np.int32)})
->>> got.mean({"w": (1,)})["w"].tolist()
+...     replies.add({"w": np.array([cells], np.int32)})
+>>> replies.mean({"w": (1,)})["w"].tolist()
 [0.25]
 """
 
@@ -30,7 +30,7 @@ Update = Mapping[str, NDArray[np.int32]]
 
 
 class Summed:
-    """The sum of updates over a public divisor, with the plan's noise; memory does not grow with the cohort."""
+    """The noisy sum of updates over a public divisor. Its memory does not grow with the cohort."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._sums = fixedpoint.empty_sums(shapes)
@@ -40,15 +40,25 @@ class Summed:
         fixedpoint.add(self._sums, update)
 
     def mean(self, plan: DevicePlan, noise: Noise | None) -> Params:
-        """Noisy sum over the expected cohort."""
+        """Return the noisy sum, divided by the expected cohort; float32 arrays by name.
+
+        Args:
+            noise: the stream of this round; None only where the plan adds no noise.
+
+        Raises Refused where the plan adds noise and `noise` is None.
+        """
         return device_dp.noisy_mean(self._sums, plan, noise)
 
 
 class Trimmed:
-    """The mean of what is left after cutting the `share` largest and smallest values of every coordinate.
+    """The mean of the values that remain in each coordinate after the largest and the smallest are cut.
 
-    Guarantees: with n replies, floor(share * n) of them may hold anything, and each coordinate of the result still lies
-    within the range of the honest ones (Yin et al. 2018, Def. 2). Each counted reply is one value, silence included.
+    Args:
+        share: share of the replies that is cut at either end, in [0, 0.5).
+        clip: the plan's clip norm, which gives the grid step.
+
+    Guarantees: of n replies, floor(share * n) may hold any values. Each coordinate of the result still lies within the
+    range of the honest replies (Yin et al. 2018, Def. 2). Each counted reply is one value; so is a reply of zeros.
 
     | replies | result |
     |---|---|
@@ -65,10 +75,10 @@ class Trimmed:
         self._updates.append(update)
 
     def mean(self, shapes: Shapes) -> Params:
-        """The trimmed mean over the counted replies."""
-        return {name: self._one(name, shape) for name, shape in shapes.items()}
+        """Return the trimmed mean over the counted replies: float32 arrays of `shapes`."""
+        return {name: self._trimmed(name, shape) for name, shape in shapes.items()}
 
-    def _one(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def _trimmed(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         count = len(self._updates)
         if count == 0:
             return np.zeros(shape, np.float32)

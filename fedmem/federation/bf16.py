@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """float32 of any shape to bf16 bits in uint16, same shape."""
+    """Return the bf16 bits of float32 values as uint16, of the same shape."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
     # Rounding up the highest NaN payloads would wrap around to zero.
@@ -22,5 +22,5 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def decode(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bf16 bits in uint16 to the float32 of equal value, same shape."""
+    """Return the float32 values of bf16 bits in uint16; equal values, same shape."""
     return (np.ascontiguousarray(bits).astype(np.uint32) << 16).view(np.float32)

@@ -2,7 +2,7 @@
 
 Invariants
 - A handler never raises: Flower would send the exception's text to the server. It answers with zeros instead.
-- `evaluate` has no handler, so it is refused; nor has any message type that the wire does not name.
+- `evaluate` and every message type that the wire does not name have no handler, so they are refused.
 - Flower's `Context.state` stays empty: it is copied with each message.
 
 >>> make_client_app(lambda context: None).__class__.__name__
@@ -25,7 +25,11 @@ DeviceFor = Callable[[Context], Device]
 
 
 def make_client_app(device_for: DeviceFor) -> ClientApp:
-    """A ClientApp whose device is built by `device_for` from Flower's context (partition id, node and run config)."""
+    """Return a ClientApp that answers `train.anchor` requests.
+
+    Args:
+        device_for: returns the device, from Flower's context (partition id, node config and run config).
+    """
     app = ClientApp()
 
     def train_anchor(message: Message, context: Context) -> Message:
@@ -36,15 +40,15 @@ def make_client_app(device_for: DeviceFor) -> ClientApp:
 
 
 def answer(device_for: DeviceFor, content: RecordDict, context: Context) -> RecordDict:
-    """The reply to a `train.anchor` request.
+    """Return the reply to a `train.anchor` request.
 
-    Guarantees: of one shape whatever happens, and never an exception. If the device cannot be built, the reply is zeros
-    in the shapes that the request itself named. A device without approval ends the process by `NoApproval` instead; a
-    deployed `device_for` does so too, where it has no vault process.
+    Guarantees: the reply always has the same shape, and no exception is raised. If the device cannot be built, the
+    reply is zeros in the shapes that the request names. A device without approval ends the process by `NoApproval`
+    instead. A deployed `device_for` does the same where no vault process runs.
     """
     try:
         return records.to_reply(_reply(device_for(context), content))
-    except Exception as error:  # noqa: BLE001  (Flower would send the text of whatever is raised here)
+    except Exception as error:  # noqa: BLE001  (Flower would send the exception's text)
         _log.warning("A device could not answer: %s", type(error).__name__)
         return records.to_reply(Fields(dict(fixedpoint.zeros(records.requested_shapes(content)))))
 

@@ -1,8 +1,7 @@
-"""Time as an argument: the state machine gets `now`, and only the loop around it asks a clock (I9).
+"""Clocks for the loop around the state machine, which gets the time as its argument `now` (I9).
 
 Invariants
-- A virtual clock moves when somebody sleeps on it, and never otherwise: deadlines of a simulation do not depend on
-  the machine.
+- A virtual clock advances by `sleep` only, so the deadlines of a simulation do not depend on the machine.
 - Neither clock goes backwards.
 
 >>> clock = VirtualClock()
@@ -16,7 +15,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds since some moment, and a way to let them pass."""
+    """A clock: `now` in seconds since a fixed moment, and `sleep` to wait."""
 
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
@@ -26,7 +25,7 @@ class WallClock:
     """The machine's monotonic clock."""
 
     def now(self) -> float:
-        """Seconds; they count on when the wall clock is set back."""
+        """Return seconds. They increase even when the wall clock is set back."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
@@ -35,15 +34,15 @@ class WallClock:
 
 
 class VirtualClock:
-    """A clock that starts at 0 and moves by what is slept."""
+    """A clock that starts at 0 and advances by `sleep`."""
 
     def __init__(self) -> None:
         self._now = 0.0
 
     def now(self) -> float:
-        """Virtual seconds."""
+        """Return the virtual seconds since the start."""
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass at once."""
+        """Advance the clock by `seconds` without waiting; a negative number counts as 0."""
         self._now += max(0.0, seconds)

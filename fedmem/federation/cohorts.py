@@ -1,10 +1,11 @@
-"""Who takes part in a round, and what that costs: Poisson samples, or fixed-size samples without replacement.
+"""Draw the cohort of a round and compute its privacy cost: Poisson samples, or fixed-size samples without replacement.
 
 Invariants
-- Draws come from the privacy stream alone; the sample is never told to readers, for amplification rests on that.
-- A fixed-size sample is drawn from the declared population, connected or not: a device's chance is cohort / population
-  however many others are there.
-- Each kind has its own adjacency, and the two figures are not compared without it:
+- Draws come from the privacy stream alone. The sample is never published, because amplification by sampling needs a
+  secret sample.
+- A fixed-size sample is drawn from the declared population, connected or not. The chance of a device is therefore
+  cohort / population, however many others are connected.
+- Each kind has its own adjacency; the two figures must not be compared without it:
 
 | kind | adjacency | sensitivity of the sum | accounting |
 |---|---|---|---|
@@ -28,12 +29,12 @@ from fedmem.privacy import accounting
 
 ADD_OR_REMOVE, REPLACE = "add or remove one device", "replace one device by another"
 MECHANISM = "fixed-gaussian/1"
-# Above these the exact bound takes seconds, and below an ε of 0.1 only would they lower it.
+# Above order 128 the exact bound takes seconds; higher orders lower ε only where it is below 0.1.
 ORDERS = accounting.ORDERS[accounting.ORDERS <= 128]
 
 
 class Noise(Protocol):
-    """What is asked of `fedmem.privacy.stream.PrivacyStream`."""
+    """The methods of `fedmem.privacy.stream.PrivacyStream` that a federation uses."""
 
     def normal(self, n: int, std: float) -> NDArray[np.float32]: ...
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]: ...
@@ -44,7 +45,8 @@ class Noise(Protocol):
 class FixedSpend:
     """`steps` Gaussian sums, each over `cohort` of `population` devices drawn without replacement.
 
-    `noise_multiplier` is the noise's standard deviation in clip norms; under replace-one the sum's sensitivity is two.
+    `noise_multiplier` is the standard deviation of the noise in clip norms. Under replace-one the sensitivity of the
+    sum is two clip norms.
     """
 
     population: int
@@ -53,28 +55,28 @@ class FixedSpend:
     steps: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as the ledger stores it."""
+        """Return the JSON form that the ledger stores."""
         return {"mechanism": MECHANISM, **vars(self)}
 
 
 def poisson(nodes: list[int], rate: float, noise: Noise) -> list[int]:
-    """Each of the sorted `nodes` with probability `rate`, on its own."""
+    """Return a Poisson sample of the sorted `nodes`: each is drawn independently, with probability `rate` in (0, 1]."""
     joins = noise.bernoulli(len(nodes), rate)
     return [node for node, joined in zip(nodes, joins, strict=True) if joined]
 
 
 def fixed(nodes: list[int], population: int, size: int, noise: Noise) -> list[int]:
-    """Those of the sorted `nodes` that are in a uniform sample of `size` out of `population` places.
+    """Return the sorted `nodes` whose places are in a uniform sample of `size` out of `population` places.
 
-    Guarantees: every set of `size` places is equally likely. The first places are the nodes'; the others stand for
-    declared devices that are not connected, so the result may be shorter than `size`.
+    Guarantees: every set of `size` places is equally likely. The first places belong to the nodes. The others stand for
+    declared devices that are not connected, so the result may have fewer than `size` nodes.
     """
     chosen = set(np.argsort(_distinct_keys(population, noise), kind="stable")[:size].tolist())
     return [node for place, node in enumerate(nodes) if place in chosen]
 
 
 def _distinct_keys(count: int, noise: Noise) -> NDArray[np.uint64]:
-    """`count` different uniform 64-bit keys; drawn again as a whole if two are equal, which keeps ranks uniform."""
+    """Return `count` different uniform 64-bit keys. If two are equal, all are drawn again: ranks stay uniform."""
     while True:
         bits = noise.bernoulli(64 * count, 0.5)
         keys = np.packbits(bits).view(np.uint64)
@@ -84,11 +86,11 @@ def _distinct_keys(count: int, noise: Noise) -> NDArray[np.uint64]:
 
 @lru_cache(maxsize=256)
 def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
-    """ε at `delta` of fixed-size rounds, for replacing one device's update by any other.
+    """Return ε at `delta` of fixed-size rounds, for replacing one device's update by any other.
 
     Guarantees: an upper bound by RDP (Wang et al. 2019, Theorem 27, through dp_accounting), for noise of
     `noise_multiplier` clip norms on a sum whose sensitivity is two clip norms. dp_accounting's RDP does not double the
-    sensitivity under replace-one, so the noise is halved here.
+    sensitivity under replace-one, so this function halves the noise.
 
     | input | ε |
     |---|---|
@@ -109,7 +111,10 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
 
 
 def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:
-    """The gate's upper bound on `fixed_epsilon`, in numpy alone: Wang et al. 2019, Theorem 9."""
+    """Return an upper bound on `fixed_epsilon`, computed in numpy alone: Wang et al. 2019, Theorem 9.
+
+    `check_budget` uses it before a round opens. The edge cases are those of `fixed_epsilon`.
+    """
     if spend.steps == 0 or spend.noise_multiplier == 0:
         return math.inf if spend.steps else 0.0
     orders = ORDERS.astype(np.float64)
@@ -126,7 +131,10 @@ def _fixed_rdp(rate: float, noise: float) -> NDArray[np.float64]:
 
 
 def _log_moment(order: int, rate: float, noise: float) -> float:
-    """log(1 + Σ_j binom(α, j) q^j b_j): b_2 = min(4 (e^ε(2) - 1), 2 e^ε(2)), b_j = 2 e^((j-1) ε(j)); ε(j) = j / 2σ²."""
+    """Return log(1 + Σ_j binom(α, j) q^j b_j): with the b_j of Wang et al. 2019, Theorem 9.
+
+    b_2 = min(4 (e^ε(2) - 1), 2 e^ε(2)), b_j = 2 e^((j-1) ε(j)), ε(j) = j / 2σ².
+    """
     j = np.arange(2, order + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, order + 1)))])
     log_binomial = log_factorial[order] - log_factorial[j] - log_factorial[order - j]

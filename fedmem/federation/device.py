@@ -1,10 +1,11 @@
-"""What a device does with a request: train on shareable records, clip, ask the port, answer (I1).
+"""Answer a request on a device: train on shareable records, clip the update, get its approval, reply (I1).
 
 Invariants
-- The answer depends on the request, the shareable records and (seed, device, round) alone. Nothing private is in reach.
-- Every answer has one shape and size. An empty device, a wrong request, another plan, an exception in training, a NaN:
-  each gives zeros, and no error text leaves.
-- Nothing is sent that the port has not approved. Without approval, even of zeros, the process ends: `NoApproval`.
+- The answer depends on the request, the shareable records and (seed, device, round) alone. This module has no access to
+  private records.
+- Every answer has the same shape and size. An empty device, a wrong request, another plan, an exception in training or
+  a NaN gives zeros; no error text leaves.
+- Nothing is sent without the port's approval. Where not even zeros are approved, the process ends by `NoApproval`.
 
 >>> import numpy as np
 >>> class Port:
@@ -34,7 +35,7 @@ _log = logging.getLogger("fedmem.device")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Public settings of one device's part of one round; `seed` is this device's own."""
+    """Public settings of the training of one device in one round; `seed` is that of this device and round."""
 
     round: int
     seed: int
@@ -48,21 +49,27 @@ LocalTrain = Callable[[Params, TrainConfig], Params]
 
 
 def device_seed(seed: int, device: int, number: int) -> int:
-    """A 63-bit seed from (configuration seed, device, round), independent between devices and rounds."""
+    """Return a 63-bit seed from (configuration seed, device, round), independent between devices and rounds."""
     text = f"fedmem/device-seed/{seed}/{device}/{number}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 def encode_update(before: Params, after: Params, clip: float) -> dict[str, np.ndarray]:
-    """The update as clipped grid cells: quantise, decode, clip (docs/design.md, §7).
+    """Return the update as clipped grid cells: quantise, then clip (docs/design.md, §7).
 
-    Raises ValueError for a non-finite or missing parameter.
+    Args:
+        before, after: the parameters before and after training; float32 arrays by name, of equal shapes.
+        clip: the plan's clip norm.
+
+    Guarantees: the decoded L2 norm is at most `clip`, as in `fixedpoint.clip_grid`.
+
+    Raises ValueError for a value that is not finite, and for a missing or an additional parameter.
     """
     if set(before) != set(after) or any(after[n].shape != before[n].shape for n in before):
         raise ValueError("Training returned other parameters than it was given.")
     delta = {name: np.subtract(after[name], before[name], dtype=np.float64) for name in sorted(before)}
     norm = np.sqrt(sum(float(np.square(part).sum()) for part in delta.values()))
-    # A first shrink in float keeps a diverged update inside int32; the integer clip below is the one that counts.
+    # A first scaling in float keeps a diverged update inside int32. The guarantee comes from the integer clip below.
     shrink = min(1.0, 2.0 * clip / norm) if norm > 0 else 1.0
     step = fixedpoint.grid_step(clip)
     cells = {name: fixedpoint.quantise((part * shrink).astype(np.float32), step) for name, part in delta.items()}
@@ -72,8 +79,13 @@ def encode_update(before: Params, after: Params, clip: float) -> dict[str, np.nd
 class Device:
     """The device side of a federation, without Flower.
 
-    `index`: the device's public number. `shapes`: names and shapes of the federated parameters, from its own release.
-    `failed`: told, on the device only, what went wrong in training.
+    Args:
+        index: the device's public number.
+        port: the port that approves answers.
+        plan: the plan that this device agreed to.
+        shapes: names and shapes of the federated parameters, from the device's own release.
+        train: the local training.
+        failed: is called with each error of training, on the device only.
     """
 
     def __init__(
@@ -90,10 +102,11 @@ class Device:
         self._schema = wire.anchor_request(self._shapes)
 
     def answer(self, request: Fields) -> Fields:
-        """The approved reply to a `train.anchor` request; zeros whenever there is nothing to say.
+        """Return the approved reply to a `train.anchor` request; zeros after any error.
 
-        Guarantees: keys, shapes and size are those of the reply schema whatever happens (I1, I2); never raises an
-        error of training.
+        Guarantees: keys, shapes and size are always those of the reply schema (I1, I2). No error of training is raised.
+
+        Raises NoApproval where the port does not even approve zeros.
         """
         number = 0
         try:
@@ -102,30 +115,30 @@ class Device:
             before = wire.unpack(request.arrays)
             after = self._train({name: value.copy() for name, value in before.items()}, config)
             return self._port.approve(Fields(encode_update(before, after, self._plan.clip)), number)
-        except Exception as error:  # noqa: BLE001  (whatever fails, the answer is zeros: I1)
+        except Exception as error:  # noqa: BLE001  (after any error the answer is zeros: I1)
             self._report(error)
             return self.silence(number)
 
     def silence(self, number: int = 0) -> Fields:
-        """Return an approved update of zeros. Raises NoApproval where the port does not approve them."""
+        """Return an approved update of zeros for round `number` (0: no round). Raises NoApproval without approval."""
         try:
             return self._port.approve(Fields(dict(fixedpoint.zeros(self._shapes))), number)
-        except Exception as error:  # noqa: BLE001  (whatever fails, nothing unapproved leaves)
+        except Exception as error:  # noqa: BLE001  (after any error nothing unapproved leaves)
             _log.error("Nothing is sent: %s", type(error).__name__)
             raise NoApproval(error) from None
 
     def _config(self, request: Fields) -> TrainConfig:
         wire.check(request, self._schema)
-        s = request.scalars
-        if s["plan"] != self._plan.digest():
+        scalars = request.scalars
+        if scalars["plan"] != self._plan.digest():
             raise Refused("The request belongs to another device plan than the one this device agreed to.")
-        number = int(s["round"])
-        seed = device_seed(int(s["seed"]), self._index, number)
-        rates = float(s["learning_rate"]), float(s["memory_learning_rate"])
-        return TrainConfig(number, seed, int(s["steps"]), int(s["batch"]), *rates)
+        number = int(scalars["round"])
+        seed = device_seed(int(scalars["seed"]), self._index, number)
+        rates = float(scalars["learning_rate"]), float(scalars["memory_learning_rate"])
+        return TrainConfig(number, seed, int(scalars["steps"]), int(scalars["batch"]), *rates)
 
     def _report(self, error: Exception) -> None:
-        # The class only: an error's text may quote a record.
+        # Only the class is logged: an error's text may quote a record.
         _log.warning("A round gave no update: %s", type(error).__name__)
         if self._failed:
             self._failed(error)

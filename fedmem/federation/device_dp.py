@@ -1,13 +1,13 @@
 """Device-level differential privacy of the federated part (docs/design.md, §7).
 
 Invariants
-- Everything that changes privacy stands in one frozen `DevicePlan`; it is public and never a function of data.
-- A plan without noise says `unsafe_no_dp = true` and why, or it is refused. There is no third kind.
-- Noise covers every coordinate of every array, touched or not; the divisor is the expected cohort, never the real one.
-- Two figures are always given: against readers of released anchors, and against the coordinator, which is infinite.
-- A figure names its adjacency: Poisson cohorts and fixed-size cohorts do not bound the same thing (`cohorts`).
-- What readers can see never depends on how many devices answered: with noise, a round of few or no replies is an
-  ordinary round, and whether it takes place is decided on connected devices, before the draw.
+- All settings that change privacy are fields of one frozen `DevicePlan`. It is public and never a function of data.
+- A plan without noise needs `unsafe_no_dp = true` and a reason, or it is refused.
+- Noise covers every coordinate of every array. The divisor is the expected cohort, never the real one.
+- Two values of ε are always given: against readers of released anchors, and against the coordinator, which is infinite.
+- A value of ε names its adjacency: Poisson cohorts and fixed-size cohorts have different ones (`cohorts`).
+- The results that readers can see never depend on the number of replies. With noise, a round of few or no replies is an
+  ordinary round. The decision to open a round depends on the connected devices, before the cohort is drawn.
 
 >>> plan = DevicePlan(population=8, unsafe_no_dp=True, unsafe_reason="eight devices are too few to hide in")
 >>> figures(plan, rounds=2).coordinator
@@ -49,8 +49,8 @@ class DevicePlan:
     | noise_multiplier | standard deviation of the noise on the sum, in units of `clip` |
     | delta | δ of the reported ε |
     | epsilon_max | no round opens that would pass this ε; None: no limit |
-    | unsafe_no_dp, unsafe_reason | this federation claims no ε, because ... |
-    | run | public name of this federation: a request of another one has another plan digest |
+    | unsafe_no_dp, unsafe_reason | this federation claims no ε, for this reason |
+    | run | public name of this federation; a request of another federation has another plan digest |
     """
 
     population: int
@@ -66,7 +66,7 @@ class DevicePlan:
     run: str = ""
 
     def __post_init__(self) -> None:
-        sound = (
+        in_range = (
             self.population >= 1
             and 0 < self.sampling_rate <= 1
             and self.rounds >= 0
@@ -76,7 +76,7 @@ class DevicePlan:
             and (self.epsilon_max is None or self.epsilon_max > 0)
             and 0 <= self.cohort_size <= self.population
         )
-        if not sound:
+        if not in_range:
             raise UsageError("A number of the device plan is out of its range; the table of DevicePlan names them.")
         if self.cohort_size and self.sampling_rate != 1:
             raise UsageError("A plan has a cohort_size or a sampling_rate below 1, not both.")
@@ -90,33 +90,33 @@ class DevicePlan:
 
     @property
     def expected_cohort(self) -> float:
-        """The public divisor of every round."""
+        """The expected number of devices in a round: the public divisor of every sum."""
         return self.cohort_size or self.population * self.sampling_rate
 
     @property
     def sampled(self) -> bool:
-        """Whether a round draws its cohort."""
+        """True if a round draws its cohort at random."""
         return self.sampling_rate < 1 or self.cohort_size > 0
 
     @property
     def adjacency(self) -> str:
-        """What the readers' ε compares."""
+        """The adjacency of the readers' ε: `cohorts.REPLACE` or `cohorts.ADD_OR_REMOVE`."""
         return cohorts.REPLACE if self.cohort_size else cohorts.ADD_OR_REMOVE
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as it stands in journals and reports."""
+        """Return the JSON form of the plan, for journals and reports."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DevicePlan":
-        """Inverse of `to_dict`; UsageError for a key that no plan has."""
+        """Return the plan that `to_dict` gave. Raises as the constructor, and UsageError for an unknown key."""
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise UsageError(f"A device plan has no key {sorted(unknown)[0]!r}.")
         return cls(**values)
 
     def digest(self) -> str:
-        """What a device compares before it trains: a request names the plan it belongs to."""
+        """Return the SHA-256 of the plan, hex. A request carries it, and a device compares it before it trains."""
         return _digest(self)
 
 
@@ -127,7 +127,16 @@ def _digest(plan: DevicePlan) -> str:
 
 @dataclass(frozen=True)
 class Figures:
-    """ε of a federation so far, both readings; `reason` is empty where `readers` is a claim about `adjacency`."""
+    """ε of a federation after its rounds so far.
+
+    | field | meaning |
+    |---|---|
+    | readers | ε against readers of the released anchors |
+    | coordinator | ε against the coordinator |
+    | delta | δ of both |
+    | reason | why the plan claims no ε; empty where it claims one |
+    | adjacency | the adjacency of `readers` |
+    """
 
     readers: float
     coordinator: float
@@ -137,12 +146,12 @@ class Figures:
 
 
 def figures(plan: DevicePlan, rounds: int) -> Figures:
-    """ε after `rounds` rounds.
+    """Return both values of ε after `rounds` rounds.
 
-    Guarantees: `readers` bounds what someone who sees every released anchor learns about one device, for a sample that
-    the readers do not see: Poisson (Mironov, Talwar and Zhang 2019), add or remove one device; fixed size (Wang, Balle
-    and Kasiviswanathan 2019), replace one. The coordinator sees each update in the clear, so its figure is infinite
-    until secure aggregation carries the noise.
+    Guarantees: `readers` is an upper bound against someone who sees every released anchor and does not see the samples.
+    For Poisson cohorts (Mironov, Talwar and Zhang 2019) the adjacency is to add or remove one device; for fixed-size
+    cohorts (Wang, Balle and Kasiviswanathan 2019) it is to replace one. The coordinator sees each update in the clear,
+    so its ε is infinite until secure aggregation adds the noise.
 
     | plan | readers |
     |---|---|
@@ -161,21 +170,21 @@ def figures(plan: DevicePlan, rounds: int) -> Figures:
 
 
 def spend(plan: DevicePlan, rounds: int) -> SpendEvent | FixedSpend:
-    """What `rounds` rounds cost one device, in the ledger's terms."""
+    """Return the spend of `rounds` rounds, as a ledger records it."""
     if plan.cohort_size:
         return FixedSpend(plan.population, plan.cohort_size, plan.noise_multiplier, rounds)
     return SpendEvent(plan.sampling_rate, plan.noise_multiplier, rounds)
 
 
 def check_budget(plan: DevicePlan, rounds_after: int) -> None:
-    """Raise BudgetExceeded if `rounds_after` rounds in all pass the plan's rounds or its ε; asked before one opens."""
+    """Raise BudgetExceeded if `rounds_after` rounds in total exceed the plan's rounds or its `epsilon_max`."""
     if rounds_after > plan.rounds:
         raise BudgetExceeded(
             "The device plan allows no further round; none was opened. A new plan starts a new federation."
         )
     if plan.epsilon_max is None or plan.unsafe_no_dp:
         return
-    # The upper bound without dp_accounting: a gate may err on the side of stopping, never of going on.
+    # An upper bound that needs no dp_accounting: it may stop the rounds too early, never too late.
     event = spend(plan, rounds_after)
     if isinstance(event, FixedSpend):
         bound = cohorts.fixed_epsilon_bound(event, plan.delta)
@@ -186,15 +195,17 @@ def check_budget(plan: DevicePlan, rounds_after: int) -> None:
 
 
 def noisy_mean(sums: fixedpoint.Sums, plan: DevicePlan, noise: Noise | None) -> dict[str, NDArray[np.float32]]:
-    """Decode the int64 sums, add N(0, (σC)²) to every coordinate, divide by the expected cohort; float32.
+    """Return the noisy mean: the decoded sums plus N(0, (σC)²) in every coordinate, over the expected cohort; float32.
 
-    Guarantees: Gaussian mechanism on a sum that one device moves by `plan.clip`, and by twice that where it is replaced
-    (Dwork and Roth 2014, App. A; composed by `figures`); the divisor is public. Arrays are visited by sorted name:
-    equal streams, equal bytes.
+    Guarantees: the Gaussian mechanism (Dwork and Roth 2014, App. A; composed by `figures`). Adding or removing one
+    device changes the sum by at most `plan.clip`; replacing one changes it by at most twice that. The divisor is
+    public. Arrays are processed in the order of their names, so equal streams give equal bytes.
+
+    Raises Refused where the plan adds noise and `noise` is None.
 
     | input | result |
     |---|---|
-    | empty cohort | noise alone, an ordinary round |
+    | no update | noise alone, an ordinary round |
     | noise_multiplier 0 (unsafe) | the plain mean |
     """
     step, std = fixedpoint.grid_step(plan.clip), plan.noise_multiplier * plan.clip
@@ -210,7 +221,10 @@ def noisy_mean(sums: fixedpoint.Sums, plan: DevicePlan, noise: Noise | None) -> 
 
 
 def cohort(nodes: list[int], plan: DevicePlan, noise: Noise | None) -> list[int]:
-    """The devices of a round, sorted: a Poisson or a fixed-size sample by the plan; everyone where it does not draw."""
+    """Return the devices of a round, sorted: a sample of `nodes` by the plan, or all where the plan does not sample.
+
+    Raises Refused where the plan samples and `noise` is None.
+    """
     ordered = sorted(nodes)
     if not plan.sampled:
         return ordered

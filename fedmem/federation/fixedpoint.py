@@ -3,7 +3,7 @@
 Invariants
 - The grid step is a power of two that depends on the public clip norm alone, so encoding needs no negotiation.
 - Rounding is toward zero: no coordinate ever grows, so clipping after decoding can only shrink a norm.
-- Sums are int64, hence exact: their order has no effect (I9). What could overflow is refused before it is added.
+- Sums are int64, hence exact: their order has no effect (I9). A number of devices whose sum could overflow is refused.
 
 >>> import numpy as np
 >>> step = grid_step(1.0)
@@ -27,7 +27,7 @@ _SUM_LIMIT = 2**62
 
 
 def grid_step(clip: float) -> float:
-    """Width of one grid cell for a public clip norm: a power of two below clip * 2^-23.
+    """Return the width of one grid cell for a public clip norm: a power of two, at most clip * 2^-23.
 
     Raises ValueError unless 0 < clip < inf.
     """
@@ -37,12 +37,12 @@ def grid_step(clip: float) -> float:
 
 
 def cells(clip: float) -> int:
-    """The clip norm in grid cells, rounded down: no clipped coordinate is larger in absolute value."""
+    """Return the clip norm in grid cells, rounded down. It bounds the absolute value of every clipped coordinate."""
     return math.floor(clip / grid_step(clip))
 
 
 def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.int32]:
-    """Round `values` toward zero onto the grid; same shape, int32.
+    """Return `values` rounded toward zero onto the grid; same shape, int32.
 
     | value | result |
     |---|---|
@@ -63,32 +63,32 @@ def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.int32]:
 
 
 def decode(grid: NDArray[np.int32] | NDArray[np.int64], step: float) -> NDArray[np.float64]:
-    """Grid cells back to numbers, float64, same shape."""
+    """Return the numbers that grid cells stand for; float64, same shape."""
     return grid.astype(np.float64) * step
 
 
 def _squares(grid: Mapping[str, NDArray[np.int32]]) -> float:
-    # Not a BLAS dot: its last bits depend on the number of threads, and a scale is made of this.
+    # Not a BLAS dot product: its last bits depend on the number of threads, and the scale is computed from them.
     return math.fsum(float(np.square(part.astype(np.float64)).sum()) for part in grid.values())
 
 
 def _surely_within(grid: Mapping[str, NDArray[np.int32]], limit: int) -> bool:
-    """True only for a norm below `limit`; the dot is off by far less than one part in 10^6."""
+    """Return True only for a norm below `limit`. The error of the dot product is far below one part in 10^6."""
     flat = (part.astype(np.float64).ravel() for part in grid.values())
     return math.fsum(float(np.dot(part, part)) for part in flat) < limit * limit * (1 - 1e-6)
 
 
 def _exact_squares(grid: Mapping[str, NDArray[np.int32]]) -> int:
-    """Exact only where the squares fit an int64, which `clip_grid` has made sure of by then."""
+    """Return the exact sum of squares. It has to fit an int64; `clip_grid` ensures that before the call."""
     flat = (part.astype(np.int64).ravel() for part in grid.values())
     return sum(int(np.dot(part, part)) for part in flat)
 
 
 def clip_grid(grid: Mapping[str, NDArray[np.int32]], clip: float) -> Grid:
-    """Scale the whole update so that its decoded L2 norm is at most `clip`.
+    """Return the update, scaled as a whole so that its decoded L2 norm is at most `clip`.
 
-    Guarantees: norm(decode(result)) <= clip holds in exact integer arithmetic, for every input; an update
-    that is within the norm comes back unchanged. This is the sensitivity that the noise is sized for
+    Guarantees: norm(decode(result)) <= clip holds in exact integer arithmetic, for every input. An update
+    within the norm is returned unchanged. The noise is scaled to this sensitivity
     (Abadi et al. 2016, §3.1, with one device as the unit).
 
     | input | result |
@@ -103,7 +103,7 @@ def clip_grid(grid: Mapping[str, NDArray[np.int32]], clip: float) -> Grid:
         return kept
     norm = math.sqrt(_squares(kept))
     factor = 1.0 if norm <= limit else limit / norm
-    # Float rounding may leave the scaled norm a hair too long: shrink until the integers say it fits.
+    # Float rounding may leave the scaled norm slightly too large: shrink until it fits in integer arithmetic.
     while factor < 1.0 or _exact_squares(kept) > limit * limit:
         kept = {name: np.trunc(part * min(factor, 1 - 2**-20)).astype(np.int32) for name, part in kept.items()}
         factor = 1.0
@@ -111,12 +111,12 @@ def clip_grid(grid: Mapping[str, NDArray[np.int32]], clip: float) -> Grid:
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]]) -> Grid:
-    """The update of a device that has nothing to say."""
+    """Return an update of zeros."""
     return {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
 
 
 def empty_sums(shapes: Mapping[str, tuple[int, ...]]) -> Sums:
-    """Where a round's updates are added."""
+    """Return int64 zeros, to which a round's updates are added."""
     return {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
 
 
@@ -127,6 +127,6 @@ def check_headroom(devices: int, clip: float) -> None:
 
 
 def add(sums: Sums, update: Mapping[str, NDArray[np.int32]]) -> None:
-    """Add one clipped update in place; exact, so the order of calls has no effect."""
+    """Add one clipped update to `sums` in place. Sums are exact, so the order of calls has no effect."""
     for name, total in sums.items():
         total += update[name]

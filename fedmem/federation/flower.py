@@ -1,8 +1,8 @@
-"""Everything that fedmem uses of Flower, imported in one place, so that an upgrade is one file to read.
+"""Everything that fedmem uses of Flower, imported in one place, so that an upgrade of Flower concerns one file.
 
 Invariants
 - Flower is imported after its outbound switches are off (the package's `__init__` sets them).
-- If someone imported Flower before us with telemetry on, `require_offline` refuses to go on (I10).
+- If Flower was imported before this module with telemetry on, `require_offline` raises Refused (I10).
 
 >>> require_offline()
 """
@@ -15,7 +15,7 @@ from fedmem.errors import Refused
 from fedmem.federation.offline import SWITCHES
 
 with warnings.catch_warnings():
-    # flwr imports typer, which imports names that click has deprecated: not ours to mend.
+    # flwr imports typer, which imports names that click has deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -62,13 +62,13 @@ __all__ = [
 
 
 def require_offline() -> None:
-    """Raise Refused if this process loaded Flower with telemetry on: it read its switch before we could set it."""
+    """Raise Refused if this process loaded Flower with telemetry on, before fedmem could switch it off."""
     if SWITCHES["FLWR_TELEMETRY_ENABLED"] != telemetry.FLWR_TELEMETRY_ENABLED:
         raise Refused("Flower was loaded with telemetry on. Set FLWR_TELEMETRY_ENABLED=0 and start it again.")
 
 
 def require_own_installation(app_file: str) -> None:
-    """Raise Refused if `fedmem` comes from the Flower bundle that holds `app_file`: a bundle shadows installed code."""
+    """Raise Refused if `fedmem` was loaded from the Flower bundle of `app_file`; a bundle shadows installed code."""
     bundle, loaded = Path(app_file).resolve().parents[1], Path(fedmem.__file__).resolve()
     if bundle.is_relative_to(get_flwr_home().resolve()) and loaded.is_relative_to(bundle):
         raise Refused("This bundle carries its own fedmem. Use one that holds server/ and client/ only.")

@@ -1,9 +1,9 @@
-"""Between our `Fields` and Flower's records: raw bytes in, exact keys out (I2).
+"""Convert between `Fields` and Flower's records, with exact keys and raw bytes (I2).
 
 Invariants
 - An array travels as its raw little-endian bytes under our own serialisation name, so no array format is parsed.
-- A record dict that holds any record but the named ones, an array of another serialisation or a length that its shape
-  does not explain is a `BoundaryViolation`; nothing is allocated by what a header claims.
+- A record dict is a `BoundaryViolation` if it holds any record but the named ones, an array of another serialisation,
+  or an array whose length does not fit its shape. No memory is allocated from the claims of a header.
 - The serialisation name carries the protocol version, in both directions: another version is a `VersionMismatch`.
 
 >>> import numpy as np
@@ -25,7 +25,7 @@ from fedmem.federation.wire import PROTOCOL, Fields, Scalar, Shapes
 
 _ENCODING = "fedmem.raw.le"
 STYPE = f"{_ENCODING}/{PROTOCOL}"
-# Public bounds on what a header may claim, far above any model's: numpy itself stops at 64 axes.
+# Public bounds for the shape in a header, far above any model's; numpy itself allows 64 axes.
 _MAX_AXES, _MAX_SIZE = 8, 2**40
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
 _NAMES = {np.dtype(name): name for name in _DTYPES}
@@ -42,27 +42,30 @@ def _arrays(fields: Fields) -> ArrayRecord:
 
 
 def to_request(fields: Fields) -> RecordDict:
-    """A request's content: parameters and settings, names sorted."""
+    """Return a request's content: parameters and settings, names sorted."""
     scalars = {name: fields.scalars[name] for name in sorted(fields.scalars)}
     return RecordDict({PARAMS: _arrays(fields), CONFIG: ConfigRecord(dict(scalars))})
 
 
 def to_reply(fields: Fields) -> RecordDict:
-    """A reply's content: the update alone. Raises BoundaryViolation if `fields` holds a scalar."""
+    """Return a reply's content: the update alone. Raises BoundaryViolation if `fields` holds a scalar."""
     if fields.scalars:
         raise BoundaryViolation("A reply holds the update and nothing else; it was not sent.")
     return RecordDict({UPDATE: _arrays(fields)})
 
 
 def from_request(content: RecordDict) -> Fields:
-    """Fields of a request; the schema check comes after."""
+    """Return the fields of a request; they are not yet checked against the schema.
+
+    Raises BoundaryViolation, and VersionMismatch for another version of the protocol.
+    """
     _only(content, {PARAMS: ArrayRecord, CONFIG: ConfigRecord})
     scalars = cast(dict[str, Scalar], dict(content[CONFIG].items()))
     return Fields(_from_arrays(content[PARAMS]), scalars)
 
 
 def from_reply(content: RecordDict) -> Fields:
-    """Fields of a reply; the schema check comes after."""
+    """Return the fields of a reply; they are not yet checked against the schema. Raises as `from_request`."""
     _only(content, {UPDATE: ArrayRecord})
     return Fields(_from_arrays(content[UPDATE]))
 
@@ -80,7 +83,7 @@ def _from_array(array: Array) -> NDArray[np.generic]:
     dtype = _DTYPES.get(array.dtype)
     if array.stype != STYPE and array.stype.split("/")[0] == _ENCODING:
         raise VersionMismatch(f"A message speaks another protocol version than {PROTOCOL}. Update the older side.")
-    if array.stype != STYPE or dtype is None or not _plausible(array.shape):
+    if array.stype != STYPE or dtype is None or not _is_plausible(array.shape):
         raise BoundaryViolation("An array travels in another encoding than the protocol's; it was not used.")
     if len(array.data) != math.prod(array.shape) * dtype.itemsize:
         raise BoundaryViolation("An array has another length than its shape says; it was not used.")
@@ -88,12 +91,12 @@ def _from_array(array: Array) -> NDArray[np.generic]:
     return values
 
 
-def _plausible(shape: tuple[int, ...]) -> bool:
+def _is_plausible(shape: tuple[int, ...]) -> bool:
     return len(shape) <= _MAX_AXES and all(0 <= size <= _MAX_SIZE for size in shape)
 
 
 def requested_shapes(content: RecordDict) -> Shapes:
-    """Names and shapes that a request asks about; empty if it cannot be read."""
+    """Return the names and shapes of a request's parameters; empty if it cannot be read."""
     try:
         return {name: tuple(array.shape) for name, array in from_request(content).arrays.items()}
     except FedmemError:

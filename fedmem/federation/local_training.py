@@ -1,4 +1,4 @@
-"""A device's training on shareable texts, in the network-facing process or in a simulation.
+"""The training of a device on shareable texts, in the network-facing process or in a simulation.
 
 Invariants
 - It depends on (parameters, release, terms, texts, seed) alone. No module of a vault is loaded.
@@ -28,7 +28,13 @@ from fedmem.training.settings import Settings
 def local_train(
     part: Federated, local: LocalSettings, steps_by_round: Sequence[int], packed: Packed, paths_MP: np.ndarray
 ) -> LocalTrain:
-    """Return the local steps of one device on its packed sequences; without any it changes nothing."""
+    """Return the local training of one device on its packed sequences; without any it changes nothing.
+
+    Args:
+        part: anchor and bank, with the federated parts marked. Training changes it.
+        steps_by_round: local steps of each round of the plan, from round 1.
+        paths_MP: path of each packed row, one block number for each level.
+    """
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:
         rate = terms.rate_left(steps_by_round, local.final, config.round)
@@ -49,13 +55,23 @@ def local_train(
 def federated_part(folder: Path, agreement: Agreement) -> Federated:
     """Return anchor and bank of the release in `folder`, with the federated parts marked.
 
-    Raises NothingMatched, VerificationFailed (a changed file), VersionMismatch (another release or embedder).
+    Raises:
+        NothingMatched: there is no release in `folder`.
+        VerificationFailed: a file of the release has changed.
+        VersionMismatch: the release or its embedder is another one than the terms name.
     """
     return _part(_checked(folder, agreement), agreement)
 
 
 def from_release(folder: Path, agreement: Agreement, texts: Callable[[], Sequence[str]]) -> LocalTrain:
-    """Return local training that loads the release and asks for its texts when a round begins."""
+    """Return local training that loads the release and calls `texts` when a round begins.
+
+    Args:
+        folder: folder of the release that the terms name.
+        texts: returns the shareable texts of this device.
+
+    The returned function raises as `federated_part`, and what `texts` raises.
+    """
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:
         release = _checked(folder, agreement)
@@ -78,7 +94,7 @@ def _part(release: Release, agreement: Agreement) -> Federated:
 
 
 def _packed(release: Release, texts: list[str], length: int) -> tuple[Packed, np.ndarray]:
-    """Return texts packed by leaf cluster, and the path of each row."""
+    """Return the texts packed by leaf cluster, and the path of each packed row."""
     sequences = encode(release.tokenizer, texts, length)
     paths_NP = route(release.tree, StaticEmbedder().embed(texts))[sequences.document_N]
     packed = pack(sequences, paths_NP[:, -1])

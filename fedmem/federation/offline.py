@@ -2,7 +2,7 @@
 
 Invariants
 - Importing this module sets the switches; it must come before the first import of flwr, ray or transformers.
-- It imports none of them, opens nothing and overrules what the environment said before.
+- It imports none of them, opens no connection, and overwrites the values that the environment had before.
 
 >>> offline()["FLWR_TELEMETRY_ENABLED"]
 '0'
@@ -18,7 +18,7 @@ SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Ray otherwise changes how CUDA is seen and warns about it at import.
+    # Ray otherwise changes which CUDA devices are visible, and warns about it at import.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -26,13 +26,13 @@ SWITCHES = {
     "DO_NOT_TRACK": "1",
 }
 
-# For Flower's simulation engine, set before it starts: Ray 2.55 asks the cloud's metadata service where it runs, usage
-# stats off or not. A proxy on a closed port keeps that on this machine; never for a device that must reach a SuperLink.
+# For Flower's simulation engine, set before it starts: Ray 2.55 asks the cloud's metadata service where it runs, even
+# with usage stats off. A proxy on a closed port blocks that. Never set it on a device that must reach a SuperLink.
 RAY_SWITCHES = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1,localhost"}
 
 
 def offline() -> dict[str, str]:
-    """Set every switch in this process and its children; returns what was set."""
+    """Set every switch for this process and its children. Return the switches that were set."""
     os.environ.update(SWITCHES)
     return dict(SWITCHES)
 

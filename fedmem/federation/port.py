@@ -1,9 +1,10 @@
 """The interface between the network-facing process and the vault process (docs/design.md, §10).
 
 Invariants
-- Records come in that are already placed as shareable, and nothing else; approved fields go out.
-- Approval checks schema and clip norm and enters an egress line before the fields may be sent.
-- A device that has no approval, not even for zeros, sends nothing: `NoApproval` ends its process.
+- The network-facing process gets records that are already placed as shareable, and nothing else. It sends approved
+  fields only.
+- Approval checks schema and clip norm, and enters an egress line before the fields may be sent.
+- Zeros need approval too. A device without approval sends nothing: `NoApproval` ends its process.
 
 Implementations: `fedmem.device.inproc.InprocPort` in one process, `fedmem.federation.socket_port.SocketPort` in two.
 
@@ -19,9 +20,10 @@ from fedmem.federation.wire import Fields
 
 
 class NoApproval(SystemExit):
-    """End this process without an answer, with the exit code of RemoteError.
+    """The end of this process without an answer, with the exit code of RemoteError.
 
-    It is no `Exception`: Flower would catch one and send its text, and a handler might answer in the vault's place.
+    It is a SystemExit and not an `Exception`: Flower would catch an exception and send its text, and a handler could
+    answer without approval.
     """
 
     def __init__(self, reason: Exception | None = None) -> None:
@@ -37,5 +39,5 @@ class VaultPort(Protocol):
         ...
 
     def approve(self, fields: Fields, number: int) -> Fields:
-        """Return `fields` for sending in round `number`. Raises BoundaryViolation where they may not leave."""
+        """Return `fields`, approved for round `number` (0: no round). Raises BoundaryViolation."""
         ...

@@ -1,8 +1,8 @@
 """Names and shapes of the federated parameters of a release, computed in a process of its own.
 
 Invariants
-- The process that asks loads no torch: a vault process runs for days and trains nothing.
-- The release is checked whole: every file's digest, the digest that the terms name, and the embedder.
+- The calling process loads no torch: a vault process runs for days and trains nothing.
+- The whole release is checked: the digest of every file, the digest that the terms name, and the embedder.
 
     shapes = shapes_of(release_folder, agreement)
 """
@@ -21,14 +21,17 @@ from fedmem.federation.wire import Shapes
 def shapes_of(folder: Path, agreement: Agreement) -> Shapes:
     """Return names and shapes of the parts of the release in `folder` that the terms name.
 
-    Raises NothingMatched, VerificationFailed, VersionMismatch as loading the release does; FedmemError where the
-    process fails otherwise.
+    Raises:
+        NothingMatched: there is no release in `folder`.
+        VerificationFailed: a file of the release has changed.
+        VersionMismatch: the release or its embedder is another one than the terms name.
+        FedmemError: the process ended without an answer.
     """
     command = [sys.executable, "-m", "fedmem.federation.release_shapes", str(folder)]
-    words = json.dumps(agreement.to_dict())
-    done = subprocess.run(command, input=words, capture_output=True, text=True, check=False)  # noqa: S603 (a list)
+    terms = json.dumps(agreement.to_dict())
+    process = subprocess.run(command, input=terms, capture_output=True, text=True, check=False)  # noqa: S603 (a list)
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(process.stdout)
     except ValueError:
         raise errors.FedmemError("The release could not be read: its process failed. Run `fedmem doctor`.") from None
     if "error" in answer:
@@ -37,7 +40,7 @@ def shapes_of(folder: Path, agreement: Agreement) -> Shapes:
 
 
 def main() -> None:
-    """Read terms from stdin and a folder from the arguments; write the shapes to stdout."""
+    """Read the terms from stdin and the folder from the arguments; write the shapes to stdout as JSON."""
     from fedmem.federation import wire
     from fedmem.federation.local_training import federated_part
 

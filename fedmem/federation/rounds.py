@@ -1,22 +1,23 @@
-"""The coordinator of a federation as a pure state machine: no clock, file, socket or Flower.
+"""The coordinator of a federation as a pure state machine, without clock, file, socket or Flower.
 
 Invariants
 - idle → open → spent → idle. A round is closed or aborted once, and only with the proof that its spend is durable (I6).
-- Time is an argument: a reply counts if it comes by the deadline, from the open round's cohort, for the first time,
-  with exactly the schema's fields; its norm is clipped again here. Anything else is refused and changes nothing.
-- Neither the order of replies nor a device's silence changes anything but its own part.
-- New parameters and server state depend on (old ones, plan, settings, noise stream, set of counted replies) alone.
-- An aborted round leaves parameters and state as they were; its number and its spend are used up all the same.
+- Time is an argument. A reply counts if it arrives by the deadline, comes from the cohort of the open round, is the
+  first of its node, and has exactly the fields of the schema. Its norm is clipped again here. Any other reply is
+  refused and changes nothing.
+- The order of replies has no effect. A device that does not reply affects nothing but its own contribution.
+- New parameters and new server state depend on (old ones, plan, settings, noise stream, set of counted replies) alone.
+- An aborted round leaves parameters and state unchanged. Its number and its spend are used up nevertheless.
 
 >>> import numpy as np
 >>> plan = DevicePlan(population=2, rounds=1, unsafe_no_dp=True, unsafe_reason="an example")
->>> c = Coordinator({"w": np.zeros(2, np.float32)}, plan, noise=None)
->>> c.open([7, 8]).cohort
+>>> coordinator = Coordinator({"w": np.zeros(2, np.float32)}, plan, noise=None)
+>>> coordinator.open([7, 8]).cohort
 (7, 8)
->>> c.accept(7, 1, wire.Fields({"w": np.array([2**22, 0], np.int32)}), now=1.0)
->>> c.spend()["round"]
+>>> coordinator.accept(7, 1, wire.Fields({"w": np.array([2**22, 0], np.int32)}), now=1.0)
+>>> coordinator.spend()["round"]
 1
->>> c.close(Durable(1))["w"].tolist()
+>>> coordinator.close(Durable(1))["w"].tolist()
 [0.25, 0.0]
 """
 
@@ -40,7 +41,7 @@ TRIM_TOO_LARGE = (
 
 
 class RoundAborted(RemoteError):
-    """Too few replies counted; the round is over without a result, and its spend stays."""
+    """The open round has too few counted replies to close. Abort it: its spend stays."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,16 @@ class RoundSettings:
 
     | field | meaning |
     |---|---|
-    | seed … memory_learning_rate | what a device trains with; `server_learning_rate` is the server's own |
+    | seed … memory_learning_rate | settings of a device's training; `server_learning_rate` is the server's |
     | first_steps | local steps of the first round; they double from round to round up to `steps`. 0: always `steps` |
     | optimiser, momentum, second_momentum, adaptivity | the server's step: `server_step.StepSettings` |
-    | deadline | seconds from opening a round, in the caller's time; what comes later is not counted |
-    | minimum | connected devices that a round needs to open; without noise also replies that it needs to close |
-    | trim | share of replies cut at either end of each coordinate; 0: the plain mean. Only without noise |
-    | trim_cohort | largest cohort that may be trimmed: every reply is kept until the round ends |
+    | deadline | seconds from the opening of a round, in the caller's time; later replies are not counted |
+    | minimum | connected devices that a round needs to open; without noise also the replies that it needs to close |
+    | trim | share of replies that is cut at either end of each coordinate; 0: the plain mean. Only without noise |
+    | trim_cohort | largest cohort of a trimmed mean, which keeps every reply until the round ends |
 
-    With noise the replies are not counted against `minimum`: their number depends on the draw, and an abort that
-    readers can see would tell them about it.
+    With noise, `minimum` does not apply to replies. Their number depends on the secret sample, and readers can see an
+    abort: it would reveal something about the sample.
     """
 
     seed: int = 0
@@ -86,23 +87,24 @@ class RoundSettings:
 
     @property
     def step(self) -> StepSettings:
-        """The server's part."""
+        """The settings of the server's step."""
         rate, decays = self.server_learning_rate, (self.momentum, self.second_momentum)
         return StepSettings(self.optimiser, rate, *decays, self.adaptivity)
 
 
 def local_steps(number: int, steps: int, first: int = 0) -> int:
-    """Local steps of round `number`, from 1: `first`, doubled from round to round up to `steps`; 0: always `steps`.
+    """Return the local steps of round `number`, from 1: `first`, doubled each round up to `steps`.
 
-    Devices that leave a random start together soon go apart, and the mean of such devices is worse than each of them;
-    later they may go alone for longer (Gu et al. 2024, §2, for a falling rate).
+    With `first` 0, every round has `steps`. From a random start the parameters of devices diverge after few steps, and
+    the mean of diverged devices is worse than each of them. Later rounds may have more local steps (Gu et al. 2024, §2,
+    for a falling rate).
     """
     return min(steps, first << min(number - 1, steps.bit_length())) if first else steps
 
 
 @dataclass(frozen=True)
 class Round:
-    """An open round: its number from 1, its cohort, the one request that every member gets, and when time is up."""
+    """An open round: its number from 1, its cohort, the request (the same for every member), and its deadline."""
 
     number: int
     cohort: tuple[int, ...]
@@ -112,16 +114,20 @@ class Round:
 
 @dataclass(frozen=True)
 class Durable:
-    """Proof that the spend of round `number` is on disk; made by the journal only."""
+    """The proof that the spend of round `number` is on disk. Only the journal makes it."""
 
     number: int
 
 
 class Coordinator:
-    """Holds the parameters of the federated part and the server's state between rounds.
+    """The state machine: it holds the federated parameters and the server's state between rounds.
 
-    `params`: float32 by name. `noise`: a `PrivacyStream`; None is allowed only where the plan neither samples nor adds
-    noise. `done`: rounds already over, when resuming. Raises Refused for a trimmed mean with noise (see `aggregate`).
+    Args:
+        params: the federated parameters, float32 arrays by name.
+        noise: a `PrivacyStream`; None only where the plan neither samples nor adds noise.
+        done: number of rounds that are over, when a federation is resumed.
+
+    Raises Refused where the plan needs a stream and `noise` is None, and for a trimmed mean with noise (`aggregate`).
     """
 
     def __init__(
@@ -151,14 +157,20 @@ class Coordinator:
         self._counted: set[int] = set()
 
     def restore(self, state: State) -> None:
-        """Go on with the server's state out of a checkpoint. Raises VerificationFailed for another optimiser's."""
+        """Continue with the server's state from a checkpoint. Raises VerificationFailed for another optimiser's."""
         self.state = server_step.check(state, self.params, self.settings.step)
 
     def open(self, nodes: Sequence[int], now: float = 0.0) -> Round:
-        """Start the next round over the connected `nodes`. Raises before anything is sent.
+        """Open the next round for the connected `nodes`, and return it.
 
-        BudgetExceeded: the plan allows no further round. Refused: too many or too few are connected, or more are drawn
-        than may be trimmed.
+        Args:
+            nodes: ids of the connected devices.
+            now: the caller's time in seconds; the deadline is counted from it.
+
+        Raises:
+            BudgetExceeded: the plan allows no further round.
+            Refused: a round is open, too many or too few devices are connected, or the cohort is larger than
+                `trim_cohort`. Nothing has been sent then.
         """
         if self._round is not None:
             raise Refused(f"Round {self._round.number} is still open; close it first.")
@@ -171,21 +183,21 @@ class Coordinator:
         members = device_dp.cohort(connected, self.plan, self._stream(number, "cohort"))
         if self.settings.trim and len(members) > self.settings.trim_cohort:
             raise Refused(TRIM_TOO_LARGE.format(self.settings.trim_cohort))
-        opened = Round(number, tuple(members), self._make_request(number), now + self.settings.deadline)
+        new_round = Round(number, tuple(members), self._make_request(number), now + self.settings.deadline)
         self._replies = Trimmed(self.settings.trim, self.plan.clip) if self.settings.trim else Summed(self._shapes)
-        self._cohort, self._counted, self._round = frozenset(members), set(), opened
-        return opened
+        self._cohort, self._counted, self._round = frozenset(members), set(), new_round
+        return new_round
 
     def _make_request(self, number: int) -> Fields:
-        s = self.settings
+        settings = self.settings
         scalars: dict[str, wire.Scalar] = {
             "protocol": wire.PROTOCOL,
             "round": number,
-            "seed": s.seed,
-            "steps": local_steps(number, s.steps, s.first_steps),
-            "batch": s.batch,
-            "learning_rate": float(s.learning_rate),
-            "memory_learning_rate": float(s.memory_learning_rate),
+            "seed": settings.seed,
+            "steps": local_steps(number, settings.steps, settings.first_steps),
+            "batch": settings.batch,
+            "learning_rate": float(settings.learning_rate),
+            "memory_learning_rate": float(settings.memory_learning_rate),
             "plan": self.plan.digest(),
         }
         return wire.check(Fields(wire.pack(self.params), scalars), self._request)
@@ -194,7 +206,14 @@ class Coordinator:
         return self._noise.substream(f"round-{number}/{use}".encode()) if self._noise else None
 
     def accept(self, node: int, number: int, fields: Fields, now: float) -> None:
-        """Count one reply that came at `now`. Raises BoundaryViolation or Refused, and then nothing has changed."""
+        """Count one reply that arrived at `now`.
+
+        Args:
+            node: id of the device that replied.
+            number: the round that the reply names.
+
+        Raises BoundaryViolation or Refused; nothing has changed then.
+        """
         current = self._current()
         if number != current.number:
             raise Refused("A reply belongs to another round; it was not counted.")
@@ -210,20 +229,21 @@ class Coordinator:
         self._counted.add(node)
 
     def spend(self) -> dict[str, Any]:
-        """The privacy event of the open round, to be made durable before `close`."""
+        """Return the privacy event of the open round; it must be durable before `close`. Raises Refused."""
         event = device_dp.spend(self.plan, rounds=1)
         return {"round": self._current().number, "spend": event.to_dict(), "plan": self.plan.to_dict()}
 
     @property
     def short(self) -> bool:
-        """Whether the open round has too few replies to close; never with noise, where an abort would tell of them."""
+        """True if the open round has too few replies to close. Never with noise: an abort would reveal their number."""
         return self.plan.noise_multiplier == 0 and self.counted < self.settings.minimum
 
     def close(self, proof: Durable) -> Params:
-        """The server's step on the mean of the updates; returns the new parameters.
+        """Close the open round: apply the server's step to the mean of the updates, and return the new parameters.
 
-        Raises Refused without the proof for this very round (the event is durable before the result exists, I6), and
-        RoundAborted, with the round still open, if too few replies were counted.
+        Raises:
+            Refused: `proof` is not for this round. The event must be durable before the result exists (I6).
+            RoundAborted: too few replies were counted; the round is still open.
         """
         current = self._proven(proof)
         if self.short:
@@ -234,7 +254,7 @@ class Coordinator:
         return self.params
 
     def abort(self, proof: Durable) -> None:
-        """End the open round without a result: its spend stays, the next one has the next number."""
+        """End the open round without a result. Its spend stays. Raises Refused without the proof for this round."""
         self.done, self._round = self._proven(proof).number, None
 
     def _proven(self, proof: Durable) -> Round:
@@ -250,7 +270,7 @@ class Coordinator:
 
     @property
     def counted(self) -> int:
-        """Replies counted in the open round, or in the last one."""
+        """The number of replies counted in the open round, or else in the last one."""
         return len(self._counted)
 
     def _current(self) -> Round:

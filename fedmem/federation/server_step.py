@@ -1,8 +1,8 @@
-"""What a coordinator does with the mean update of a round: FedAvg, FedAdam, or DiLoCo's outer step; pure functions.
+"""The coordinator's step on the mean update of a round: FedAvg, FedAdam, or DiLoCo's outer step; pure functions.
 
 Invariants
-- New parameters and new state are a function of (parameters, state, mean, settings); the state is all there is to keep.
-- State is float32 arrays by name, so a checkpoint holds it whole and a resumed run goes on with the same bytes (I9).
+- New parameters and new state are a function of (parameters, state, mean, settings). Nothing else is kept.
+- State is float32 arrays by name, so a checkpoint holds all of it and a resumed run goes on with the same bytes (I9).
 - A step reads the noisy mean and nothing else of a round, so it costs no privacy (Dwork and Roth 2014, Prop. 2.1).
 
 | optimiser | step, with mean update d, rate η | source |
@@ -11,15 +11,15 @@ Invariants
 | fedadam | m ← β₁m + (1-β₁)d; v ← β₂v + (1-β₂)d²; x + η m / (√v + τ), v₀ = τ² | Reddi et al. 2021, Alg. 2 |
 | diloco | b ← μb + d; x + η (d + μb), Nesterov | Douillard et al. 2023, with AdamW on the device |
 
-DiLoCo's workers keep their inner AdamW moments from round to round. A device here starts each round with fresh ones: it
-keeps nothing between rounds (its part of Flower's context stays empty), the cohort changes from round to round, and
-moments that lived on would be a second thing to erase. The cost is the first steps of each round, where Adam's bias
-correction makes up for the short memory.
+DiLoCo's workers keep their inner AdamW moments from round to round. A device here starts each round with new moments,
+for three reasons: it keeps nothing between rounds (its part of Flower's context stays empty), the cohort changes from
+round to round, and an erasure would have to erase kept moments too. The cost is in the first steps of each round, where
+Adam's bias correction compensates for the short history.
 
 >>> import numpy as np
 >>> settings = StepSettings("diloco", rate=0.5, momentum=0.5)
->>> one = {"w": np.ones(1, np.float32)}
->>> params, state = step({"w": np.zeros(1, np.float32)}, start(one, settings), one, settings)
+>>> mean = {"w": np.ones(1, np.float32)}
+>>> params, state = step({"w": np.zeros(1, np.float32)}, start(mean, settings), mean, settings)
 >>> float(params["w"][0]), sorted(state)
 (0.75, ['momentum/w'])
 """
@@ -39,7 +39,16 @@ OPTIMISERS = ("fedavg", "fedadam", "diloco")
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Public settings of the server's step; `momentum` is β₁ or μ, `second_momentum` β₂, `adaptivity` τ."""
+    """Public settings of the server's step.
+
+    | field | meaning | range |
+    |---|---|---|
+    | optimiser | fedavg, fedadam or diloco | |
+    | rate | η | [0, inf) |
+    | momentum | β₁ (fedadam) or μ (diloco) | [0, 1) |
+    | second_momentum | β₂ | [0, 1) |
+    | adaptivity | τ | (0, inf) |
+    """
 
     optimiser: str = "fedavg"
     rate: float = 1.0
@@ -56,7 +65,7 @@ class StepSettings:
 
 
 def start(params: Params, settings: StepSettings) -> State:
-    """The state before the first round."""
+    """Return the state before the first round."""
     if settings.optimiser == "fedavg":
         return {}
     momentum = {f"momentum/{name}": np.zeros_like(value, np.float32) for name, value in params.items()}
@@ -67,44 +76,44 @@ def start(params: Params, settings: StepSettings) -> State:
 
 
 def check(state: State, params: Params, settings: StepSettings) -> State:
-    """Return `state` if it is one of these settings. Raises VerificationFailed: a checkpoint of another optimiser."""
-    want = start(params, settings)
-    if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in want.items()}:
+    """Return `state` if it belongs to these settings. Raises VerificationFailed for the state of another optimiser."""
+    expected = start(params, settings)
+    if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in expected.items()}:
         raise VerificationFailed("The checkpoint holds the state of another server optimiser; resume with that one.")
-    return {name: np.asarray(state[name], np.float32) for name in want}
+    return {name: np.asarray(state[name], np.float32) for name in expected}
 
 
 def step(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
-    """Parameters and state after one round whose mean update was `mean`; float32, nothing changed in place."""
+    """Return (parameters, state) after a round with the mean update `mean`; float32, nothing is changed in place."""
     chosen = {"fedavg": _fedavg, "fedadam": _fedadam, "diloco": _diloco}[settings.optimiser]
     return chosen(params, state, mean, settings)
 
 
 def _fedavg(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
-    return {name: _single(value + settings.rate * mean[name]) for name, value in params.items()}, state
+    return {name: _float32(value + settings.rate * mean[name]) for name, value in params.items()}, state
 
 
 def _fedadam(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
-    one, two, rate = settings.momentum, settings.second_momentum, settings.rate
-    moved, kept = Params(), State()
+    beta1, beta2, rate = settings.momentum, settings.second_momentum, settings.rate
+    new_params, new_state = Params(), State()
     for name, value in params.items():
-        first = _single(one * state[f"momentum/{name}"] + (1 - one) * mean[name])
-        second = _single(two * state[f"second/{name}"] + (1 - two) * np.square(mean[name]))
-        moved[name] = _single(value + rate * first / (np.sqrt(second) + settings.adaptivity))
-        kept |= {f"momentum/{name}": first, f"second/{name}": second}
-    return moved, kept
+        first = _float32(beta1 * state[f"momentum/{name}"] + (1 - beta1) * mean[name])
+        second = _float32(beta2 * state[f"second/{name}"] + (1 - beta2) * np.square(mean[name]))
+        new_params[name] = _float32(value + rate * first / (np.sqrt(second) + settings.adaptivity))
+        new_state |= {f"momentum/{name}": first, f"second/{name}": second}
+    return new_params, new_state
 
 
 def _diloco(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
     rate, decay = settings.rate, settings.momentum
-    moved, kept = Params(), State()
+    new_params, new_state = Params(), State()
     for name, value in params.items():
-        momentum = _single(decay * state[f"momentum/{name}"] + mean[name])
-        moved[name] = _single(value + rate * (mean[name] + decay * momentum))
-        kept[f"momentum/{name}"] = momentum
-    return moved, kept
+        momentum = _float32(decay * state[f"momentum/{name}"] + mean[name])
+        new_params[name] = _float32(value + rate * (mean[name] + decay * momentum))
+        new_state[f"momentum/{name}"] = momentum
+    return new_params, new_state
 
 
-def _single(values: NDArray[np.floating]) -> NDArray[np.float32]:
-    # Python's floats leave arrays in float32, so nothing is copied; the type checker does not know that.
+def _float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    # Arithmetic with Python's floats stays in float32, so nothing is copied; this call is for the type checker.
     return np.asarray(values, np.float32)

@@ -1,13 +1,14 @@
-"""The network-facing process's end of the socket: a `VaultPort` of a device whose vault has a process of its own.
+"""A `VaultPort` over the socket of the vault process, for the network-facing process.
 
 Invariants
 - It holds a token, public terms and shareable texts; no key, no private record, and no module of the vault.
 - `approve` returns fields only after the vault process has confirmed, by their digest, that they are entered.
-- Nothing is sent again that was not confirmed: a connection that breaks is closed, and the next request opens another.
-- Training stops as soon as the vault process closes the connection: a record was erased, or the process ended. Then
-  only zeros may go over a new connection.
+- A request that was not confirmed is never repeated. A connection that fails is closed; the next request for records,
+  or for the approval of zeros, opens another.
+- Training stops as soon as the vault process closes the connection: a record was erased, or the process ended. Over a
+  new connection only zeros are then approved.
 
-    port = SocketPort(runtime.folder, runtime.terms, runtime.token())
+    port = SocketPort(runtime.folder, runtime.terms(), runtime.token())
     device = Device(0, port, plan, shapes, port.watched(train))
 """
 
@@ -20,9 +21,8 @@ from pathlib import Path
 
 from fedmem.federation import socket_protocol as protocol
 from fedmem.federation import wire
-from fedmem.federation.connection import Connection, connect
+from fedmem.federation.connection import PATIENCE, TICK, BadFrame, Connection, PeerGone, connect
 from fedmem.federation.device import LocalTrain, TrainConfig
-from fedmem.federation.pipe import PATIENCE, TICK, BadFrame, PeerGone
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
 
@@ -36,8 +36,10 @@ class SocketPort:
         patience: seconds that the vault process has for each frame.
 
     Raises:
-        NothingMatched: no vault process listens. Refused: another user's process does.
-        VersionMismatch: the vault process holds other terms. PeerGone, BadFrame: it does not speak the protocol.
+        NothingMatched: no vault process listens.
+        Refused: the process that listens belongs to another user.
+        VersionMismatch: the vault process holds other terms.
+        PeerGone, BadFrame: the process that listens does not speak the protocol.
     """
 
     def __init__(self, folder: Path, terms: Terms, token: bytes, patience: float = PATIENCE) -> None:
@@ -59,20 +61,25 @@ class SocketPort:
     def approve(self, fields: Fields, number: int) -> Fields:
         """Return `fields` once the vault process has confirmed by their digest that they are entered.
 
-        Raises BoundaryViolation where the gate refuses them, Busy where it can enter no line now, PeerGone, BadFrame,
-        NothingMatched.
+        Raises:
+            BoundaryViolation: the fields are not what the schema and the plan allow.
+            Busy: the vault process can enter no egress line now.
+            PeerGone, BadFrame, NothingMatched: the connection failed.
         """
         parts = protocol.encode(fields, number, self._schema)
         if not any(array.any() for array in fields.arrays.values()):
-            self._renew()  # an update has to go over the connection that got its records
+            self._renew()  # an update must use the connection over which its records came
         with self._closed_on_failure():
             _, digest = self._ask(protocol.UPDATE, {protocol.RELEASED: protocol.DIGEST_BYTES}, *parts)
             if not hmac.compare_digest(bytes(digest), bytes.fromhex(fields.digest())):
-                raise BadFrame("The vault process released something else than was asked; nothing was sent.")
+                raise BadFrame("The vault process confirmed another update than was sent to it; nothing was sent.")
         return fields
 
     def watched(self, train: LocalTrain) -> LocalTrain:
-        """Return `train`, stopped with PeerGone as soon as the vault process closes the connection."""
+        """Return `train` so that it ends with PeerGone as soon as the vault process closes the connection.
+
+        It ends early in the main thread only. In another thread it runs to its end; approval then fails.
+        """
 
         def watched_train(params: wire.Params, config: TrainConfig) -> wire.Params:
             with _stopped_with(self._connection):
@@ -110,7 +117,7 @@ class SocketPort:
 
     @contextlib.contextmanager
     def _closed_on_failure(self) -> Iterator[None]:
-        """Close the connection where it breaks: what comes next on it has no meaning."""
+        """Close the connection after PeerGone or BadFrame: later bytes on it have no meaning."""
         try:
             yield
         except (PeerGone, BadFrame):
@@ -129,39 +136,39 @@ def _text(payload: bytearray) -> str:
     try:
         return payload.decode()
     except UnicodeDecodeError:
-        raise BadFrame("A shareable record came as other bytes than UTF-8 text; it was not used.") from None
+        raise BadFrame("A shareable record is not valid UTF-8 text; it was not used.") from None
 
 
 @contextlib.contextmanager
 def _stopped_with(connection: Connection) -> Iterator[None]:
-    """Raise PeerGone in the block, which runs in the main thread, as soon as the peer closes the connection.
+    """Raise PeerGone in the block as soon as the peer closes the connection, if the block runs in the main thread.
 
-    In another thread the block runs to its end; approval then fails all the same.
+    In another thread the block runs to its end; approval then fails.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    over = threading.Event()
+    has_ended = threading.Event()
 
     def stop(*_: object) -> None:
-        if not over.is_set():
-            over.set()
+        if not has_ended.is_set():
+            has_ended.set()
             raise PeerGone("The vault process closed the connection; training was stopped.")
 
-    before = signal.signal(signal.SIGUSR1, stop)
-    watcher = threading.Thread(target=_watch, args=(connection, over), daemon=True)
+    earlier_handler = signal.signal(signal.SIGUSR1, stop)
+    watcher = threading.Thread(target=_watch, args=(connection, has_ended), daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        over.set()
+        has_ended.set()
         watcher.join()
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR1, earlier_handler)
 
 
-def _watch(connection: Connection, over: threading.Event) -> None:
+def _watch(connection: Connection, has_ended: threading.Event) -> None:
     main = threading.main_thread().ident
-    while main is not None and not over.is_set():
-        if connection.closed_by_peer(TICK) and not over.wait(TICK):
-            # A real signal, which also ends a wait inside the kernel; again, should one come just before the wait.
+    while main is not None and not has_ended.is_set():
+        if connection.closed_by_peer(TICK) and not has_ended.wait(TICK):
+            # A real signal also interrupts a wait in the kernel. It is repeated, in case one came just before a wait.
             signal.pthread_kill(main, signal.SIGUSR1)

@@ -1,16 +1,17 @@
-"""The protocol of the two processes of a device: kinds of frames, their sizes, and arrays as raw bytes.
+"""The protocol between the two processes of a device: kinds of frames, their sizes, and arrays as raw bytes.
 
 Invariants
-- A connection begins with the run's token and the digest of the terms; nothing else is answered before.
+- A connection begins with the run's token and the digest of the terms. Before these, no request is answered.
 - Shapes, names and dtypes never travel, so none can be forged.
-- An update is a round number and the arrays of the reply schema, names sorted, as little-endian bytes: one exact size.
+- An update is a round number and the arrays of the reply schema, names sorted, as little-endian bytes. All updates of a
+  schema have the same size.
 - A refusal is a number; no text of an error crosses the socket.
 
 | from the network-facing process | answer |
 |---|---|
 | HELLO: token, terms digest | WELCOME, or REFUSED(TERMS) |
 | RECORDS | TEXT for each shareable record, then END; or REFUSED(NOT_NOW) |
-| UPDATE: round, arrays | RELEASED: digest of what was entered, or REFUSED(BOUNDARY), or REFUSED(NOT_NOW) |
+| UPDATE: round, arrays | RELEASED: digest of the entered update, or REFUSED(BOUNDARY), or REFUSED(NOT_NOW) |
 
 >>> import numpy as np
 >>> schema = wire.anchor_reply({"w": (2,)}, clip=1.0)
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from fedmem.errors import BoundaryViolation, Busy, FedmemError, VersionMismatch
 from fedmem.federation import wire
-from fedmem.federation.pipe import BadFrame
+from fedmem.federation.connection import BadFrame
 from fedmem.federation.wire import Fields, Schema
 
 HELLO, RECORDS, UPDATE = 1, 2, 3
@@ -41,37 +42,40 @@ _ROUND = struct.Struct("<I")
 
 
 def update_bytes(schema: Schema) -> int:
-    """Return the one length of an UPDATE frame."""
+    """Return the length of every UPDATE frame of this schema, in bytes."""
     return _ROUND.size + schema.nbytes
 
 
 def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
-    """Return an UPDATE's payload, in parts. Raises BoundaryViolation for another schema or an impossible round."""
+    """Return the payload of an UPDATE, in parts.
+
+    Raises BoundaryViolation for fields of another schema, and for a round outside [0, 2^32).
+    """
     wire.check(fields, schema)
     if not 0 <= number < 2**32:
-        raise BoundaryViolation("An answer names a round that no request has; it was not sent.")
+        raise BoundaryViolation("An answer names an impossible round; it was not sent.")
     arrays = (np.ascontiguousarray(fields.arrays[name]) for name in sorted(schema.arrays))
     little = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays)
     return [_ROUND.pack(number), *(array.tobytes() for array in little)]
 
 
 def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
-    """Return fields and round of an UPDATE. Raises BadFrame for another length; the gate judges ranges."""
+    """Return (fields, round) of an UPDATE. Raises BadFrame for another length. The gate checks the ranges of values."""
     if len(payload) != update_bytes(schema):
         raise BadFrame("An update has another length than its schema says; it was not read.")
-    arrays, at = dict[str, NDArray[np.generic]](), _ROUND.size
+    arrays, offset = dict[str, NDArray[np.generic]](), _ROUND.size
     for name, spec in sorted(schema.arrays.items()):
         little, count = np.dtype(spec.dtype).newbyteorder("<"), math.prod(spec.shape)
-        values = np.frombuffer(payload, little, count, at).reshape(spec.shape)
+        values = np.frombuffer(payload, little, count, offset).reshape(spec.shape)
         arrays[name] = values.astype(np.dtype(spec.dtype), copy=False)
-        at += values.nbytes
+        offset += values.nbytes
     return Fields(arrays), int(_ROUND.unpack_from(payload)[0])
 
 
 def refusal(code: bytes | bytearray) -> FedmemError:
-    """Return the error that a REFUSED frame means."""
+    """Return the error for the code of a REFUSED frame."""
     if code == TERMS:
         return VersionMismatch("The two processes of this device hold different terms. Start both from one file.")
     if code == NOT_NOW:
-        return Busy("The vault is busy: it gave no records or could enter no line. Nothing was sent; try again.")
-    return BoundaryViolation("The vault did not release an update: it is not what the schema and the plan allow.")
+        return Busy("The vault is busy: it could give no records or enter no egress line. Nothing was sent; try again.")
+    return BoundaryViolation("The vault did not release an update: the schema or the plan does not allow it.")

@@ -6,7 +6,7 @@ Invariants
 - Devices and coordinator compare digests of the plan; the two processes of a device compare digests of plan and shapes.
 
     release = "3f0c…"                # digest of the release that the rounds start from
-    parts = ["level-1", "generic"]   # what is federated: anchor, level-<n>, generic
+    parts = ["level-1", "generic"]   # the federated parts: anchor, level-<n>, generic
     [plan]                           # fields of `DevicePlan`; `run` names the federation
     [rounds]                         # fields of `RoundSettings`
     [local]                          # fields of `LocalSettings`
@@ -35,13 +35,13 @@ _NUMBERS = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)
 
 @dataclass(frozen=True)
 class Terms:
-    """The plan, which names the run, and names and shapes of the federated parameters."""
+    """The plan, which names the run, and the names and shapes of the federated parameters."""
 
     plan: DevicePlan
     shapes: Shapes
 
     def digest(self) -> str:
-        """Return the SHA-256 over all terms, hex; both processes of a device compare it before anything else."""
+        """Return the SHA-256 over all terms, hex. The two processes of a device compare it first."""
         shapes = {name: list(shape) for name, shape in self.shapes.items()}
         return digest({"plan": self.plan.to_dict(), "shapes": shapes})
 
@@ -52,9 +52,9 @@ class LocalSettings:
 
     Attributes:
         length: tokens of a sequence, from 2.
-        warmup: steps in which a round's rates rise.
-        eps: AdamW's.
-        final: share of the learning rates that is left in the last round, on a cosine over all steps.
+        warmup: number of steps, 0 or more, in which the learning rates rise at the start of a round.
+        eps: ε of AdamW, above 0.
+        final: factor on the learning rates in the last round, in [0, 1]; they fall on a cosine over all steps.
     """
 
     length: int
@@ -73,7 +73,8 @@ class Agreement:
 
     Attributes:
         release: digest of the release, hex.
-        parts: what is federated: `anchor`, `level-<n>`, `generic`.
+        parts: the federated parts: `anchor`, `level-<n>`, `generic`.
+        steps_by_round: local steps of each round of the plan, from round 1.
     """
 
     release: str
@@ -95,8 +96,8 @@ class Agreement:
 
         Raises:
             NothingMatched: there is no such file.
-            UsageError: it is no TOML, or a key is unknown, missing or of another type.
-            Refused: the plan adds no noise and does not say so.
+            UsageError: the file is not valid TOML, or a key is unknown, missing or of another type.
+            Refused: the plan adds no noise and does not declare `unsafe_no_dp`.
         """
         try:
             return cls.from_dict(tomllib.loads(file.read_text(encoding="utf-8")))
@@ -107,7 +108,7 @@ class Agreement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Agreement":
-        """Return the inverse of `to_dict`. Raises UsageError, Refused."""
+        """Return the agreement that `to_dict` gave. Raises UsageError and Refused as `load`."""
         rest = dict(values)
         plan = _section(DevicePlan, rest.pop("plan", None), "plan")
         rounds = _section(RoundSettings, rest.pop("rounds", None), "rounds")
@@ -126,17 +127,18 @@ class Agreement:
 
 
 def _section(kind: type[Section], values: Any, name: str) -> Section:
-    section_fields = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
+    section_fields = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise UsageError(f"Terms need a section [{name}].")
     for key, value in values.items():
         if key not in section_fields:
             raise UsageError(f"[{name}] of the terms has no key {key!r}.")
-        wanted = getattr(section_fields[key].type, "__name__", str(section_fields[key].type))
-        is_bool_for_number = isinstance(value, bool) and wanted != "bool"
-        if not (value is None and "None" in wanted) and (is_bool_for_number or not isinstance(value, _NUMBERS[wanted])):
-            raise UsageError(f"{key} in [{name}] of the terms needs to be {wanted}.")
-    missing = [key for key, one in section_fields.items() if one.default is MISSING and key not in values]
+        type_name = getattr(section_fields[key].type, "__name__", str(section_fields[key].type))
+        is_bool_for_number = isinstance(value, bool) and type_name != "bool"
+        is_of_type = isinstance(value, _NUMBERS[type_name]) and not is_bool_for_number
+        if not is_of_type and not (value is None and "None" in type_name):
+            raise UsageError(f"{key} in [{name}] of the terms needs to be {type_name}.")
+    missing = [key for key, field in section_fields.items() if field.default is MISSING and key not in values]
     if missing:
         raise UsageError(f"[{name}] of the terms lacks {missing[0]}.")
     return kind(**values)
@@ -146,6 +148,10 @@ def rate_left(steps_by_round: Sequence[int], final: float, number: int) -> float
     """Return the factor on a device's learning rates in round `number`, from 1.
 
     It falls from 1 to `final` on a cosine over all steps. A device computes it from public terms alone.
+
+    Args:
+        steps_by_round: local steps of each round, from round 1.
+        final: the factor in the last round, in [0, 1].
     """
-    gone = sum(steps_by_round[: number - 1]) / max(1, sum(steps_by_round[:-1]))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, gone)))
+    progress = sum(steps_by_round[: number - 1]) / max(1, sum(steps_by_round[:-1]))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,8 +1,9 @@
-"""Everything that is handed to Flower, as evidence for I1: what left, in what order, of what size.
+"""The record of every message that is handed to Flower: sizes and digests, as evidence for I1.
 
 Invariants
-- An entry covers message type, round, both nodes, every record with keys, dtypes, shapes and bytes, errors included.
-- Flower's own clock fields (created_at, ttl) and message ids are not ours and stay out; nothing else does.
+- An entry covers message type, round, the device's node, and every record with keys, dtypes, shapes and bytes, or the
+  error.
+- It leaves out Flower's clock fields (created_at, ttl) and message ids, and nothing else.
 - A round's digest does not depend on the order in which replies arrive.
 
 >>> log = Transcript()
@@ -18,7 +19,7 @@ from fedmem.storage.canonical import digest
 
 
 class TranscriptEntry(NamedTuple):
-    """One message: direction ("down", "up", or "state" for what a device left in Flower's context)."""
+    """One message. `direction` is "down", "up", or "state" for the content that a device left in Flower's context."""
 
     group: str
     direction: str
@@ -29,7 +30,7 @@ class TranscriptEntry(NamedTuple):
 
 
 class Arrived(Message):  # type: ignore[misc]  # mypy does not follow flwr
-    """A message as it arrived, with the evidence that was taken from its bytes: nobody serialises it again."""
+    """A message with the evidence of its bytes as they arrived, so that it need not be serialised again."""
 
     def __init__(self, content: RecordDict, message: Message, evidence: "Evidence") -> None:
         super().__init__(content, metadata=message.metadata)
@@ -37,54 +38,54 @@ class Arrived(Message):  # type: ignore[misc]  # mypy does not follow flwr
 
 
 class Evidence(NamedTuple):
-    """Size and digest of a payload."""
+    """The size of a payload in bytes, and its SHA-256 in hex."""
 
     nbytes: int
     sha256: str
 
 
 def evidence(data: bytes) -> Evidence:
-    """What a transcript keeps of a payload."""
+    """Return size and digest of a payload."""
     return Evidence(len(data), hashlib.sha256(data).hexdigest())
 
 
 def evidence_of(message: Message) -> Evidence:
-    """The evidence of a message's payload, taken from its bytes once."""
+    """Return size and digest of a message's payload; those it arrived with, where it has them."""
     return message.__dict__["evidence"] if isinstance(message, Arrived) else evidence(payload(message))
 
 
 def payload(message: Message) -> bytes:
-    """The content or error of a message as Flower serialises it."""
+    """Return the content or the error of a message, as Flower serialises it."""
     if message.has_error():
         return bytes(error_to_proto(message.error).SerializeToString(deterministic=True))
     return encode(message.content)
 
 
 def encode(content: RecordDict) -> bytes:
-    """A record dict as Flower serialises it."""
+    """Return a record dict as Flower serialises it."""
     return bytes(recorddict_to_proto(content).SerializeToString(deterministic=True))
 
 
 class Transcript:
-    """A growing list of entries."""
+    """The list of all entries of a simulation, in the order in which they were added."""
 
     def __init__(self) -> None:
         self.entries: list[TranscriptEntry] = []
 
-    def add(self, direction: str, message: Message, found: Evidence) -> None:
-        """Enter one message."""
+    def add(self, direction: str, message: Message, proof: Evidence) -> None:
+        """Add the entry of one message; `proof` holds the size and digest of its payload."""
         meta = message.metadata
         node = meta.dst_node_id if direction == "down" else meta.src_node_id
         kind = meta.message_type + (" error" if message.has_error() else "")
-        self.entries.append(TranscriptEntry(meta.group_id, direction, kind, node, *found))
+        self.entries.append(TranscriptEntry(meta.group_id, direction, kind, node, *proof))
 
     def traffic(self, group: str) -> tuple[int, int]:
-        """Payload bytes (down, up) of one round."""
+        """Return the payload bytes (down, up) of one round, named by its Flower group."""
         chosen = [entry for entry in self.entries if entry.group == group]
         down = sum(entry.nbytes for entry in chosen if entry.direction == "down")
         return down, sum(entry.nbytes for entry in chosen) - down
 
     def digest(self, group: str | None = None) -> str:
-        """SHA-256 over the sorted entries of one round, or of all."""
+        """Return the SHA-256 over the sorted entries of one round, or of all rounds."""
         chosen = sorted(entry for entry in self.entries if group in (None, entry.group))
         return digest([list(entry) for entry in chosen])

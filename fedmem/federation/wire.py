@@ -1,12 +1,13 @@
-"""What a message may hold: one schema per message type, checked before sending and on receipt (I2).
+"""The schemas of messages: one for each message type and direction, checked before sending and on receipt (I2).
 
 Invariants
-- A message is exactly the arrays and scalars that its schema names: one missing, one extra, another shape, dtype,
-  range or size, a NaN, and it is a `BoundaryViolation`. Errors name a field by its place in the schema, never a value.
+- A message holds exactly the arrays and scalars that its schema names. A missing or an additional one, another shape,
+  dtype, range or size, or a NaN is a `BoundaryViolation`. Errors name a field by its place in the schema, and never
+  a value.
 - A reply is the update and nothing else: no loss, no example count, no timing, no error text.
-- Numbers travel as raw little-endian bytes; nothing here parses a format, and nothing is unpickled.
-- Parameters go down as bf16 bits in uint16, updates come up as int32 grid cells.
-- A request names its protocol version, which is looked at first; a reply's arrays name it in their encoding.
+- Numbers travel as raw little-endian bytes. No array format is parsed, and nothing is unpickled.
+- Parameters travel to devices as bf16 bits in uint16; updates travel back as int32 grid cells.
+- A request names its protocol version, which is checked first. The arrays of a reply name it in their encoding.
 
 >>> import numpy as np
 >>> schema = anchor_reply({"w": (2,)}, clip=1.0)
@@ -54,11 +55,11 @@ class Fields:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """The bytes of all arrays together."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def digest(self) -> str:
-        """SHA-256 over names, dtypes, shapes, bytes and scalars, names sorted."""
+        """Return the SHA-256 over names, dtypes, shapes, bytes and scalars, names sorted; hex."""
         arrays = sorted(self.arrays.items())
         head = _head(tuple((name, array.dtype.str, array.shape) for name, array in arrays))
         scalars = canonical_json(dict(self.scalars)) if self.scalars else b"{}"
@@ -68,7 +69,7 @@ class Fields:
         return sha.hexdigest()
 
 
-# All replies of a federation have one.
+# All replies of a federation have the same head.
 @lru_cache(maxsize=16)
 def _head(arrays: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
     return canonical_json({name: [dtype, list(shape)] for name, dtype, shape in arrays})
@@ -76,7 +77,7 @@ def _head(arrays: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array: `dtype` is "uint16" (bf16 bits, all finite) or "int32" (grid cells up to ±`bound`)."""
+    """One array of a schema: `dtype` is "uint16" (bf16 bits, all finite) or "int32" (grid cells up to ±`bound`)."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -84,11 +85,11 @@ class ArraySpec:
 
     @cached_property
     def kind(self) -> np.dtype[Any]:
-        """The dtype as numpy's own."""
+        """The numpy dtype."""
         return np.dtype(self.dtype)
 
     def holds(self, array: NDArray[np.generic]) -> bool:
-        """Whether every value of an array of this dtype is in range."""
+        """Return True if every value of `array`, which has this dtype, is in range."""
         if not array.size:
             return True
         if self.dtype == "uint16":
@@ -102,7 +103,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """One scalar: its exact type, and a closed range or, for text, a length."""
+    """One scalar of a schema: its exact type, and a closed range or, for text, a length."""
 
     kind: type[int] | type[float] | type[str]
     low: float = -math.inf
@@ -112,7 +113,7 @@ class ScalarSpec:
 
 @dataclass(frozen=True)
 class Schema:
-    """Everything a message of one type and direction holds."""
+    """All arrays and scalars of one message type and direction."""
 
     message: str
     direction: str
@@ -125,26 +126,26 @@ class Schema:
 
     @cached_property
     def nbytes(self) -> int:
-        """The one size that the arrays of such a message have."""
+        """The bytes of all arrays of such a message together."""
         return sum(math.prod(s.shape) * s.kind.itemsize for s in self.arrays.values())
 
     @cached_property
     def ordered(self) -> list[tuple[str, ArraySpec]]:
-        """The arrays by name: an array's place in this list is what an error names."""
+        """The arrays, sorted by name. Errors name an array by its place in this list."""
         return sorted(self.arrays.items())
 
     @cached_property
     def ordered_scalars(self) -> list[tuple[str, ScalarSpec]]:
-        """The scalars by name."""
+        """The scalars, sorted by name."""
         return sorted(self.scalars.items())
 
 
-def _refuse(schema: Schema, what: str) -> BoundaryViolation:
-    return BoundaryViolation(f"A {schema.name} {what}; it was not used.")
+def _violation(schema: Schema, fault: str) -> BoundaryViolation:
+    return BoundaryViolation(f"A {schema.name} {fault}; it was not used.")
 
 
 def anchor_request(shapes: Shapes) -> Schema:
-    """Coordinator to device: parameters in bf16 and the public settings of the round."""
+    """Return the schema from coordinator to device: parameters in bf16 and the public settings of the round."""
     return Schema(
         TRAIN_ANCHOR,
         "request",
@@ -163,7 +164,7 @@ def anchor_request(shapes: Shapes) -> Schema:
 
 
 def anchor_reply(shapes: Shapes, clip: float) -> Schema:
-    """Device to coordinator: the clipped update, and nothing else."""
+    """Return the schema from device to coordinator: the update, clipped to `clip`, and nothing else."""
     bound = fixedpoint.cells(clip)
     return Schema(
         TRAIN_ANCHOR, "reply", {name: ArraySpec(tuple(shape), "int32", bound) for name, shape in shapes.items()}
@@ -173,19 +174,23 @@ def anchor_reply(shapes: Shapes, clip: float) -> Schema:
 def check(fields: Fields, schema: Schema) -> Fields:
     """Return `fields` unchanged if they are exactly what `schema` names.
 
-    Guarantees: of all messages only those with these keys, shapes, dtypes and ranges pass, so a message has one size
-    whatever the device holds. Raises BoundaryViolation otherwise, VersionMismatch for a request of another protocol.
+    Guarantees: only messages with these keys, shapes, dtypes and ranges pass. The size of a message therefore does not
+    depend on the content of a device.
+
+    Raises BoundaryViolation for other fields, VersionMismatch for a request of another protocol version.
     """
     _check_protocol(fields, schema)
     if schema.nbytes > _MAX_BYTES:
-        raise _refuse(schema, "would be larger than a message can be")
-    for label, got, want in (
+        raise _violation(schema, "would be larger than a message can be")
+    for label, actual, expected in (
         ("an array", fields.arrays, schema.arrays),
         ("a scalar", fields.scalars, schema.scalars),
     ):
-        if got.keys() != want.keys():
-            more = f"holds {label} that its schema does not name"
-            raise _refuse(schema, more if got.keys() - want.keys() else f"lacks {label} that its schema names")
+        if actual.keys() != expected.keys():
+            fault = f"holds {label} that its schema does not name"
+            if not actual.keys() - expected.keys():
+                fault = f"lacks {label} that its schema names"
+            raise _violation(schema, fault)
     for place, (name, array_spec) in enumerate(schema.ordered):
         _check_array(fields.arrays[name], array_spec, schema, place)
     for name, scalar_spec in schema.ordered_scalars:
@@ -194,37 +199,37 @@ def check(fields: Fields, schema: Schema) -> Fields:
 
 
 def _check_protocol(fields: Fields, schema: Schema) -> None:
-    # First, since another version names other fields: the reason should be the version, not a field.
+    # Checked first: another version has other fields, and the error should name the version, not a field.
     if "protocol" in schema.scalars and fields.scalars.get("protocol", PROTOCOL) != PROTOCOL:
         raise VersionMismatch(f"A {schema.name} is not of protocol version {PROTOCOL}. Update the older side.")
 
 
 def _check_array(array: NDArray[np.generic], spec: ArraySpec, schema: Schema, place: int) -> None:
     if type(array) is not np.ndarray or array.dtype != spec.kind or array.shape != spec.shape:
-        raise _refuse(schema, f"has another dtype or shape at array {place}")
+        raise _violation(schema, f"has another dtype or shape at array {place}")
     if not spec.holds(array):
-        raise _refuse(schema, f"has a value out of range at array {place}")
+        raise _violation(schema, f"has a value out of range at array {place}")
 
 
 def _check_scalar(value: Scalar, spec: ScalarSpec, schema: Schema, name: str) -> None:
-    # `type is`, since a bool is an int and must not pass for one.
+    # `type is`: a bool is an instance of int and must not pass as one.
     if type(value) is not spec.kind:
-        raise _refuse(schema, f"has another type at {name}")
-    good = len(value) == spec.length if isinstance(value, str) else spec.low <= value <= spec.high
-    if not good:
-        raise _refuse(schema, f"has a value out of range at {name}")
+        raise _violation(schema, f"has another type at {name}")
+    is_in_range = len(value) == spec.length if isinstance(value, str) else spec.low <= value <= spec.high
+    if not is_in_range:
+        raise _violation(schema, f"has a value out of range at {name}")
 
 
 def shapes_of(params: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of parameters, sorted by name."""
+    """Return names and shapes of parameters, sorted by name."""
     return {name: tuple(params[name].shape) for name in sorted(params)}
 
 
 def pack(params: Params) -> dict[str, NDArray[np.uint16]]:
-    """Parameters as they go down: bf16 bits, each named array once."""
+    """Return the parameters as a request carries them: bf16 bits in uint16, sorted by name."""
     return {name: bf16.encode(params[name]) for name in sorted(params)}
 
 
 def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Params:
-    """The float32 parameters that a device trains from."""
+    """Return the float32 parameters of a request; the training of a device starts from them."""
     return {name: bf16.decode(arrays[name].view(np.uint16)) for name in sorted(arrays)}

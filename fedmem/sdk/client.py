@@ -162,7 +162,8 @@ class Client:
         if records or plan changed since, it raises Refused: the run has then failed and stays charged. Raises as
         `fedmem.device.training_sessions.train`.
         """
-        from fedmem.device.training_sessions import ExclusiveAccess, Limits, train
+        from fedmem.device.training_sessions import Limits, train
+        from fedmem.device.vault_access import ExclusiveAccess
 
         limits = Limits(deadline, memory)
         return train(ExclusiveAccess(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
@@ -175,7 +176,8 @@ class Client:
 
     def cancel(self, name: str) -> "TrainingStatus":
         """End a training (run id or topic) that runs or is paused: it has failed then, and stays charged."""
-        from fedmem.device.training_sessions import ExclusiveAccess, cancel
+        from fedmem.device.training_sessions import cancel
+        from fedmem.device.vault_access import ExclusiveAccess
 
         return cancel(ExclusiveAccess(self._vault), name)
 

@@ -52,7 +52,8 @@ class Blocks:
         The old block stays, and answers through its own release. Raises Refused, BudgetExceeded (nothing is charged),
         NothingMatched; more in `fedmem.device.training_sessions.migrate`.
         """
-        from fedmem.device.training_sessions import ExclusiveAccess, migrate
+        from fedmem.device.training_sessions import migrate
+        from fedmem.device.vault_access import ExclusiveAccess
         from fedmem.sdk.client import open_release
 
         if self._policy is None:

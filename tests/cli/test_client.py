@@ -19,7 +19,8 @@ from fedmem.cli.client import moment, size
 from fedmem.cli.main import main
 from fedmem.device import session_lock as trainer
 from fedmem.device.learning import LearnSettings
-from fedmem.device.training_sessions import SharedAccess, train
+from fedmem.device.training_sessions import train
+from fedmem.device.vault_access import SharedAccess
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
 from fedmem.privacy.plan import PrivacyPlan

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from fedmem.federation import fixedpoint, wire
+from fedmem.federation.connection import PeerGone
 from fedmem.federation.device import TrainConfig
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.pipe import PeerGone
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.socket_port import SocketPort
 

@@ -19,11 +19,10 @@ from fedmem.errors import BoundaryViolation, Busy, NothingMatched, Refused, Stor
 from fedmem.federation import connection, fixedpoint, wire
 from fedmem.federation import socket_protocol as protocol
 from fedmem.federation.client_app import answer
-from fedmem.federation.connection import Connection
+from fedmem.federation.connection import BadFrame, Connection, PeerGone
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import Context, RecordDict
-from fedmem.federation.pipe import BadFrame, PeerGone
 from fedmem.federation.port import NoApproval
 from fedmem.federation.socket_port import SocketPort
 from fedmem.federation.terms import Terms

@@ -21,8 +21,7 @@ from fedmem.device.runtime_folder import place
 from fedmem.errors import Busy, Refused
 from fedmem.federation import connection
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.connection import Connection
-from fedmem.federation.pipe import HEAD, MAGIC, VERSION, BadFrame, PeerGone
+from fedmem.federation.connection import HEAD, MAGIC, VERSION, BadFrame, Connection, PeerGone
 from fedmem.federation.rounds import RoundSettings
 from fedmem.federation.runtime import DEVICE, Runtime
 from fedmem.federation.terms import Agreement, LocalSettings

@@ -96,7 +96,7 @@ with Vault.create(sys.argv[1] + "/v", subject="ana") as vault:
     vector = np.eye(8, dtype=np.float32)
     texts = ["a long record " * 150, *("a plain public record " * 90 for _ in range(16))]
     vault.add_records([NewRecord(t, "health", (0, i % 4), vector[i % 8], release.digest) for i, t in enumerate(texts)])
-    charged = charge(vault, release, Topic("health", 8.0, 1e-5), plan, settings=settings, room=footprint.room)
+    charged = charge(vault, release, Topic("health", 8.0, 1e-5), plan, settings=settings, record_memory=footprint.room)
     train(charged, RuntimeOptions(footprint.micro_batch))
     limited = peak()
     train(charged, RuntimeOptions(16))

@@ -10,7 +10,8 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.device.private_fetch import block_for
-from fedmem.device.training_sessions import ExclusiveAccess, SharedAccess, migrate, trainings
+from fedmem.device.training_sessions import migrate, trainings
+from fedmem.device.vault_access import ExclusiveAccess, SharedAccess
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.policy.policy import Policy

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,23 +10,19 @@ from collections.abc import Iterator
 import pytest
 
 from fedmem.errors import BoundaryViolation, VersionMismatch
-from fedmem.federation.pipe import HEAD, MAGIC, VERSION, BadFrame, PeerGone, Pipe
+from fedmem.federation.connection import HEAD, MAGIC, VERSION, BadFrame, Connection, PeerGone
 
 LIMITS = {1: 8, 2: 0}
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[Pipe, int, int]]:
-    """A pipe, and its peer's raw descriptors: (pipe, to write what it reads, to read what it writes)."""
-    theirs, ours = os.pipe(), os.pipe()
-    pipe = Pipe(theirs[0], ours[1], patience=0.3)
-    yield pipe, theirs[1], ours[0]
-    pipe.close()
-    for handle in (theirs[1], ours[0]):
-        try:
-            os.close(handle)
-        except OSError:
-            continue  # the test closed it
+def ends() -> Iterator[tuple[Connection, socket.socket]]:
+    """A connection, and its peer's raw socket."""
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours, patience=0.3)
+    yield connection, theirs
+    connection.close()
+    theirs.close()
 
 
 def frame(kind: int = 1, payload: bytes = b"abc", *, magic: bytes = MAGIC, version: int = VERSION, length: int = -1):
@@ -33,31 +30,30 @@ def frame(kind: int = 1, payload: bytes = b"abc", *, magic: bytes = MAGIC, versi
 
 
 def test_frames_come_through_in_order(ends) -> None:
-    pipe, write, read = ends
-    os.write(write, frame(1, b"abc") + frame(2, b"") + frame(1, b""))
-    assert [pipe.receive(LIMITS) for _ in range(3)] == [(1, b"abc"), (2, b""), (1, b"")]
-    pipe.send(7, b"a", bytearray(b"bc"))
-    assert os.read(read, 100) == frame(7)
+    connection, peer = ends
+    peer.sendall(frame(1, b"abc") + frame(2, b"") + frame(1, b""))
+    assert [connection.receive(LIMITS) for _ in range(3)] == [(1, b"abc"), (2, b""), (1, b"")]
+    connection.send(7, b"a", bytearray(b"bc"))
+    assert peer.recv(100) == frame(7)
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 3 << 20])
-def test_a_frame_larger_than_the_pipe_comes_through(ends, size: int) -> None:
-    pipe, write, read = ends
-    peer = Pipe(read, write)
+def test_a_frame_larger_than_the_buffer_of_the_kernel_comes_through(ends, size: int) -> None:
+    connection, peer = ends[0], Connection(ends[1])
     data = os.urandom(size)
     sender = threading.Thread(target=peer.send, args=(1, data))
     sender.start()
-    assert pipe.receive({1: size}) == (1, data)
+    assert connection.receive({1: size}) == (1, data)
     sender.join()
 
 
 def test_an_end_between_frames_is_none(ends) -> None:
-    pipe, write, _ = ends
-    os.write(write, frame(1))
-    os.close(write)
-    assert pipe.receive(LIMITS) == (1, b"abc")
-    assert pipe.receive(LIMITS) is None
-    assert pipe.left()
+    connection, peer = ends
+    peer.sendall(frame(1))
+    peer.close()
+    assert connection.receive(LIMITS) == (1, b"abc")
+    assert connection.receive(LIMITS) is None
+    assert connection.is_closed()
 
 
 BAD = {
@@ -77,11 +73,11 @@ BAD = {
 
 @pytest.mark.parametrize(("data", "error"), BAD.values(), ids=BAD.keys())
 def test_bad_frames_are_typed(ends, data: bytes, error: type[Exception]) -> None:
-    pipe, write, _ = ends
-    os.write(write, data)
-    os.close(write)
+    connection, peer = ends
+    peer.sendall(data)
+    peer.close()
     with pytest.raises(error) as caught:
-        pipe.receive(LIMITS)
+        connection.receive(LIMITS)
     assert type(caught.value) is error
 
 
@@ -91,31 +87,31 @@ def test_the_exit_codes_are_those_of_the_contract() -> None:
 
 
 def test_a_length_that_is_announced_is_not_allocated(ends) -> None:
-    pipe, write, _ = ends
+    connection, peer = ends
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    os.write(write, frame(length=2**33))
+    peer.sendall(frame(length=2**33))
     with pytest.raises(BadFrame):
-        pipe.receive({1: 2**33 - 1})
+        connection.receive({1: 2**33 - 1})
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10_000
 
 
 def test_silence_in_a_frame_ends_in_time(ends) -> None:
-    pipe, write, _ = ends
-    os.write(write, frame()[:-1])
+    connection, peer = ends
+    peer.sendall(frame()[:-1])
     start = time.monotonic()
     with pytest.raises(PeerGone):
-        pipe.receive(LIMITS)
+        connection.receive(LIMITS)
     assert time.monotonic() - start < 2
 
 
 def test_a_peer_that_does_not_read_is_left_in_time(ends) -> None:
-    pipe, _, _ = ends
+    connection, _ = ends
     with pytest.raises(PeerGone):
-        pipe.send(1, bytes(10 << 20))
+        connection.send(1, bytes(10 << 20))
 
 
 def test_a_peer_that_closed_is_gone(ends) -> None:
-    pipe, _, read = ends
-    os.close(read)
+    connection, peer = ends
+    peer.close()
     with pytest.raises(PeerGone):
-        pipe.send(1, b"abc")
+        connection.send(1, b"abc")

@@ -13,15 +13,14 @@ from fedmem.device import session_lock as trainer
 from fedmem.device import training_sessions as training
 from fedmem.device.learning import LearnSettings
 from fedmem.device.training_sessions import (
-    ExclusiveAccess,
     Limits,
     SessionResult,
-    SharedAccess,
     cancel,
     pause,
     train,
     trainings,
 )
+from fedmem.device.vault_access import ExclusiveAccess, SharedAccess
 from fedmem.erasure import residue
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.memory.spec import MemorySpec
@@ -153,7 +152,7 @@ def test_the_vault_is_free_while_steps_are_computed(shared: SharedAccess, releas
 def test_a_program_that_writes_keeps_it_from_beginning(
     shared: SharedAccess, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "AT_START", 0.0)
+    monkeypatch.setattr(training, "PATIENCE_AT_START", 0.0)
     with Vault.open(root, subject="ana"), pytest.raises(Busy) as caught:
         go(shared, release)
     assert caught.value.exit_code == 7
@@ -323,7 +322,7 @@ def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
 
     seen: list[int] = []
     other: list[Vault] = []
-    monkeypatch.setattr(training, "EVERY", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_INTERVAL", 0.0)
     with pytest.raises(Killed):
         go(shared, release, progress=killed)
     assert [(one.state, one.step) for one in trainings(shared.vault)] == [("paused", 4)]
