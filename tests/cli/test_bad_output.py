@@ -199,7 +199,7 @@ def test_a_partial_erasure_stays_partial(block: BlockInfo, monkeypatch: pytest.M
     assert (result.exit_code, result.stdout) == (5, "")
     assert result.stderr.splitlines() == [
         "It is not finished.",
-        f"{UNWRITTEN} (No space left on device). What the command did stands.",
+        f"{UNWRITTEN} (No space left on device). The changes of the command are kept.",
     ]
 
 
