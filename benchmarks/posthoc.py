@@ -133,7 +133,7 @@ def answered(
 def by_support(
     asked: Sequence[Asked], before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, Any]:
-    """Return the figures of each bucket that has facts, by its name; `gain` is in nats of the answer, with its interval."""
+    """Return figures of each bucket that has facts. `gain` is in nats of the answer, with its interval."""
     bucket_F, found, interval = buckets(asked), dict[str, Any](), dict[str, list[float]]()
     for bucket in np.unique(bucket_F).tolist():
         own_F, name = bucket_F == bucket, label(bucket)

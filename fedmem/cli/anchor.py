@@ -25,7 +25,7 @@ PRESETS = ("pico", "nano", "tiny", "small", "160m", "410m", "1.4b")
 
 @click.group()
 def anchor() -> None:
-    """Anchors: small language models that hold common knowledge."""
+    """Train anchors: small language models that hold common knowledge."""
 
 
 @anchor.command(epilog="Example: fedmem anchor train wikipedia --out my-anchor")

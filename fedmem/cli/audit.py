@@ -26,7 +26,7 @@ def audit(quick: bool) -> None:
 
     None of your vaults is opened: the audit makes its own anchor, canaries and vaults. The attack proves a lower bound
     of ε. A bound far below the claim is expected, and does not prove the claim. The exit code is 12 if the bound is
-    above the claim, if a planted bug is not caught, or if a canary can be read after DP or erasure.
+    above the claim, if a planted bug is not caught, or if an erased block still answers.
     """
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter

@@ -17,7 +17,7 @@ COLUMNS = ("id", "state", "created", "place", "reachable")
 
 @click.group()
 def backup() -> None:
-    """Backups of a vault."""
+    """Create, list, verify and restore backups of a vault."""
 
 
 @backup.command(epilog="Example: fedmem backup create --subject ana --to /media/stick/ana")

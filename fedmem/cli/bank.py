@@ -30,7 +30,7 @@ MODES = ("cotrain", "joint", "frozen", "posthoc")
 
 @click.group()
 def bank() -> None:
-    """Shared banks: blocks of long-tail knowledge, fetched by path."""
+    """Build, train, show and verify shared banks: blocks of long-tail knowledge, fetched by path."""
 
 
 class Widths(click.ParamType[tuple[int, ...]]):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def block() -> None:
-    """Private blocks of a vault."""
+    """List, show, migrate and delete the private blocks of a vault."""
 
 
 @block.command("list", epilog="Example: fedmem block list --subject ana")

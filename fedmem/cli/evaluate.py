@@ -17,7 +17,7 @@ COLUMNS = {"before": "before", "after": "after erasure", "never": "never saw"}
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measurements of releases and blocks."""
+    """Measure releases and private blocks."""
 
 
 @evaluate.command(epilog="Example: fedmem eval unlearn --facts tofu_qa.jsonl.gz --json")

@@ -26,7 +26,7 @@ COLUMNS = ("id", "kind", "state", "created", "place", "reachable")
 
 @click.group()
 def keys() -> None:
-    """Keys of a vault, and recovery kits."""
+    """Show and change the keys of a vault, and manage its recovery kits."""
 
 
 @keys.command(epilog="Example: fedmem keys status --subject ana")
@@ -78,7 +78,7 @@ def change_passphrase(subject: str, vault_path: str | None, secret: Secret, new:
 
 @keys.group()
 def recovery() -> None:
-    """Recovery kits: a file and a code that together open a vault when its keystore is lost."""
+    """Create, test and use recovery kits: a file and a code that together open a vault when its keystore is lost."""
 
 
 @recovery.command(epilog="Example: fedmem keys recovery create --subject ana --kit /media/stick/ana.kit")

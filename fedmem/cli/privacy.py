@@ -36,7 +36,7 @@ privacy.add_command(audit)
 @json_option
 def budget(subject: str, vault_path: str | None, secret: Secret) -> None:
     """Show ε of the subject and of every training run, including erased and failed runs."""
-    from fedmem.sdk.views import Privacy
+    from fedmem.sdk.privacy import Privacy
 
     with open_vault(subject, vault_path, secret, write=False) as vault:
         spent = Privacy(vault).budget()
@@ -58,7 +58,7 @@ def report(subject: str, vault_path: str | None, secret: Secret, policy: str, ht
     """
     from fedmem.policy.policy import Policy
     from fedmem.privacy.report import page
-    from fedmem.sdk.views import Privacy
+    from fedmem.sdk.privacy import Privacy
 
     budgets = Policy.load(policy).topics
     with open_vault(subject, vault_path, secret, write=False) as vault:
@@ -81,7 +81,7 @@ def verify(subject: str, vault_path: str | None, secret: Secret) -> None:
 
     The exit code is 6 if a check fails.
     """
-    from fedmem.sdk.views import Privacy
+    from fedmem.sdk.privacy import Privacy
 
     with open_vault(subject, vault_path, secret, write=False) as vault:
         checked = asdict(Privacy(vault).verify())

@@ -37,7 +37,7 @@ key_option = click.option(
 
 @click.group()
 def receipt() -> None:
-    """Signed receipts of erasures."""
+    """Show, verify and export signed receipts of erasures."""
 
 
 receipt.add_command(opening_command)

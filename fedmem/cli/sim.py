@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def sim() -> None:
-    """Simulated federations on this machine."""
+    """Run, list, show and compare simulated federations on this machine."""
 
 
 @sim.command(epilog="Example: fedmem sim run quickstart --seed 7")

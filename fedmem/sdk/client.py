@@ -35,7 +35,8 @@ from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
 from fedmem.sdk.egress import Egress
 from fedmem.sdk.places import vault_root
-from fedmem.sdk.views import Blocks, Erase, Privacy
+from fedmem.sdk.privacy import Privacy
+from fedmem.sdk.views import Blocks, Erase
 from fedmem.vault.crypto.header import NAME
 from fedmem.vault.opening import VaultExists
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
