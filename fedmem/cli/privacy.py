@@ -89,7 +89,7 @@ def verify(subject: str, vault_path: str | None, secret: Secret) -> None:
     emit("privacy.ledger.verify", checked,
          lambda out: pairs(out, [(names.get(name, name), value) for name, value in checked.items()]))  # fmt: skip
     if checked["events"] and checked["noted"] is None:
-        say("The keystore has no head of this ledger, so events that were cut off its end may not be noticed.")
+        say("The keystore notes no head of this ledger. A cut at its end shows only in the vault's own runs.")
 
 
 def print_statement(out: "Console", statement: "Statement", html: Path | None) -> None:

@@ -88,7 +88,9 @@ def verify(files: tuple[Path, ...], key: Path, scope: str | None, opening: Path 
         lines.append(("about the scope given", data["about_scope"]))
     emit("receipt.verify", data, lambda out: print_receipts(out, lines, links))
     if data.get("about_scope") is False:
-        raise VerificationFailed("The receipt is signed, but this opening does not show that it is about this scope.")
+        raise VerificationFailed(
+            "The receipt is signed, but its commitment does not open to this scope with this opening."
+        )
 
 
 @receipt.command(epilog="Example: fedmem receipt export erasure.dsse.json --key device.pub --html evidence.html")

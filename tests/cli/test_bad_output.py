@@ -212,9 +212,9 @@ def test_an_opening_that_the_vault_cannot_let_go_of_is_no_failure(
     monkeypatch.setattr("fedmem.erasure.openings.confirm_delivery", refuse)
     result, envelope = fedmem("block", "delete", "health", *ANA, "--yes")
     assert (result.exit_code, envelope["data"]["state"]) == (0, "completed")
-    assert "goes on keeping the opening" in result.stderr
+    assert "keeps the opening" in result.stderr
     (one,) = erasures()
     assert one.opening == "waiting"
     result, envelope = fedmem("receipt", "opening", one.id, *ANA)
     assert (result.exit_code, is_the_opening(envelope["data"]["opening"])) == (0, True)
-    assert "goes on keeping the opening" in result.stderr
+    assert "keeps the opening" in result.stderr
