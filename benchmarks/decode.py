@@ -21,7 +21,7 @@ VOCABULARY, WIDTHS, PROMPT = 4096, (56, 24, 8), 16
 
 
 def decode(model: Any, prompt_1T: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` greedy tokens after a prompt, one forward pass each."""
+    """Decode `count` greedy tokens after a prompt, with one forward pass each."""
     tokens, cache, found = prompt_1T, None, []
     with torch.inference_mode():
         for _ in range(count):

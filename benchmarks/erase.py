@@ -60,7 +60,7 @@ Seconds = dict[str, np.ndarray]
 
 
 def filled(folder: Path, count: int) -> Vault:
-    """A vault of `count` small blocks, each of its own topic; written past the runs, which would take minutes."""
+    """Return a vault of `count` small blocks, each with its own topic. It has no runs, which would take minutes."""
     vault, rows = Vault.create(folder, subject="benchmark"), bytes(1024)
     keys = {new_id(): container.new_key() for _ in range(count)}
     named = {block: f"topic {number}" for number, block in enumerate(keys)}
@@ -79,7 +79,7 @@ def filled(folder: Path, count: int) -> Vault:
 
 
 def give(vault: Vault, rows: bytes) -> str:
-    """Ten records and a block of the topic; the block's id."""
+    """Add ten records and a block of the topic. Return the block's id."""
     vectors = np.random.default_rng(0).standard_normal((10, 128)).astype(np.float32)
     vault.add_records([NewRecord(f"visit {i}", TOPIC, (), vector, "r") for i, vector in enumerate(vectors)])
     run = vault.begin_run(TOPIC, "r", {}, "digest", [], {"sigma": 1.0})
@@ -87,19 +87,19 @@ def give(vault: Vault, rows: bytes) -> str:
 
 
 def erase(vault: Vault) -> None:
-    """What `fedmem block delete` does."""
+    """Erase a block as `fedmem block delete` does."""
     planned = erasure.plan(vault, Scope.topic(TOPIC))
     erasure.execute(vault, planned, planned.digest)
 
 
 def rewrite(vault: Vault) -> None:
-    """The table written under a new epoch and read once, as in an erasure, with nothing erased."""
+    """Write the table under a new epoch and read it once, as in an erasure, but erase nothing."""
     topics.rewrite(vault.core.table, without=[new_id()], rotate=True)
     vault.core.table.load()
 
 
 def erasures(vaults: dict[str, Vault], rows: bytes, turns: int) -> Seconds:
-    """Seconds of an erasure, and of its table alone, in each vault; the vaults take turns."""
+    """Return seconds of an erasure, and of its table alone, in each vault; the vaults take turns."""
     seconds = {f"{arm}_{name}": np.zeros(turns) for name in vaults for arm in ("erase", "table")}
     for turn in range(-harness.WARM_UP, turns):
         for name in list(vaults)[:: 1 if turn % 2 else -1]:
@@ -114,7 +114,7 @@ def erasures(vaults: dict[str, Vault], rows: bytes, turns: int) -> Seconds:
 
 
 def openings(vault: Vault, rows: bytes, turns: int) -> np.ndarray:
-    """Seconds to open, verify and attach a block, by the path of every answer."""
+    """Return seconds to open, verify and attach a block, by the path of every answer."""
     model = new_anchor(ANCHOR, VOCABULARY, 0)
     memory, release = attach(model), SimpleNamespace(spec=spec_for(model, "ffn", 1, (WIDTH,)))
     block = vault.block(give(vault, rows))
@@ -127,7 +127,7 @@ def openings(vault: Vault, rows: bytes, turns: int) -> np.ndarray:
 
 
 def anchor_step() -> Callable[[], object]:
-    """One step of training the anchor from its start."""
+    """Return a function that does one step of training the anchor from its start."""
     rng = np.random.default_rng(0)
     tokens_MT = torch.from_numpy(rng.integers(2, VOCABULARY, (BATCH, LENGTH)))
     packed = Packed(tokens_MT, torch.arange(LENGTH).expand_as(tokens_MT), np.arange(BATCH))
@@ -136,7 +136,7 @@ def anchor_step() -> Callable[[], object]:
 
 
 def block_training(runs: int, steps: int = 2) -> np.ndarray:
-    """Seconds a step of training the block alone under the default plan, as measured in each run."""
+    """Return seconds a step of training the block alone under the default plan, as measured in each run."""
     model = new_anchor(ANCHOR, VOCABULARY, 0)
     spec = spec_for(model, "ffn", 1, (WIDTH,))
     tokens_NT = torch.from_numpy(np.random.default_rng(0).integers(2, VOCABULARY, (RECORDS, RECORD_LENGTH)))
@@ -155,7 +155,7 @@ def block_training(runs: int, steps: int = 2) -> np.ndarray:
 
 
 def crashes(points: int) -> dict[str, Any]:
-    """A sample of the crash sweep."""
+    """Run a sample of the crash sweep."""
     command = [sys.executable, "-m", "tests.sweep", "--points", str(points)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     data: dict[str, Any] = json.loads(done.stdout)["data"]
@@ -163,7 +163,7 @@ def crashes(points: int) -> dict[str, Any]:
 
 
 def residue(folder: Path) -> dict[str, Any]:
-    """Notes that are found after their deletion, by store."""
+    """Return notes that are found after their deletion, by store."""
     counted = {name: residues.counts(name, folder / name) for name in residues.installed()}
     return {
         "residue": {name: count["open"] for name, count in counted.items()},
@@ -173,7 +173,7 @@ def residue(folder: Path) -> dict[str, Any]:
 
 
 def measured(folder: Path, quick: bool, few: int = FEW, many: int = MANY) -> dict[str, Any]:
-    """All figures but those of the crash sweep."""
+    """Return all figures but those of the crash sweep."""
     rows_X = torch.randn(ANCHOR.layers * 3 * WIDTH * ANCHOR.d_model, generator=torch.Generator().manual_seed(0))
     rows = save({"rows": rows_X})
     with residues.home(folder / "home"):
@@ -188,7 +188,7 @@ def measured(folder: Path, quick: bool, few: int = FEW, many: int = MANY) -> dic
 
 
 def figures(seconds: Seconds, opening: np.ndarray, step: np.ndarray, block: np.ndarray) -> dict[str, Any]:
-    """Medians and ratios with their intervals."""
+    """Return the medians and ratios with their intervals."""
     one = float(np.median(seconds["erase_few"]))
     found = {
         "erase_ms_beside_fsync": centre(1000 * seconds["erase_few"]),
@@ -205,7 +205,9 @@ def figures(seconds: Seconds, opening: np.ndarray, step: np.ndarray, block: np.n
 
 
 def growth(seconds: Seconds) -> tuple[float, list[float]]:
-    """An erasure beside its table, many blocks over few: ratio of medians, and its 95 % interval by bootstrap (seeded).
+    """Return the time of an erasure beside its table, many blocks over few: ratio of medians, and its 95 % interval.
+
+    The interval is by bootstrap (seeded).
 
     A turn's own difference may be below 0 on a busy machine, so ratios of turns have no useful median.
     """
@@ -221,12 +223,12 @@ def growth(seconds: Seconds) -> tuple[float, list[float]]:
 
 
 def centre(values: np.ndarray) -> tuple[float, list[float]]:
-    """Median, and its 95 % interval by bootstrap (seeded)."""
+    """Return the median, and its 95 % interval by bootstrap (seeded)."""
     return harness.ratio(values, np.ones_like(values))
 
 
 def checks(data: dict[str, Any]) -> dict[str, bool]:
-    """Which promises hold."""
+    """Return, for each promise, True if it holds."""
     left = data["residue"] | {f"{name}, closed": count for name, count in data["residue_once_closed"].items()}
     return {
         "erase_within_limit": data["erase_ms_beside_fsync"] < ERASE_LIMIT_MS,
@@ -240,12 +242,12 @@ def checks(data: dict[str, Any]) -> dict[str, bool]:
 
 
 def memory() -> str | None:
-    """A folder in memory, where there is one."""
+    """Return a folder in memory, if the system has one."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 
 
 def main() -> None:
-    """Measure; exit 12 where a limit or a check does not hold."""
+    """Measure. Exit with 12 if a limit or a check does not hold."""
     arguments = harness.options(__doc__ or "").parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="erase-", dir=memory()) as folder:

@@ -36,7 +36,7 @@ COLD_LIMIT, WARM_LIMIT, RSS_LIMIT_MB = 1.3, 1.5, 500
 
 
 def random_blocks(spec: MemorySpec, level: int) -> Iterator[Tensor]:
-    """The blocks of a level one at a time in one reused buffer, every bit drawn; all at once where they are empty."""
+    """Yield the blocks of a level with random bits, one at a time in a reused buffer. Yield empty blocks at once."""
     rng, size = np.random.default_rng([SEED, level]), spec.block_size(level)
     if not size:
         yield torch.empty(spec.blocks(level), 0, dtype=torch.bfloat16)
@@ -51,7 +51,7 @@ def random_blocks(spec: MemorySpec, level: int) -> Iterator[Tensor]:
 
 
 def build(folder: Path, spec: MemorySpec) -> float:
-    """Write the bank; seconds."""
+    """Write the bank. Return the seconds."""
     start = time.perf_counter()
     levels = (random_blocks(spec, level) for level in range(1, spec.levels + 1))
     write_bank(folder, spec, levels, torch.zeros(spec.fetch_size, dtype=torch.bfloat16))
@@ -59,7 +59,7 @@ def build(folder: Path, spec: MemorySpec) -> float:
 
 
 def distinct_paths(spec: MemorySpec) -> list[tuple[int, ...]]:
-    """`PATHS` paths to as many leaves; neighbours share no block, since each goes on to the next child first."""
+    """Return `PATHS` paths to different leaves. Neighbours share no block: each takes the next child first."""
     paths = []
     for number in range(PATHS):
         blocks = [0]
@@ -70,7 +70,7 @@ def distinct_paths(spec: MemorySpec) -> list[tuple[int, ...]]:
 
 
 class Files:
-    """The level files as the kernel sees them: which of their pages are in memory, and plain reads."""
+    """The level files as the kernel sees them: their pages in memory, and plain reads."""
 
     def __init__(self, folder: Path, spec: MemorySpec) -> None:
         self._spec, manifest = spec, BankManifest.read(folder)
@@ -86,7 +86,7 @@ class Files:
         self._libc = CDLL(None, use_errno=True)
 
     def ranges(self, path: tuple[int, ...]) -> list[tuple[Path, int, int]]:
-        """File, start and bytes of every block of a path."""
+        """Return file, start and bytes of every block of a path."""
         return [self._range(number, block) for number, block in enumerate(path[: len(self._levels)], start=1)]
 
     def _range(self, number: int, block: int) -> tuple[Path, int, int]:
@@ -104,7 +104,7 @@ class Files:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def pages(self, path: tuple[int, ...]) -> tuple[int, int]:
-        """How many pages of the path's blocks are in memory, and how many there are."""
+        """Return the number of pages of the path's blocks that are in memory, and the number of all."""
         flags = [self._mincore(self._maps[file], start, start + length) for file, start, length in self.ranges(path)]
         return sum(int((found & 1).sum()) for found in flags), sum(len(found) for found in flags)
 
@@ -117,7 +117,7 @@ class Files:
         return flags
 
     def read(self, path: tuple[int, ...]) -> np.ndarray:
-        """The blocks of a path one after the other, one `pread` each into a reused buffer."""
+        """Read the blocks of a path, with one `pread` each into a reused buffer."""
         at = 0
         for file, start, length in self.ranges(path):
             assert os.preadv(self._open[file], [self.buffer.data[at : at + length]], start) == length
@@ -125,7 +125,7 @@ class Files:
         return self.buffer
 
     def close(self) -> None:
-        """Close the files; their maps go with the last array over them."""
+        """Close the files. Their maps are freed with the last array that uses them."""
         for file in self._open.values():
             os.close(file)
 
@@ -134,7 +134,7 @@ Arm = Callable[[tuple[int, ...]], object]
 
 
 def turns(arms: Mapping[str, Arm], paths: list[tuple[int, ...]], before: Arm) -> dict[str, np.ndarray]:
-    """Seconds of each arm for each path, with `before` outside the clock; the order of the arms alternates."""
+    """Return seconds of each arm for each path, without the time of `before`. The order of the arms alternates."""
     seconds = {name: np.zeros(len(paths)) for name in arms}
     for turn, path in enumerate(paths):
         for name in list(arms)[:: 1 if turn % 2 else -1]:
@@ -147,7 +147,7 @@ def turns(arms: Mapping[str, Arm], paths: list[tuple[int, ...]], before: Arm) ->
 
 
 def measured(folder: Path, spec: MemorySpec) -> dict[str, Any]:
-    """The figures of one bank."""
+    """Return the figures of one bank."""
     paths = distinct_paths(spec)
     with Bank.open(folder, spec) as bank:
         for path in paths:
@@ -157,7 +157,7 @@ def measured(folder: Path, spec: MemorySpec) -> dict[str, Any]:
 
 
 def timed(files: Files, bank: Bank, spec: MemorySpec, paths: list[tuple[int, ...]]) -> dict[str, Any]:
-    """Fetches beside raw reads, cold, and beside copies, warm; whether what was asked of the kernel came true."""
+    """Time fetches against cold raw reads and warm copies. Check which pages were in memory."""
     target, pages = np.ones_like(files.buffer), {"cold": 0, "missing": 0}
 
     def cold(path: tuple[int, ...]) -> None:
@@ -184,12 +184,12 @@ def timed(files: Files, bank: Bank, spec: MemorySpec, paths: list[tuple[int, ...
 
 
 def peak_mb() -> float:
-    """Greatest resident size of this process so far."""
+    """Return the greatest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def same(spec: MemorySpec, fetched_X: Tensor, blocks: np.ndarray) -> bool:
-    """Is the fetch made of the pieces of the blocks as they lie on disk?"""
+    """Return True if the fetch consists of the bytes of the blocks on disk."""
     sizes = [spec.block_size(level) for level in range(1, spec.levels + 1)]
     levels = torch.from_numpy(blocks).view(torch.int16).split(sizes)
     pieces = fetched_X.view(torch.int16).split([piece.stop - piece.start for piece in spec.pieces])
@@ -199,7 +199,7 @@ def same(spec: MemorySpec, fetched_X: Tensor, blocks: np.ndarray) -> bool:
 
 
 def figures(cold: dict[str, np.ndarray], warm: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Ratios with their intervals, and medians."""
+    """Return ratios with their intervals, and medians."""
     cold_ratio, cold_interval = harness.ratio(cold["fetch"], cold["raw_read"])
     warm_ratio, warm_interval = harness.ratio(warm["fetch"], warm["memcpy"])
     medians = {"cold": cold, "warm": warm}
@@ -211,7 +211,7 @@ def figures(cold: dict[str, np.ndarray], warm: dict[str, np.ndarray]) -> dict[st
 
 
 def main() -> None:
-    """Build a bank, measure, remove it; exit 12 where a limit or a check does not hold."""
+    """Build a bank, measure, and remove it. Exit with 12 if a limit or a check does not hold."""
     parser = harness.options(__doc__ or "")
     parser.add_argument("--folder", type=Path, default=Path(), help="where the bank is built for the time of the run")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ class ResidentLevel(LazyAdamW):
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """First and second moments `[N, X]`, and steps `[N]`, float32."""
+        """Return first and second moments `[N, X]`, and steps `[N]`, float32."""
         return torch.zeros_like(self.blocks), torch.zeros_like(self.blocks), self.blocks.new_zeros(len(self.blocks))
 
 
@@ -46,14 +46,14 @@ class Resident(BankTrainer):
     """A bank that lies on the anchor's device with its moments: a step moves no block over the bus."""
 
     def leaf(self, paths_BP: Tensor, generic_B: Tensor, device: torch.device) -> Fetched:
-        """As `BankTrainer.leaf`, with nothing but numbers sent to the device."""
+        """Do the same as `BankTrainer.leaf`, but send only numbers to the device."""
         levels_BX = [level.read(paths_BP[:, n].to(device)) for n, level in enumerate(self.levels)]
         fetched_BX = self.spec.join(levels_BX)
         fetched_BX[generic_B.to(device)] = self.generic.read(torch.zeros(1, dtype=torch.int64, device=device))
         return Fetched(fetched_BX.requires_grad_(), paths_BP, generic_B)
 
     def move(self, fetched: Fetched, scale: float) -> None:
-        """As `BankTrainer.move`, where everything is trained."""
+        """Do the same as `BankTrainer.move`, if everything is trained."""
         assert fetched.leaf_BX.grad is not None
         grad_BX, generic_B = fetched.leaf_BX.grad, fetched.generic_B
         chosen_B = generic_B.to(grad_BX.device)
@@ -101,11 +101,11 @@ class Arms:
         return new_anchor(self.scale.preset, self.scale.vocabulary, 0).to(device)
 
     def plain(self) -> Trainer:
-        """The anchor alone."""
+        """Return the trainer of the anchor alone."""
         return Trainer(self._model(self.device), self.packed, self.settings, seed=0)
 
     def memory(self, *, on_device: bool) -> Trainer:
-        """With a bank, on the device or in CPU memory."""
+        """Return the trainer with a bank, on the device or in CPU memory."""
         model, state = self._model(self.device), BankState.new(self.spec, 0)
         every = Trained(levels=frozenset(range(1, self.spec.levels + 1)))
         bank = in_memory(attach(model), state, self.paths_MP, self.settings, every)
@@ -117,7 +117,7 @@ class Arms:
 
 
 def cuda() -> torch.device:
-    """The GPU. Raises UsageError where there is none."""
+    """Return the GPU. Raise UsageError if there is none."""
     if not torch.cuda.is_available():
         raise UsageError(
             "There is no CUDA device here, or torch was built without CUDA. Run this on a machine with an NVIDIA GPU, "
@@ -127,19 +127,19 @@ def cuda() -> torch.device:
 
 
 def stated_peak(name: str) -> float | None:
-    """Peak FLOPs a second of a device by its name; None for one that is not in the table."""
+    """Return peak FLOPs a second of a device by its name; None for one that is not in the table."""
     return next((peak for key, peak in PEAKS.items() if key in name.replace("-", " ").split()), None)
 
 
 def measured_peak(device: torch.device, size: int = 8192) -> float:
-    """FLOPs a second of the best of ten large bf16 matrix products."""
+    """Return FLOPs a second of the best of ten large bf16 matrix products."""
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     seconds = [_seconds(lambda: a @ a, device) for _ in range(13)][3:]
     return 2 * size**3 / min(seconds)
 
 
 def share(values: int, tokens_per_second: float, peak: float) -> float:
-    """Share of the peak: 6 FLOPs for each value and token."""
+    """Return the share of the peak: 6 FLOPs for each value and token."""
     return 6 * values * tokens_per_second / peak
 
 
@@ -152,7 +152,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measured(arms: Arms, turns: int) -> dict[str, Any]:
-    """The figures of one scale on its GPU."""
+    """Return the figures of one scale on its GPU."""
     trainers = {
         "plain": arms.plain(),
         "memory": arms.memory(on_device=True),
@@ -172,7 +172,7 @@ def measured(arms: Arms, turns: int) -> dict[str, Any]:
 
 
 def figures(arms: Arms, seconds: dict[str, np.ndarray], peak: float) -> dict[str, Any]:
-    """Tokens a second, shares of the peak, and ratios of speed to the anchor alone; above 1 is faster."""
+    """Return tokens a second, shares of the peak, and ratios of speed to the anchor alone; above 1 is faster."""
     tokens = arms.scale.batch * arms.scale.length
     speed = {name: tokens / float(np.median(values)) for name, values in seconds.items()}
     values = {name: arms.parameters + (0 if name == "plain" else arms.spec.fetch_size) for name in seconds}
@@ -191,7 +191,7 @@ def figures(arms: Arms, seconds: dict[str, np.ndarray], peak: float) -> dict[str
 
 
 def main() -> None:
-    """Time the steps in turns; exit 2 where there is no GPU."""
+    """Time the steps in turns. Exit with 2 if there is no GPU."""
     parser = harness.options(__doc__ or "")
     arguments = parser.parse_args()
     try:

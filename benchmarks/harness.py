@@ -1,4 +1,4 @@
-"""What every benchmark shares: its options, its envelope, and interleaved timing.
+"""Code that all benchmarks share: options, envelope, and interleaved timing.
 
 Invariants
 - Arms are timed in turns, so that a slow moment of the machine meets all of them; a ratio is the median of the
@@ -27,7 +27,7 @@ WARM_UP = 3
 
 
 def options(description: str) -> argparse.ArgumentParser:
-    """A parser with `--json` and `--quick`; large buffers stay with the process from here on (docs/design.md, §5)."""
+    """Return a parser with `--json` and `--quick`. Also keep large buffers in the process (docs/design.md, §5)."""
     keep_buffers()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="one JSON envelope on stdout")
@@ -37,7 +37,7 @@ def options(description: str) -> argparse.ArgumentParser:
 
 
 def kept(name: str) -> Path:
-    """Where the kept figures of a benchmark lie."""
+    """Return the path of the kept figures of a benchmark."""
     return Path(__file__).parent / "results" / f"{name}.json"
 
 
@@ -48,7 +48,7 @@ def keep(name: str, data: Mapping[str, Any]) -> None:
 
 
 def emit(name: str, data: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    """Print the figures of benchmark `name`, and keep them where that was asked for."""
+    """Print the figures of benchmark `name`. With `--keep`, also keep them."""
     if arguments.keep:
         keep(name, data)
     if arguments.json:
@@ -59,7 +59,7 @@ def emit(name: str, data: Mapping[str, Any], arguments: argparse.Namespace) -> N
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested figures as dotted names."""
+    """Return nested figures as dotted names."""
     rows: list[tuple[str, Any]] = []
     for key, value in data.items():
         rows += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
@@ -74,7 +74,7 @@ class Run(Protocol):
 
 
 def finish(jobs: Sequence[Run], work: Callable[[Any], None], pool: Executor, told: Callable[[str], None]) -> None:
-    """Do the runs that are not done yet, several at a time, and tell how many are done."""
+    """Do the unfinished runs, several at a time, and report how many are done."""
     left = [job for job in jobs if not job.path.exists()]
     for number, done in enumerate(as_completed([pool.submit(work, job) for job in left]), start=1):
         done.result()
@@ -82,14 +82,14 @@ def finish(jobs: Sequence[Run], work: Callable[[Any], None], pool: Executor, tol
 
 
 def finished(path: Path, found: Mapping[str, Any]) -> None:
-    """Write what a run found, whole or not at all."""
+    """Write the result of a run, completely or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(found), encoding="utf-8")
     temporary.rename(path)
 
 
 def turns(arms: Mapping[str, Callable[[], object]], count: int) -> dict[str, np.ndarray]:
-    """Seconds of each arm in each of `count` turns, after a warm-up; the order within a turn alternates."""
+    """Return seconds of each arm in each of `count` turns, after a warm-up; the order within a turn alternates."""
     for work in [*arms.values()] * WARM_UP:
         work()
     seconds = {name: np.zeros(count) for name in arms}
@@ -102,7 +102,7 @@ def turns(arms: Mapping[str, Callable[[], object]], count: int) -> dict[str, np.
 
 
 def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, list[float]]:
-    """Median of the turns' ratios, and its 95 % interval by bootstrap (seeded)."""
+    """Return the median of the turns' ratios, and its 95 % interval by bootstrap (seeded)."""
     ratios = over / under
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
@@ -110,19 +110,19 @@ def ratio(over: np.ndarray, under: np.ndarray) -> tuple[float, list[float]]:
 
 
 def status(name: str) -> int:
-    """Bytes of this process, as Linux tells them: "VmRSS" now, "VmHWM" at most so far."""
+    """Return bytes of this process as Linux reports them: "VmRSS" now, "VmHWM" at most so far."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def progress(note: str) -> None:
-    """A line that stays on stderr, on a terminal only."""
+    """Write a line to stderr, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\033[K{note}", end="", file=sys.stderr, flush=True)
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, and at which commit."""
+    """Return the machine and the commit of the measurement."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     found = subprocess.run(git, capture_output=True, text=True, check=False)  # noqa: S603
     return {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "commit": found.stdout.strip()}

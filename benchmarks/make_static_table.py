@@ -1,4 +1,4 @@
-"""Make fedmem/routing/static_embed/ again from sentence-transformers/all-MiniLM-L6-v2.
+"""Rebuild fedmem/routing/static_embed/ from sentence-transformers/all-MiniLM-L6-v2.
 
 Recipe: model2vec.distill with 256 PCA dimensions, the first 128 columns, int8 with one scale a column.
 `--compare` also holds it against the shipped table: cosines between a few texts, which the signs of PCA columns do not
@@ -29,7 +29,7 @@ PROBES = [
 
 
 def distil(model_name: str) -> tuple[NDArray[np.float32], Tokenizer]:
-    """Vectors [vocabulary, 256] and tokenizer, by model2vec."""
+    """Return vectors [vocabulary, 256] and tokenizer, by model2vec."""
     from model2vec.distill import distill
 
     model = distill(model_name=model_name, pca_dims=256)
@@ -37,20 +37,20 @@ def distil(model_name: str) -> tuple[NDArray[np.float32], Tokenizer]:
 
 
 def quantise(table_VD: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """First 128 columns as int8, and the scale of each: value = int8 * scale."""
+    """Return the first 128 columns as int8, and the scale of each: value = int8 * scale."""
     kept = table_VD[:, :COLUMNS]
     scale = np.maximum(np.abs(kept).max(axis=0), 1e-12).astype(np.float32) / 127
     return np.rint(kept / scale).astype(np.int8), scale
 
 
 def embed(q: NDArray[np.int8], scale: NDArray[np.float32], tokenizer: Tokenizer) -> NDArray[np.float32]:
-    """Unit vectors of the probes, the slow way."""
+    """Return unit vectors of the probes, the slow way."""
     rows = [(q[e.ids] * scale).mean(axis=0) for e in tokenizer.encode_batch(PROBES, add_special_tokens=False)]
     return np.stack([row / np.linalg.norm(row) for row in rows]).astype(np.float32)
 
 
 def compare(made_ND: NDArray[np.float32]) -> dict[str, float]:
-    """Cosines between probes must agree with those of the shipped table; signs of columns do not matter to them."""
+    """Check that cosines between probes agree with the shipped table. Signs of columns do not change them."""
     shipped_ND = StaticEmbedder().embed(PROBES)
     gap = np.abs(made_ND @ made_ND.T - shipped_ND @ shipped_ND.T)
     return {"largest_cosine_difference": float(gap.max())}

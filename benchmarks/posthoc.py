@@ -80,7 +80,7 @@ class Asked:
 
 
 def pretrained() -> tuple[PreTrainedModel, Tokenizer]:
-    """The frozen anchor in float32 and its tokenizer. Raises UsageError, naming the command, for a missing package."""
+    """Return the frozen anchor in float32 and its tokenizer. Raise UsageError if a package is missing."""
     path = package_file(PACKAGE, WEIGHTS, COMMAND)
     for name in ("gguf", "accelerate"):
         if importlib.util.find_spec(name) is None:
@@ -91,7 +91,7 @@ def pretrained() -> tuple[PreTrainedModel, Tokenizer]:
 
 
 def read_facts(path: Path) -> list[Asked]:
-    """Every fact with a subject. Raises UsageError for a file that is not there or holds something else."""
+    """Return every fact with a subject. Raise UsageError for a missing file or another format."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
@@ -101,13 +101,13 @@ def read_facts(path: Path) -> list[Asked]:
 
 
 def buckets(asked: Sequence[Asked]) -> np.ndarray:
-    """Bucket of each fact, by `COUNTED`, `[F]`."""
+    """Return the bucket of each fact, by `COUNTED`, `[F]`."""
     found: np.ndarray = np.searchsorted(COUNTED, [fact.support for fact in asked], side="right") - 1
     return found
 
 
 def chosen(asked: Sequence[Asked], each: int) -> list[Asked]:
-    """At most `each` facts of every bucket, drawn by the seed."""
+    """Return at most `each` facts of every bucket, drawn by the seed."""
     bucket_F, rng = buckets(asked), np.random.default_rng(SEED)
     drawn = [rng.permutation(np.flatnonzero(bucket_F == bucket))[:each] for bucket in range(len(COUNTED))]
     return [asked[number] for number in np.concatenate(drawn)]
@@ -116,7 +116,7 @@ def chosen(asked: Sequence[Asked], each: int) -> list[Asked]:
 def answered(
     model: PreTrainedModel, tokenizer: Tokenizer, asked: Sequence[Asked], memory: Memory, sources: SourcesOf | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each fact: whether greedy decoding gives one of its answers, and nats of the likeliest of them, `[F]`."""
+    """Return for each fact if greedy decoding gives an answer, and the nats of its likeliest answer, `[F]`."""
     owner_M = np.repeat(np.arange(len(asked)), [len(fact.answers) for fact in asked])
     pairs = [(fact.prompt, f" {answer}") for fact in asked for answer in fact.answers]
     prompts, ends = (
@@ -133,7 +133,7 @@ def answered(
 def by_support(
     asked: Sequence[Asked], before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, Any]:
-    """Figures of each bucket that has facts, by its name; `gain` is in nats of the answer, with its interval."""
+    """Return figures of each bucket that has facts. `gain` is in nats of the answer, with its interval."""
     bucket_F, found, interval = buckets(asked), dict[str, Any](), dict[str, list[float]]()
     for bucket in np.unique(bucket_F).tolist():
         own_F, name = bucket_F == bucket, label(bucket)
@@ -147,7 +147,7 @@ def by_support(
 
 
 def label(bucket: int) -> str:
-    """The name of a bucket: its least support, and its greatest where it has one."""
+    """Return the name of a bucket: its least support, and its greatest where it has one."""
     least, after = COUNTED[bucket], (*COUNTED[1:], None)[bucket]
     return f"{least}+" if after is None else str(least) if after == least + 1 else f"{least}-{after - 1}"
 
@@ -165,23 +165,23 @@ class Bench:
 
     @classmethod
     def new(cls, model: PreTrainedModel, tokenizer: Tokenizer, corpus: Corpus) -> "Bench":
-        """The tree is trained here: it takes a second."""
+        """Return the bench with a newly trained tree. The training takes a second."""
         vectors_ND = StaticEmbedder().embed(corpus.train)
         tree = train_tree(vectors_ND, branching=BRANCHING, levels=len(WIDTHS), seed=SEED)
         spec = spec_for(model, "ffn", BRANCHING, WIDTHS)
         return cls(model.requires_grad_(False), tokenizer, attach(model), spec, corpus, tree)
 
     def paths(self, texts: Sequence[str]) -> np.ndarray:
-        """Path of each text, `[N, P]`."""
+        """Return the path of each text, `[N, P]`."""
         return route(self.tree, StaticEmbedder().embed(texts))
 
     def rows(self, texts: Sequence[str], length: int) -> Rows:
-        """Texts as routed rows."""
+        """Return texts as routed rows."""
         return routed_rows(self.tokenizer, texts, length, self.paths)
 
 
 def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, TrainingTrace]:
-    """The bank after what is left of its training. Raises VersionMismatch for a folder of another run."""
+    """Finish the training of the bank and return it. Raise VersionMismatch for the folder of another run."""
     settings = Settings(steps=scale.steps, batch=scale.batch, lr=0.0, memory_lr=1e-3)
     spec, start = bench.spec, BankStream.new(bench.spec, SEED)
     inputs = claim(
@@ -203,7 +203,7 @@ def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, Traini
 
 
 def figures(bench: Bench, asked: list[Asked], scale: Scale, folder: Path) -> dict[str, Any]:
-    """Facts before, training, facts after."""
+    """Ask the facts, train the bank, and ask the facts again."""
     torch.set_num_threads(1)
     before = answered(bench.model, bench.tokenizer, asked, bench.memory, None)
     state, trace = trained(bench, scale, folder)
@@ -221,7 +221,7 @@ def figures(bench: Bench, asked: list[Asked], scale: Scale, folder: Path) -> dic
 
 
 def main() -> None:
-    """Train what is left and print the figures."""
+    """Finish the training and print the figures."""
     parser = harness.options(__doc__ or "")
     parser.add_argument("--facts", type=Path, required=True, help="counted facts, JSONL or JSONL.gz")
     folder = harness.kept("posthoc").parents[2] / "build" / "posthoc"

@@ -51,12 +51,12 @@ class Arms:
         self.stream = PrivacyStream(bytes(32), b"benchmark")
 
     def block(self) -> tuple[nn.Parameter, torch.optim.Optimizer]:
-        """A new block and its optimiser."""
+        """Return a new block and its optimiser."""
         block = nn.Parameter(new_blocks(self.spec, 1, 1, torch.Generator().manual_seed(0))[0])
         return block, torch.optim.Adam([block], lr=1e-3)
 
     def plain(self) -> Step:
-        """One backward pass of the mean loss."""
+        """Return the step with one backward pass of the mean loss."""
         block, adam = self.block()
 
         def step() -> None:
@@ -69,7 +69,7 @@ class Arms:
         return step
 
     def private(self, runtime: RuntimeOptions) -> Step:
-        """As `fedmem.privacy.dpsgd` makes it, noise included."""
+        """Return the step of `fedmem.privacy.dpsgd`, with noise."""
         block, adam = self.block()
         engine = per_sequence(self.model, self.memory, self.spec, self.data, runtime)
         gradients = self.open.enter_context(engine)
@@ -83,7 +83,7 @@ class Arms:
         return step
 
     def ghost(self) -> Step:
-        """Opacus' ghost clipping: norms in a first backward pass, the clipped sum in a second one."""
+        """Return the step with Opacus' ghost clipping: a backward pass for norms, a second one for the clipped sum."""
         block = LinearBlock(self.spec)
         block.load(self.block()[0].data)
         adam = torch.optim.Adam(block.parameters(), lr=1e-3)
@@ -106,12 +106,12 @@ class Arms:
         return step
 
     def noise(self) -> Step:
-        """The noise of one step alone."""
+        """Return the step that only draws the noise of one step."""
         return lambda: self.stream.substream(b"noise").normal(self.spec.fetch_size, NOISE)
 
 
 def timed(width: int, turns: int) -> dict[str, np.ndarray]:
-    """Seconds of each arm at a width."""
+    """Return seconds of each arm at a width."""
     whole = RuntimeOptions(micro_batch=BATCH)
     with ExitStack() as stack:
         arms = Arms(width, stack)
@@ -127,13 +127,13 @@ def timed(width: int, turns: int) -> dict[str, np.ndarray]:
 
 
 def peak(arm: str, width: int) -> int:
-    """Bytes that three steps of an arm add to the peak of a process of its own."""
+    """Return bytes that three steps of an arm add to the peak of a process of its own."""
     command = [sys.executable, "-m", "benchmarks.private_step", "--peak-of", f"{arm},{width}"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
 
 
 def tell_peak(arm: str, width: int) -> None:
-    """What `peak` asks its process for."""
+    """Print the bytes that `peak` asks for, in its own process."""
     with ExitStack() as stack:
         arms = Arms(width, stack)
         stack.enter_context(frozen(arms.model))
@@ -146,7 +146,7 @@ def tell_peak(arm: str, width: int) -> None:
 
 
 def figures(turns: int) -> dict[str, Any]:
-    """Ratios of the arms at both widths, and of the peaks."""
+    """Return ratios of the arms at both widths, and of the peaks."""
     data: dict[str, Any] = {"ratio": {}, "interval": {}, "seconds": {}}
     for width in WIDTHS:
         seconds = timed(width, turns)

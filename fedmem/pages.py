@@ -1,9 +1,10 @@
-"""Pages for people: HTML files that load nothing, made from the templates in `templates/`.
+"""HTML pages without external resources, rendered from the templates in `templates/`.
 
 Invariants
-- A page has no script, link or outside resource, and its own content policy forbids them (`base.html.j2`).
-- Every value is escaped, except `Markup` of our own plots; control and direction-changing characters are shown as `?`.
-- None is shown as `not stated`; a name that a template uses and no caller gave is an error.
+- A page has no script, link or external resource, and its content security policy forbids them (`base.html.j2`).
+- Every value is escaped, except `Markup` of our own plots.
+- Control characters and characters that change the text direction are shown as `?`.
+- None is shown as `not stated`. A name that a template uses and the caller does not pass is an error.
 - The same values give the same page.
 
 >>> ENVIRONMENT.from_string("{{ value }}, {{ nothing }}").render(value="<b>\\u202e", nothing=None)
@@ -22,19 +23,19 @@ FOLDER = Path(__file__).with_name("templates")
 
 
 class Cell(str):
-    """Text of a table cell; `mood` is empty, `good` or `bad`."""
+    """The text of a table cell. `mood` is empty, `good` or `bad`."""
 
     mood: str
 
     def __new__(cls, text: str, mood: str = "") -> "Cell":
-        """Return the text, with a mood beside it."""
+        """Return the text with its mood."""
         cell = super().__new__(cls, text)
         cell.mood = mood
         return cell
 
 
 def printable(value: Any) -> str:
-    """Return `value` as a page shows it, not escaped; Markup stays as it is."""
+    """Return `value` as the text that a page shows, not yet escaped. Markup is returned unchanged."""
     if isinstance(value, Markup):
         return value
     text = "not stated" if value is None else str(value)
@@ -57,8 +58,8 @@ def rendered(template: str, **values: Any) -> str:
     """Render a page.
 
     Args:
-        template: A file of `templates/`.
-        values: What the template shows, by the names that it uses.
+        template: Name of a file in `templates/`.
+        values: Values of the variables that the template uses.
 
     Returns:
         The page, with every value escaped.

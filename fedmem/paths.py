@@ -1,8 +1,8 @@
-"""Where fedmem keeps things on this machine.
+"""Folders in which fedmem stores its files on this machine.
 
 Invariants
-- Key slots never lie under a run, a vault root or a backup.
-- Nothing is created by asking where it would be.
+- Key slots are never below a run, a vault or a backup.
+- No function here creates a folder.
 """
 
 import os
@@ -12,20 +12,20 @@ import platformdirs
 
 
 def home() -> Path:
-    """Base folder: `FEDMEM_HOME`, else the platform's data folder for this user."""
+    """Return the base folder: `FEDMEM_HOME`, or the platform's data folder of this user."""
     return Path(os.environ.get("FEDMEM_HOME") or platformdirs.user_data_dir("fedmem", appauthor=False))
 
 
 def runs_dir() -> Path:
-    """Simulation runs: `FEDMEM_RUNS`, else `home()/runs`."""
+    """Return the folder of simulation runs: `FEDMEM_RUNS`, or `home()/runs`."""
     return Path(os.environ.get("FEDMEM_RUNS") or home() / "runs")
 
 
 def slots_dir() -> Path:
-    """Key slot files, one folder per vault id; outside every run and vault root (docs/design.md, §8)."""
+    """Return the folder of key slots. It holds one folder for each vault id (docs/design.md, §8)."""
     return home() / "slots"
 
 
 def vaults_dir() -> Path:
-    """Vaults that the SDK opens by subject."""
+    """Return the folder of the vaults that the SDK opens by subject."""
     return home() / "vaults"

@@ -1,8 +1,8 @@
-"""The operating systems that a vault can keep its promises on.
+"""The operating systems on which a vault can work.
 
 Invariants
-- Where the locks of a vault do not exist, vault and command line are refused by name, before anything is loaded that
-  would fail for another reason.
+- An operating system without the file locks of a vault is refused by name. The check runs before other imports, so
+  that no unrelated error comes first.
 
 >>> require_supported("linux")
 """
@@ -16,10 +16,10 @@ def require_supported(platform: str = sys.platform) -> None:
     """Check that a vault can work on this operating system. See docs/stability.md.
 
     Args:
-        platform: a name as in `sys.platform`.
+        platform: Name of the operating system, as in `sys.platform`.
 
     Raises:
-        UsageError: Windows, which has neither flock nor the file modes that a vault relies on.
+        UsageError: The operating system is Windows. It has neither flock nor the file modes that a vault needs.
     """
     if platform in ("win32", "cygwin"):
         raise UsageError(

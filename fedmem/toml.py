@@ -1,10 +1,10 @@
-"""TOML files as typed, frozen values: the one way to read what a person wrote into a policy or a scenario.
+"""TOML files as typed, frozen values. Policies, scenarios and terms are read here.
 
 Invariants
-- An unknown key, a missing key, another type or a number out of its range is a UsageError; nothing is converted but
-  whole numbers where a float is due.
-- An error names the file, the place in it, what is wrong and what to do. It may quote a name that the file holds, so
-  only public files are read here.
+- An unknown key, a missing key, a wrong type or a number out of range is a UsageError.
+- Nothing is converted, except an integer where a float is expected.
+- An error names the file, the place in it, what is wrong and what to do. It may quote a name from the file, so this
+  module reads public files only.
 
 >>> from typing import Annotated
 >>> class Soup(TomlTable, frozen=True):
@@ -26,11 +26,11 @@ Kind = TypeVar("Kind")
 
 
 class TomlTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of a TOML file; a subclass names its keys, their types and their ranges."""
+    """A table of a TOML file. A subclass defines its keys, their types and their ranges."""
 
 
 def one_of(names: Iterable[str]) -> Meta:
-    """Return the constraint of a text that must be one of `names`; its error lists them."""
+    """Return the constraint for a text that must be one of `names`. Its error lists the names."""
     return Meta(pattern=rf"\A({'|'.join(map(re.escape, names))})\Z")
 
 
@@ -39,13 +39,13 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
     Args:
         data: The file's bytes, UTF-8.
-        where: The file's name for errors.
+        where: Name of the file, for errors.
 
     Returns:
-        Its top table, not validated.
+        The top table, not validated.
 
     Raises:
-        UsageError: The bytes are no TOML.
+        UsageError: The bytes are not valid TOML.
     """
     try:
         return tomllib.loads(data.decode())
@@ -58,15 +58,15 @@ def validated(values: Mapping[str, Any], kind: type[Kind], where: str, advice: s
 
     Args:
         values: The table.
-        kind: A TomlTable.
-        where: The file's name for errors, with the place of the table in it.
-        advice: What to do about an error.
+        kind: A subclass of TomlTable.
+        where: Name of the file and place of the table in it, for errors.
+        advice: Sentence in the error that says what to do.
 
     Returns:
         The value of type `kind`.
 
     Raises:
-        UsageError: A key is missing or unknown, or a value has another type or is out of its range.
+        UsageError: A key is missing or unknown, or a value has a wrong type or is out of range.
     """
     try:
         return convert(values, kind, strict=True)

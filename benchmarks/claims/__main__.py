@@ -19,7 +19,7 @@ from fedmem.anchor.presets import new_anchor
 
 
 def main() -> None:
-    """Run what is missing and print the figures."""
+    """Do the missing runs and print the figures."""
     parser = harness.options(__doc__ or "")
     parser.add_argument(
         "--folder", type=Path, default=harness.kept("claims").parent / "claims", help="where finished runs lie"
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def within(name: str, data: dict[str, Any]) -> dict[str, bool]:
-    """For each figure whether the kept interval, for one more seed, contains it."""
+    """Return, for each figure, True if the kept interval for one more seed contains it."""
     path = harness.kept(name)
     kept = json.loads(path.read_text(encoding="utf-8"))["prediction"] if path.exists() else {}
     found = dict(harness.flat({key: data[key] for key in ("gap_closed", "loss", "kinds")}))

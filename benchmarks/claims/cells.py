@@ -60,13 +60,13 @@ class Scale:
     widths: tuple[int, ...]
 
     def first(self, arm: "Arm") -> int:
-        """Steps of the anchor alone, before there is memory."""
+        """Return steps of the anchor alone, before there is memory."""
         return round(arm.anchor_share * (self.pretrain + self.memory)) or self.pretrain
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained: a `plain` model of some shape, or memory beside the anchor.
+    """An arm to train: a `plain` model of some shape, or memory beside the anchor.
 
     `branching` 0 means the scale's. `anchor_share` is the share of all steps that train the anchor alone, its rate
     falling over them; 0 is the scale's, at a constant rate. `rate_of` names an arm whose learning rate is taken over;
@@ -88,7 +88,7 @@ class Arm:
 
 
 class Bench:
-    """What all runs share: text as tokens, the tree, paths."""
+    """The inputs that all runs share: text as tokens, the tree, paths."""
 
     def __init__(self, scale: Scale, text: Text, folder: Path) -> None:
         self.scale, self.text, self.folder = scale, text, folder
@@ -110,7 +110,7 @@ class Bench:
 
     @cached_property
     def vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Embeddings of training documents, held-out documents and their first words."""
+        """Return embeddings of training documents, held-out documents and their first words."""
         embed, heads = StaticEmbedder().embed, [prefix(text, PREFIX) for text in self.text.heldout]
         return embed(self.text.train), embed(self.text.heldout), embed(heads)
 
@@ -118,14 +118,14 @@ class Bench:
         return train_tree(self.vectors[0], branching=branching, levels=levels, seed=1)
 
     def short(self, retrieved: bool) -> tuple[Targets, np.ndarray]:
-        """Held-out texts of half the length, alone or after the nearest training text, and their documents."""
+        """Return held-out texts of half the length, alone or after the nearest training text, and their documents."""
         half = encode(self._tokenizer, self.text.heldout, self.scale.length // 2)
         found_D = nearest(self.vectors[0], self.vectors[2])
         before = [self.text.train[n] if retrieved else "" for n in found_D[half.document_N]]
         return in_context(self._tokenizer, half, before, self.scale.length), half.document_N
 
     def pretrained(self, arm: Arm, seed: int, lr: float) -> dict[str, torch.Tensor]:
-        """The anchor after the first part of the tokens, once for all memory arms that share it."""
+        """Return the anchor after the first part of the tokens, once for all memory arms that share it."""
         shape, steps = arm.shape, self.scale.first(arm)
         share = f"-{arm.anchor_share:g}" if arm.anchor_share else ""
         path = self.folder / f"pretrained-{shape.d_model}-{seed}-{lr:g}{share}.safetensors"
@@ -141,7 +141,7 @@ class Bench:
 
 
 def run(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Losses:
-    """Held-out losses in nats of one run; `start_lr` is the rate that the anchor was pretrained with."""
+    """Return held-out losses in nats of one run; `start_lr` is the rate that the anchor was pretrained with."""
     return _memory(bench, arm, seed, lr, arm.anchor_lr or start_lr) if arm.kind else _plain(bench, arm, seed, lr)
 
 
@@ -210,7 +210,7 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
 def _measure(
     bench: Bench, model: PreTrainedModel, memory: Any, state: BankState
 ) -> Callable[[np.ndarray | None], tuple[np.ndarray, np.ndarray]]:
-    """Held-out losses with the blocks of given document paths, or with the generic block."""
+    """Return held-out losses with the blocks of given document paths, or with the generic block."""
     document_N, tokens_NT = bench.heldout.document_N, bench.heldout.tokens_NT
 
     def losses(paths_DP: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -23,29 +23,29 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def interval(values: Sequence[float]) -> list[float]:
-    """95 % interval of the mean by Student's t; one value gives no interval but itself."""
+    """Return the 95 % interval of the mean by Student's t. A single value is its own interval."""
     return student(values) if len(values) > 1 else [float(values[0])] * 2
 
 
 def prediction(values: Sequence[float]) -> list[float]:
-    """95 % interval for one more seed, by Student's t."""
+    """Return the 95 % interval for one more seed, by Student's t."""
     low, high = interval(values)
     middle, stretch = (low + high) / 2, math.sqrt(len(values) + 1)
     return [middle - (middle - low) * stretch, middle + (high - middle) * stretch]
 
 
 def closed(none: float, memory: float, plain: float) -> float:
-    """Share of the gap in loss between the anchor alone and the larger plain model that memory closes."""
+    """Return the share of the gap in loss between the anchor alone and the larger plain model that memory closes."""
     return (none - memory) / (none - plain)
 
 
 def column(runs: Runs, arm: str, key: str) -> list[float]:
-    """One figure of an arm, by seed."""
+    """Return one figure of an arm, by seed."""
     return [float(found[key]) for found in runs[arm]]
 
 
 def figures(runs: Runs, anchor_parameters: int) -> dict[str, Any]:
-    """The figures of the claims with their intervals, under the names of the benchmark's output."""
+    """Return the figures of the claims with their intervals, under the names of the benchmark's output."""
     by_seed, opponent = _by_seed(runs), runs[_plain(runs)[0]]
     data = nested({name: float(np.mean(values)) for name, values in by_seed.items()})
     fetched = int(runs["cotrained"][0]["fetched_parameters"])
@@ -68,7 +68,7 @@ def _plain(runs: Runs) -> list[str]:
 
 
 def _by_seed(runs: Runs) -> dict[str, list[float]]:
-    """Every figure by seed, under its dotted name; the first plain model is the opponent."""
+    """Return every figure by seed, under its dotted name; the first plain model is the opponent."""
     none, plain = column(runs, "none", "loss"), {name: column(runs, name, "loss") for name in _plain(runs)}
     memory = {name: column(runs, name, "fetched") for name in runs if name != "none" and name not in plain}
     opponent = next(iter(plain.values()))
@@ -94,13 +94,13 @@ def _by_seed(runs: Runs) -> dict[str, list[float]]:
 
 
 def _sizes(runs: Runs, anchor_parameters: int) -> list[tuple[int, float]]:
-    """Parameters and mean loss of the anchor alone and of every plain model, by size."""
+    """Return parameters and mean loss of the anchor alone and of every plain model, by size."""
     plain = [(int(runs[n][0]["parameters"]), float(np.mean(column(runs, n, "loss")))) for n in _plain(runs)]
     return sorted([(anchor_parameters, float(np.mean(column(runs, "none", "loss")))), *plain])
 
 
 def break_even(fetched: float, sizes: Sequence[tuple[int, float]], runtime: int) -> float:
-    """How many times larger than anchor and fetch a plain model is that has their loss.
+    """Return the size of the plain model with the same loss, as a multiple of anchor and fetch.
 
     Log-linear between measured sizes that still improve; beyond the last one, its multiple (a lower bound).
     """
@@ -116,7 +116,7 @@ def break_even(fetched: float, sizes: Sequence[tuple[int, float]], runtime: int)
 
 
 def nested(flat: Mapping[str, float]) -> dict[str, Any]:
-    """Dotted names as nested objects."""
+    """Return dotted names as nested objects."""
     out: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")

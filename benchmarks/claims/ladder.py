@@ -1,4 +1,4 @@
-"""Which runs the claims need, and running them: resumable, one file per finished run.
+"""The runs that the claims need. Running them is resumable: each finished run has a file.
 
 Every arm picks its learning rate from the same three (`RATES`) on the first seed, by held-out loss, and keeps it for
 the other seeds. The anchor under all memory arms is pretrained with the rate that `none` picked.
@@ -55,7 +55,7 @@ VARIANTS = [
 
 
 def arms(quick: bool) -> list[Arm]:
-    """Every arm; the quick ladder leaves out what the keys of its output do not need."""
+    """Return every arm; the quick ladder leaves out what the keys of its output do not need."""
     first = [NONE, PLAIN[0], COTRAINED, FROZEN, RANDOM, *KINDS]
     return first if quick else [*first, *PLAIN[1:], *VARIANTS]
 
@@ -73,18 +73,18 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Where its result lies."""
+        """Return the path of its result."""
         return self.folder / f"{self.arm.name}-{self.seed}-{self.lr:g}.json"
 
     def result(self) -> dict[str, Any]:
-        """What the finished run found."""
+        """Return the result of the finished run."""
         found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
         return found
 
 
 @cache
 def _bench(scale: Scale, folder: Path) -> Bench:
-    """Text, tokenizer and tree of a scale, once for each process, on one thread."""
+    """Return text, tokenizer and tree of a scale, once for each process, on one thread."""
     import torch
 
     from fedmem.cli.allocator import keep_buffers
@@ -101,7 +101,7 @@ def work(job: Job) -> None:
 
 
 def loss_of(arm: Arm, found: dict[str, Any]) -> float:
-    """The figure that an arm is picked and compared by."""
+    """Return the figure by which arms are chosen and compared."""
     return float(found["fetched"] if arm.kind else found["loss"])
 
 
@@ -114,7 +114,7 @@ class Ladder:
         folder.mkdir(parents=True, exist_ok=True)
 
     def results(self, chosen: list[Arm]) -> dict[str, list[dict[str, Any]]]:
-        """Per arm the result of each seed, at the arm's rate."""
+        """Return for each arm the result of each seed, at the arm's rate."""
         start_lr = self._pick([NONE], self.rates[0])[NONE.name]
         # The shared anchors first, one run for each, so that no two processes make the same.
         self._finish([self._job(COTRAINED, seed, self.rates[0], start_lr) for seed in range(self.seeds)])

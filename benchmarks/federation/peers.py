@@ -22,7 +22,7 @@ CONNECT = 60.0
 
 
 def ray(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
-    """Federated averaging over Flower's simulation engine, one CPU an actor."""
+    """Run federated averaging over Flower's simulation engine, with one CPU for each actor."""
     os.environ.update(RAY_SWITCHES)
     from flwr.simulation import run_simulation
 
@@ -53,7 +53,7 @@ client.train()(_train)
 
 
 def pfl(devices: int, rounds: int, steps: int, timed: Timed) -> Params:
-    """Federated averaging by pfl-research's simulator in one process."""
+    """Run federated averaging by pfl-research's simulator in one process."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging

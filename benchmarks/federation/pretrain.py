@@ -38,7 +38,7 @@ CURVE, SHORT = ("126 rounds", "36 rounds", "6 rounds"), "3 rounds"
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a scenario, as it is or at a point of `POINTS`."""
+    """One run of a scenario, unchanged or at a point of `POINTS`."""
 
     folder: Path
     scenario: str
@@ -47,16 +47,16 @@ class Job:
 
     @property
     def name(self) -> str:
-        """That of the run."""
+        """Return the name of the run."""
         return f"{self.scenario}-{self.seed}" + (f"-{self.point.replace(' ', '-')}" if self.point else "")
 
     @property
     def path(self) -> Path:
-        """Its result."""
+        """Return the path of its result."""
         return self.folder / "runs" / self.name / "run.json"
 
     def terms(self) -> Scenario:
-        """What is run; central training takes as many steps."""
+        """Return the scenario to run. Central training takes the same number of steps."""
         chosen = load(self.scenario)
         if not self.point:
             return chosen
@@ -68,7 +68,7 @@ class Job:
 
 
 def work(job: Job) -> None:
-    """Do one run, or go on with it."""
+    """Do one run, or continue it."""
     os.environ["FEDMEM_HOME"] = str(job.folder)
     from fedmem.sim.run import run
 
@@ -76,7 +76,7 @@ def work(job: Job) -> None:
 
 
 def pretrained(quick: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Losses over central training's by scenario, bytes below an exchange of gradients each step, and intervals."""
+    """Return losses over central training's by scenario, the reduction in bytes, and intervals."""
     home, point = harness.kept("x").parent / "federation", SHORT if quick else ""
     seeds, chosen = range(QUICK_SEEDS if quick else SEEDS), FEDERATED[:1] if quick else FEDERATED
     jobs = [Job(home, name, seed, point) for seed in seeds for name in (CENTRAL, *chosen)]
@@ -100,7 +100,7 @@ def pretrained(quick: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:
 
 
 def _refuse_other_terms(job: Job) -> None:
-    """A run of before the scenario was changed would be taken for one of now."""
+    """Refuse a run that was made before the scenario changed."""
     if job.path.exists() and _read(job.path)["config"] != job.terms().to_dict():
         raise UsageError(f"{job.path.parent} holds a run of other terms. Delete that folder and run again.")
 
@@ -117,12 +117,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _loss(run: dict[str, Any]) -> float:
-    """Held-out loss with the fetched blocks, in nats."""
+    """Return held-out loss with the fetched blocks, in nats."""
     return float(run["loss"]["public"]["fetched"])
 
 
 def plot(pretrain: Mapping[str, Any], path: Path) -> None:
-    """Loss over central training's against how many times fewer bytes were sent."""
+    """Plot the loss over central training's against the reduction in bytes."""
     import matplotlib as mpl
 
     mpl.use("svg")

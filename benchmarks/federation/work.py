@@ -1,4 +1,4 @@
-"""What every arm of the benchmark does on a device, and how an arm is timed.
+"""The work of every arm on a device, and its timing.
 
 Invariants
 - Empty rounds carry `EMPTY` parameters and train nothing. Rounds with work run the same local steps in every arm: a
@@ -35,7 +35,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Timed:
-    """When the rounds of an arm begin and end: `lap` is called once before the first one and after each.
+    """The start and end of each round of an arm. `lap` is called before the first round and after each.
 
     CPU seconds are taken only where rounds have work: to ask for them takes milliseconds.
     """
@@ -45,18 +45,18 @@ class Timed:
     cpu: list[float] = field(default_factory=list)
 
     def lap(self) -> None:
-        """One round is over."""
+        """Record the end of a round."""
         if self.work:
             self.cpu.append(cpu_seconds())
         self.wall.append(time.perf_counter())
 
     def rounds(self) -> dict[str, list[float]]:
-        """Seconds and CPU seconds of every round but the first, which warms up."""
+        """Return seconds and CPU seconds of every round but the first, which warms up."""
         return {"wall": np.diff(self.wall)[1:].tolist(), "cpu": np.diff(self.cpu)[1:].tolist()}
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of everything below it, ended or not."""
+    """Return CPU seconds of this process and of everything below it, ended or not."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime + sum(_spent(pid) for pid in _descendants(os.getpid()))
 
@@ -88,7 +88,7 @@ def _spent(pid: int) -> float:
 
 @cache
 def anchor() -> Federated:
-    """The anchor that rounds with work train."""
+    """Return the anchor that rounds with work train."""
     torch.set_num_threads(1)
     return Federated(new_anchor("nano", VOCABULARY, 0), None, ["anchor"])
 
@@ -101,19 +101,19 @@ def _text() -> Sequences:
 
 @cache
 def rows(device: int) -> Packed:
-    """A device's sequences: every `DEVICES`th lead that is not held out."""
+    """Return a device's sequences: every `DEVICES`th lead that is not held out."""
     tokens_NT = _text().tokens_NT[HELDOUT:][device::DEVICES]
     return pack(Sequences(tokens_NT, np.arange(len(tokens_NT))))
 
 
 def loss(params: Params) -> float:
-    """Held-out loss in nats."""
+    """Return held-out loss in nats."""
     anchor().load(params)
     return mean(sequence_losses(anchor().model, _text().tokens_NT[:HELDOUT]))
 
 
 def train(params: Params, device: int, number: int, steps: int) -> Params:
-    """Local steps of one device in one round; without steps the parameters themselves."""
+    """Do the local steps of one device in one round. Without steps, return the parameters unchanged."""
     if not steps:
         return params
     settings = Settings(steps, BATCH, LR, final=1.0, warmup=1)
@@ -121,5 +121,5 @@ def train(params: Params, device: int, number: int, steps: int) -> Params:
 
 
 def start(steps: int) -> Params:
-    """The parameters before the first round."""
+    """Return the parameters before the first round."""
     return anchor().params() if steps else {"w": np.zeros(EMPTY, np.float32)}

@@ -1,1 +1,1 @@
-"""What a private block is worth at a privacy budget: `python -m benchmarks.private_utility`."""
+"""The utility of a private block at a privacy budget: `python -m benchmarks.private_utility`."""

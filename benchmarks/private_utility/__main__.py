@@ -1,4 +1,4 @@
-"""What a private block is worth: `python -m benchmarks.private_utility --json [--quick] [--notes FILE] [--ablation]`.
+"""The utility of private blocks: `python -m benchmarks.private_utility --json [--quick] [--notes FILE] [--ablation]`.
 
 For each topic, number of records and seed: held-out loss of the anchor alone, with the better of two blocks that were
 trained without privacy, and with blocks at ε 8 and ε 2 under the default plan. The share of the gain is how much of
@@ -37,7 +37,7 @@ ABLATION = [
 
 
 def main() -> None:
-    """Run what is missing and print the figures."""
+    """Do the missing runs and print the figures."""
     parser = harness.options(__doc__ or "")
     parser.add_argument("--notes", type=Path, help="clinical notes, JSONL in gzip")
     parser.add_argument("--ablation", action="store_true", help="change one setting of the default at a time")

@@ -54,7 +54,7 @@ class Arm:
     warm: bool = False
 
     def calibrated(self) -> PrivacyPlan:
-        """The plan with the noise that its epsilon needs."""
+        """Return the plan with the noise that its epsilon needs."""
         return self.plan.calibrate(self.epsilon) if self.epsilon else replace(self.plan, clip=NO_CLIP)
 
 
@@ -74,7 +74,7 @@ class Bench:
 
     @property
     def stand_ins(self) -> dict[str, Topic]:
-        """Public topics that the anchor never saw."""
+        """Return public topics that the anchor never saw."""
         return self._texts[1]
 
     @cached_property
@@ -91,7 +91,7 @@ class Bench:
         return {name: parameter.data for name, parameter in model.named_parameters()}
 
     def start(self, spec: MemorySpec, memory: Memory, warm: bool) -> Tensor:
-        """The first rows: new ones, or those of a block that learned public text."""
+        """Return the first rows: new ones, or those of a block that learned public text."""
         new_X = new_blocks(spec, 1, 1, torch.Generator().manual_seed(0))[0]
         return (
             self._kept(f"warm-{spec.fetch_size}", lambda: {"rows": self._warm(spec, memory, new_X)})["rows"]
@@ -116,11 +116,11 @@ class Bench:
         return PrivateSequences(encoded.tokens_NT, encoded.document_N, len(texts))
 
     def without(self, topic: Topic) -> float:
-        """Held-out loss of the anchor alone, in nats."""
+        """Return held-out loss of the anchor alone, in nats."""
         return mean(sequence_losses(self.model, encode(self.tokenizer, topic.heldout, LENGTH).tokens_NT))
 
     def run(self, topic: Topic, arm: Arm) -> float:
-        """Held-out loss with the block of an arm, in nats."""
+        """Return held-out loss with the block of an arm, in nats."""
         memory, spec = attach(self.model), spec_for(self.model, "ffn", 1, (arm.width,))
         plan, kept = arm.calibrated(), list[Tensor]()
 
@@ -141,5 +141,5 @@ class Bench:
 
 
 def _stream() -> PrivacyStream:
-    """Noise and draws of one run; not seeded, as in a vault."""
+    """Return noise and draws of one run; not seeded, as in a vault."""
     return PrivacyStream(secrets.token_bytes(32), b"benchmark")

@@ -18,7 +18,7 @@ Key = tuple[str, int, int, str]
 
 
 def figures(losses: Mapping[Key, float], records: int) -> dict[str, Any]:
-    """Shares of the best gain by arm: over all topics at `records`, by topic, and by number of records."""
+    """Return shares of the best gain by arm: over all topics at `records`, by topic, and by number of records."""
     shares = {key: share(losses, key) for key in losses if key[3] != "without" and not key[3].startswith("best")}
     arms = list(dict.fromkeys(arm for *_, arm in shares))
     main = {arm: [v for key, v in shares.items() if key[1] == records and key[3] == arm] for arm in arms}
@@ -32,7 +32,7 @@ def figures(losses: Mapping[Key, float], records: int) -> dict[str, Any]:
 
 
 def share(losses: Mapping[Key, float], key: Key) -> float:
-    """Share of the gain of the best block without privacy that an arm has."""
+    """Return the share of the gain of the best block without privacy that an arm has."""
     cell = [*key[:3]]
     without = losses[(*cell, "without")]  # type: ignore[index]
     best = min(loss for other, loss in losses.items() if [*other[:3]] == cell and other[3].startswith("best"))
@@ -50,7 +50,7 @@ def _grouped(shares: Mapping[Key, float], arms: list[str], of: Any, records: int
 
 
 def plot(data: Mapping[str, Any], path: Path) -> None:
-    """Share of the gain over the number of records, a line for each ε."""
+    """Plot the share of the gain over the number of records, with a line for each ε."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -33,11 +33,11 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Where its result lies."""
+        """Return the path of its result."""
         return self.folder / f"{self.topic}-{self.records}-{self.seed}-{self.arm.name if self.arm else 'without'}.json"
 
     def loss(self) -> float:
-        """What the finished run found, in nats."""
+        """Return the result of the finished run, in nats."""
         return float(json.loads(self.path.read_text(encoding="utf-8"))["loss"])
 
 
@@ -68,7 +68,7 @@ def _topic(bench: Bench, job: Job) -> text.Topic:
 
 
 def done(jobs: Sequence[Job]) -> Sequence[Job]:
-    """The jobs, each run if it was not yet; the first makes what all share."""
+    """Run the unfinished jobs and return all. The first one makes the files that all share."""
     for job in [job for job in jobs if not job.path.exists()][:1]:
         work(job)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:

@@ -36,8 +36,10 @@ class Topic:
 
 
 def public() -> tuple[list[str], dict[str, Topic]]:
-    """English leads without those of one cluster, and two public topics that an anchor of the others never saw: that
-    cluster, which is near to what it knows, and the beginnings of Spanish leads, which are far from it."""
+    """Return English leads without one cluster, and two public topics that an anchor of these leads never saw.
+
+    The cluster is near to what the anchor knows. The beginnings of Spanish leads are far from it.
+    """
     texts = leads("en-us")
     vectors = StaticEmbedder().embed(texts)
     leaf_N = route(train_tree(vectors, branching=CLUSTERS, levels=1, seed=0), vectors)[:, -1]
@@ -51,7 +53,7 @@ def public() -> tuple[list[str], dict[str, Topic]]:
 
 
 def generated(topic: str, seed: int, records: int) -> Topic:
-    """A topic of `quickstart`: "health", "finance" or "notes"."""
+    """Return a topic of `quickstart`: "health", "finance" or "notes"."""
     make: Callable[..., list[SourceRecord]] = patients.generate
     count = records + HELDOUT
     found = make(count, seed=seed) if topic == "health" else persons.generate(topic, count, seed=seed)
@@ -59,7 +61,7 @@ def generated(topic: str, seed: int, records: int) -> Topic:
 
 
 def clinical(path: Path, seed: int) -> Topic:
-    """The notes of a JSONL file (gzip), field `note`. Raises UsageError where there are none."""
+    """Return the notes of a JSONL file (gzip), field `note`. Raise UsageError if there are none."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         notes = dict.fromkeys(json.loads(line).get("note", "") for line in lines)
     texts = [note for note in notes if len(note) >= SHORTEST]

@@ -1,12 +1,13 @@
-"""Keep large buffers in the process between training steps.
+"""Keep large memory buffers in the process between training steps.
 
-glibc gives every large buffer back to the kernel when it is freed and pays a fault for each page of the next one
-(33,000 faults in a step of the tiny anchor, none with this). Raising both thresholds stops that, at the price that
-freed memory is reused, not returned, until the process ends. What that is worth in time depends on how dear a first
-touch is on the machine (docs/design.md, §5); where it is cheap, nothing is gained.
+By default, glibc returns every large buffer to the kernel when it is freed. The next buffer then costs a page fault
+for each of its pages: 33,000 faults in a step of the tiny anchor, and none with this module. The cost is that freed
+memory is not returned to the system until the process ends. How much time this saves depends on the cost of a page
+fault on the machine (docs/design.md, §5).
 
 Invariants
-- Results do not depend on it; where the C library has no `mallopt` nothing happens.
+- Results do not depend on this setting.
+- If the C library has no `mallopt`, nothing is changed.
 
 >>> keep_buffers() in (True, False)
 True
@@ -20,7 +21,11 @@ MMAP_BYTES = 1 << 30
 
 
 def keep_buffers() -> bool:
-    """Raise both thresholds of glibc's malloc for this process. True where that worked."""
+    """Raise two thresholds of glibc's malloc for this process: of trimming, and of memory maps.
+
+    Returns:
+        True if both were set.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):

@@ -1,4 +1,4 @@
-"""`fedmem privacy audit`: what our training gives away, measured by attacking it."""
+"""`fedmem privacy audit`: attack private training, and compare the measured privacy loss with the claim."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,14 @@ MOMENTS = {
 
 
 @click.command(epilog="Example: fedmem privacy audit --json")
-@click.option("--quick", is_flag=True, help="Half the canaries: the same checks with a weaker bound.")
+@click.option("--quick", is_flag=True, help="Use half the canaries: the same checks with a weaker bound.")
 @json_option
 def audit(quick: bool) -> None:
-    """Attack our own training at a claimed ε of 2, as it is and with planted bugs.
+    """Attack private training at a claimed ε of 2, without changes and with planted bugs.
 
-    No vault of yours is opened: anchor, canaries and vaults are made for the audit. The lower bound is what the attack
-    proves at least; far below the claim is as it should be, and no proof of the claim. Ends with 12 where the bound is
-    above the claim, a bug is not caught, or a canary can be read where it should not.
+    None of your vaults is opened: the audit makes its own anchor, canaries and vaults. The attack proves a lower bound
+    of ε. A bound far below the claim is expected, and does not prove the claim. The exit code is 12 if the bound is
+    above the claim, if a planted bug is not caught, or if an erased block still answers.
     """
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
@@ -37,21 +37,19 @@ def audit(quick: bool) -> None:
     keep_buffers()
     with reporter() as progress:
         data = measure(QUICK if quick else CANARIES, progress=progress)
-    emit("privacy.audit", data, lambda out: described(out, data))
-    if wrong := failures(data):
-        raise QualityGateFailed(f"The audit failed: {'; '.join(wrong)}. Do not train on private records; report a bug.")
+    emit("privacy.audit", data, lambda out: print_audit(out, data))
+    if reasons := failures(data):
+        raise QualityGateFailed(
+            f"The audit failed: {'; '.join(reasons)}. Do not train on private records; report a bug."
+        )
 
 
-def described(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the claim and its bounds, what canaries gave away, and what became of each bug."""
-    sure = f"{data['confidence']:.0%} sure, {data['canaries']} canaries, δ = {data['delta']:g}"
+def print_audit(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print the claim and its bounds, the exposure of the canaries, and the result for each planted bug."""
+    confidence = f"{data['confidence']:.0%} sure, {data['canaries']} canaries, δ = {data['delta']:g}"
     pairs(out, [("claimed ε", data["claimed"]), ("at least, white box", data["white_box"])])
-    pairs(out, [("at least, black box", data["black_box"]), ("these bounds are", sure)])
+    pairs(out, [("at least, black box", data["black_box"]), ("these bounds are", confidence)])
     rows = [[words, data["exposure"][name], data["extraction"][name]] for name, words in MOMENTS.items()]
     table(out, ("canaries", "exposure, bits", "extracted"), rows)
-    found = data["planted"].items()
-    table(
-        out,
-        ("planted bug", "caught", "by", "ε at least"),
-        [[n, v["caught"], v["by"], v["lower_bound"]] for n, v in found],
-    )
+    bugs = [[name, bug["caught"], bug["by"], bug["lower_bound"]] for name, bug in data["planted"].items()]
+    table(out, ("planted bug", "caught", "by", "ε at least"), bugs)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmem.cli.openings import hand_over, reminder
-from fedmem.cli.options import Secret, confirm, opened, vault_options
+from fedmem.cli.openings import confirm_openings, reminder
+from fedmem.cli.options import Secret, confirm, open_vault, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 @click.group()
 def block() -> None:
-    """Private blocks of a vault."""
+    """List, show, migrate and delete the private blocks of a vault."""
 
 
 @block.command("list", epilog="Example: fedmem block list --subject ana")
 @vault_options
 @json_option
-def list_(subject: str, vault: str | None, secret: Secret) -> None:
+def list_(subject: str, vault_path: str | None, secret: Secret) -> None:
     """List the blocks, oldest first."""
     from fedmem.sdk.views import Blocks
 
-    with opened(subject, vault, secret, write=False) as found:
-        known = [described(one) for one in Blocks(found).list()]
-    if not known:
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        blocks = [block_data(info) for info in Blocks(vault).list()]
+    if not blocks:
         say("No blocks yet.")
     columns = ("id", "topic", "version", "release", "width", "bytes", "created")
-    rows = [[one[name] for name in columns] for one in known]
-    emit("block.list", {"blocks": known}, lambda out: table(out, columns, rows))
+    rows = [[info[name] for name in columns] for info in blocks]
+    emit("block.list", {"blocks": blocks}, lambda out: table(out, columns, rows))
 
 
 @block.command(epilog="Example: fedmem block show health --subject ana")
 @click.argument("name")
 @vault_options
 @json_option
-def show(name: str, subject: str, vault: str | None, secret: Secret) -> None:
-    """Show block NAME: its id, or the topic whose newest block is meant."""
+def show(name: str, subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Show block NAME: the id of a block, or a topic for the newest block of this topic."""
     from fedmem.sdk.views import Blocks
 
-    with opened(subject, vault, secret, write=False) as found:
-        data = described(Blocks(found).get(name))
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        data = block_data(Blocks(vault).get(name))
     emit("block.show", data, lambda out: pairs(out, data.items()))
 
 
@@ -55,107 +55,120 @@ def show(name: str, subject: str, vault: str | None, secret: Secret) -> None:
 @click.argument("name")
 @vault_options
 @click.option("--release", required=True, type=click.Path(path_type=Path), help="Folder of the release to move to.")
-@click.option("--policy", default="default", show_default=True, help="The policy whose budget holds.")
+@click.option("--policy", default="default", show_default=True, help="The policy that sets the budget.")
 @json_option
-def migrate(name: str, subject: str, vault: str | None, secret: Secret, release: Path, policy: str) -> None:
-    """Train block NAME (an id or a topic) anew on another release, with its own plan.
+def migrate(name: str, subject: str, vault_path: str | None, secret: Secret, release: Path, policy: str) -> None:
+    """Train a new version of block NAME (an id or a topic) for another release, with the plan of the old block.
 
-    A new training, charged to the topic's budget, and refused (4) before anything where that is spent. The old block
-    stays: answers through its release use it, answers through the new one use the new block once it is done.
-    Interrupted, it is paused: the same command goes on.
+    The training is charged to the topic's budget. If the budget is spent, it is refused with exit code 4 before it
+    starts. The old block stays and serves its own release. The new block serves the new release when its training is
+    done. An interrupted training is paused, and the same command continues it.
     """
     from dataclasses import asdict
 
-    from fedmem.cli.client import door, steps, stopping
-    from fedmem.device.training_sessions import migrate as move
+    from fedmem.cli.client import shared_access, step_progress, stop_on_signal
+    from fedmem.device.training_sessions import migrate as migrate_block
     from fedmem.policy.policy import Policy
     from fedmem.sdk.client import open_release
 
-    rules, new = Policy.load(policy), open_release(release)
-    with door(subject, vault, secret) as shared, stopping() as stop, steps() as progress:
-        old = shared.vault.block(name)
-        trained = move(shared, name, new, rules, stop=stop, progress=progress)
-    data = asdict(trained) | {"release": new.digest, "old_block": old.id, "old_release": old.release}
+    rules, new_release = Policy.load(policy), open_release(release)
+    with shared_access(subject, vault_path, secret) as access, stop_on_signal() as stop, step_progress() as progress:
+        old = access.vault.block(name)
+        result = migrate_block(access, name, new_release, rules, stop=stop, progress=progress)
+    data = asdict(result) | {"release": new_release.digest, "old_block": old.id, "old_release": old.release}
     emit("block.migrate", data, lambda out: pairs(out, data.items()))
-    say("The old block stays and answers on its release; it goes with its topic, by `fedmem block delete`.")
+    say("The old block stays and serves its release. `fedmem block delete` deletes all blocks of the topic.")
 
 
 @block.command(epilog="Example: fedmem block delete health --subject ana --dry-run")
 @click.argument("name")
 @vault_options
 @click.option("--dry-run", is_flag=True, help="Show what would be erased, and erase nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask; needed off a terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed without a terminal.")
 @json_option
-def delete(name: str, subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
-    """Erase block NAME (an id or a topic): plan, run and verify in one, with a signed receipt.
+def delete(name: str, subject: str, vault_path: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
+    """Erase block NAME (an id or a topic): plan, execute and verify, with a signed receipt.
 
-    Every version of the topic's block goes, and the topic's records, vectors and run keys with it. An erasure that
-    cannot finish ends with 5 and resumes; one that does not verify ends with 6.
+    This erases every version of the topic's block, and the records, vectors and run keys of the topic. The exit code
+    is 5 if the erasure could not finish and must be resumed, and 6 if it does not verify.
     """
     from fedmem.sdk.views import Erase
 
-    with opened(subject, vault, secret, write=not dry_run) as found:
-        view = Erase(found)
-        erased("block.delete", view, view.plan(block=name), dry_run, yes)
+    with open_vault(subject, vault_path, secret, write=not dry_run) as vault:
+        view = Erase(vault)
+        run_erasure("block.delete", view, view.plan(block=name), dry_run, yes)
 
 
-def planned_data(planned: "PlannedErasure") -> dict[str, Any]:
-    """A plan as the envelope holds it."""
+def plan_data(planned: "PlannedErasure") -> dict[str, Any]:
+    """Return a planned erasure as data of the JSON envelope."""
     facts = {"plan": planned.digest, "counts": planned.counts, "items": planned.items}
     return facts | {"blocks": planned.blocks, "retrain": planned.retrained}
 
 
-def erased(
+def run_erasure(
     schema: str, view: "Erase", planned: "PlannedErasure", dry_run: bool, yes: bool, digest: str | None = None
 ) -> None:
-    """Ask, execute the plan, write what came of it and hand the opening over.
+    """Ask for confirmation, execute a planned erasure, write the result, and deliver the opening.
 
-    A partial or unverified erasure keeps its envelope.
+    A partial or unverified erasure also writes its envelope.
+
+    Args:
+        schema: Name of the command in the envelope.
+        view: The erasures of the vault.
+        planned: The plan to execute.
+        dry_run: Write the plan and do nothing else.
+        yes: Execute without a question.
+        digest: Digest of the plan that the person saw, if the command has one.
+
+    Raises:
+        Refused: The person did not confirm, or the plan no longer holds.
+        PartialErasure: The erasure could not finish.
+        VerificationFailed: The rescan finds something.
     """
     from dataclasses import asdict
 
     from fedmem.errors import PartialErasure, VerificationFailed
 
-    data = planned_data(planned)
+    data = plan_data(planned)
     if dry_run:
-        emit(schema, data | {"state": "planned"}, lambda out: inventory(out, data))
+        emit(schema, data | {"state": "planned"}, lambda out: print_inventory(out, data))
         return
-    confirm(f"Erase {told(planned.counts)} for good?", yes)
+    confirm(f"Erase {counts_text(planned.counts)} for good?", yes)
     try:
         result = asdict(planned.execute(digest))
     except (PartialErasure, VerificationFailed) as error:
         state = "partial" if isinstance(error, PartialErasure) else "unverified"
-        emit(schema, data | {"state": state, "verified": False}, lambda out: inventory(out, data))
+        emit(schema, data | {"state": state, "verified": False}, lambda out: print_inventory(out, data))
         raise
-    if emit(schema, data | result, lambda out: outcome(out, data | result), reminder([result["id"]])):
-        hand_over(view, [result["id"]])
+    if emit(schema, data | result, lambda out: print_outcome(out, data | result), reminder([result["id"]])):
+        confirm_openings(view, [result["id"]])
 
 
-def inventory(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print what each store holds of the scope."""
-    out.print(f"in scope: {told(data['counts'])}")
+def print_inventory(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print the number of items in scope, by store."""
+    out.print(f"in scope: {counts_text(data['counts'])}")
     if data["blocks"]:
-        again = f"; {data['retrain']} trained anew" if data["retrain"] else "; none is trained anew"
-        out.print(f"blocks that learned from it and go with it: {len(data['blocks'])}{again}")
+        retrained = f"; {data['retrain']} trained anew" if data["retrain"] else "; none is trained anew"
+        out.print(f"blocks that learned from it and go with it: {len(data['blocks'])}{retrained}")
     table(out, ("store", "items"), list(data["items"].items()))
 
 
-def outcome(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print what was erased, what that does not cover, and the receipt."""
-    inventory(out, data)
+def print_outcome(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print what was erased, what the erasure does not cover, and the receipt."""
+    print_inventory(out, data)
     pairs(out, [("state", data["state"]), ("verified", data["verified"])])
     pairs(out, [("not covered", line) for line in data["not_covered"]])
     pairs(out, [("trained anew", block) for block in data["retrained"]])
     pairs(out, [("receipt", data["receipt"]), ("opening", data["opening"])])
 
 
-def told(counts: Mapping[str, int]) -> str:
-    """Counts as words."""
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return counts by kind as text, such as "2 records, 1 block"."""
     return ", ".join(f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in counts.items())
 
 
-def described(info: "BlockInfo") -> dict[str, Any]:
-    """A block as the envelope holds it."""
+def block_data(info: "BlockInfo") -> dict[str, Any]:
+    """Return a block as data of the JSON envelope."""
     from dataclasses import asdict
     from datetime import UTC, datetime
 

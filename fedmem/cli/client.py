@@ -1,11 +1,11 @@
-"""`fedmem client`: train private blocks on this device, in sessions, in the foreground or in the background.
+"""`fedmem client`: train private blocks on this device, in the foreground or in the background.
 
-What left the device is `fedmem.cli.egress`; taking part in a federation is `fedmem.cli.client_run`.
+`fedmem.cli.egress` shows the messages that left the device. `fedmem.cli.client_run` takes part in a federation.
 
 Invariants
-- What is shown are states and step numbers, which are public; never a loss.
-- A training in the background gets its passphrase through a pipe; arguments, environment and files hold none.
-- Ctrl-C and the system's request to end pause a training after its step, with a sealed checkpoint.
+- Only states and step numbers are shown. They are public. A loss is never shown.
+- A training in the background gets its passphrase through a pipe, never by an argument, the environment or a file.
+- Ctrl-C and SIGTERM pause a training after its current step, with a sealed checkpoint.
 """
 
 import os
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,14 @@ import click
 
 from fedmem.cli.client_run import run
 from fedmem.cli.egress import egress
-from fedmem.cli.options import Secret, confirm, opened, vault_options
+from fedmem.cli.options import Secret, confirm, open_vault, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
     from fedmem.device.session_lock import SessionStatus
-    from fedmem.device.training_sessions import SessionResult, Stop, TrainingStatus
+    from fedmem.device.training_sessions import SessionResult, Stop
     from fedmem.device.vault_access import SharedAccess
+    from fedmem.policy.policy import Topic
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SIZES = {"MB": 10**6, "GB": 10**9}
@@ -36,7 +38,7 @@ SIZES = {"MB": 10**6, "GB": 10**9}
 
 @click.group()
 def client() -> None:
-    """Train private blocks on this device, take part in a federation, and see what left this device."""
+    """Train private blocks on this device, take part in a federation, and show what left this device."""
 
 
 client.add_command(egress)
@@ -47,95 +49,97 @@ client.add_command(run)
 @click.argument("topic")
 @vault_options
 @click.option("--release", required=True, type=click.Path(path_type=Path), help="Folder of the release to train on.")
-@click.option("--policy", default="default", show_default=True, help="The policy whose budget holds.")
-@click.option("--epsilon", type=float, help="Spend this much of the topic's budget; else all of it.")
-@click.option("--deadline", metavar="TIME", help="Pause then: 90s, 10m, 2h, or a time as 2026-11-22T06:00+01:00.")
-@click.option("--memory", metavar="SIZE", help="Stay below this much memory: 800MB, 1.5GB.")
-@click.option("--background", is_flag=True, help="Return once it is charged, and go on without a terminal.")
+@click.option("--policy", default="default", show_default=True, help="The policy that sets the budget.")
+@click.option("--epsilon", type=float, help="Part of the topic's budget to spend. The default is all of it.")
+@click.option("--deadline", metavar="TIME", help="Pause after 90s, 10m, 2h, or at a time as 2026-11-22T06:00+01:00.")
+@click.option("--memory", metavar="SIZE", help="Use less memory than this: 800MB, 1.5GB.")
+@click.option("--background", is_flag=True, help="Return when the run is charged, and train without a terminal.")
 @json_option
-def train(topic: str, subject: str, vault: str | None, secret: Secret, background: bool, **options: Any) -> None:
-    """Train the private block of TOPIC under differential privacy, or go on with a training that was paused.
+def train(topic: str, subject: str, vault_path: str | None, secret: Secret, background: bool, **options: Any) -> None:
+    """Train the private block of TOPIC under differential privacy, or continue a paused training.
 
-    The topic's budget is charged before the first step, once. Other programs may use the vault meanwhile. Ends with 4
-    where records or plan changed since the pause: that run has failed and stays charged; the next one is a new one.
+    The topic's budget is charged once, before the first step. Other programs can use the vault during the training. The
+    exit code is 4 if records or plan changed after a pause. That run has then failed and stays charged, and the same
+    command starts a new run.
     """
     from fedmem.device.training_sessions import Limits
-    from fedmem.device.training_sessions import train as session
+    from fedmem.device.training_sessions import train as train_session
 
-    limits, known = Limits(moment(options["deadline"]), size(options["memory"])), budget_of(topic, options["policy"])
+    limits = Limits(parse_deadline(options["deadline"]), parse_size(options["memory"]))
+    topic_budget = find_topic(topic, options["policy"])
     if background:
-        ended = in_background(topic, subject, vault, secret, options)
-        emit("client.train", ended, lambda out: pairs(out, ended.items()), "`fedmem client status` shows it.")
+        started = train_in_background(topic, subject, vault_path, secret, options)
+        emit("client.train", started, lambda out: pairs(out, started.items()), "`fedmem client status` shows it.")
         return
     from fedmem.device.learning import default_plan
     from fedmem.sdk.client import open_release
 
     release = open_release(options["release"])
     plan = None if options["epsilon"] is None else default_plan(options["epsilon"])
-    with door(subject, vault, secret) as shared, stopping() as stop, steps() as progress:
-        trained = session(shared, release, known, plan, limits, stop=stop, progress=progress)
-    told(trained)
+    with shared_access(subject, vault_path, secret) as access, stop_on_signal() as stop, step_progress() as progress:
+        result = train_session(access, release, topic_budget, plan, limits, stop=stop, progress=progress)
+    emit_result(result)
 
 
 @client.command(epilog="Example: fedmem client status --subject ana --json")
 @vault_options
 @json_option
-def status(subject: str, vault: str | None, secret: Secret) -> None:
-    """Show how each training stands: waiting, running, paused, done or failed, and the step it is at."""
+def status(subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Show the state of each training (waiting, running, paused, done or failed) and its current step."""
     from fedmem.device.training_sessions import trainings
 
-    with opened(subject, vault, secret, write=False) as found:
-        known = [described(one) for one in trainings(found)]
-    if not known:
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        statuses = [asdict(training) for training in trainings(vault)]
+    if not statuses:
         say("No trainings yet.")
     columns = ("run", "topic", "release", "state", "step", "steps", "block", "message")
-    rows = [[one[name] for name in columns] for one in known]
-    emit("client.status", {"trainings": known}, lambda out: table(out, columns, rows))
+    rows = [[training[name] for name in columns] for training in statuses]
+    emit("client.status", {"trainings": statuses}, lambda out: table(out, columns, rows))
 
 
 @client.command(epilog="Example: fedmem client pause --subject ana")
 @vault_options
 @json_option
-def pause(subject: str, vault: str | None, secret: Secret) -> None:
-    """Ask the training that runs to save itself and stop after its step. `client train` goes on with it."""
-    from fedmem.device.training_sessions import pause as ask
+def pause(subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Pause the running training: it saves a checkpoint after its current step. `client train` continues it."""
+    from fedmem.device.training_sessions import pause as request_pause
 
-    with opened(subject, vault, secret, write=False) as found:
-        one = described(ask(found))
-    emit("client.pause", one, lambda out: pairs(out, one.items()), "`fedmem client status` shows it.")
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        data = asdict(request_pause(vault))
+    emit("client.pause", data, lambda out: pairs(out, data.items()), "`fedmem client status` shows it.")
 
 
 @client.command(epilog="Example: fedmem client cancel health --subject ana --yes")
 @click.argument("name")
 @vault_options
-@click.option("--dry-run", is_flag=True, help="Show what would be ended, and end nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask; needed off a terminal.")
+@click.option("--dry-run", is_flag=True, help="Show the training that would be ended, and end nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask. Needed without a terminal.")
 @json_option
-def cancel(name: str, subject: str, vault: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
-    """End the training NAME (a topic, or a run's id) for good. It stays charged: what was spent is spent."""
-    from fedmem.device.training_sessions import cancel as end
+def cancel(name: str, subject: str, vault_path: str | None, secret: Secret, dry_run: bool, yes: bool) -> None:
+    """End the training NAME (a topic, or a run's id) for good. Its privacy cost stays charged."""
+    from fedmem.device.training_sessions import cancel as cancel_training
     from fedmem.device.training_sessions import cancellable
 
-    with door(subject, vault, secret) as shared:
-        one = cancellable(shared.vault, name)
+    with shared_access(subject, vault_path, secret) as access:
+        training = cancellable(access.vault, name)
         if not dry_run:
             confirm("End this training for good? It stays charged.", yes)
-            one = end(shared, one.run)
-    data = described(one)
+            training = cancel_training(access, training.run)
+    data = asdict(training)
     emit("client.cancel", data, lambda out: pairs(out, data.items()))
     if not dry_run:
         say("The run ended as failed. It stays charged to the topic's budget.")
 
 
-def door(subject: str, vault: str | None, secret: Secret) -> "SharedAccess":
-    """The vault that the options mean, left to other programs but for moments."""
+def shared_access(subject: str, vault_path: str | None, secret: Secret) -> "SharedAccess":
+    """Return access to the vault of the options that opens it for writing only while a change is made."""
     from fedmem.device.vault_access import SharedAccess
 
-    return SharedAccess(lambda write: opened(subject, vault, secret, write=write))
+    return SharedAccess(lambda write: open_vault(subject, vault_path, secret, write=write))
 
 
-def budget_of(topic: str, policy: str) -> Any:
-    """The topic of the policy. Raises NothingMatched."""
+def find_topic(topic: str, policy: str) -> "Topic":
+    """Return a topic of a policy, with its budget. Raise NothingMatched if the policy has no such topic."""
     from fedmem.errors import NothingMatched
     from fedmem.policy.policy import Policy
 
@@ -145,53 +149,54 @@ def budget_of(topic: str, policy: str) -> Any:
     return topics[topic]
 
 
-def moment(given: str | None) -> datetime | None:
-    """The time that `--deadline` means: a while from now, or a moment. Raises UsageError."""
+def parse_deadline(text: str | None) -> datetime | None:
+    """Return the time that `--deadline` names: a duration from now, or a time. Raise UsageError for other text."""
     from fedmem.errors import UsageError
 
-    if given is None:
+    if text is None:
         return None
     try:
-        if given[-1:] in UNITS:
-            return datetime.now(UTC) + timedelta(seconds=float(given[:-1]) * UNITS[given[-1]])
-        found = datetime.fromisoformat(given)
+        if text[-1:] in UNITS:
+            return datetime.now(UTC) + timedelta(seconds=float(text[:-1]) * UNITS[text[-1]])
+        deadline = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise UsageError("A deadline is a while, as 90s, 10m or 2h, or a time, as 2026-11-22T06:00+01:00.") from None
-    return found.astimezone()  # without a zone it is meant as the clock on the wall shows it
+        raise UsageError("A deadline is a duration, as 90s, 10m or 2h, or a time, as 2026-11-22T06:00+01:00.") from None
+    return deadline.astimezone()  # a time without a zone is local time
 
 
-def size(given: str | None) -> int | None:
-    """The bytes that `--memory` means. Raises UsageError."""
+def parse_size(text: str | None) -> int | None:
+    """Return the number of bytes that `--memory` names. Raise UsageError for other text."""
     from fedmem.errors import UsageError
 
-    if given is None:
+    if text is None:
         return None
     try:
-        return int(float(given[:-2]) * SIZES[given[-2:].upper()])
+        return int(float(text[:-2]) * SIZES[text[-2:].upper()])
     except (KeyError, ValueError, OverflowError):
         raise UsageError("A memory limit is a number of MB or GB, as 800MB or 1.5GB.") from None
 
 
 @contextmanager
-def stopping() -> "Iterator[Stop]":
-    """Whether the person or the system asked to end; asked a second time, the program ends at once."""
-    asked: list[int] = []
+def stop_on_signal() -> "Iterator[Stop]":
+    """Yield a function that returns True after SIGTERM or SIGINT. A second signal ends the program at once."""
+    signals: list[int] = []
 
-    def note(number: int, _: Any) -> None:
-        asked.append(number)
-        signal.signal(number, before[number])
+    def record_signal(number: int, _: Any) -> None:
+        signals.append(number)
+        signal.signal(number, previous_handlers[number])
 
-    before = {int(number): signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous_handlers = {int(number): signal.signal(number, record_signal) for number in numbers}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(signals)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def steps() -> Iterator[Any]:
-    """Progress by step; malloc keeps its buffers, where that helps."""
+def step_progress() -> Iterator[Any]:
+    """Prepare the process for a training, and yield the function that shows its current step."""
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
 
@@ -200,44 +205,40 @@ def steps() -> Iterator[Any]:
         yield lambda step, total: report("train", step, total)
 
 
-def told(trained: "SessionResult") -> None:
-    """Write how a session ended."""
-    from dataclasses import asdict
-
-    data = asdict(trained)
+def emit_result(result: "SessionResult") -> None:
+    """Write the result of a training session."""
+    data = asdict(result)
     emit("client.train", data, lambda out: pairs(out, data.items()))
-    if trained.state == "paused":
-        say("Paused, with a sealed checkpoint. The same command goes on from there; nothing is charged again.")
+    if result.state == "paused":
+        say("Paused, with a sealed checkpoint. The same command continues from there; nothing is charged again.")
 
 
-def described(one: "TrainingStatus") -> dict[str, Any]:
-    """A training as the envelope holds it."""
-    from dataclasses import asdict
-
-    return asdict(one)
-
-
-def in_background(
-    topic: str,
-    subject: str,
-    vault: str | None,
-    secret: Secret,
-    options: Mapping[str, Any],
+def train_in_background(
+    topic: str, subject: str, vault_path: str | None, secret: Secret, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Start the training in a process without a terminal, and wait until it is charged. Raises what it fails with."""
-    from fedmem.device import session_lock as trainer
+    """Start the training in a process without a terminal, and wait until it is charged.
+
+    Returns:
+        The data of the envelope: the run, its state and its steps.
+
+    Raises:
+        Busy: A training of this vault is running.
+        FedmemError: The error of the training, if it ended before it was charged.
+    """
+    from fedmem.device import session_lock
     from fedmem.errors import Busy
 
-    asked: list[str] = []
+    secrets: list[str] = []
 
-    def noted() -> str:
-        asked.append(secret())
-        return asked[-1]
+    def remember_secret() -> str:
+        secrets.append(secret())
+        return secrets[-1]
 
-    with opened(subject, vault, noted, write=False) as found:  # which keystore it has, and whether the secret is right
-        root = found.root
-    if trainer.runs(root):
-        raise Busy("A training of this vault runs already. See `fedmem client status`, or pause it first.")
+    # This shows whether the keystore needs the secret, and whether the secret is right.
+    with open_vault(subject, vault_path, remember_secret, write=False) as vault:
+        root = vault.root
+    if session_lock.runs(root):
+        raise Busy("A training of this vault is already running. See `fedmem client status`, or pause it first.")
     words = ["client", "train", topic, "--subject", subject, "--vault", str(root), "--json"]
     words += ["--release", str(options["release"].absolute()), "--policy", options["policy"]]
     words += [
@@ -246,42 +247,42 @@ def in_background(
         if options[name] is not None
         for word in (f"--{name}", str(options[name]))
     ]
-    said = begun(spawned(words, asked[-1] if asked else None), root)
-    return {"run": said.run, "state": "running", "step": said.step, "steps": said.steps, "block": None}
+    status = wait_until_charged(spawn_command(words, secrets[-1] if secrets else None), root)
+    return {"run": status.run, "state": "running", "step": status.step, "steps": status.steps, "block": None}
 
 
-def spawned(words: list[str], secret: str | None) -> int:
-    """The id of a process of its own session that runs these words; `secret` goes through a pipe."""
+def spawn_command(words: list[str], secret: str | None) -> int:
+    """Start `fedmem WORDS` in a new process and session. Pass `secret` through a pipe. Return the process id."""
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
     command = [sys.executable, "-m", "fedmem.cli.main", *words]
     if secret is None:
         return os.posix_spawn(command[0], command, os.environ, file_actions=null, setsid=True)
-    there, here = os.pipe()
+    read_end, write_end = os.pipe()
     try:
-        os.set_inheritable(there, True)
-        command += ["--passphrase-fd", str(there)]
+        os.set_inheritable(read_end, True)
+        command += ["--passphrase-fd", str(read_end)]
         child = os.posix_spawn(command[0], command, os.environ, file_actions=null, setsid=True)
-        os.write(here, secret.encode() + b"\n")  # a passphrase fits into a pipe's buffer
+        os.write(write_end, secret.encode() + b"\n")  # a passphrase fits into a pipe's buffer
         return child
     finally:
-        os.close(there)
-        os.close(here)
+        os.close(read_end)
+        os.close(write_end)
 
 
-def begun(child: int, root: Path) -> "SessionStatus":
-    """What the training says once it is charged. Raises its error where it ended before."""
+def wait_until_charged(child: int, root: Path) -> "SessionStatus":
+    """Return the status of the training in process `child` when it is charged. Raise its error if it ended before."""
     from fedmem import errors
-    from fedmem.device import session_lock as trainer
+    from fedmem.device import session_lock
 
     while True:
-        ended, code = os.waitpid(child, os.WNOHANG)
-        said = trainer.said(root)
-        if said is not None and said.pid == child:
-            if said.run:
-                return said
-            if ended and said.error:
-                raise getattr(errors, said.error, errors.FedmemError)(said.message)
-        if ended:
+        ended_pid, code = os.waitpid(child, os.WNOHANG)
+        status = session_lock.said(root)
+        if status is not None and status.pid == child:
+            if status.run:
+                return status
+            if ended_pid and status.error:
+                raise getattr(errors, status.error, errors.FedmemError)(status.message)
+        if ended_pid:
             error = errors.FedmemError("The training ended before it began. Train without --background to see why.")
             error.exit_code = max(1, os.waitstatus_to_exitcode(code))
             raise error

@@ -1,8 +1,8 @@
 """`fedmem client run`: take part in a federation with the shareable records of one vault.
 
 Invariants
-- The vault process opens no network socket; Flower's SuperNode, its child, does.
-- The token and the socket lie in a folder that only this user may enter; neither is printed.
+- The vault process opens no network socket. Its child process, Flower's SuperNode, does.
+- The token and the socket are in a folder that only this user can enter. Neither is printed.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmem.cli.options import Secret, find_vault, opened, vault_options
+from fedmem.cli.options import Secret, find_vault, open_vault, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say
 
 if TYPE_CHECKING:
@@ -24,41 +24,44 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--release", required=True, type=click.Path(path_type=Path), help="Folder of the release.")
 @click.option("--terms", required=True, type=FILE, help="The federation's public terms, from its coordinator.")
 @click.option("--policy", default="default", show_default=True, help="The policy that places records.")
-@click.option("--superlink", metavar="HOST:PORT", help="Where the coordinator's SuperLink listens.")
-@click.option("--insecure", is_flag=True, help="Connect without TLS; for a SuperLink on this machine.")
-@click.option("--root-certificates", type=FILE, help="PEM file that the SuperLink's certificate is checked with.")
-@click.option("--private-key", type=FILE, help="The SuperNode's private key, where the SuperLink asks for one.")
+@click.option("--superlink", metavar="HOST:PORT", help="Address of the coordinator's SuperLink.")
+@click.option("--insecure", is_flag=True, help="Connect without TLS. For a SuperLink on this machine.")
+@click.option("--root-certificates", type=FILE, help="PEM file to check the SuperLink's certificate with.")
+@click.option("--private-key", type=FILE, help="The SuperNode's private key, if the SuperLink requires one.")
 @click.option("--trusted-entities", type=FILE, help="YAML file of the keys whose signed bundles may run here.")
 @click.option("--port", default=9094, show_default=True, help="Port on 127.0.0.1 for the SuperNode's processes.")
-@click.option("--no-supernode", is_flag=True, help="Start none: print the environment variable to start one with.")
+@click.option(
+    "--no-supernode", is_flag=True, help="Start no SuperNode: print the environment variable to start one with."
+)
 @json_option
-def run(subject: str, vault: str | None, secret: Secret, **options: Any) -> None:
+def run(subject: str, vault_path: str | None, secret: Secret, **options: Any) -> None:
     """Take part in federated rounds until SIGTERM or Ctrl-C.
 
-    This process holds the vault and gives out records that the policy places as shared. Flower's SuperNode runs beside
-    it, trains on them, and sends an update only after it was checked and entered in the egress ledger.
+    This process opens the vault and gives out only records that the policy places as shared. Flower's SuperNode runs in
+    another process and trains on these records. It sends an update only after this process has checked it and entered
+    it in the egress ledger.
     """
-    from fedmem.cli.client import stopping
+    from fedmem.cli.client import stop_on_signal
     from fedmem.device.running import Running
     from fedmem.federation.terms import Agreement
     from fedmem.policy.policy import Policy
 
     node = node_options(options)
     device = Running(
-        find_vault(subject, vault),
-        lambda: opened(subject, vault, secret, write=False),
+        find_vault(subject, vault_path),
+        lambda: open_vault(subject, vault_path, secret, write=False),
         Policy.load(options["policy"]),
         Agreement.load(options["terms"]),
         options["release"].resolve(),
     )
-    with stopping() as stop:
-        released = device.run(stop, ready, node)
+    with stop_on_signal() as stop:
+        released = device.run(stop, say_ready, node)
     data = {"released": released}
     emit("client.run", data, lambda out: pairs(out, data.items()))
 
 
 def node_options(options: dict[str, Any]) -> Any:
-    """Return the SuperNode's options, or None where the operator starts it. Raises UsageError."""
+    """Return the options of the SuperNode, or None if the operator starts it. Raise UsageError without an address."""
     from fedmem.device.supernode import Options
     from fedmem.errors import UsageError
 
@@ -70,8 +73,8 @@ def node_options(options: dict[str, Any]) -> Any:
     return Options(**{name: options[name] for name in names})
 
 
-def ready(runtime: "Runtime") -> None:
-    """Tell the operator where the device's socket is."""
+def say_ready(runtime: "Runtime") -> None:
+    """Tell the operator the folder of the device's socket."""
     from fedmem.federation.runtime import DEVICE
 
     say(f"The vault process listens. A SuperNode of your own needs {DEVICE}={runtime.folder}")

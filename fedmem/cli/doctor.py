@@ -1,4 +1,4 @@
-"""`fedmem doctor`: can this machine keep what fedmem promises?"""
+"""`fedmem doctor`: check that this machine can keep the promises of fedmem."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from fedmem.cli.output import emit, json_option, table
 
 
 @click.command(epilog="Example: fedmem doctor --json")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where vaults would lie; else the usual place.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Folder for vaults. The default is the usual folder.")
 @json_option
 def doctor(folder: Path | None) -> None:
     """Check keystore, permissions, SQLite, core dumps, swap, file system and free space.
 
-    Warnings are listed and end with 0; a failed check ends with 12.
+    The exit code is 12 if a check failed. Warnings do not change it.
     """
     from dataclasses import asdict
 

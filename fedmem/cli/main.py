@@ -1,11 +1,12 @@
-"""`fedmem`: nouns then verbs, exit codes, and the one place where errors become sentences.
+"""`fedmem`: the root command. It turns errors into exit codes and sentences on stderr.
 
 Invariants
-- Every deliberate error ends with its own exit code and one sentence on stderr, never a traceback.
-- An unexpected error ends with 1 and names its class only: its text may hold private data. `--debug` shows it.
+- Every typed error ends with its own exit code and one sentence on stderr, never with a traceback.
+- An unexpected error ends with 1. Only the name of its class is shown, because its text may contain private data.
+  `--debug` shows the traceback.
 - A full or read-only disk ends with 11, a usage error with 2, an interrupt with 130.
-- Output that cannot be written changes no exit code of an error or of a command that changed something. A command
-  that only shows ends with 11, or with 0 if the reader of a pipe left.
+- If output cannot be written, the exit code of an error, or of a command that changed something, stays the same. A
+  command that only shows data then ends with 11, or with 0 if the reader of a pipe closed it.
 
 >>> " ".join(sorted(NOUNS))
 'anchor backup bank block client doctor erase eval keys path privacy receipt route sim vault'
@@ -28,21 +29,21 @@ from fedmem.errors import FedmemError, Refused, StorageError, UsageError
 from fedmem.platforms import require_supported
 
 NOUNS: Nouns = {
-    "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that every bank goes with."),
+    "anchor": ("fedmem.cli.anchor:anchor", "Train the small model that a bank is built for."),
     "backup": ("fedmem.cli.backup:backup", "Backups of a vault: create, list, verify, restore."),
     "bank": ("fedmem.cli.bank:bank", "Shared banks: build, train, show, verify."),
     "block": ("fedmem.cli.block:block", "Private blocks of a vault: list, show, migrate, delete."),
-    "client": ("fedmem.cli.client:client", "Train private blocks on this device; see what left it."),
-    "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep what fedmem promises."),
+    "client": ("fedmem.cli.client:client", "Train private blocks on this device; show what left it."),
+    "doctor": ("fedmem.cli.doctor:doctor", "Check that this machine can keep the promises of fedmem."),
     "erase": ("fedmem.cli.erase:erase", "Erasures of a vault: plan, run, verify, resume."),
-    "eval": ("fedmem.cli.evaluate:evaluate", "Measurements: is what was erased forgotten?"),
+    "eval": ("fedmem.cli.evaluate:evaluate", "Measure if an erased block is forgotten."),
     "keys": ("fedmem.cli.keys:keys", "Keys of a vault, and recovery kits."),
-    "path": ("fedmem.cli.path:path", "Where fedmem keeps things on this machine."),
-    "privacy": ("fedmem.cli.privacy:privacy", "Privacy spent, computed from the ledger."),
+    "path": ("fedmem.cli.path:path", "Show the folders of fedmem on this machine."),
+    "privacy": ("fedmem.cli.privacy:privacy", "Show the privacy spent, computed from the ledger."),
     "receipt": ("fedmem.cli.receipt:receipt", "Signed receipts of erasures: show, verify, export."),
-    "route": ("fedmem.cli.route:route", "Where a text would be placed, and by which rule."),
-    "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show."),
-    "vault": ("fedmem.cli.vault:vault", "Check a vault; save what opens of a damaged one."),
+    "route": ("fedmem.cli.route:route", "Explain where a text would be placed, and by which rule."),
+    "sim": ("fedmem.cli.sim:sim", "Simulated federations: run, list, show, compare."),
+    "vault": ("fedmem.cli.vault:vault", "Check a vault; save the readable parts of a damaged one."),
 }
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "dp_accounting", "scipy"), "model"),
@@ -55,7 +56,7 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 class BrokenPipe(Exception):
-    """Carries a broken pipe past click, which would exit with 1 and without a word."""
+    """A wrapper that carries a broken pipe past click. Click itself would exit with 1 and no message."""
 
     def __init__(self, error: BrokenPipeError) -> None:
         super().__init__()
@@ -63,19 +64,19 @@ class BrokenPipe(Exception):
 
 
 class Root(LazyGroup):
-    """The root group: runs a command and turns how it ended into an exit code."""
+    """The root group. It runs a command and exits with the code of its result."""
 
     def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
         """Run the command line and exit with the code of docs/design.md, §11."""
         prepare()
         words = list(sys.argv[1:] if args is None else args)
-        # A usage error can come before any option is read, so the flag is looked for in the words too.
+        # A usage error can come before click reads the options, so the words are searched for the flag.
         state = CommandSession(json="--json" in words)
         extra["standalone_mode"] = False
-        sys.exit(guarded(lambda: super(Root, self).main(words, prog_name or "fedmem", obj=state, **extra), state))
+        sys.exit(run_guarded(lambda: super(Root, self).main(words, prog_name or "fedmem", obj=state, **extra), state))
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Parse the words; the root's own help is printed here."""
+        """Parse the words. Click prints the root's own help in this step."""
         try:
             return super().make_context(*args, **extra)
         except BrokenPipeError as error:
@@ -89,65 +90,76 @@ class Root(LazyGroup):
             raise BrokenPipe(error) from error
 
 
-def guarded(run: Callable[[], Any], state: CommandSession) -> int:
-    """Run, and give the exit code; errors and output that failed are told here and nowhere else."""
-    code = ended(run, state)
-    left = flush(sys.stdout)  # else the interpreter's own flush would change the code
+def run_guarded(run: Callable[[], Any], state: CommandSession) -> int:
+    """Run a command and return its exit code. Report errors and failed output on stderr.
+
+    Args:
+        run: The command, without arguments.
+        state: The session of the command.
+    """
+    code = run_reported(run, state)
+    flush_error = flush(sys.stdout)  # otherwise the interpreter's own flush would change the code
     flush(sys.stderr)
-    state.unwritten = state.unwritten or left
-    return code if state.unwritten is None else unwritten(state.unwritten, code, state)
+    state.unwritten = state.unwritten or flush_error
+    return code if state.unwritten is None else report_unwritten(state.unwritten, code, state)
 
 
-def ended(run: Callable[[], Any], state: CommandSession) -> int:
-    """Run, tell the error if there is one, and give the exit code."""
+def run_reported(run: Callable[[], Any], state: CommandSession) -> int:
+    """Run a command, report its error if there is one, and return the exit code."""
     try:
         code = run()
         return code if isinstance(code, int) else 0
     except BrokenPipe as broken:
         error: Exception = broken.error
-    except Exception as caught:  # noqa: BLE001 -- the last door: everything becomes an exit code
+    except Exception as caught:  # noqa: BLE001 -- here every error becomes an exit code
         error = caught
     if isinstance(error.__cause__, KeyboardInterrupt):  # click turns an interrupt into its Abort
-        say("Interrupted. What was acknowledged is kept; the same command goes on from there.")
+        say("Interrupted. Acknowledged changes are kept. The same command continues from there.")
         return 130
-    if isinstance(error, OSError) and of_click(error):
+    if isinstance(error, OSError) and is_raised_by_echo(error):
         state.unwritten = error
         return 0
-    return explained(error, state)
+    return report_error(error, state)
 
 
-def of_click(error: OSError) -> bool:
+def is_raised_by_echo(error: OSError) -> bool:
     """Return True if click could not print a help, a version or a question."""
     return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def explained(error: Exception, state: CommandSession) -> int:
-    """Tell one error and give its exit code."""
+def report_error(error: Exception, state: CommandSession) -> int:
+    """Report an error on stderr and return its exit code."""
     if state.debug and not isinstance(error, FedmemError | click.ClickException):
         raise error
-    known = translated(error)
-    if known is None:
-        known = FedmemError(
+    typed_error = typed_error_for(error)
+    if typed_error is None:
+        typed_error = FedmemError(
             f"Unexpected {type(error).__name__}: a bug in fedmem. `fedmem --debug …` shows the traceback."
         )
-    write_error(known, state)
-    return known.exit_code
+    write_error(typed_error, state)
+    return typed_error.exit_code
 
 
-def unwritten(error: OSError, code: int, state: CommandSession) -> int:
-    """Tell that stdout did not take the data, and give the exit code."""
+def report_unwritten(error: OSError, code: int, state: CommandSession) -> int:
+    """Report that stdout did not receive the data, and return the exit code.
+
+    Args:
+        error: The error of the write.
+        code: Exit code of the command itself.
+        state: The session of the command.
+    """
     if isinstance(error, BrokenPipeError) and not (state.changes or state.again):
         return code
     reason = os.strerror(error.errno or 0)
     if state.changes or state.again or code:
-        say(f"The output could not be written ({reason}). {state.again or 'What the command did stands.'}")
+        say(f"The output could not be written ({reason}). {state.again or 'The changes of the command are kept.'}")
         return code
-    say(f"The output could not be written ({reason}). Repeat the command where it can.")
+    say(f"The output could not be written ({reason}). Repeat the command with an output that can be written.")
     return StorageError.exit_code
 
 
-def translated(error: Exception) -> FedmemError | None:
-    """The typed error for `error`; None where it is a bug."""
+def typed_error_for(error: Exception) -> FedmemError | None:
+    """Return the typed error for any error. Return None if the error is a bug."""
     if isinstance(error, FedmemError):
         return error
     if isinstance(error, click.Abort):

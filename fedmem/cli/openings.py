@@ -1,7 +1,7 @@
-"""`fedmem receipt opening`, and how every command hands an opening over.
+"""`fedmem receipt opening`, and the delivery of openings by all commands.
 
 Invariants
-- The vault lets go of an opening only after stdout took it, flushed, without an error.
+- The vault removes an opening only after stdout received it and was flushed without an error.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedmem.cli.options import Secret, opened, vault_options
+from fedmem.cli.options import Secret, open_vault, vault_options
 from fedmem.cli.output import emit, json_option, say
 from fedmem.errors import FedmemError
 
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
 @click.argument("erasure")
 @vault_options
 @json_option
-def opening(erasure: str, subject: str, vault: str | None, secret: Secret) -> None:
-    """Give the opening of an ERASURE (its id) that was not delivered yet; then the vault lets go of it.
+def opening(erasure: str, subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Print the opening of an ERASURE (its id) that was not delivered yet, and remove it from the vault.
 
-    With it, `receipt verify --scope --opening` shows what the receipt is about. Ends with 3 where the vault does not
-    hold it: it was delivered before, or there is no such erasure.
+    With the opening, `receipt verify --scope --opening` shows the scope of a receipt. The exit code is 3 if the vault
+    does not hold the opening: it was delivered before, or there is no such erasure.
     """
     from fedmem.sdk.views import Erase
 
-    with opened(subject, vault, secret, write=False) as found:
-        value = Erase(found).opening(erasure)
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        value = Erase(vault).opening(erasure)
     data = {"erasure": erasure, "opening": value}
     if emit("receipt.opening", data, lambda out: out.print(value, soft_wrap=True)):
-        with keeping_on_failure(), opened(subject, vault, secret, write=True) as found:
-            hand_over(Erase(found), [erasure])
+        with keeping_on_failure(), open_vault(subject, vault_path, secret, write=True) as vault:
+            confirm_openings(Erase(vault), [erasure])
 
 
-def hand_over(erase: "Erase", erasures: Iterable[str]) -> None:
-    """Remove openings from the vault that stdout took."""
+def confirm_openings(erase: "Erase", erasures: Iterable[str]) -> None:
+    """Remove the openings of these erasures from the vault. Call it only after stdout received them."""
     with keeping_on_failure():
         for erasure in erasures:
             erase.confirm_delivery(erasure)
-        say("Keep the opening: with it you can show later what was erased. The vault no longer holds it.")
+        say("Keep the opening: with it you can prove later what was erased. The vault no longer holds it.")
 
 
 @contextlib.contextmanager
 def keeping_on_failure() -> Iterator[None]:
-    """Say that an opening stays in the vault, where it does; the command did not fail by that."""
+    """Report an error in this block without failing: the opening then stays in the vault."""
     try:
         yield
     except FedmemError as error:
-        say(f"The vault goes on keeping the opening, sealed. {error}")
+        say(f"The vault keeps the opening, sealed. {error}")
 
 
 def reminder(erasures: Iterable[str]) -> str:
-    """Return the sentence that says how to get openings that stdout did not take."""
+    """Return the sentence that says how to get openings that stdout did not receive."""
     commands = ", ".join(f"`fedmem receipt opening {erasure}`" for erasure in erasures)
-    return f"What was erased is gone, and the vault keeps the opening: {commands} gives it." if commands else ""
+    return f"The erasure is done, and the vault keeps the opening. Get it with {commands}." if commands else ""

@@ -1,11 +1,12 @@
-"""Options that several nouns share: whose vault, which one, and its secrets.
+"""Options that several commands share: the subject, the vault, and secrets.
 
 Invariants
-- A passphrase or recovery code comes from a prompt, a descriptor or a file that others cannot read; never from an
-  argument or the environment. A new recovery code goes to the terminal or a descriptor, never into data or a file.
-- Off a terminal nothing is asked: what is missing is refused.
+- A passphrase or recovery code comes from a prompt, a descriptor or a file that others cannot read. It never comes from
+  an argument or the environment.
+- A new recovery code goes to the terminal or a descriptor, never to stdout's data or a file.
+- Without a terminal there are no questions. A missing secret or confirmation is an error.
 
->>> from_run("quickstart-0001/device-0") == runs_dir() / "quickstart-0001/vaults/device-0"
+>>> simulated_vault_root("quickstart-0001/device-0") == runs_dir() / "quickstart-0001/vaults/device-0"
 True
 """
 
@@ -31,80 +32,111 @@ if TYPE_CHECKING:
 Secret = Callable[[], str]
 Command = Callable[..., Any]
 VAULT_OPTIONS = (
-    click.option("--subject", required=True, help="Whose vault; the name it was created with."),
-    click.option("--vault", metavar="PATH", help="Its folder, or RUN/DEVICE of a simulation; else the subject's own."),
+    click.option("--subject", required=True, help="Subject of the vault: the name that it was created with."),
+    click.option(
+        "--vault",
+        "vault_path",
+        metavar="PATH",
+        help="Folder of the vault, or RUN/DEVICE of a simulation. The default is the subject's own vault.",
+    ),
 )
 
 
 def vault_options(command: Command) -> Command:
-    """Add `--vault`, `--subject` and the ways to give a passphrase; the command gets `subject`, `vault`, `secret`."""
-    joined = secret_options("passphrase", "the passphrase")(command)
+    """Add `--vault`, `--subject` and the passphrase options to a command.
+
+    The command gets `subject`, `vault_path` (None for the subject's own vault) and `secret`.
+    """
+    decorated = secret_options("passphrase", "the passphrase")(command)
     for option in reversed(VAULT_OPTIONS):
-        joined = option(joined)
-    return joined
+        decorated = option(decorated)
+    return decorated
 
 
 def secret_options(name: str, what: str, into: str = "secret", again: bool = False) -> Callable[[Command], Command]:
-    """Add the ways to give one secret: `--NAME-file`, `--NAME-fd`, else a prompt; the command gets it as `into`.
+    """Return a decorator that adds the options for one secret: `--NAME-file` and `--NAME-fd`.
+
+    Without them the person is asked.
 
     Args:
-        what: how texts call it.
-        again: ask twice, as for a secret that is new.
+        name: Name of the secret in the options.
+        what: Name of the secret in texts.
+        into: Name of the command's parameter. It gets a function that returns the secret.
+        again: Ask twice, for a new secret.
     """
     field = name.replace("-", "_")
 
     def add(command: Command) -> Command:
         @functools.wraps(command)
-        def joined(*args: Any, **rest: Any) -> Any:
+        def wrapper(*args: Any, **rest: Any) -> Any:
             file, descriptor = rest.pop(f"{field}_file"), rest.pop(f"{field}_fd")
             ask = functools.partial(prompt, what, name, again)
-            return command(*args, **{into: asker(file, descriptor, ask)}, **rest)
+            return command(*args, **{into: secret_source(file, descriptor, ask)}, **rest)
 
         file = click.option(f"--{name}-file", type=click.Path(path_type=Path), help=f"Read {what} from a file.")
-        return file(click.option(f"--{name}-fd", type=int, help=f"Read {what} from an open descriptor.")(joined))
+        return file(click.option(f"--{name}-fd", type=int, help=f"Read {what} from an open descriptor.")(wrapper))
 
     return add
 
 
-def opened(subject: str, vault: str | None, secret: Secret, *, write: bool) -> "Vault":
-    """The vault that the options mean, open. Raises what `Vault.open` raises."""
+def open_vault(subject: str, vault_path: str | None, secret: Secret, *, write: bool) -> "Vault":
+    """Open and return the vault of the options.
+
+    Args:
+        subject: Subject of the vault.
+        vault_path: Folder of the vault, or RUN/DEVICE of a simulation. None means the subject's own vault.
+        secret: Returns the passphrase, if the keystore needs one.
+        write: Open it for writing.
+
+    Raises:
+        NothingMatched: There is no such vault.
+        FedmemError: Any other error of `Vault.open`.
+    """
     from fedmem.vault.vault import Vault
 
     if write:
         changing()
-    return Vault.open(find_vault(subject, vault), subject=subject, ask=secret, write=write)
+    return Vault.open(find_vault(subject, vault_path), subject=subject, ask=secret, write=write)
 
 
-def find_vault(subject: str, vault: str | None) -> Path:
-    """Root of the vault that is meant. Raises NothingMatched where there is none."""
+def find_vault(subject: str, vault_path: str | None) -> Path:
+    """Return the root folder of the vault of the options. Raise NothingMatched if there is none."""
     from fedmem.sdk.places import vault_root
 
-    candidates = [vault_root(subject)] if vault is None else [Path(vault), from_run(vault)]
+    candidates = [vault_root(subject)]
+    if vault_path is not None:
+        candidates = [Path(vault_path), simulated_vault_root(vault_path)]
     for root in candidates:
         if root.is_dir():
             return root.absolute()
     raise NothingMatched(
-        f"No vault at {candidates[0]}. `fedmem path` shows where vaults lie; --vault names another folder."
+        f"No vault at {candidates[0]}. `fedmem path` shows the folder of vaults; --vault names another folder."
     )
 
 
-def from_run(name: str) -> Path:
-    """Root of the vault that `RUN/DEVICE` names among the simulation runs."""
+def simulated_vault_root(name: str) -> Path:
+    """Return the root folder of a simulated vault, named as `RUN/DEVICE`."""
     run, _, device = name.partition("/")
     return runs_dir() / run / "vaults" / device
 
 
-def asker(file: Path | None, descriptor: int | None, ask: Secret | None = None) -> Secret:
-    """How a secret is got, where it is needed: once, and given again as often as asked."""
+def secret_source(file: Path | None, descriptor: int | None, ask: Secret | None = None) -> Secret:
+    """Return a function that reads a secret at its first call, and returns the same secret at later calls.
+
+    Args:
+        file: File to read it from.
+        descriptor: Open descriptor to read it from, if no file is given.
+        ask: Asks for it if neither is given. The default asks for the passphrase.
+    """
     if file is not None:
-        return functools.cache(lambda: from_file(file))
+        return functools.cache(lambda: read_secret_file(file))
     if descriptor is not None:
-        return functools.cache(lambda: from_descriptor(descriptor))
+        return functools.cache(lambda: read_secret_descriptor(descriptor))
     return functools.cache(ask or functools.partial(prompt, "the passphrase", "passphrase"))
 
 
-def from_file(file: Path) -> str:
-    """First line of a file that only this user may read. Raises KeystoreError."""
+def read_secret_file(file: Path) -> str:
+    """Return the first line of a file that only this user can read. Raise KeystoreError for another file."""
     try:
         mode = file.stat().st_mode
         if stat.S_ISREG(mode) and stat.S_IMODE(mode) & 0o077:
@@ -114,8 +146,8 @@ def from_file(file: Path) -> str:
         raise KeystoreError(f"The secret's file {file} cannot be read ({os.strerror(error.errno or 0)}).") from None
 
 
-def from_descriptor(descriptor: int) -> str:
-    """First line of an open descriptor. Raises KeystoreError."""
+def read_secret_descriptor(descriptor: int) -> str:
+    """Return the first line of an open descriptor. Raise KeystoreError if it cannot be read."""
     try:
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             return first_line(stream.read())
@@ -126,7 +158,7 @@ def from_descriptor(descriptor: int) -> str:
 
 
 def first_line(content: bytes) -> str:
-    """The secret in `content`, without its line end. Raises KeystoreError where it is empty or no text."""
+    """Return the first line of `content` as text. Raise KeystoreError if it is empty or not UTF-8."""
     try:
         line = content.decode().split("\n", 1)[0].removesuffix("\r")
     except UnicodeDecodeError:
@@ -137,17 +169,23 @@ def first_line(content: bytes) -> str:
 
 
 def prompt(what: str, name: str, again: bool = False) -> str:
-    """Ask on the terminal. Raises KeystoreError where there is none."""
+    """Ask for a secret on the terminal and return it. Raise KeystoreError if there is no terminal."""
     if not streams.is_terminal(sys.stdin):
         raise KeystoreError(f"This needs {what}: give --{name}-file or --{name}-fd, or use a terminal.")
     words = what.removeprefix("the ")
     return str(click.prompt(words[0].upper() + words[1:], hide_input=True, err=True, confirmation_prompt=again))
 
 
-def shower(descriptor: int | None) -> Callable[[str], None]:
-    """How a new secret is shown once, before what it opens is made.
+def code_writer(descriptor: int | None) -> Callable[[str], None]:
+    """Return a function that shows a new recovery code once. It raises StorageError if the code cannot be written.
 
-    Raises Refused where that could not be shown; what is returned raises StorageError where showing fails.
+    Call this before the kit is made.
+
+    Args:
+        descriptor: Open descriptor to write to. None means the terminal.
+
+    Raises:
+        Refused: The descriptor is not open for writing, or there is no terminal.
     """
     if descriptor is not None:
         try:
@@ -156,18 +194,19 @@ def shower(descriptor: int | None) -> Callable[[str], None]:
             raise Refused(f"Descriptor {descriptor} is not open for writing; try `--code-fd 3 3>&1`.") from None
         return lambda text: show_once(lambda: write_all(descriptor, text.encode() + b"\n"), f"descriptor {descriptor}")
     if not streams.is_terminal(sys.stderr):
-        raise Refused("The code is shown once, on a terminal, and there is none; nothing was made. Give --code-fd.")
+        raise Refused("The code is shown once, on a terminal, and there is none. Nothing was made. Give --code-fd.")
     return lambda text: show_once(lambda: streams.write(sys.stderr, text + "\n"), "the terminal")
 
 
 def show_once(show: Callable[[], None], where: str) -> None:
-    """Show a new secret. Raises StorageError where it cannot be written."""
+    """Show a new secret. Raise StorageError if it cannot be written."""
     try:
         show()
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise StorageError(
-            f"The code could not be written to {where} ({reason}), and nothing was made. Repeat it where it can be."
+            f"The code could not be written to {where} ({reason}), and nothing was made. "
+            "Repeat the command with a descriptor or terminal that can be written."
         ) from None
 
 
@@ -178,12 +217,12 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Go on only with `--yes` or a yes on a terminal. Raises Refused."""
+    """Ask for a confirmation on the terminal, unless `yes` is set. Raise Refused without a confirmation."""
     if yes:
         return
     if not streams.is_terminal(sys.stdin):
         raise Refused(
-            "Not confirmed and no terminal to ask on; nothing was done. Add --yes, or --dry-run to look first."
+            "Not confirmed: there is no terminal to ask on. Nothing was done. Add --yes, or --dry-run to look first."
         )
     if not click.confirm(question, default=False, err=True):
         raise Refused("Not confirmed, nothing was done.")

@@ -1,12 +1,12 @@
-"""What a command writes: data on stdout, talk on stderr, one envelope under `--json`.
+"""The output of a command: data on stdout, messages on stderr, one envelope with `--json`.
 
 Invariants
-- With `--json`, stdout holds exactly one JSON document, whatever happens: the command's envelope, or
-  `fedmem.error/1` where the command failed before it had data. A command that has data and then fails
-  (a partial erasure) keeps its envelope; the exit code and the sentence on stderr tell the rest.
-- NaN and infinity never reach JSON; an unknown or unbounded figure is null.
-- Control characters in stored names are shown as `?`, never sent to the terminal.
-- Output that cannot be written raises nothing: `emit` returns False, and the session keeps the reason for the end.
+- With `--json`, stdout always gets exactly one JSON document: the command's envelope, or `fedmem.error/1` if the
+  command failed before it had data. A command that has data and then fails (a partial erasure) writes its envelope. Its
+  exit code and the sentence on stderr say that it failed.
+- NaN and infinity are never written to JSON. An unknown or unbounded figure is null.
+- Control characters in stored names are shown as `?` and never reach the terminal.
+- A failed write to stdout raises no error: `emit` returns False, and the session keeps the error until the end.
 
 >>> clean("a\\x1b[31m")
 'a?[31m'
@@ -33,18 +33,20 @@ from fedmem.errors import FedmemError
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDE = 200  # columns of a table that no terminal bounds
+WIDE = 200  # columns of a table if no terminal limits them
 
 
 @dataclass
 class CommandSession:
-    """State of one command.
+    """The state of one command.
 
     Attributes:
-        emitted: the data is out, or was tried to be.
-        changes: the command may have changed something that stays, so that its exit code says how that went.
-        unwritten: why stdout did not take the data.
-        again: sentence that says how to get the data again.
+        json: True if `--json` is set.
+        debug: True if `--debug` is set.
+        emitted: True if the command wrote its data, or tried to.
+        changes: True if the command may have changed something durable. Failed output then keeps its exit code.
+        unwritten: The error of stdout, if it did not receive the data.
+        again: Sentence that says how to get the data again.
     """
 
     json: bool = False
@@ -56,12 +58,12 @@ class CommandSession:
 
 
 def session() -> CommandSession:
-    """The session of the running command."""
+    """Return the session of the running command."""
     return click.get_current_context().find_root().ensure_object(CommandSession)
 
 
 def changing() -> None:
-    """Note in the running command's session that it may change something that stays."""
+    """Record in the session that the running command may change something durable."""
     context = click.get_current_context(silent=True)
     if context is not None:
         context.find_root().ensure_object(CommandSession).changes = True
@@ -80,17 +82,20 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def emit(schema: str, data: Mapping[str, Any], human: Callable[["Console"], None], again: str = "") -> bool:
-    """Write the command's data once: the envelope `fedmem.<schema>/1`, or what `human` prints.
+    """Write the command's data once, as the envelope `fedmem.<schema>/1` or as text for a person.
 
     Args:
-        again: sentence that says how to get the data again, if repeating the command would not.
+        schema: Name of the command in the envelope, such as `block.list`.
+        data: The data of the envelope.
+        human: Prints the data to a console. It is used without `--json`.
+        again: Sentence that says how to get the data again, if repeating the command would not.
 
     Returns:
-        True if stdout took all of it. Else the session keeps the reason, and the command ends as `main` says.
+        True if stdout received all of it. Otherwise the session keeps the error, and `main` sets the exit code.
     """
     state = session()
     state.emitted, state.again = True, again
-    text = envelope(schema, data) if state.json else printed(human)
+    text = envelope(schema, data) if state.json else console_text(human)
     try:
         write(sys.stdout, text)
     except OSError as error:
@@ -99,7 +104,7 @@ def emit(schema: str, data: Mapping[str, Any], human: Callable[["Console"], None
 
 
 def envelope(schema: str, data: Mapping[str, Any]) -> str:
-    """Return one envelope as JSON, in characters that stdout's encoding has."""
+    """Return one envelope as JSON text that stdout's encoding can express."""
     whole = {"schema": f"fedmem.{schema}/1", "data": plain(data)}
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=2)
     try:
@@ -109,11 +114,11 @@ def envelope(schema: str, data: Mapping[str, Any]) -> str:
     return text + "\n"
 
 
-def printed(human: Callable[["Console"], None]) -> str:
-    """Return what `human` prints to a console of stdout's width; wide if no terminal bounds it, to cut nothing."""
+def console_text(human: Callable[["Console"], None]) -> str:
+    """Return the text that `human` prints. Its width is that of the terminal, or WIDE without one."""
     from rich.console import Console
 
-    # `shutil` takes a width of 0 for unknown; rich would print nothing.
+    # `shutil` treats a width of 0 as unknown; rich would print nothing.
     is_bounded, text = is_terminal(sys.stdout), io.StringIO()
     width = shutil.get_terminal_size().columns if is_bounded else WIDE
     human(Console(file=text, width=width, force_terminal=is_bounded, highlight=False, markup=False))
@@ -121,7 +126,7 @@ def printed(human: Callable[["Console"], None]) -> str:
 
 
 def write_error(error: FedmemError, state: CommandSession) -> None:
-    """Say the sentence on stderr and, under `--json` without data so far, write `fedmem.error/1`."""
+    """Write the error's sentence to stderr. With `--json` and no data so far, also write `fedmem.error/1` to stdout."""
     say(str(error))
     if state.json and not state.emitted:
         facts = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
@@ -130,13 +135,13 @@ def write_error(error: FedmemError, state: CommandSession) -> None:
 
 
 def say(text: str) -> None:
-    """Talk to the person, on stderr; one that cannot be written to is left alone."""
+    """Write a message to stderr. Ignore a stderr that cannot be written to."""
     with contextlib.suppress(OSError):
         write(sys.stderr, clean(text) + "\n")
 
 
 def table(out: "Console", columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table; numbers are set right."""
+    """Print a table. Columns of numbers are aligned right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -164,7 +169,7 @@ def pairs(out: "Console", rows: Iterable[tuple[str, Any]]) -> None:
 
 
 def shown(value: Any) -> str:
-    """One value as a person reads it."""
+    """Return a value as text for a person."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -175,12 +180,12 @@ def shown(value: Any) -> str:
 
 
 def clean(text: str) -> str:
-    """`text` without control characters."""
+    """Return `text` with `?` for every control character, except line ends."""
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it: paths as strings, tuples as lists, unbounded floats as null."""
+    """Return `value` as JSON data: paths as strings, tuples as lists, infinity and NaN as None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`fedmem path`: where things are. Creates nothing."""
+"""`fedmem path`: show the folders of fedmem. No folder is created."""
 
 import click
 
@@ -8,9 +8,9 @@ from fedmem.cli.output import emit, json_option, pairs
 @click.command(epilog="Example: fedmem path --json")
 @json_option
 def path() -> None:
-    """Where home, runs, key slots and vaults are.
+    """Show the folders of home, runs, key slots and vaults.
 
-    FEDMEM_HOME moves everything, FEDMEM_RUNS the runs alone.
+    The environment variable FEDMEM_HOME sets the home folder, and FEDMEM_RUNS the folder of runs.
     """
     from fedmem import paths
 

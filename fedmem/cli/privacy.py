@@ -1,8 +1,8 @@
-"""`fedmem privacy`: what was spent, computed from the ledger, and whether the ledger holds.
+"""`fedmem privacy`: show the privacy spent, computed from the ledger, and verify the ledger.
 
 Invariants
-- A figure is shown only of a ledger that verifies; one that is missing, edited or shortened ends with 6.
-- A report on disk is readable by this user only: it names topics.
+- A figure is shown only if the ledger verifies. A ledger that is missing, edited or shortened ends with 6.
+- A report on disk is readable by this user only, because it names topics.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedmem.cli.audit import audit
-from fedmem.cli.options import Secret, opened, vault_options
+from fedmem.cli.options import Secret, open_vault, vault_options
 from fedmem.cli.output import emit, json_option, pairs, say, table
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def privacy() -> None:
-    """Privacy spent by a vault, and how far our training can be attacked."""
+    """Show the privacy spent by a vault, and attack private training."""
 
 
 privacy.add_command(audit)
@@ -34,12 +34,12 @@ privacy.add_command(audit)
 @privacy.command(epilog="Example: fedmem privacy budget --subject ana --json")
 @vault_options
 @json_option
-def budget(subject: str, vault: str | None, secret: Secret) -> None:
-    """Show ε of the subject and of every training run, erased and failed ones included."""
-    from fedmem.sdk.views import Privacy
+def budget(subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Show ε of the subject and of every training run, including erased and failed runs."""
+    from fedmem.sdk.privacy import Privacy
 
-    with opened(subject, vault, secret, write=False) as found:
-        spent = Privacy(found).budget()
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        spent = Privacy(vault).budget()
     rows = [(run.block, run.topic, run.epsilon) for run in spent.runs]
     rows.append(("all", f"bound for every record at δ = {spent.delta:g}, {spent.accountant.upper()}", spent.epsilon))
     emit("privacy.budget", asdict(spent), lambda out: table(out, ("block", "topic", "ε"), rows))
@@ -47,85 +47,89 @@ def budget(subject: str, vault: str | None, secret: Secret) -> None:
 
 @privacy.command(epilog="Example: fedmem privacy report --subject ana --html privacy.html")
 @vault_options
-@click.option("--policy", default="default", show_default=True, help="The policy whose budgets hold: a name or a file.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report as a page, here.")
+@click.option("--policy", default="default", show_default=True, help="The policy that sets budgets: a name or a file.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write the report to this new page.")
 @json_option
-def report(subject: str, vault: str | None, secret: Secret, policy: str, html: Path | None) -> None:
-    """Say what is guaranteed, what was spent of each topic's budget, and what no figure covers.
+def report(subject: str, vault_path: str | None, secret: Secret, policy: str, html: Path | None) -> None:
+    """Report the guarantee, the part of each topic's budget that was spent, and what the figures do not cover.
 
-    The page names topics and is a copy outside the vault, which an erasure does not reach; a file that is there already
-    is not overwritten.
+    The page names topics. It is a copy outside the vault, which an erasure does not reach. An existing file is not
+    overwritten.
     """
     from fedmem.policy.policy import Policy
     from fedmem.privacy.report import page
-    from fedmem.sdk.views import Privacy
+    from fedmem.sdk.privacy import Privacy
 
     budgets = Policy.load(policy).topics
-    with opened(subject, vault, secret, write=False) as found:
-        said = Privacy(found).report(budgets)
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        statement = Privacy(vault).report(budgets)
     if html is not None:
-        write_private(html, page(said))
-    emit("privacy.report", asdict(said) | {"html": html}, lambda out: told(out, said, html))
+        write_private(html, page(statement))
+    emit("privacy.report", asdict(statement) | {"html": html}, lambda out: print_statement(out, statement, html))
 
 
 @privacy.group()
 def ledger() -> None:
-    """The ledger from which every figure is computed."""
+    """Check the ledger from which every figure is computed."""
 
 
 @ledger.command(epilog="Example: fedmem privacy ledger verify --subject ana")
 @vault_options
 @json_option
-def verify(subject: str, vault: str | None, secret: Secret) -> None:
-    """Check the ledger: its chain, its head in the keystore, and a charge for every run and block. Else ends with 6."""
-    from fedmem.sdk.views import Privacy
+def verify(subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Check the ledger: its chain, its head in the keystore, and a charge for every run and block.
 
-    with opened(subject, vault, secret, write=False) as found:
-        checked = asdict(Privacy(found).verify())
+    The exit code is 6 if a check fails.
+    """
+    from fedmem.sdk.privacy import Privacy
+
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        checked = asdict(Privacy(vault).verify())
     names = {"head": "digest of the last event", "noted": "events that the keystore vouches for"}
     emit("privacy.ledger.verify", checked,
          lambda out: pairs(out, [(names.get(name, name), value) for name, value in checked.items()]))  # fmt: skip
     if checked["events"] and checked["noted"] is None:
-        say("The keystore notes no head of this ledger: a cut at its end shows only in the runs that the vault holds.")
+        say("The keystore notes no head of this ledger. A cut at its end shows only in the vault's own runs.")
 
 
-def told(out: "Console", said: "Statement", html: Path | None) -> None:
-    """Print a statement."""
+def print_statement(out: "Console", statement: "Statement", html: Path | None) -> None:
+    """Print a statement of the privacy spent."""
     from fedmem.privacy.report import down, up
 
-    exact = None if said.epsilon_pld is None else up(said.epsilon_pld)
-    pairs(out, [("unit", said.unit), ("neighbours", said.adjacency), ("δ", f"{said.delta:g}"),
-                ("ε by PLD", exact), ("ε by RDP", up(said.epsilon_rdp))])  # fmt: skip
-    topics = [(one.topic, one.budget, up(one.epsilon), down(one.left)) for one in said.topics]
-    heading(out, "Topics", ("topic", "budget ε", "spent ε", "left"), topics)
+    exact = None if statement.epsilon_pld is None else up(statement.epsilon_pld)
+    pairs(out, [("unit", statement.unit), ("neighbours", statement.adjacency), ("δ", f"{statement.delta:g}"),
+                ("ε by PLD", exact), ("ε by RDP", up(statement.epsilon_rdp))])  # fmt: skip
+    topics = [(topic.topic, topic.budget, up(topic.epsilon), down(topic.left)) for topic in statement.topics]
+    titled_table(out, "Topics", ("topic", "budget ε", "spent ε", "left"), topics)
     columns = ("block", "topic", "release", "rate", "σ", "steps", "ε alone", "state")
-    heading(out, "Runs", columns, [run_row(run) for run in said.runs])
+    titled_table(out, "Runs", columns, [run_row(run) for run in statement.runs])
     out.print("")
-    pairs(out, [*(("public", line) for line in said.public), *(("not covered", line) for line in said.not_covered)])
-    pairs(out, [("ledger", f"{said.events} events, the last with digest {said.head or '–'}"), ("page", html)])
+    pairs(out, [("public", line) for line in statement.public])
+    pairs(out, [("not covered", line) for line in statement.not_covered])
+    pairs(out, [("ledger", f"{statement.events} events, the last with digest {statement.head or '–'}"), ("page", html)])
 
 
-def heading(out: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a titled table, or nothing where it has no row."""
+def titled_table(out: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table with a title. Print nothing if it has no row."""
     if rows:
         out.print(f"\n{title}")
         table(out, columns, rows)
 
 
 def run_row(run: "Spent") -> tuple[Any, ...]:
-    """One run as a table holds it."""
+    """Return one run as a row of the table."""
     from fedmem.privacy.report import up
 
-    how = run.release[:12], run.sampling_rate, run.noise_multiplier, run.steps
-    return run.block, run.topic, *how, up(run.epsilon), run.state
+    settings = run.release[:12], run.sampling_rate, run.noise_multiplier, run.steps
+    return run.block, run.topic, *settings, up(run.epsilon), run.state
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a new file that only this user reads. Raises UsageError where it is there, or has no place."""
+    """Write a new file that only this user can read. Raise UsageError if it exists or cannot be written."""
     from fedmem.cli.receipt import write_new
 
-    before = os.umask(0o077)
+    previous_umask = os.umask(0o077)
     try:
         write_new(file, text)
     finally:
-        os.umask(before)
+        os.umask(previous_umask)

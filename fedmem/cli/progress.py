@@ -1,7 +1,8 @@
-"""Progress on stderr: a bar on a terminal, one line per phase off it.
+"""Progress on stderr: a bar for each phase on a terminal, one line for each phase without one.
 
 Invariants
-- Nothing goes to stdout; off a terminal a phase writes one line when it begins and no more.
+- Nothing is written to stdout.
+- Without a terminal, a phase writes one line when it begins, and nothing more.
 
     with reporter() as progress:
         progress("pretrain", 1, 10)
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class Report(Protocol):
-    """Called by a phase as it goes: `done` of `total` units, and a note that holds nothing private."""
+    """A function that a phase calls with its progress: `done` of `total` units, and a note with nothing private."""
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None: ...
 
 
 @contextmanager
 def reporter() -> Iterator[Report]:
-    """The way to report that fits stderr."""
+    """Yield a Report that shows progress on stderr: bars on a terminal, or else lines."""
     if not is_terminal(sys.stderr):
         yield Lines()
         return
@@ -36,20 +37,20 @@ def reporter() -> Iterator[Report]:
 
 
 class Lines:
-    """One line per phase."""
+    """Progress as one line for each phase."""
 
     def __init__(self) -> None:
-        self.seen: set[str] = set()
+        self.phases: set[str] = set()
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Say the phase once."""
-        if phase not in self.seen:
-            self.seen.add(phase)
+        """Write a line at the first call of a phase."""
+        if phase not in self.phases:
+            self.phases.add(phase)
             say(f"{phase} …" if not note else f"{phase} … {note}")
 
 
 class Bars:
-    """A rich bar for each phase."""
+    """Progress as a rich bar for each phase."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -68,7 +69,7 @@ class Bars:
         self.progress.stop()
 
     def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Move the phase's bar."""
+        """Update the bar of the phase."""
         if phase not in self.tasks:
             self.tasks[phase] = self.progress.add_task(phase, total=total or None, note="")
         self.progress.update(self.tasks[phase], completed=done, total=total or None, note=note)

@@ -1,7 +1,8 @@
-"""`fedmem receipt`: show, check and export signed receipts; needs files and the public key only, but for `opening`.
+"""`fedmem receipt`: show, verify and export signed receipts.
 
 Invariants
-- `show` checks nothing and says so; `export` writes no page of a receipt that does not verify.
+- `show`, `verify` and `export` need files and the public key only, and no vault.
+- `show` checks nothing and says so. `export` writes no page of a receipt that does not verify.
 - The opening of a commitment comes from a file, a descriptor or a prompt, never from an argument.
 """
 
@@ -27,13 +28,16 @@ NOT_CHECKED = (
     "Nothing was checked: anyone can write such a file. `fedmem receipt verify FILE --key device.pub` checks it."
 )
 key_option = click.option(
-    "--key", type=FILE, required=True, help="The device's public key (PEM), as you got it before."
+    "--key",
+    type=FILE,
+    required=True,
+    help="The device's public key (PEM), as you got it earlier.",
 )
 
 
 @click.group()
 def receipt() -> None:
-    """Signed receipts of erasures."""
+    """Show, verify and export signed receipts of erasures."""
 
 
 receipt.add_command(opening_command)
@@ -43,13 +47,13 @@ receipt.add_command(opening_command)
 @click.argument("file", type=FILE)
 @json_option
 def show(file: Path) -> None:
-    """Say what the receipt in FILE states, without a key and without checking it."""
+    """Show the statement of the receipt in FILE, without a key and without a check."""
     from fedmem.erasure.receipt import read
 
-    content = content_of(file)
+    content = read_file(file)
     statement = read(content)
-    data = {"verified": False, "statement": statement, "receipts": [link(content, statement)]}
-    lines = rows(statement, "NOT CHECKED")
+    data = {"verified": False, "statement": statement, "receipts": [chain_link(content, statement)]}
+    lines = statement_rows(statement, "NOT CHECKED")
     emit("receipt.show", data, lambda out: pairs(out, lines))
     say(NOT_CHECKED)
 
@@ -57,32 +61,32 @@ def show(file: Path) -> None:
 @receipt.command(epilog="Example: fedmem receipt verify erasure.dsse.json --key device.pub")
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
 @key_option
-@click.option("--scope", metavar="KIND:NAME", help="Also check that the receipt is about this scope, as block:health.")
+@click.option("--scope", metavar="KIND:NAME", help="Also check the scope of the receipt, such as block:health.")
 @click.option("--opening", type=FILE, help="Read the opening of the scope's commitment from a file.")
 @click.option("--opening-fd", type=int, help="Read the opening from an open descriptor.")
 @json_option
 def verify(files: tuple[Path, ...], key: Path, scope: str | None, opening: Path | None, opening_fd: int | None) -> None:
-    """Check the signature of the receipt in FILE and say what it states. A wrong one ends with 6.
+    """Check the signature of the receipt in FILE and show its statement. The exit code is 6 if it does not verify.
 
-    Of several files, oldest first and from the vault's first receipt on, the chain is checked too. The newest one
-    missing cannot be seen in the files: compare the last digest with the one that you know.
+    With several files, the chain is checked too. Give all receipts of the vault, oldest first. The files cannot show
+    that the newest receipts are missing: compare the last digest with one that you know.
     """
-    from fedmem.erasure.receipt import verify as check
+    from fedmem.erasure.receipt import verify as verify_receipt
     from fedmem.erasure.receipt import verify_chain
 
     if scope is None and (opening is not None or opening_fd is not None):
-        raise UsageError("An opening opens a scope: add --scope, as in --scope block:health.")
+        raise UsageError("An opening belongs to a scope: add --scope, as in --scope block:health.")
     if scope is not None and len(files) > 1:
         raise UsageError("An opening belongs to one receipt: give one file with --scope.")
-    contents, pem = [content_of(file) for file in files], content_of(key)
-    statements = verify_chain(contents, pem) if len(files) > 1 else [check(contents[0], pem)]
-    links = [link(*pair) for pair in zip(contents, statements, strict=True)]
+    contents, pem = [read_file(file) for file in files], read_file(key)
+    statements = verify_chain(contents, pem) if len(files) > 1 else [verify_receipt(contents[0], pem)]
+    links = [chain_link(*pair) for pair in zip(contents, statements, strict=True)]
     data: dict[str, Any] = {"verified": True, "statement": statements[-1], "receipts": links}
-    lines = rows(statements[-1], "valid")
+    lines = statement_rows(statements[-1], "valid")
     if scope is not None:
-        data["about_scope"] = about(statements[0], scope, secret(opening, opening_fd))
+        data["about_scope"] = is_about(statements[0], scope, read_opening(opening, opening_fd))
         lines.append(("about the scope given", data["about_scope"]))
-    emit("receipt.verify", data, lambda out: told(out, lines, links))
+    emit("receipt.verify", data, lambda out: print_receipts(out, lines, links))
     if data.get("about_scope") is False:
         raise VerificationFailed(
             "The receipt is signed, but its commitment does not open to this scope with this opening."
@@ -95,60 +99,61 @@ def verify(files: tuple[Path, ...], key: Path, scope: str | None, opening: Path 
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The page to write.")
 @json_option
 def export(file: Path, key: Path, html: Path) -> None:
-    """Write the receipt in FILE as a one-page evidence bundle, for people and for print.
+    """Write the receipt in FILE as a page of evidence that people can read and print.
 
-    The page holds the receipt itself. One that does not verify ends with 6 and is not exported; a file that is there
-    already is not overwritten.
+    The page contains the receipt itself. A receipt that does not verify is not exported, and the exit code is 6. An
+    existing file is not overwritten.
     """
     from fedmem.erasure.bundle import fingerprint, page
 
-    pem = content_of(key)
-    text = page(content_of(file), pem)
+    pem = read_file(key)
+    text = page(read_file(file), pem)
     write_new(html, text)
     data = {"html": html, "bytes": len(text.encode()), "key_sha256": fingerprint(pem)}
     emit("receipt.export", data, lambda out: pairs(out, data.items()))
 
 
-def rows(statement: Mapping[str, Any], signature: str) -> list[tuple[str, Any]]:
-    """What a person reads of a statement."""
+def statement_rows(statement: Mapping[str, Any], signature: str) -> list[tuple[str, Any]]:
+    """Return the facts of a receipt's statement as names and values for a person."""
     from fedmem.erasure.bundle import facts, unknown
 
-    said = facts(statement)
-    kinds = Counter(str(item.get("kind")) for item in said["erased"])
-    residual = said["residual_epsilon"]
+    fields = facts(statement)
+    kinds = Counter(str(item.get("kind")) for item in fields["erased"])
+    residual = fields["residual_epsilon"]
+    stores = [(store.get("name"), store.get("clean") is True) for store in fields["stores"]]
     return [
         ("signature", signature),
-        ("erasure", said["erasure"]),
-        ("executed", said["executed"]),
-        (said["wording"] or "erased", ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
-        *((f"store {one.get('name')}", "clean" if one.get("clean") is True else "NOT clean") for one in said["stores"]),
-        *((f"block {one.get('id')}", one.get("outcome")) for one in said["blocks"]),
+        ("erasure", fields["erasure"]),
+        ("executed", fields["executed"]),
+        (fields["wording"] or "erased", ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
+        *((f"store {name}", "clean" if is_clean else "NOT clean") for name, is_clean in stores),
+        *((f"block {block.get('id')}", block.get("outcome")) for block in fields["blocks"]),
         ("residual ε", residual.get("epsilon")),
         ("because", residual.get("reason")),
-        *(("not covered", line) for line in said["not_covered"]),
-        *unknown(said).items(),
-        ("receipt before it", said["previous"]),
+        *(("not covered", line) for line in fields["not_covered"]),
+        *unknown(fields).items(),
+        ("receipt before it", fields["previous"]),
     ]
 
 
-def link(file: bytes, statement: Mapping[str, Any]) -> dict[str, Any]:
-    """The place of one receipt in its chain."""
+def chain_link(file: bytes, statement: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the link of one receipt in its chain: its digest, the digest of the receipt before it, and the erasure."""
     from fedmem.storage.canonical import digest
 
-    said = statement["predicate"]
-    return {"digest": digest(file), "previous": said.get("previous"), "erasure": said.get("erasure")}
+    predicate = statement["predicate"]
+    return {"digest": digest(file), "previous": predicate.get("previous"), "erasure": predicate.get("erasure")}
 
 
-def told(out: "Console", lines: list[tuple[str, Any]], links: Sequence[Mapping[str, Any]]) -> None:
-    """Print the newest statement, and the chain where there is one."""
+def print_receipts(out: "Console", lines: list[tuple[str, Any]], links: Sequence[Mapping[str, Any]]) -> None:
+    """Print the newest statement, and the chain if there are several receipts."""
     pairs(out, lines)
     if len(links) > 1:
         out.print(f"\nThe chain of {len(links)} receipts is whole, oldest first:")
-        table(out, ("erasure", "digest"), [(one["erasure"], one["digest"]) for one in links])
+        table(out, ("erasure", "digest"), [(link["erasure"], link["digest"]) for link in links])
 
 
-def about(statement: Mapping[str, Any], scope: str, opening: bytes) -> bool:
-    """Whether the receipt is about `scope`, written KIND:NAME."""
+def is_about(statement: Mapping[str, Any], scope: str, opening: bytes) -> bool:
+    """Return True if the opening shows that the receipt is about `scope`, written as KIND:NAME."""
     from fedmem.erasure import Scope
     from fedmem.erasure.receipt import opens
 
@@ -156,21 +161,21 @@ def about(statement: Mapping[str, Any], scope: str, opening: bytes) -> bool:
     return opens(statement, Scope(kind, name), opening)
 
 
-def secret(file: Path | None, descriptor: int | None) -> bytes:
-    """The opening, 32 bytes, from where it was given. Raises UsageError."""
+def read_opening(file: Path | None, descriptor: int | None) -> bytes:
+    """Return an opening, 32 bytes, from a file, a descriptor or the terminal. Raise UsageError for other text."""
     try:
-        opening = bytes.fromhex(typed(file, descriptor).strip())
+        opening = bytes.fromhex(read_opening_text(file, descriptor).strip())
     except ValueError:
         opening = b""
     if len(opening) != 32:
-        raise UsageError("An opening is 64 hexadecimal digits, as the erasure or `fedmem receipt opening` gave it.")
+        raise UsageError("An opening is 64 hexadecimal digits, as the erasure or `fedmem receipt opening` printed it.")
     return opening
 
 
-def typed(file: Path | None, descriptor: int | None) -> str:
-    """The opening's text from a file, a descriptor or the terminal."""
+def read_opening_text(file: Path | None, descriptor: int | None) -> str:
+    """Return the text of an opening from a file, a descriptor or the terminal."""
     if file is not None:
-        return content_of(file).decode()
+        return read_file(file).decode()
     if descriptor is None:
         if not is_terminal(sys.stdin):
             raise UsageError("Give the opening with --opening or --opening-fd, or use a terminal.")
@@ -182,8 +187,8 @@ def typed(file: Path | None, descriptor: int | None) -> str:
         raise UsageError(f"Descriptor {descriptor} is not open for reading; try `--opening-fd 3 3<FILE`.") from None
 
 
-def content_of(file: Path) -> bytes:
-    """The bytes of a file, one more than a receipt may have at most."""
+def read_file(file: Path) -> bytes:
+    """Return the bytes of a file. Read at most one byte more than the longest receipt."""
     from fedmem.erasure.receipt import LIMIT
 
     with file.open("rb") as stream:
@@ -191,7 +196,12 @@ def content_of(file: Path) -> bytes:
 
 
 def write_new(file: Path, text: str) -> None:
-    """Write a file that is not there yet, or nothing. Raises UsageError where it is there, or has no place."""
+    """Write a new text file. After an error no part of it is left.
+
+    Raises:
+        UsageError: The file exists, or its folder does not exist or cannot be written.
+        OSError: The disk failed.
+    """
     changing()
     try:
         with file.open("x", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""`fedmem sim`: run a simulated federation, list the runs, show one, compare several."""
+"""`fedmem sim`: run simulated federations, and list, show and compare the runs."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,25 +16,22 @@ if TYPE_CHECKING:
 
 @click.group()
 def sim() -> None:
-    """Simulated federations on this machine."""
+    """Run, list, show and compare simulated federations on this machine."""
 
 
 @sim.command(epilog="Example: fedmem sim run quickstart --seed 7")
 @click.argument("scenario")
 @click.option("--corpus", type=click.Path(exists=True, path_type=Path), help="Your own text: JSONL, one record a line.")
-@click.option("--seed", type=int, help="Seed of the run; else the scenario's own.")
-@click.option("--fresh", is_flag=True, help="Begin a new run instead of going on with an unfinished one.")
-@click.option("--name", help="Name of the run; else the scenario's and a number.")
+@click.option("--seed", type=int, help="Seed of the run. The default is the scenario's seed.")
+@click.option("--fresh", is_flag=True, help="Begin a new run instead of continuing an unfinished one.")
+@click.option("--name", help="Name of the run. The default is the scenario's name and a number.")
 @click.option(
     "--workers", type=click.IntRange(0, 256), default=0, metavar="N",
-    help="Train the devices in N processes beside this one; the results are the same.",
+    help="Train the devices in N more processes. The results are the same.",
 )  # fmt: skip
 @json_option
 def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name: str | None, workers: int) -> None:
-    """Run SCENARIO, or go on with a run of it that was interrupted.
-
-    On glibc the thresholds of malloc are raised for the process, so that training reuses its buffers.
-    """
+    """Run SCENARIO, or continue an interrupted run of it."""
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
     from fedmem.sim.run import run as simulate
@@ -43,7 +40,7 @@ def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name:
     with reporter() as progress:
         data = simulate(scenario, corpus=corpus, seed=seed, fresh=fresh, name=name, progress=progress, workers=workers)
     say(f"Report: {paths.runs_dir() / data['name'] / 'report.html'}")
-    emit("sim.run", data, lambda out: describe(out, data), f"`fedmem sim show {data['name']}` gives it again.")
+    emit("sim.run", data, lambda out: print_run(out, data), f"`fedmem sim show {data['name']}` prints it again.")
 
 
 @sim.command("list", epilog="Example: fedmem sim list --json")
@@ -64,11 +61,11 @@ def list_() -> None:
 @click.argument("name", required=False)
 @json_option
 def show(name: str | None) -> None:
-    """Show the figures of run NAME; without a name, of the last one."""
+    """Show the figures of run NAME. The default is the last run."""
     from fedmem.sim.runs import load_run
 
     data = load_run(name)
-    emit("sim.show", data, lambda out: describe(out, data))
+    emit("sim.show", data, lambda out: print_run(out, data))
 
 
 @sim.command(epilog="Example: fedmem sim compare pretrain-0001 pretrain-0002 --out compared.html")
@@ -78,26 +75,29 @@ def show(name: str | None) -> None:
 )
 @json_option
 def compare(names: tuple[str, ...], out: Path | None) -> None:
-    """Compare finished runs: what differs in their scenarios, losses, ε, bytes and cost.
+    """Compare finished runs: their scenarios, losses, ε, bytes and cost.
 
-    Runs that differ in their seed only are one setting. Differences between settings are given with a 95 % interval
-    where both were run with the same two or more seeds; from one seed none is claimed. A file that is there already is
-    not overwritten.
+    Runs that differ only in their seed are one setting. A difference between settings has a 95 % interval if both were
+    run with the same two or more seeds. From one seed no difference is claimed. An existing file is not overwritten.
     """
-    from fedmem.sim.compare import compare as compared
+    from fedmem.sim.compare import compare as compare_runs
 
-    drawing = None if out is None else drawer(out)
-    data = compared(names)
-    if out is not None and drawing is not None:
+    render = None if out is None else renderer_for(out)
+    data = compare_runs(names)
+    if out is not None and render is not None:
         from fedmem.cli.receipt import write_new
 
-        write_new(out, drawing(data))
+        write_new(out, render(data))
         say(f"Written to {out}.")
-    emit("sim.compare", data, lambda console: contrast(console, data))
+    emit("sim.compare", data, lambda console: print_comparison(console, data))
 
 
-def drawer(out: Path) -> Callable[[Mapping[str, Any]], str]:
-    """What makes a file of this kind from a comparison. Raises UsageError for another kind."""
+def renderer_for(out: Path) -> Callable[[Mapping[str, Any]], str]:
+    """Return the function that renders a comparison as a page or a plot, by the file's suffix.
+
+    Raises:
+        UsageError: The file ends neither in .html nor in .svg.
+    """
     from fedmem.sim.compare_page import page
     from fedmem.sim.compare_plots import picture
 
@@ -107,21 +107,21 @@ def drawer(out: Path) -> Callable[[Mapping[str, Any]], str]:
     return kinds[out.suffix]
 
 
-def contrast(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print a comparison: its tables, what stands against a claim, and who ran without privacy."""
+def print_comparison(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print a comparison: its tables, caveats and the runs without differential privacy."""
     from fedmem.sim.compare_tables import tables, unsafe
 
-    for one in tables(data):
-        out.print(f"\n{one.title}", style="bold")
-        table(out, [clean(column) for column in one.columns], one.rows)
-        if one.note:
-            out.print(clean(one.note), style="dim")
+    for part in tables(data):
+        out.print(f"\n{part.title}", style="bold")
+        table(out, [clean(column) for column in part.columns], part.rows)
+        if part.note:
+            out.print(clean(part.note), style="dim")
     for line in (*data["notes"], *unsafe(data), *data["attribution"]):
         out.print(f"\n{clean(line)}")
 
 
-def describe(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print a run: what it was, its losses, ε with the reason, bytes and the erasure."""
+def print_run(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print a run: its name and state, its losses, ε with the reason, bytes and the erasure."""
     pairs(
         out, [(key, data[key]) for key in ("name", "scenario", "seed", "state", "phases_done", "digest") if key in data]
     )
@@ -138,11 +138,11 @@ def describe(out: "Console", data: Mapping[str, Any]) -> None:
 
 
 def flat(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Scalars of nested figures with dotted names; tables among them are left to the report and `--json`."""
-    found: list[tuple[str, Any]] = []
+    """Return the scalars of nested figures with dotted names, without lists."""
+    scalars: list[tuple[str, Any]] = []
     for key, value in figures.items():
         if isinstance(value, Mapping):
-            found += flat(value, f"{prefix}{key}.")
+            scalars += flat(value, f"{prefix}{key}.")
         elif not isinstance(value, list):
-            found.append((f"{prefix}{key}", value))
-    return found
+            scalars.append((f"{prefix}{key}", value))
+    return scalars

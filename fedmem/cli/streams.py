@@ -1,8 +1,8 @@
-"""The standard streams of a command: closed, full or cut ones break nothing.
+"""Safe use of the standard streams of a command, also if they are closed, full or broken.
 
 Invariants
-- A text that a stream's encoding lacks is written with backslashes, never an error.
-- After a write that failed the stream goes to the null device, so that the interpreter's last flush changes no exit
+- A character that the stream's encoding lacks is written as a backslash escape, and is no error.
+- After a failed write, the stream is redirected to the null device. The interpreter's last flush then changes no exit
   code and prints nothing.
 
     prepare()
@@ -18,12 +18,12 @@ from typing import TextIO
 
 
 def prepare() -> None:
-    """Make the standard streams safe before anything else opens a file."""
+    """Make the standard streams safe. Call it before anything else opens a file."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # As glibc does for setuid programs: a vault's file must not get number 1, which libraries print to. The modes are
-    # the wrong ones, so that a closed descriptor stays one that refuses.
+    # As glibc does for setuid programs: a vault's file must not get number 1, because libraries print to it. The modes
+    # are opposite to the usual ones, so that a descriptor that was closed still refuses data.
     for descriptor, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
         try:
             os.fstat(descriptor)
@@ -37,7 +37,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Write and flush a text. Raises OSError, also for a closed stream."""
+    """Write and flush a text. Raise OSError if that fails, also for a closed stream."""
     if stream is None or stream.closed:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
@@ -54,7 +54,7 @@ def _write_all(stream: TextIO, text: str) -> None:
         return
     stream.flush()
     data = text.encode(stream.encoding, "backslashreplace")
-    while data:  # unbuffered Python drops what a full disk leaves of a write
+    while data:  # unbuffered Python drops the rest of a write that a full disk cut
         written = stream.buffer.write(data)
         if not written:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
@@ -62,7 +62,7 @@ def _write_all(stream: TextIO, text: str) -> None:
 
 
 def flush(stream: TextIO | None) -> OSError | None:
-    """Flush what others wrote to the stream; why it failed, or None."""
+    """Flush the stream. Return the error if that fails, or None."""
     if stream is None or stream.closed:
         return None
     try:
@@ -74,7 +74,7 @@ def flush(stream: TextIO | None) -> OSError | None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is left in the stream's buffer to the null device, and all that follows."""
+    """Redirect the stream to the null device, with the rest of its buffer and all later writes."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,7 +1,7 @@
-"""What the nouns `anchor` and `bank` share: options of a training, how it is watched, and its report.
+"""Code that `fedmem anchor` and `fedmem bank` share: options of a training, its progress, and its report.
 
 Invariants
-- TensorBoard that is asked for and not installed is known before the training starts.
+- If TensorBoard is requested and not installed, the command fails before the training starts.
 """
 
 import contextlib
@@ -28,49 +28,67 @@ SEED = click.IntRange(min=0)
 
 
 def training_options(steps: int, lr: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options that every training has; the command gets `length`, `seed`, `tensorboard` and `settings_of`."""
+    """Return a decorator that adds the options of every training to a command.
+
+    The command gets `length`, `seed`, `tensorboard`, and the function `settings_of`, which returns the Settings.
+
+    Args:
+        steps: Default number of steps.
+        lr: Default of the highest learning rate.
+    """
     options = (
         click.option("--length", type=COUNT, default=256, show_default=True, help="Tokens of a packed row."),
         click.option("--steps", type=COUNT, default=steps, show_default=True, help="Steps of training."),
-        click.option("--batch", type=COUNT, default=16, show_default=True, help="Packed rows a step."),
-        click.option("--lr", type=RATE, default=lr, show_default=True, help="Learning rate of the anchor, at its top."),
-        click.option("--bf16", is_flag=True, help="Run the forward pass in bf16, where the processor has it."),
-        click.option("--seed", type=SEED, default=7, show_default=True, help="Seed of everything that is drawn."),
-        click.option("--tensorboard", type=FOLDER, help="Write losses there too, for TensorBoard."),
+        click.option("--batch", type=COUNT, default=16, show_default=True, help="Packed rows in a step."),
+        click.option("--lr", type=RATE, default=lr, show_default=True, help="Highest learning rate of the anchor."),
+        click.option("--bf16", is_flag=True, help="Run the forward pass in bf16, if the processor supports it."),
+        click.option("--seed", type=SEED, default=7, show_default=True, help="Seed of all random choices."),
+        click.option("--tensorboard", type=FOLDER, help="Also write losses to this folder, for TensorBoard."),
     )
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
-        def joined(*args: Any, steps: int, batch: int, lr: float, bf16: bool, **rest: Any) -> Any:
+        def wrapper(*args: Any, steps: int, batch: int, lr: float, bf16: bool, **rest: Any) -> Any:
             return command(*args, settings_of=functools.partial(settings, steps, batch, lr, bf16), **rest)
 
-        found: Callable[..., Any] = joined
+        decorated: Callable[..., Any] = wrapper
         for option in reversed(options):
-            found = option(found)
-        return found
+            decorated = option(decorated)
+        return decorated
 
     return add
 
 
 def settings(steps: int, batch: int, lr: float, bf16: bool, memory_lr: float = 0.0) -> "Settings":
-    """The settings that the options mean."""
+    """Return the training settings for the values of the options."""
     from fedmem.training.settings import Settings
 
     return Settings(steps, batch, lr, memory_lr=memory_lr, bf16=bf16)
 
 
-def corpus_of(named: str) -> "tuple[Corpus, str]":
-    """The corpus that TEXT names, and whose text it is."""
+def load_corpus(source: str) -> "tuple[Corpus, str]":
+    """Load the public corpus of a command's argument TEXT.
+
+    Args:
+        source: Path of a JSONL file, or the word `wikipedia`.
+
+    Returns:
+        The corpus, and its attribution.
+    """
     from fedmem.sim.sources.texts import public_texts
     from fedmem.training.corpus import Corpus
 
-    texts, attribution = public_texts(named)
+    texts, attribution = public_texts(source)
     return Corpus.of(texts), attribution
 
 
 @contextlib.contextmanager
-def watching(tensorboard: Path | None) -> "Iterator[Watch]":
-    """A watch that shows progress and, if asked, writes scalars; raises malloc's thresholds where that helps."""
+def watched_training(tensorboard: Path | None) -> "Iterator[Watch]":
+    """Prepare the process for a training, and yield the Watch that shows its progress.
+
+    Args:
+        tensorboard: Folder to write scalars to, or None.
+    """
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
     from fedmem.training.state import Watch
@@ -88,7 +106,7 @@ def watching(tensorboard: Path | None) -> "Iterator[Watch]":
 
 
 def write_page(title: str, folder: Path, data: Mapping[str, Any], attribution: str) -> None:
-    """Write `report.html` with the curve of a training; without the packages that draw, say so."""
+    """Write `report.html` with the loss curve of a training. Say so if a package for plots is missing."""
     try:
         from fedmem.sim.report import write_report
     except ModuleNotFoundError as error:
@@ -99,11 +117,11 @@ def write_page(title: str, folder: Path, data: Mapping[str, Any], attribution: s
     say(f"Report: {folder / 'report.html'}")
 
 
-def describe(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print what a training gave: the held-out loss at its start and end, and its speed."""
+def print_training(out: "Console", data: Mapping[str, Any]) -> None:
+    """Print the result of a training: the held-out loss at its start and end, and its speed."""
     pairs(out, [(name.replace("_", " "), data[name]) for name in ("release", "parameters") if name in data])
     for phase in dict.fromkeys(point["phase"] for point in data["curve"]):
-        held = [p["loss"] for p in data["curve"] if (p["phase"], p["split"]) == (phase, "heldout")]
-        if held:
-            pairs(out, [(f"{phase}, held-out loss", f"{held[0]:.3f} → {held[-1]:.3f}")])
+        losses = [p["loss"] for p in data["curve"] if (p["phase"], p["split"]) == (phase, "heldout")]
+        if losses:
+            pairs(out, [(f"{phase}, held-out loss", f"{losses[0]:.3f} → {losses[-1]:.3f}")])
     pairs(out, [(name.replace("_", " "), data[name]) for name in ("tokens", "seconds", "tokens_per_second")])

@@ -1,8 +1,8 @@
-"""`fedmem vault`: check that the parts of a vault fit together, and save what opens of one that does not.
+"""`fedmem vault`: check that the parts of a vault fit together, and save the readable parts of a damaged vault.
 
 Invariants
-- `check` changes nothing; `repair` changes nothing of the damaged vault.
-- Output names parts, counts and random ids; never a word of the text.
+- `check` changes nothing. `repair` changes nothing in the damaged vault.
+- Output contains parts, counts and random ids, never the text of a record.
 """
 
 from pathlib import Path
@@ -15,23 +15,23 @@ from fedmem.cli.output import changing, emit, json_option, pairs, say, table
 
 @click.group()
 def vault() -> None:
-    """Check a vault, and save what opens of a damaged one."""
+    """Check a vault, and save the readable parts of a damaged one."""
 
 
 @vault.command(epilog="Example: fedmem vault check --subject ana")
 @vault_options
 @json_option
-def check(subject: str, vault: str | None, secret: Secret) -> None:
-    """Check every part of the vault against the others: keys, table, database, log, ledger, blocks, receipts.
+def check(subject: str, vault_path: str | None, secret: Secret) -> None:
+    """Check that all parts of the vault fit together: keys, table, database, log, ledger, blocks, receipts.
 
-    Ends with 6 where something does not fit, and says what and what to do. Nothing is changed.
+    Each fault is listed with what to do. The exit code is 6 if there is a fault. Nothing is changed.
     """
     from dataclasses import asdict
 
     from fedmem.errors import VerificationFailed
-    from fedmem.vault.backup.check import check as run
+    from fedmem.vault.backup.check import check as check_vault
 
-    faults = run(find_vault(subject, vault), subject=subject, ask=secret)
+    faults = check_vault(find_vault(subject, vault_path), subject=subject, ask=secret)
     data = {"fits": not faults, "faults": [asdict(fault) for fault in faults]}
     rows = [(fault.part, fault.message) for fault in faults] or [("all parts", "fit together")]
     emit("vault.check", data, lambda out: table(out, ("part", "state"), rows))
@@ -45,18 +45,19 @@ def check(subject: str, vault: str | None, secret: Secret) -> None:
     "--to", "place", type=click.Path(path_type=Path), required=True, help="Folder of the new vault: new or empty."
 )
 @json_option
-def repair(subject: str, vault: str | None, secret: Secret, place: Path) -> None:
-    """Save what still opens into a new vault with keys of its own. The damaged vault stays as it is.
+def repair(subject: str, vault_path: str | None, secret: Secret, place: Path) -> None:
+    """Save everything that can still be opened to a new vault with new keys. The damaged vault is not changed.
 
-    Open the new one with --vault. Where the privacy ledger is not whole, ε is infinite there: nothing more is learned.
+    Open the new vault with --vault. If the privacy ledger is incomplete, ε of the new vault is infinite, and training
+    is refused.
     """
     from dataclasses import asdict
 
-    from fedmem.vault.backup.repair import repair as run
+    from fedmem.vault.backup.repair import repair as repair_vault
 
     changing()
-    result = run(find_vault(subject, vault), place.absolute(), subject=subject, ask=secret)
+    result = repair_vault(find_vault(subject, vault_path), place.absolute(), subject=subject, ask=secret)
     data = asdict(result) | {"place": place.absolute()}
     emit("vault.repair", data, lambda out: pairs(out, data.items()))
     if result.is_unbounded:
-        say("The ledger may lack spends: ε is infinite in the new vault, and nothing more is learned there.")
+        say("The ledger may lack spends. ε of the new vault is infinite, and training is refused there.")

@@ -1,1 +1,1 @@
-"""What an app imports: `from fedmem import Client`."""
+"""The SDK for apps: `from fedmem import Client`."""

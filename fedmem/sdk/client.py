@@ -1,14 +1,14 @@
-"""The client that an app embeds: one subject, one vault, one door to its memories.
+"""The client that an app embeds: the memories of one subject in one vault.
 
 Invariants
-- A client belongs to one subject; there is no read across subjects and no call that deletes everything.
-- A declared topic only tightens: what the policy calls private stays private.
-- A simulated vault is refused: its noise follows from a seed and protects nobody.
-- The keystore is chosen, never downgraded: `auto` is the operating system's keyring or a refusal.
+- A client belongs to one subject. It cannot read the data of another subject, and no call deletes everything.
+- A declared topic can only tighten: a text that the policy places as private stays private.
+- A simulated vault is refused, because its noise follows from a seed and protects nothing.
+- The keystore is never downgraded: `auto` uses the operating system's keyring, or raises an error.
 - Only `learn`, `train`, `blocks.migrate` and `generate` load torch.
-- Threads may call `generate` at once; each gets the answer to its own prompt. A stream that is read after `close`, or
-  after an erasure, raises.
-- A client that is opened with `write=False` changes nothing, and goes on while another program trains or adds.
+- Several threads can call `generate` at the same time. Each gets the answer to its own prompt.
+- Reading a stream after `close`, or after an erasure, raises an error.
+- A client opened with `write=False` changes nothing. It works while another program trains or adds.
 
     with Client.open("ana", keystore="passphrase", ask=getpass.getpass) as client:
         client.add("The new tablets go with breakfast.", topic="health")
@@ -35,7 +35,8 @@ from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
 from fedmem.sdk.egress import Egress
 from fedmem.sdk.places import vault_root
-from fedmem.sdk.views import Blocks, Erase, Privacy
+from fedmem.sdk.privacy import Privacy
+from fedmem.sdk.views import Blocks, Erase
 from fedmem.vault.crypto.header import NAME
 from fedmem.vault.opening import VaultExists
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
@@ -46,13 +47,14 @@ if TYPE_CHECKING:
     from fedmem.privacy.plan import PrivacyPlan
     from fedmem.training.release import Release
 
+__all__ = ["AddedRecord", "Ask", "Client", "Hit", "Keystore", "open_release"]
 Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
 Ask = Callable[[], str]
 
 
 @dataclass(frozen=True)
 class AddedRecord:
-    """A stored record and the decision that placed it."""
+    """A stored record: its id, and the decision that placed it."""
 
     id: str
     decision: Decision
@@ -60,7 +62,7 @@ class AddedRecord:
 
 @dataclass(frozen=True)
 class Hit:
-    """One record that a search found; `score` is the cosine, in [-1, 1]."""
+    """A record that a search returned. `score` is the cosine similarity, in [-1, 1]."""
 
     id: str
     text: str
@@ -69,16 +71,25 @@ class Hit:
 
 
 class Client:
-    """The memories of one subject. Use as a context manager; see the module for what is guaranteed."""
+    """The memories of one subject, used as a context manager. The module's docstring lists the invariants.
+
+    Attributes:
+        blocks: The private blocks.
+        erase: Erasures.
+        privacy: The privacy ledger.
+        egress: The messages that left the device.
+    """
 
     def __init__(self, vault: Vault, policy: Policy, release: "Release | None" = None) -> None:
         if vault.simulated:
-            raise Refused("This vault was made by a simulation, its noise follows from a seed; an app must not use it.")
+            raise Refused(
+                "This vault was made by a simulation, and its noise follows from a seed. An app must not use it."
+            )
         self._vault, self._policy, self._release = vault, policy, release
         self._embedder: Embedder = StaticEmbedder()
         self._answerer: Answerer | None = None
-        self._binding = Lock()
-        self._owned: Release | None = None
+        self._answer_lock = Lock()
+        self._release_to_close: Release | None = None
         self.blocks = Blocks(vault, policy)
         self.erase = Erase(vault, Retrainer(release, policy) if release is not None else None)
         self.privacy = Privacy(vault)
@@ -96,31 +107,52 @@ class Client:
         write: bool = True,
         timeout: float = 30.0,
     ) -> "Client":
-        """Open the vault of `subject`, made where there is none; `ask` gives the passphrase where one is needed.
+        """Open the vault of a subject. If there is none and `write` is set, create it.
 
-        `release` (a folder, or one already loaded) is what texts are routed by; `generate` and `learn` need it.
-        One program writes at a time; any number open with `write=False`, to search and to generate. A program that
-        wants to write waits for another one up to `timeout` seconds, then raises Busy.
-        Raises KeystoreError, Busy, Refused (simulated vault), VersionMismatch, StorageError.
+        One program can write to a vault at a time. Any number of programs can open it with `write=False`, to search
+        and to generate.
+
+        Args:
+            subject: Name of the subject.
+            path: Folder of the vault. The default is the subject's folder below `fedmem.paths.vaults_dir()`.
+            keystore: Keystore of a new vault. `auto` is the operating system's keyring.
+            release: Folder of a release, or a loaded release. Texts are routed by it. `learn`, `train` and `generate`
+                need it.
+            ask: Returns the passphrase, if the keystore needs one.
+            policy: Name of a policy, or its TOML file.
+            write: Open the vault for writing.
+            timeout: Longest wait for another program that writes, in seconds.
+
+        Raises:
+            KeystoreError: A key is missing, the passphrase is wrong, or `auto` finds no keyring.
+            Busy: Another program still writes after `timeout`.
+            Refused: The vault is simulated.
+            VersionMismatch: Vault or release have another format.
+            NothingMatched: `write` is False, and there is no vault.
+            StorageError: The disk failed.
         """
         rules = Policy.load(policy)
-        opened = open_release(release)
-        # What is given as an object belongs to the caller.
-        owned = opened if isinstance(release, str | Path) else None
+        loaded_release = open_release(release)
         root = Path(path) if path is not None else vault_root(subject)
         vault = open_vault(subject, root, keystore, ask, write, timeout)
         try:
-            client = cls(vault, rules, opened)
+            client = cls(vault, rules, loaded_release)
         except BaseException:
             vault.close()
             raise
-        client._owned = owned
+        # A release that is passed as an object belongs to the caller, who closes it.
+        client._release_to_close = loaded_release if isinstance(release, str | Path) else None
         return client
 
     def add(self, text: str, topic: str | None = None) -> AddedRecord:
-        """Place `text` by the policy and store it, sealed. `topic` is what the app declares; it can only tighten.
+        """Place a text by the policy, and store it sealed. It is durable when this method returns.
 
-        Raises UsageError for an empty text or an unknown topic.
+        Args:
+            text: The text, not empty.
+            topic: Topic that the app declares. It can only tighten the placement.
+
+        Raises:
+            UsageError: The text is empty, or the topic is unknown.
         """
         if not text.strip():
             raise UsageError("There is no text to add.")
@@ -131,21 +163,41 @@ class Client:
         return AddedRecord(self._vault.add_records([record])[0], decision)
 
     def search(self, query: str, k: int = 5) -> list[Hit]:
-        """The `k` records of this subject nearest to `query`, best first."""
+        """Return the records of this subject that are nearest to a query, best first.
+
+        Args:
+            query: The query text.
+            k: Most records to return, at least 1.
+
+        Raises:
+            UsageError: `k` is less than 1.
+        """
         if k < 1:
             raise UsageError("A search needs k of at least 1.")
-        found = self._vault.search(self._embedder.embed([query])[0], k)
-        return [Hit(record.id, record.text, record.topic, float(score)) for record, score in found]
+        matches = self._vault.search(self._embedder.embed([query])[0], k)
+        return [Hit(record.id, record.text, record.topic, float(score)) for record, score in matches]
 
     def learn(self, topic: str, plan: "PrivacyPlan | None" = None) -> BlockInfo:
-        """Train the private block of `topic` on its records, under record-level DP; the budget is charged first (I6).
+        """Train the private block of a topic on its records.
 
-        Without `plan`, the default plan at the topic's ε of the policy. Raises NothingMatched for an unknown topic.
+        Guarantees: the block is (ε, δ)-differentially private for each record, as docs/privacy.md states. The topic's
+        budget is charged durably before the first step (I6).
+
+        Args:
+            topic: Name of a topic of the policy.
+            plan: Privacy plan. The default is the default plan at the topic's ε of the policy.
+
+        Raises:
+            NothingMatched: The policy has no such topic, or the topic has no records.
+            BudgetExceeded: The run would exceed the topic's budget. Nothing is charged.
+            Refused: The client has no release, the topic has more records than the plan's cap, or the plan's δ is
+                above the topic's.
+            Busy: Another thread trains the topic.
         """
         from fedmem.device.learning import default_plan, learn_topic
 
-        known = self._topic(topic)
-        return learn_topic(self._vault, self._need_release(), known, plan or default_plan(known.epsilon))
+        policy_topic = self._topic(topic)
+        return learn_topic(self._vault, self._need_release(), policy_topic, plan or default_plan(policy_topic.epsilon))
 
     def train(
         self,
@@ -156,11 +208,21 @@ class Client:
         memory: int | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> "SessionResult":
-        """`learn` in sessions: until it is done, the deadline (with its time zone) has come, or `stop()` says so.
+        """Train the private block of a topic, as `learn`, in a session that can pause.
 
-        `memory` bounds the process, in bytes. The next call goes on where this one paused, without `plan` on its plan;
-        if records or plan changed since, it raises Refused: the run has then failed and stays charged. Raises as
-        `fedmem.device.training_sessions.train`.
+        The session ends when the training is done, at the deadline, or when `stop()` returns True. The next call
+        continues a paused training.
+
+        Args:
+            topic: Name of a topic of the policy.
+            plan: Privacy plan. The default is the plan of the paused training, or the default plan of the topic.
+            deadline: Time to pause, with a time zone.
+            memory: Most memory of the process, in bytes.
+            stop: Called between steps. The training pauses when it returns True.
+
+        Raises:
+            Refused: Records or plan changed after the pause. The run has then failed and stays charged.
+            FedmemError: Any other error of `fedmem.device.training_sessions.train`.
         """
         from fedmem.device.training_sessions import Limits, train
         from fedmem.device.vault_access import ExclusiveAccess
@@ -169,13 +231,22 @@ class Client:
         return train(ExclusiveAccess(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
 
     def trainings(self) -> "list[TrainingStatus]":
-        """How each training stands: waiting, running, paused, done or failed."""
+        """Return the state of each training: waiting, running, paused, done or failed."""
         from fedmem.device.training_sessions import trainings
 
         return trainings(self._vault)
 
     def cancel(self, name: str) -> "TrainingStatus":
-        """End a training (run id or topic) that runs or is paused: it has failed then, and stays charged."""
+        """End a running or paused training, which then counts as failed and stays charged.
+
+        Args:
+            name: Run id, or topic.
+
+        Raises:
+            NothingMatched: No training of this name is running or paused.
+            UsageError: The topic has several such trainings. Name one by its run id.
+            Busy: The training did not finish its step in time.
+        """
         from fedmem.device.training_sessions import cancel
         from fedmem.device.vault_access import ExclusiveAccess
 
@@ -188,18 +259,21 @@ class Client:
     def generate(self, prompt: str, max_new_tokens: int = ..., *, stream: Literal[True]) -> Iterator[str]: ...
 
     def generate(self, prompt: str, max_new_tokens: int = 64, stream: bool = False) -> str | Iterator[str]:
-        """Continue `prompt` with the shared blocks of its path and the private block of its topic, in this process.
+        """Continue a prompt, with the shared blocks of its path and the private block of its topic.
+
+        The model runs in this process. Nothing is sent.
 
         Args:
-            prompt: text to continue.
-            max_new_tokens: the most tokens of the answer, at least 1.
-            stream: return the pieces as they are generated. The blocks are read at once; a piece raises UsageError
-                after `close` and Busy after an erasure.
+            prompt: Text to continue.
+            max_new_tokens: Most tokens of the answer, at least 1.
+            stream: Return an iterator over pieces of the answer. All blocks are read before this method returns.
+                Reading a piece raises UsageError after `close`, and Busy after an erasure.
 
         Raises:
-            VersionMismatch: the topic's block belongs to another release than the one given to `open`.
+            Refused: The client has no release.
+            VersionMismatch: The topic's block belongs to another release than the client.
         """
-        with self._binding:
+        with self._answer_lock:
             pieces = self._pieces(prompt, max_new_tokens)
         return pieces if stream else "".join(pieces)
 
@@ -212,14 +286,14 @@ class Client:
         return self._answerer.answer(prompt, self._path(vector_D), self._vault, blocks, limit)
 
     def _matching(self, topic: str | None) -> list[BlockInfo]:
-        """The newest block of `topic` on the client's release, if there is one."""
+        """Return the newest block of a topic on the client's release, as a list of at most one."""
         from fedmem.device.private_fetch import block_for
 
         block = block_for(self._vault, topic, self._need_release().digest)
-        others = [found.release for found in self._vault.blocks() if found.topic == topic]
-        if block is None and others:
+        releases = [info.release for info in self._vault.blocks() if info.topic == topic]
+        if block is None and releases:
             raise VersionMismatch(
-                f"The topic's block belongs to release {others[-1][:12]}; open the client with it, or learn again."
+                f"The topic's block belongs to release {releases[-1][:12]}. Open the client with it, or learn again."
             )
         return [block] if block else []
 
@@ -235,16 +309,17 @@ class Client:
 
     def _need_release(self) -> "Release":
         if self._release is None:
-            raise Refused("Learning and answering need a release: Client.open(…, release=FOLDER).")
+            raise Refused("Learning and answering need a release. Open the client with Client.open(…, release=FOLDER).")
         return self._release
 
     def close(self) -> None:
-        """Close the vault, and the bank of a release that was opened here; locks, keys and files are let go."""
-        with self._binding:
+        """Close the vault, and the bank of a release that `open` loaded. This frees all locks, keys and files."""
+        with self._answer_lock:
             self._answerer = None
-            if self._owned is not None and "bank" in vars(self._owned):  # a bank that nobody read was never opened
-                self._owned.bank.close()
-                self._owned = None
+            release = self._release_to_close
+            if release is not None and "bank" in vars(release):  # a bank is opened only when it is first read
+                release.bank.close()
+                self._release_to_close = None
             self._vault.close()
 
     def __enter__(self) -> "Client":
@@ -257,7 +332,14 @@ class Client:
 
 
 def open_release(release: "str | Path | Release | None") -> Any:
-    """The release as an object; loaded where a folder is given."""
+    """Return a release as an object. Load it if a folder is given.
+
+    Args:
+        release: Folder of a release, a loaded release, or None.
+
+    Raises:
+        FedmemError: Any error of `Release.load`, and VersionMismatch for a release with another embedder.
+    """
     if not isinstance(release, str | Path):
         return release
     from fedmem.training.release import Release
@@ -268,24 +350,25 @@ def open_release(release: "str | Path | Release | None") -> Any:
 def open_vault(
     subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = 0.0
 ) -> Vault:
-    """Open the vault at `root`, or make it with the keystore that was chosen.
+    """Open the vault at `root`. If there is none and `write` is set, create it.
 
-    Of two programs that find no vault one makes it; the other waits for that up to `timeout` seconds and opens it.
+    If two programs find no vault at the same time, one creates it. The other waits up to `timeout` seconds and opens
+    it.
     """
     if not (root / NAME).is_file() and write:
         with suppress(VaultExists):
-            chosen = chosen_keystore(keystore)
-            return Vault.create(root, subject=subject, keystore=chosen, ask=ask, timeout=timeout)
+            backend = chosen_keystore(keystore)
+            return Vault.create(root, subject=subject, keystore=backend, ask=ask, timeout=timeout)
     return Vault.open(root, subject=subject, ask=ask, write=write, timeout=timeout)
 
 
 def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:
-    """The backend that `keystore` means here. Raises KeystoreError where `auto` finds no real keyring."""
+    """Return the keystore's backend. Raise KeystoreError if `auto` finds no keyring of the operating system."""
     if keystore != "auto":
         return keystore
     if has_keyring():
         return "keyring"
     raise KeystoreError(
         "This machine has no OS keyring. Choose: keystore='passphrase' with ask=…, or keystore='keyfile' "
-        "(a key file in your home folder, which protects against a thief of the vault alone)."
+        "(a key file in your home folder, which protects only if a thief has the vault without that folder)."
     )

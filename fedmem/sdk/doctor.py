@@ -1,11 +1,11 @@
-"""Checks of this machine: can it keep what docs/design.md, §8 promises of keys, files and deletion?
+"""Checks that this machine can keep the promises of docs/design.md, §8 about keys, files and deletion.
 
 Invariants
-- A check reads and measures; what it writes is one empty database in a folder that it removes.
-- `failed` means that a promise cannot be kept here; `warning` means that it holds with a limit that is named.
-- Nothing of a vault's content is read.
+- A check reads and measures. It writes only an empty database in a temporary folder, and removes it.
+- `failed` means that a promise cannot be kept on this machine. `warning` means that it holds with a stated limit.
+- The content of vaults is not read.
 
->>> synced(Path("/home/ana/Dropbox/fedmem"))
+>>> is_synced(Path("/home/ana/Dropbox/fedmem"))
 True
 """
 
@@ -23,10 +23,11 @@ from typing import Literal
 
 from fedmem import __version__, paths
 
+__all__ = ["Check", "State", "examine", "has_keyring"]
 State = Literal["ok", "warning", "failed"]
 LOW_BYTES = 2 << 30  # a quickstart run with two releases needs less than this
 FULL_BYTES = 64 << 20
-# They write a changed block elsewhere, or keep what lies in a layer below: old bytes stay until a snapshot goes.
+# These write a changed block to a new place, or keep a lower layer: old bytes stay until a snapshot is deleted.
 SNAPSHOTS = {"btrfs", "zfs", "bcachefs", "apfs", "nilfs2", "overlay", "overlayfs", "aufs", "fuse.mergerfs", "refs"}
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "9p", "fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
 SYNC_NAMES = {
@@ -65,7 +66,11 @@ class Check:
 
 
 def examine(root: Path) -> list[Check]:
-    """All checks, for vaults that would lie under `root` (it need not exist)."""
+    """Run all checks for vaults below a folder.
+
+    Args:
+        root: Folder of vaults. It need not exist.
+    """
     here, slots = nearest(root), nearest(paths.slots_dir())
     folders = [check_folder("vaults", root, "failed"), check_folder("key slots", paths.slots_dir(), "failed")]
     return [
@@ -85,14 +90,14 @@ def examine(root: Path) -> list[Check]:
 
 
 def check_versions() -> Iterator[Check]:
-    """Versions of fedmem, Python, SQLite and the packages that are installed."""
-    found = {"fedmem": __version__, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    """Report the versions of fedmem, Python, SQLite and the installed packages."""
+    versions = {"fedmem": __version__, "python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    yield Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in found.items()))
+            versions[name] = "not installed"
+    yield Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def check_platform() -> Check:
@@ -104,23 +109,23 @@ def check_platform() -> Check:
 
 
 def check_keystore() -> Check:
-    """Is there an OS keystore behind `keyring`?"""
+    """Check that `keyring` has a backend of the operating system."""
     if has_keyring():
         return Check("keystore", "ok", "the operating system's keyring answers")
     return Check("keystore", "warning", "no OS keyring; open vaults with keystore 'passphrase' or 'keyfile'")
 
 
 def has_keyring() -> bool:
-    """Whether `keyring` has a backend that an operating system guards (not `fail`, `null` or a plain file)."""
+    """Return True if `keyring` has a backend that an operating system protects (not `fail`, `null` or a plain file)."""
     import keyring
 
     backend = keyring.get_keyring()
-    # Below 1 `keyring` ranks what needs the user's consent: nothing at all, or a file in the clear.
-    return any(float(one.priority) >= 1 for one in getattr(backend, "backends", [backend]))
+    # `keyring` gives a priority below 1 to backends without protection: none at all, or a plain file.
+    return any(float(part.priority) >= 1 for part in getattr(backend, "backends", [backend]))
 
 
 def check_folder(name: str, folder: Path, worst: State) -> Check:
-    """May anyone else read `folder`? One that is not there yet is made private when it is needed."""
+    """Check that only this user can read a folder. A missing folder passes, since it is created private later."""
     if not folder.exists():
         return Check(name, "ok", f"{folder} does not exist yet; it is created readable by you alone")
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
@@ -131,11 +136,11 @@ def check_folder(name: str, folder: Path, worst: State) -> Check:
 
 
 def check_sqlite(here: Path) -> Check:
-    """Does SQLite in this folder keep a write-ahead log, overwrite deleted rows, and keep temporary data in memory?"""
-    wanted = {"journal_mode=WAL": "wal", "secure_delete=ON": 1, "synchronous=FULL": 2, "temp_store=MEMORY": 2}
+    """Check that SQLite keeps a write-ahead log, overwrites deleted rows, and holds temporary data in memory."""
+    expected = {"journal_mode=WAL": "wal", "secure_delete=ON": 1, "synchronous=FULL": 2, "temp_store=MEMORY": 2}
     try:
         with tempfile.TemporaryDirectory(prefix="fedmem-doctor-", dir=here) as folder:
-            missing = [name for name, value in wanted.items() if pragma(Path(folder), name) != value]
+            missing = [name for name, value in expected.items() if pragma(Path(folder), name) != value]
     except (OSError, sqlite3.Error) as error:
         return Check("sqlite", "failed", f"no database can be written in {here} ({type(error).__name__})")
     if missing:
@@ -144,7 +149,7 @@ def check_sqlite(here: Path) -> Check:
 
 
 def pragma(folder: Path, setting: str) -> object:
-    """Set one pragma on a new database and read it back."""
+    """Set a pragma on a new database and return its value."""
     database = sqlite3.connect(folder / "probe.db")
     try:
         database.execute(f"PRAGMA {setting}")
@@ -154,7 +159,7 @@ def pragma(folder: Path, setting: str) -> object:
 
 
 def check_core_dumps() -> Check:
-    """Could a crash write the memory of the process to a disk?"""
+    """Check that a crash cannot write the memory of the process to a disk."""
     try:
         import resource
     except ImportError:
@@ -171,7 +176,7 @@ def check_core_dumps() -> Check:
 
 
 def check_swap() -> Check:
-    """Could memory reach a swap device?"""
+    """Check that memory cannot be written to a swap device."""
     table = Path("/proc/swaps")
     if table.exists() and len(table.read_text().splitlines()) < 2:
         return Check("swap", "ok", "none")
@@ -179,7 +184,7 @@ def check_swap() -> Check:
 
 
 def check_filesystem(here: Path, name: str = "file system") -> Check:
-    """Does the file system keep old copies, or share files over a network?"""
+    """Check that the file system keeps no old copies and is not on a network."""
     kind = filesystem(here)
     if kind in NETWORK:
         return Check(name, "failed", f"{here} is on {kind}: locks and SQLite's log need a local file system")
@@ -187,33 +192,33 @@ def check_filesystem(here: Path, name: str = "file system") -> Check:
         return Check(
             name,
             "warning",
-            f"{here} is on {kind}: it may keep old copies, which an erasure names as not covered",
+            f"{here} is on {kind}: it may keep old copies, which an erasure lists as not covered",
         )
     return Check(name, "ok", kind or "unknown")
 
 
 def filesystem(here: Path) -> str:
-    """Type of the file system that holds `here`, empty where the system does not say."""
+    """Return the type of the file system of a folder. Return "" if the system does not tell it."""
     mounts = Path("/proc/self/mounts")
-    best, kind = "", ""
+    longest_point, kind = "", ""
     for line in mounts.read_text().splitlines() if mounts.exists() else []:
         _, point, name, *_ = line.split()
         point = point.replace("\\040", " ")
-        # The last of equal mount points is the one on top.
-        if here.resolve().is_relative_to(point) and len(point) >= len(best):
-            best, kind = point, name
+        # Of equal mount points the last one is on top.
+        if here.resolve().is_relative_to(point) and len(point) >= len(longest_point):
+            longest_point, kind = point, name
     return kind
 
 
 def check_synced(root: Path, name: str = "synced folder") -> Check:
-    """Is the folder one that a synchronising program copies elsewhere?"""
-    if synced(root):
+    """Check that no synchronising program copies the folder to another place."""
+    if is_synced(root):
         return Check(name, "warning", f"{root} looks synchronised: copies elsewhere are not covered by an erasure")
     return Check(name, "ok", "no sign of one")
 
 
-def synced(root: Path) -> bool:
-    """Whether a parent's name, or its marker file, is that of a synchronising program."""
+def is_synced(root: Path) -> bool:
+    """Return True if a parent folder has the name or a marker file of a synchronising program."""
     parents = [root, *root.parents]
     return any(
         parent.name.lower().split(" - ")[0] in SYNC_NAMES or any((parent / mark).exists() for mark in MARKERS)
@@ -222,7 +227,7 @@ def synced(root: Path) -> bool:
 
 
 def check_space(here: Path) -> Check:
-    """Is there room for a vault and a run?"""
+    """Check that there is space for a vault and a run."""
     free = shutil.disk_usage(here).free
     detail = f"{free / (1 << 30):.1f} GiB free in {here}"
     if free < FULL_BYTES:
@@ -231,5 +236,5 @@ def check_space(here: Path) -> Check:
 
 
 def nearest(folder: Path) -> Path:
-    """The folder itself, or the nearest parent that exists."""
+    """Return the folder, or its nearest parent that exists."""
     return next(parent for parent in [folder, *folder.parents] if parent.is_dir())

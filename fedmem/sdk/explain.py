@@ -1,7 +1,7 @@
-"""Why a text would be placed where it is: the decision of the policy, its rule, and the path in a release.
+"""The placement of a text: the decision of the policy, its rule, and the path in a release.
 
 Invariants
-- Nothing of the text is in the answer: a placement, a topic, a rule's name and cluster ids.
+- The result contains a placement, a topic, a rule's name and cluster ids, and no part of the text.
 - Nothing is stored and nothing is sent.
 
 >>> explain("We signed the lease for the flat.").placement in ("shared", "private")
@@ -16,12 +16,22 @@ from fedmem.policy.policy import Policy
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import route
 
+__all__ = ["DEFAULT_POLICY", "Explanation", "explain"]
 DEFAULT_POLICY = "default"
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where a text goes, by which rule, and its path where a release was given."""
+    """The placement of a text.
+
+    Attributes:
+        placement: Shared or private.
+        topic: Topic of a private text, else None.
+        rule: Name of the rule that decided.
+        policy: Name or file of the policy.
+        release: Digest of the release, if one was given.
+        path: Cluster ids in the release's tree, if one was given.
+    """
 
     placement: Literal["shared", "private"]
     topic: str | None
@@ -34,15 +44,26 @@ class Explanation:
 def explain(
     text: str, *, policy: str | Path = DEFAULT_POLICY, release: Path | None = None, topic: str | None = None
 ) -> Explanation:
-    """Explain the placement of `text`, to which `topic` is declared. The errors of the policy and the release pass."""
+    """Explain the placement of a text.
+
+    Args:
+        text: The text. It is not stored.
+        policy: Name of a policy, or its TOML file.
+        release: Folder of a release, to get the path in its tree.
+        topic: Topic that an app declares for the text. It can only tighten the placement.
+
+    Raises:
+        UsageError: The policy is not valid, or the topic is unknown.
+        FedmemError: Any error of `Release.load`.
+    """
     embedder = StaticEmbedder()
     vectors_ND = embedder.embed([text])
     decision = Policy.load(policy).place(text, vector=vectors_ND[0], declared=topic)
-    found = Explanation(decision.placement, decision.topic, decision.rule, str(policy))
+    explanation = Explanation(decision.placement, decision.topic, decision.rule, str(policy))
     if release is None:
-        return found
+        return explanation
     from fedmem.training.release import Release
 
-    opened = Release.load(release).routed_by(embedder.digest)
-    path = tuple(int(node) for node in route(opened.tree, vectors_ND)[0])
-    return replace(found, release=opened.digest, path=path)
+    loaded = Release.load(release).routed_by(embedder.digest)
+    path = tuple(int(node) for node in route(loaded.tree, vectors_ND)[0])
+    return replace(explanation, release=loaded.digest, path=path)

@@ -1,11 +1,11 @@
-"""Keys, recovery kits and backups of a vault, as an app or the command line sees them.
+"""The state of keys, recovery kits and backups of a vault, for apps and the command line.
 
 Invariants
-- A kit or backup that no longer opens the vault is shown as retired, never left out.
-- What was erased after a backup comes from receipts whose signatures and chain hold, and is erased again from the
-  restored vault before it opens.
+- A kit or backup that no longer opens the vault is listed as retired, never left out.
+- The list of erasures after a backup comes from receipts whose signatures and chain verify. A restored vault erases
+  the same content again before it opens.
 
-    with opened(...) as vault:
+    with Vault.open(root, subject="ana") as vault:
         print(status(vault).backend, [copy.state for copy in status(vault).copies])
 """
 
@@ -29,10 +29,21 @@ from fedmem.vault.crypto.key_table import noted
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.vault import Vault
 
+__all__ = ["CopyState", "KeyStatus", "copies_of", "newest", "status"]
+
 
 @dataclass(frozen=True)
 class CopyState:
-    """A recovery kit or backup; `reachable` says whether it lies where it was put."""
+    """The state of a recovery kit or backup.
+
+    Attributes:
+        id: Random id of the copy.
+        kind: `kit` or `backup`.
+        state: `valid` if it still opens the vault, else `retired`.
+        created: Time in UTC, ISO 8601.
+        place: Its recorded path.
+        reachable: True if it is at its recorded path.
+    """
 
     id: str
     kind: str
@@ -44,7 +55,16 @@ class CopyState:
 
 @dataclass(frozen=True)
 class KeyStatus:
-    """The keys of a vault. `noted` is the newest serial that the keystore knows; one behind is normal after a crash."""
+    """The state of a vault's keys.
+
+    Attributes:
+        backend: Kind of the keystore.
+        epoch: Number of the epoch key.
+        generation: Number of erasures of the vault so far.
+        serial: Number of writes of the key table so far.
+        noted: Newest serial in the keystore's note. After a crash it can be one less than `serial`.
+        copies: Registered kits and backups, oldest first.
+    """
 
     backend: str
     epoch: int
@@ -55,81 +75,95 @@ class KeyStatus:
 
 
 def status(vault: Vault) -> KeyStatus:
-    """Backend, numbers of the key table, and every kit and backup."""
+    """Return the keystore's kind, the numbers of the key table, and every kit and backup."""
     core = vault.core
-    known, table = public.read_facts(core.files, core.root)[0], core.table
+    header, table = public.read_facts(core.files, core.root)[0], core.table
     return KeyStatus(
-        known.keystore, table.epoch, table.generation, table.serial, noted(core.keystore)[2], copies_of(vault)
+        header.keystore, table.epoch, table.generation, table.serial, noted(core.keystore)[2], copies_of(vault)
     )
 
 
 def copies_of(vault: Vault, kind: str | None = None) -> list[CopyState]:
-    """The registered kits and backups, or those of one kind, oldest first."""
-    return [_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
+    """Return the registered kits and backups, oldest first.
+
+    Args:
+        vault: The open vault.
+        kind: `kit` or `backup` to return one kind only.
+    """
+    return [_copy_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
 
 
 def newest(place: Path, receipts: Path) -> LaterErasures:
-    """What the receipts in the folder `receipts`, together with those of the backup at `place`, say was erased.
+    """Return the erasures that happened after a backup, from receipts.
 
-    Raises NothingMatched where the folder holds no receipt, VerificationFailed where a signature or the chain breaks.
+    Args:
+        place: Folder of the backup. It contains the receipts of earlier erasures, and the device's public key.
+        receipts: Folder of the newest receipts.
+
+    Returns:
+        The newest generation, and the erased ids, receipts and journal rows after the backup.
+
+    Raises:
+        NothingMatched: The folder contains no receipt.
+        VerificationFailed: A signature or the chain does not verify, or a receipt is about another vault.
     """
     manifest = backup.read(place)
-    given = _receipts(receipts)
-    if not given:
+    newest_files = _receipt_files(receipts)
+    if not newest_files:
         raise NothingMatched(
             f"There is no receipt (*.dsse.json) in {receipts}. Give the folder of the newest receipts."
         )
-    own = _receipts(place / "receipts")
-    chain = _chain([*given.values(), *own.values()], (place / "device.pub").read_bytes())
-    said = [statement["predicate"] for _, statement in chain]
-    if any(one.get("vault") != manifest.vault for one in said):
+    backup_files = _receipt_files(place / "receipts")
+    chain = _verified_chain([*newest_files.values(), *backup_files.values()], (place / "device.pub").read_bytes())
+    receipts_in_order = [(file, statement["predicate"]) for file, statement in chain]
+    if any(predicate.get("vault") != manifest.vault for _, predicate in receipts_in_order):
         raise VerificationFailed("A receipt is about another vault. Give the receipts of the vault of this backup.")
-    later = [(file, one) for (file, _), one in zip(chain, said, strict=True) if one["generation"] > manifest.generation]
-    erased = frozenset(str(item["id"]) for _, one in later for item in one["erased"])
-    files = {f"{one['erasure']}.dsse.json": file for file, one in later}
-    rows = tuple(_row(file, one) for file, one in later)
-    return LaterErasures(max(one["generation"] for one in said), erased, files, rows)
+    later = [(file, fields) for file, fields in receipts_in_order if fields["generation"] > manifest.generation]
+    erased_ids = frozenset(str(item["id"]) for _, fields in later for item in fields["erased"])
+    files = {f"{fields['erasure']}.dsse.json": file for file, fields in later}
+    rows = tuple(_journal_row(file, fields) for file, fields in later)
+    return LaterErasures(max(fields["generation"] for _, fields in receipts_in_order), erased_ids, files, rows)
 
 
-def _state(vault: Vault, copy: copies.RegisteredCopy) -> CopyState:
+def _copy_state(vault: Vault, copy: copies.RegisteredCopy) -> CopyState:
     state: Literal["valid", "retired"] = "valid" if copies.holds(vault.core, copy) else "retired"
     created = datetime.fromtimestamp(copy.created, UTC).isoformat(timespec="seconds")
     return CopyState(copy.id, copy.kind, state, created, str(copy.place), copies.reachable(vault.core, copy))
 
 
-def _receipts(folder: Path) -> dict[str, bytes]:
+def _receipt_files(folder: Path) -> dict[str, bytes]:
     with storage_errors(f"look into {folder.name}"):
         names = sorted(folder.glob("*.dsse.json"))
     return {path.name: Files().read(path, limit=receipt.LIMIT + 1) for path in names}
 
 
-def _chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Statement]]:
-    """The distinct receipts, each after the one that it names, the chain verified from the first on."""
+def _verified_chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Statement]]:
+    """Return the distinct receipts in the order of their chain, with their statements. Verify the whole chain."""
     distinct = {digest(file): file for file in files}
-    after = {receipt.verify(file, key)["predicate"].get("previous"): file for file in distinct.values()}
-    ordered, last = [], None
-    while last in after:
-        ordered.append(after.pop(last))
-        last = digest(ordered[-1])
-    left = [file for file in distinct.values() if file not in ordered]
-    return list(zip([*ordered, *left], receipt.verify_chain([*ordered, *left], key), strict=True))
+    next_of = {receipt.verify(file, key)["predicate"].get("previous"): file for file in distinct.values()}
+    ordered, last_digest = [], None
+    while last_digest in next_of:
+        ordered.append(next_of.pop(last_digest))
+        last_digest = digest(ordered[-1])
+    unlinked = [file for file in distinct.values() if file not in ordered]
+    return list(zip([*ordered, *unlinked], receipt.verify_chain([*ordered, *unlinked], key), strict=True))
 
 
-def _row(file: bytes, said: dict[str, Any]) -> dict[str, Any]:
-    """A row for the journal of erasures, made again from a receipt."""
-    ids = frozenset(str(item["id"]) for item in said["erased"])
-    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in said["erased"])
-    created = datetime.fromisoformat(said["executed"]).timestamp()
+def _journal_row(file: bytes, predicate: dict[str, Any]) -> dict[str, Any]:
+    """Return the row of the erasure journal for a receipt."""
+    ids = frozenset(str(item["id"]) for item in predicate["erased"])
+    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in predicate["erased"])
+    created = datetime.fromisoformat(predicate["executed"]).timestamp()
     entry = JournalEntry(
-        said["erasure"],
+        predicate["erasure"],
         COMPLETED,
         created,
-        said["plan"],
-        said["scope"]["commitment"],
-        said["generation"] - 1,
+        predicate["plan"],
+        predicate["scope"]["commitment"],
+        predicate["generation"] - 1,
         ids,
         items,
-        said["residual_epsilon"],
+        predicate["residual_epsilon"],
         digest(file),
     )
     return {"id": entry.id, "state": entry.state, "created": entry.created, "journal": entry.encode()}

@@ -1,7 +1,8 @@
-"""Where the vault of a subject lies when no folder is named.
+"""The default folder of a subject's vault.
 
 Invariants
-- The folder's name does not spell the subject (docs/design.md, §4 I8), and any subject gives a valid name.
+- The folder's name does not contain the subject's name (docs/design.md, §4 I8).
+- Every subject that is not empty gives a valid folder name.
 
 >>> len(vault_root("ana@example.org").name), vault_root("ana") == vault_root("ana")
 (32, True)
@@ -13,9 +14,15 @@ from pathlib import Path
 from fedmem.errors import UsageError
 from fedmem.paths import vaults_dir
 
+__all__ = ["vault_root"]
+
 
 def vault_root(subject: str) -> Path:
-    """Folder of `subject`'s vault under `vaults_dir()`. Raises UsageError where the subject is empty."""
+    """Return the default folder of a subject's vault, below `vaults_dir()`.
+
+    Raises:
+        UsageError: The subject is empty.
+    """
     if not subject:
         raise UsageError("A vault belongs to a subject; the subject's name is empty.")
     return vaults_dir() / hashlib.sha256(b"fedmem vault of\0" + subject.encode()).hexdigest()[:32]

@@ -199,7 +199,7 @@ def test_a_partial_erasure_stays_partial(block: BlockInfo, monkeypatch: pytest.M
     assert (result.exit_code, result.stdout) == (5, "")
     assert result.stderr.splitlines() == [
         "It is not finished.",
-        f"{UNWRITTEN} (No space left on device). What the command did stands.",
+        f"{UNWRITTEN} (No space left on device). The changes of the command are kept.",
     ]
 
 
@@ -212,9 +212,9 @@ def test_an_opening_that_the_vault_cannot_let_go_of_is_no_failure(
     monkeypatch.setattr("fedmem.erasure.openings.confirm_delivery", refuse)
     result, envelope = fedmem("block", "delete", "health", *ANA, "--yes")
     assert (result.exit_code, envelope["data"]["state"]) == (0, "completed")
-    assert "goes on keeping the opening" in result.stderr
+    assert "keeps the opening" in result.stderr
     (one,) = erasures()
     assert one.opening == "waiting"
     result, envelope = fedmem("receipt", "opening", one.id, *ANA)
     assert (result.exit_code, is_the_opening(envelope["data"]["opening"])) == (0, True)
-    assert "goes on keeping the opening" in result.stderr
+    assert "keeps the opening" in result.stderr

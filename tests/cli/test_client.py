@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from fedmem.cli import client as module
-from fedmem.cli.client import moment, size
+from fedmem.cli.client import parse_deadline, parse_size
 from fedmem.cli.main import main
 from fedmem.device import session_lock as trainer
 from fedmem.device.learning import LearnSettings
@@ -126,7 +126,7 @@ def test_what_the_background_fails_with_is_told_by_the_one_who_started_it(
 ) -> None:
     fill(release)
     command = [sys.executable, "-c", code, str(vault_root("ana"))]
-    monkeypatch.setattr(module, "spawned", lambda *_: os.posix_spawn(command[0], command, os.environ))
+    monkeypatch.setattr(module, "spawn_command", lambda *_: os.posix_spawn(command[0], command, os.environ))
     result, envelope = fedmem("client", "train", "health", *ANA, "--release", str(release.root), "--background")
     assert (result.exit_code, envelope["data"]["exit_code"]) == (expected[1], expected[1])
     assert envelope["data"]["error"] == (expected[0] or "FedmemError")
@@ -146,7 +146,7 @@ def test_a_signal_pauses_it(fedmem: Call, release: Release, monkeypatch: pytest.
     before = signal.getsignal(number)
     result, envelope = fedmem("client", "train", "health", *ANA, "--release", str(release.root), "--epsilon", "2")
     assert (result.exit_code, envelope["data"]["state"], envelope["data"]["step"]) == (0, "paused", 2)
-    assert "goes on from there" in result.stderr
+    assert "continues from there" in result.stderr
     assert signal.getsignal(number) == before
 
 
@@ -185,15 +185,20 @@ def test_tables_for_people(release: Release) -> None:
 
 
 def test_limits_as_people_write_them() -> None:
-    assert (size("800MB"), size("1.5gb"), size(None), moment(None)) == (800_000_000, 1_500_000_000, None, None)
-    found = moment("10m")
+    assert (parse_size("800MB"), parse_size("1.5gb"), parse_size(None), parse_deadline(None)) == (
+        800_000_000,
+        1_500_000_000,
+        None,
+        None,
+    )
+    found = parse_deadline("10m")
     assert found is not None
     assert 590 < (found - datetime.now(UTC)).total_seconds() <= 600
-    assert moment("2026-11-22T06:00+01:00") == datetime(2026, 11, 22, 5, tzinfo=UTC)
-    assert moment("2026-11-22T06:00").tzinfo is not None
+    assert parse_deadline("2026-11-22T06:00+01:00") == datetime(2026, 11, 22, 5, tzinfo=UTC)
+    assert parse_deadline("2026-11-22T06:00").tzinfo is not None
     for wrong in ("", "m", "1e999h", "10 minutes ago"):
         with pytest.raises(UsageError):
-            moment(wrong)
+            parse_deadline(wrong)
     for wrong in ("", "MB", "5", "1TB", "infGB"):
         with pytest.raises(UsageError):
-            size(wrong)
+            parse_size(wrong)

@@ -109,13 +109,13 @@ def test_the_mount_on_top_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_synced_folders(tmp_path: Path) -> None:
-    assert not doctor.synced(tmp_path)
-    assert doctor.synced(Path("/home/a/OneDrive - Work/vaults"))
-    assert doctor.synced(Path("/Users/a/Library/Mobile Documents/com~apple~CloudDocs/vaults"))
-    assert doctor.synced(Path("/home/a/My Drive/vaults"))
-    assert not doctor.synced(Path("/home/a/mailbox/vaults"))
+    assert not doctor.is_synced(tmp_path)
+    assert doctor.is_synced(Path("/home/a/OneDrive - Work/vaults"))
+    assert doctor.is_synced(Path("/Users/a/Library/Mobile Documents/com~apple~CloudDocs/vaults"))
+    assert doctor.is_synced(Path("/home/a/My Drive/vaults"))
+    assert not doctor.is_synced(Path("/home/a/mailbox/vaults"))
     (tmp_path / ".stfolder").mkdir()
-    assert doctor.synced(tmp_path / "deep" / "vaults")
+    assert doctor.is_synced(tmp_path / "deep" / "vaults")
 
 
 def test_slots_in_a_synced_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

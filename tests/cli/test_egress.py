@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fedmem.cli.egress import moment
+from fedmem.cli.egress import parse_since
 from fedmem.cli.main import main
 from fedmem.errors import UsageError, VerificationFailed
 from fedmem.federation import cohorts, device_dp
@@ -53,7 +53,7 @@ def test_nothing_left(fedmem: Call, block: BlockInfo) -> None:
     result, envelope = fedmem("client", "egress", *ANA)
     assert (result.exit_code, envelope["schema"]) == (0, "fedmem.client.egress/1")
     assert envelope["data"] == {"complete": True, "messages": 0, "bytes": 0, "entries": []}
-    assert "Nothing left" in result.stderr
+    assert "No message left" in result.stderr
 
 
 def test_what_left_is_listed_with_its_epsilon(fedmem: Call, times: list[float]) -> None:
@@ -97,7 +97,7 @@ def test_a_date_that_is_none(fedmem: Call, block: BlockInfo, since: str) -> None
     result, envelope = fedmem("client", "egress", *ANA, "--since", since)
     assert (result.exit_code, envelope["schema"]) == (2, "fedmem.error/1")
     with pytest.raises(UsageError):
-        moment(since)
+        parse_since(since)
 
 
 def test_export_holds_what_json_shows_and_overwrites_nothing(fedmem: Call, times: list[float], tmp_path: Path) -> None:

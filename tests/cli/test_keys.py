@@ -123,7 +123,7 @@ def test_a_code_is_written_in_full_before_there_is_a_kit(tmp_path: Path, monkeyp
 
     written: list[bytes] = []
     with (tmp_path / "code").open("wb") as file:
-        show = options.shower(file.fileno())
+        show = options.code_writer(file.fileno())
         monkeypatch.setattr(options.os, "write", lambda _, data: written.append(data[:5]) or len(data[:5]))
         show("AAAA-BBBB-CCCC")
     assert b"".join(written) == b"AAAA-BBBB-CCCC\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedmem.cli import options
-from fedmem.cli.options import asker, confirm, find_vault
+from fedmem.cli.options import confirm, find_vault, secret_source
 from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError
 from fedmem.sdk.places import vault_root
 
@@ -20,10 +20,10 @@ def secret(tmp_path: Path) -> Path:
 
 
 def test_file_and_descriptor_give_the_first_line(secret: Path) -> None:
-    assert asker(secret, None)() == "correct horse é"
+    assert secret_source(secret, None)() == "correct horse é"
     descriptor = os.open(secret, os.O_RDONLY)
     try:
-        assert asker(None, descriptor)() == "correct horse é"
+        assert secret_source(None, descriptor)() == "correct horse é"
     finally:
         os.close(descriptor)
 
@@ -31,26 +31,26 @@ def test_file_and_descriptor_give_the_first_line(secret: Path) -> None:
 def test_a_file_that_others_can_read_is_refused(secret: Path) -> None:
     secret.chmod(0o640)
     with pytest.raises(KeystoreError):
-        asker(secret, None)()
+        secret_source(secret, None)()
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
 def test_no_passphrase_in_it(secret: Path, content: bytes) -> None:
     secret.write_bytes(content)
     with pytest.raises(KeystoreError):
-        asker(secret, None)()
+        secret_source(secret, None)()
 
 
 def test_missing_file_and_closed_descriptor(tmp_path: Path) -> None:
     with pytest.raises(KeystoreError):
-        asker(tmp_path / "none", None)()
+        secret_source(tmp_path / "none", None)()
     with pytest.raises(KeystoreError):
-        asker(None, 987)()
+        secret_source(None, 987)()
 
 
 def test_off_a_terminal_nothing_is_asked() -> None:
     with pytest.raises(KeystoreError):
-        asker(None, None)()
+        secret_source(None, None)()
     with pytest.raises(Refused):
         confirm("Delete?", yes=False)
     confirm("Delete?", yes=True)

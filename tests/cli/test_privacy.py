@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fedmem.cli.main import guarded, main
+from fedmem.cli.main import main, run_guarded
 from fedmem.cli.output import CommandSession
 from fedmem.paths import slots_dir
 from fedmem.privacy.plan import PrivacyPlan
@@ -220,7 +220,7 @@ def test_a_keystore_that_knows_no_head_is_named(fedmem: Call, block: BlockInfo) 
 def test_a_plan_that_protects_nobody_ends_with_4_and_a_sentence(
     plan: Callable[[], PrivacyPlan], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(plan, CommandSession()) == 4
+    assert run_guarded(plan, CommandSession()) == 4
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1

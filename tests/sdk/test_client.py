@@ -154,13 +154,13 @@ def test_blocks_and_budget(finish_block: Callable[..., BlockInfo]) -> None:
 def test_without_the_tight_accountant_the_bound_is_greater(
     monkeypatch: pytest.MonkeyPatch, finish_block: Callable[..., BlockInfo]
 ) -> None:
-    from fedmem.sdk import views
+    from fedmem.sdk import privacy
 
     with opened() as client:
         client.add(HEALTH, topic="health")
         finish_block(client._vault, "health", "r1")
         tight = client.privacy.budget()
-        monkeypatch.setattr(views, "find_spec", lambda _: None)
+        monkeypatch.setattr(privacy, "find_spec", lambda _: None)
         loose = client.privacy.budget()
         assert loose.accountant == "rdp"
         assert loose.epsilon >= tight.epsilon
