@@ -72,7 +72,7 @@ class Core:
 
     @property
     def lock(self) -> forks.ProcessLock:
-        """The one lock of this open vault; the database takes it too."""
+        """The lock of this open vault; the database takes it too."""
         return self.database.lock
 
     def reading(self) -> None:
