@@ -66,7 +66,7 @@ def test_a_round_that_breaks_off_after_its_spend_gives_the_same_digest(done, tho
 
     arguments = {"corpus": None, "seed": None, "fresh": False, "name": "broken-thousand", "progress": quiet}
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "closed", stop)
+        patch.setattr(Journal, "record_close", stop)
         with pytest.raises(KeyboardInterrupt):
             run(thousand, **arguments)
     assert run(thousand, **arguments)["digest"] == done["digest"]
