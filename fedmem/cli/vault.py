@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from fedmem.cli.block import counts_text
 from fedmem.cli.options import Secret, find_vault, vault_options
 from fedmem.cli.output import changing, emit, json_option, pairs, say, table
 
@@ -58,6 +59,12 @@ def repair(subject: str, vault_path: str | None, secret: Secret, place: Path) ->
     changing()
     result = repair_vault(find_vault(subject, vault_path), place.absolute(), subject=subject, ask=secret)
     data = asdict(result) | {"place": place.absolute()}
-    emit("vault.repair", data, lambda out: pairs(out, data.items()))
+    rows = [
+        ("vault", result.vault),
+        ("saved", counts_text(result.saved)),
+        ("lost", counts_text(result.lost) or "nothing"),
+        ("place", place.absolute()),
+    ]
+    emit("vault.repair", data, lambda out: pairs(out, rows))
     if result.is_unbounded:
         say("The ledger may lack spends. ε of the new vault is infinite, and training is refused there.")
