@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
-from fedmem.memory.bankfile import BlockFile, disk_errors, raw
+from fedmem.memory.bankfile import BlockFile, raw
 from fedmem.memory.bankwriter import write_bank
 from fedmem.memory.cache import Cache, Slot
 from fedmem.memory.manifest import BankManifest
 from fedmem.memory.spec import MemorySpec
+from fedmem.storage.files import storage_errors
 
 __all__ = ["CACHE_BYTES", "Bank", "verify", "write_bank"]
 
@@ -174,7 +175,7 @@ def verify(folder: Path) -> None:
         StorageError: the disk cannot be read.
     """
     for name, expected_sha256 in BankManifest.read(folder).files():
-        with disk_errors(f"read {name}"):
+        with storage_errors(f"read {name}"):
             try:
                 with (folder / name).open("rb") as file:
                     actual_sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,43 +11,22 @@ Invariants
 """
 
 import errno
-import hashlib
 import json
 import os
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedmem.errors import StorageError, VersionMismatch
+from fedmem.storage.files import Files, storage_errors
 
 BYTES_PER_VALUE = 2
 PAGE = 4096
 MOST_PARTS = os.sysconf("SC_IOV_MAX")
-
-_ADVICE = {
-    errno.ENOSPC: "The disk is full: free some space and repeat the command.",
-    errno.EDQUOT: "The disk quota is used up: free some space and repeat the command.",
-    errno.ENOENT: "A file is missing: fetch or build the bank again.",
-}
-
-
-@contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turn an `OSError` inside the `with` into a `StorageError` that says what to do.
-
-    Args:
-        what: the action for the message, a verb with its object: "Could not {what}".
-    """
-    try:
-        yield
-    except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "Check the disk and repeat the command.")
-        raise StorageError(f"Could not {what}: {error.strerror or 'input/output error'}. {advice}") from error
 
 
 def header(count: int, size: int) -> bytes:
@@ -73,16 +52,9 @@ def write_blocks(path: Path, count: int, size: int, parts: Iterator[Tensor]) -> 
 
     Raises:
         ValueError: a part has another size, or a part does not end with the last block.
-        OSError: the disk cannot be written.
+        StorageError: the disk cannot be written.
     """
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for data in _contents(count, size, parts):
-            digest.update(data)
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
+    return Files().write_pieces(path, _contents(count, size, parts))
 
 
 def _contents(count: int, size: int, parts: Iterator[Tensor]) -> Iterator[bytes | memoryview]:
@@ -113,11 +85,11 @@ class BlockFile:
         self.name, self._block_bytes = path.name, size * BYTES_PER_VALUE
         expected_header = header(count, size)
         self._start, expected = len(expected_header), len(expected_header) + count * self._block_bytes
-        with disk_errors(f"open {path.name}"):
+        with storage_errors(f"open {path.name}"):
             self._file = os.open(path, os.O_RDONLY)
         # A release drops its bank without closing it; its files must not stay open for that.
         self._closing = weakref.finalize(self, os.close, self._file)
-        with disk_errors(f"open {path.name}"):
+        with storage_errors(f"open {path.name}"):
             has_header = os.pread(self._file, len(expected_header), 0) == expected_header
             actual = os.fstat(self._file).st_size
         if not has_header or actual != expected:
@@ -134,7 +106,7 @@ class BlockFile:
         """
         if not self._closing.alive:
             raise ValueError("the bank is closed")
-        with disk_errors(f"read block {block} of {self.name}"):
+        with storage_errors(f"read block {block} of {self.name}"):
             _read(self._file, [part for part in parts if len(part)], self._start + block * self._block_bytes)
 
     def close(self) -> None:

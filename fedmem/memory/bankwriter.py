@@ -10,15 +10,15 @@ Invariants
     write_bank(folder, spec, (blocks_of(level) for level in (1, 2)), generic_X)  # each yields [n, X], with any n
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-from fedmem.memory.bankfile import BYTES_PER_VALUE, disk_errors, write_blocks
+from fedmem.memory.bankfile import BYTES_PER_VALUE, write_blocks
 from fedmem.memory.manifest import TEMPORARY, BankManifest, Shard, generic_file, level_file, sweep
 from fedmem.memory.spec import MemorySpec
+from fedmem.storage.files import Files, storage_errors
 
 SHARD_BYTES = 2**30
 PIECE_BYTES = 2**25
@@ -44,7 +44,7 @@ def write_bank(
         StorageError: the disk cannot be written.
         ValueError: number or size of the blocks is not that of the spec.
     """
-    with disk_errors(f"write the bank in {folder.name}"):
+    with storage_errors(f"write the bank in {folder.name}"):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         try:
@@ -69,7 +69,7 @@ def _level(folder: Path, spec: MemorySpec, level: int, blocks: Tensor | Iterable
     shards = []
     for number, count in enumerate(counts, start=1):
         sha256 = write_blocks(folder / TEMPORARY, count, size, parts)
-        os.replace(folder / TEMPORARY, folder / level_file(level, number, len(counts), sha256))
+        Files().rename(folder / TEMPORARY, folder / level_file(level, number, len(counts), sha256))
         shards.append(Shard(count, sha256))
     if next(parts, None) is not None:
         raise ValueError(f"level {level} was given more than its {total} blocks")
@@ -78,7 +78,7 @@ def _level(folder: Path, spec: MemorySpec, level: int, blocks: Tensor | Iterable
 
 def _generic(folder: Path, spec: MemorySpec, generic_X: Tensor) -> str:
     sha256 = write_blocks(folder / TEMPORARY, 1, spec.fetch_size, iter([generic_X[None]]))
-    os.replace(folder / TEMPORARY, folder / generic_file(sha256))
+    Files().rename(folder / TEMPORARY, folder / generic_file(sha256))
     return sha256
 
 

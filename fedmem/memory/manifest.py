@@ -10,7 +10,6 @@ Invariants
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
-from fedmem.memory.bankfile import disk_errors
 from fedmem.memory.spec import MemorySpec
 from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import Files, storage_errors
 
 MANIFEST = "bank.json"
 TEMPORARY = "bank.tmp"
@@ -93,7 +92,7 @@ class BankManifest:
         """Write this manifest into `folder`, and fsync it. The files that it names must exist.
 
         Raises:
-            OSError: the disk cannot be written.
+            StorageError: the disk cannot be written.
         """
         data = {
             "format": FORMAT,
@@ -102,17 +101,15 @@ class BankManifest:
             "generic": self.generic,
             "anchor": self.anchor,
         }
-        with (folder / TEMPORARY).open("wb") as file:
-            file.write(canonical_json(data))
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(folder)
-        os.replace(folder / TEMPORARY, folder / MANIFEST)
-        sync_folder(folder)
+        files = Files()
+        files.write_pieces(folder / TEMPORARY, [canonical_json(data)])
+        files.sync_folder(folder)  # the files that it names must have their names first
+        files.rename(folder / TEMPORARY, folder / MANIFEST)
+        files.sync_folder(folder)
 
 
 def _read(path: Path) -> bytes:
-    with disk_errors(f"read {path.name}"):
+    with storage_errors(f"read {path.name}"):
         try:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -136,15 +133,6 @@ def _sha256(text: str) -> str:
     return text
 
 
-def sync_folder(folder: Path) -> None:
-    """Fsync `folder`, so that renames inside it are durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def sweep(folder: Path) -> None:
     """Remove the bank files in `folder` that its manifest does not name.
 
@@ -159,7 +147,7 @@ def sweep(folder: Path) -> None:
         kept_names = set()
     except (VerificationFailed, VersionMismatch):
         return
-    with disk_errors(f"clear {folder.name}"):
+    with storage_errors(f"clear {folder.name}"):
         for path in folder.iterdir():
             if _BANK_FILE.fullmatch(path.name) and path.name not in kept_names:
                 path.unlink()

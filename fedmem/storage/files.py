@@ -20,7 +20,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from fedmem.errors import NothingMatched, StorageError
@@ -33,6 +33,7 @@ _ADVICE = {
     errno.ENOSPC: "The disk is full: free some space and repeat the command.",
     errno.EDQUOT: "The disk quota is used up: free some space and repeat the command.",
     errno.EROFS: "The file system is read-only: mount it writable and repeat the command.",
+    errno.ENOENT: "A file is missing: put it back, or fetch or build the folder again.",
     errno.EACCES: "Permission is denied: give this user access to the folder and repeat the command.",
 }
 
@@ -116,6 +117,37 @@ class Files:
             file.flush()
             self._hook("fsync", path)
             os.fsync(file.fileno())
+
+    def write_pieces(self, path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+        """Write pieces to a file, one after the other, durably; a crash may leave any part of them.
+
+        Args:
+            path: the file; what it held before is gone. Rename it when it is whole.
+            pieces: the content, of any length.
+
+        Returns:
+            SHA-256 of the file, in hex.
+
+        Raises:
+            StorageError: the disk cannot be written.
+        """
+        written = hashlib.sha256()
+        with storage_errors(f"write {path.name}"):
+            self._hook("write", path)
+            with path.open("wb") as file:
+                for piece in pieces:
+                    written.update(piece)
+                    file.write(piece)
+                file.flush()
+                self._hook("fsync", path)
+                os.fsync(file.fileno())
+        return written.hexdigest()
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file its final name. Call `sync_folder` after the last of several."""
+        with storage_errors(f"write {new.name}"):
+            self._hook("rename", new)
+            os.replace(old, new)
 
     def overwrite(self, path: Path, at: int, data: bytes) -> None:
         """Overwrite an existing file in place from byte offset `at`, durably; a crash may leave any part of `data`."""

@@ -32,7 +32,7 @@ def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> N
         for path in temporary.iterdir():
             Files().replace(path, path.read_bytes())
         shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
+        Files().rename_folder(temporary, final)
     Files().replace(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
 
 

@@ -13,7 +13,6 @@ Invariants
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
 from fedmem.routing.tree import Tree
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.storage.files import storage_errors
+from fedmem.storage.files import Files, storage_errors
 from fedmem.training.bank_state import BankState, BankStream, spans
 
 # The progress bars of transformers, for milliseconds of work, would break up ours.
@@ -70,12 +69,10 @@ def _storage_errors() -> Iterator[None]:
 
 
 def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    files = Files()
+    for path in folder.rglob("*"):
+        files.sync_folder(path) if path.is_dir() else files.sync_file(path)
+    files.sync_folder(folder)
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Release:
             _sync(temporary)
             final = parent / digest(manifest)
             shutil.rmtree(final, ignore_errors=True)  # equal, or incomplete after a crash
-            temporary.rename(final)
+            Files().rename_folder(temporary, final)
         return cls(final, final.name, manifest)
 
     @classmethod

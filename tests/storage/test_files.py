@@ -1,5 +1,6 @@
 """The file layer: old bytes or new bytes, at every operation, and errors that say what to do."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -80,3 +81,18 @@ def test_folders_are_made_for_this_user_only_up_to_the_first_that_is_there(tmp_p
     Files().make_folder(tmp_path / "slots" / "inner" / "deep")
     made = [tmp_path / "slots", tmp_path / "slots" / "inner", tmp_path / "slots" / "inner" / "deep"]
     assert [folder.stat().st_mode & 0o777 for folder in made] == [0o700] * 3
+
+
+def test_pieces_are_one_durable_file_and_its_digest(faults, tmp_path: Path) -> None:
+    written = faults.write_pieces(tmp_path / "new", iter([b"one", memoryview(b"two"), b""]))
+    assert (tmp_path / "new").read_bytes() == b"onetwo"
+    assert written == hashlib.sha256(b"onetwo").hexdigest() == faults.digest(tmp_path / "new")
+    assert faults.seen == ["write", "fsync"]
+    faults.rename(tmp_path / "new", tmp_path / "final")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["final"]
+
+
+def test_pieces_on_a_full_disk_are_a_storage_error(faults, tmp_path: Path) -> None:
+    faults.arm("full", 1)
+    with pytest.raises(StorageError, match="full"):
+        faults.write_pieces(tmp_path / "new", [b"one"])
