@@ -42,8 +42,8 @@ SMALL = PrivacyPlan.small(record_cap=CAP)
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained, beside the default: `epsilon` 0 means without privacy; `average` the share of the last
-    iterates whose mean is the block; `warm` starts from a block of public text."""
+    """One setting that is trained: `epsilon` 0 means without privacy; `average` is the share of the last iterates whose
+    mean is the block; `warm` starts from a block of public text."""
 
     name: str
     epsilon: float = 8.0

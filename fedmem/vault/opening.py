@@ -14,7 +14,6 @@ Invariants
 import contextlib
 import hmac
 import resource
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,6 +144,8 @@ def unlock(
     header, data = read_header(files, root)
     writer = WriterLock(root / LOCK, timeout=timeout) if write else None
     with _release_on_error(writer):
+        if writer is not None:  # while it waited, another writer may have moved the keys
+            header, data = read_header(files, root)
         check_same_vault(files, root, header)
         keystore = public.open_keystore(header, files, paths.slots_dir() / header.id, ask)
         note = acknowledgement.noted(keystore)
@@ -292,7 +293,7 @@ def _clear_place(files: Files, root: Path) -> None:
     _check_place(root)
     for path in root.iterdir():
         if path.is_dir():
-            shutil.rmtree(path)
+            files.remove_folder(path)
         elif path.name != LOCK:
             files.unlink(path)
 

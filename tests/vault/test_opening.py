@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from fedmem import erasure, paths
 from fedmem.erasure import Scope
 from fedmem.errors import FedmemError, Refused, VerificationFailed
+from fedmem.vault.crypto import rekey
 from fedmem.vault.opening import VaultExists
 from fedmem.vault.store.egress_entry import EgressEntry
 from fedmem.vault.store.egress_log import EgressLog
@@ -300,3 +302,20 @@ def test_core_dumps_are_off_before_the_first_secret(vaults: Any) -> None:
         program = DUMPS.format(open=work.format(str(root)))
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_writer_that_waited_opens_with_the_keys_as_they_are_then(vaults: Any) -> None:
+    vault = vaults.create(keystore="passphrase", ask=lambda: "tulip")
+    vault.add_records([note("kept")])
+
+    def hand_over() -> None:
+        rekey.change_passphrase(vault.core, lambda: "rose")
+        vault.close()
+
+    later = threading.Timer(0.3, hand_over)
+    later.start()
+    try:
+        waited = vaults.open(ask=lambda: "rose", timeout=30)
+    finally:
+        later.join()
+    assert [record.text for record in waited.records(ALL)] == ["kept"]

@@ -36,15 +36,13 @@ from fedmem.vault.crypto import rekey
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import Numbers, backup_name, noted, seal, unseal
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DEVICE_KEY, public_pem
+from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, public_pem
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import RunRow
 from fedmem.vault.vault import Vault
 
 SCHEMA = "fedmem.backup/1"
-TABLE = "table.fmk"
-DATABASE = "vault.db"
 FOLDERS = ("blocks", "receipts")
 MANIFEST_LIMIT = 256 << 20
 

@@ -33,7 +33,7 @@ from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DEVICE_KEY, check_sealed, public_pem
+from fedmem.vault.opening import DEVICE_KEY, LOCK, TABLE, check_sealed, public_pem
 from fedmem.vault.vault import Vault
 
 MAX_KITS = 8  # valid at the same time; the header of the key table has at most 4096 bytes
@@ -114,7 +114,7 @@ def restore(
         VerificationFailed: a damaged or retired kit, or a damaged or older vault. StorageError.
     """
     files, kit = files or Files(), opened(file, code)
-    lock = WriterLock(root / "lock")
+    lock = WriterLock(root / LOCK)
     try:
         header, data = public.read_facts(files, root)
         table = _open_table(files, root, kit)
@@ -150,10 +150,10 @@ def check_place(root: Path, place: Path) -> None:
 def _open_table(files: Files, root: Path, kit: Kit) -> KeyTable:
     """Open the key table at `root` with the kit."""
     header = public.read_facts(files, root)[0]
-    data = files.read(root / "table.fmk")
+    data = files.read(root / TABLE)
     epoch = numbers_of(container.read_header(data)[0])[0]
     keys = {epoch_name(epoch): kit.key_of(data), DEVICE_KEY: kit.device}
-    return KeyTable.open(files, root / "table.fmk", KitKeys(keys, _lost_keystore(header, files)), header.id)
+    return KeyTable.open(files, root / TABLE, KitKeys(keys, _lost_keystore(header, files)), header.id)
 
 
 def _lost_keystore(header: Header, files: Files) -> Keystore | None:

@@ -32,9 +32,7 @@ from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.vault.backup.backup import (
-    DATABASE,
     FOLDERS,
-    TABLE,
     BackupManifest,
     OpenedBackup,
     current_header,
@@ -50,7 +48,7 @@ from fedmem.vault.crypto import rekey
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, seal
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DEVICE_KEY, check_sealed
+from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, check_sealed
 from fedmem.vault.store import acknowledgement
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store import ledger_anchor as heads
