@@ -13,6 +13,7 @@ Invariants
 import os
 import threading
 import weakref
+from collections import deque
 from typing import Protocol, Self
 
 from fedmem.errors import Refused
@@ -45,24 +46,74 @@ def watch(item: Disownable) -> None:
 
 
 class ProcessLock:
-    """A re-entrant lock for threads that a forked child cannot acquire.
+    """A re-entrant lock that threads get in the order in which they asked, and that a forked child cannot acquire.
 
     Entering it raises InheritedVault in a process that was forked after the lock was created.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._guard = threading.Lock()  # held for a moment
+        self._waiting: deque[threading.Lock] = deque()
+        self._owner, self._depth = 0, 0
         self.is_inherited = False
         watch(self)
 
     def __enter__(self) -> Self:
         if self.is_inherited:  # check first: another thread may have held the lock during the fork
             raise InheritedVault
-        self._lock.acquire()
+        if not self._take():
+            self._wait()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self.release()
+
+    def acquire_now(self) -> bool:
+        """Acquire the lock if no other thread holds it. Return True if it was acquired; then call `release`."""
+        return not self.is_inherited and self._take()
+
+    def release(self) -> None:
+        """Release the lock once; the thread that waited longest gets it. Do nothing in a forked child."""
+        if self.is_inherited:  # another thread of the parent may have held the guard during the fork
+            return
+        with self._guard:
+            self._depth -= 1
+            if self._depth == 0:
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        self._owner = 0
+        if self._waiting:
+            self._owner = -1  # reserved for the thread that wakes up
+            self._waiting.popleft().release()
+
+    def _take(self) -> bool:
+        thread = threading.get_ident()
+        with self._guard:
+            if self._owner in (0, thread):
+                self._owner = thread
+                self._depth += 1
+                return True
+        return False
+
+    def _wait(self) -> None:
+        thread, gate = threading.get_ident(), threading.Lock()
+        with self._guard:
+            if self._owner == 0:
+                self._owner, self._depth = thread, 1
+                return
+            gate.acquire()
+            self._waiting.append(gate)
+        try:
+            gate.acquire()  # `release` opens it
+        except BaseException:  # Ctrl-C
+            with self._guard:
+                if gate in self._waiting:
+                    self._waiting.remove(gate)
+                else:
+                    self._pass_on()
+            raise
+        self._owner, self._depth = thread, 1
 
     def disown(self) -> None:
         """Refuse every later use in this process."""

@@ -5,19 +5,26 @@ Invariants
 - The operating system releases a lock when its process ends, also after `kill -9` (flock). So no stale lock has to be
   removed by hand.
 - A forked child holds no lock: it closes its copy of the handle (see `forks`).
+- A fair lock is not taken twice past a writer that waits: a writer first gets the place of the next one, and whoever
+  has released the lock has to get this place again.
 """
 
 import contextlib
 import fcntl
 import os
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fedmem.errors import Busy
 from fedmem.storage.files import storage_errors
 from fedmem.storage.forks import FORK_LOCK, watch
 
-TICK = 0.02  # seconds between two attempts
+TICK = 0.003  # seconds between two attempts, on average
+_LOOK = 0.1  # seconds between two calls of `while_waiting`
+NEXT = ".next"
+"""The end of the name of the file whose lock is the place of the next writer."""
 
 
 class FileLock:
@@ -59,15 +66,30 @@ class WriterLock:
     Args:
         path: the lock file; created if it is missing.
         resource: the name of the locked resource, for error messages.
-        timeout: seconds to wait for another holder.
+        timeout: seconds to wait for other holders.
+        is_fair: True to keep the place of the next holder in a second lock file.
+        while_waiting: is called now and then while it waits.
 
     Raises:
         Busy: another process, or another vault object of this one, still holds it after `timeout`.
         StorageError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, resource: str = "vault", timeout: float = 0.0) -> None:
-        self._lock = _acquire(path, resource, time.monotonic() + timeout)
+    def __init__(
+        self,
+        path: Path,
+        resource: str = "vault",
+        timeout: float = 0.0,
+        is_fair: bool = False,
+        while_waiting: Callable[[], object] = lambda: None,
+    ) -> None:
+        deadline = time.monotonic() + timeout
+        place = _acquire(path.with_name(path.name + NEXT), resource, deadline, while_waiting) if is_fair else None
+        try:
+            self._lock = _acquire(path, resource, deadline, while_waiting)
+        finally:
+            if place is not None:
+                place.release()
 
     def release(self) -> None:
         """Release the lock; do nothing if it is released already."""
@@ -87,12 +109,17 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquire(path: Path, resource: str, deadline: float) -> FileLock:
+def _acquire(path: Path, resource: str, deadline: float, while_waiting: Callable[[], object]) -> FileLock:
+    look = time.monotonic() + _LOOK
     while True:
         with storage_errors(f"open the lock of the {resource}"), contextlib.suppress(BlockingIOError):
             return FileLock(path)
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             raise Busy(
                 f"Another process writes to this {resource}. Close the program that uses it, or wait, and repeat."
             )
-        time.sleep(TICK)
+        if now >= look:
+            while_waiting()
+            look = now + _LOOK
+        time.sleep(TICK * (0.5 + random.random()))  # noqa: S311

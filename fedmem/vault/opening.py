@@ -2,7 +2,8 @@
 
 Invariants
 - Core dumps are disabled before the first secret is in memory, when a vault is created and when it is opened.
-- A vault is created under its writer lock. `vault.json` is written last, so an interrupted creation leaves no vault.
+- A vault is created, and opened for writing, under its writer lock. The lock is released when the vault is open.
+- `vault.json` is written last, so an interrupted creation leaves no vault.
   The file `creating.tmp` marks an unfinished creation; leftovers are removed only if this mark is there.
 - A reader and a writer refuse a vault whose parts do not fit together, before a byte of it is changed. Examples: a
   missing header, key table, database or log; an older one; one of another vault.
@@ -26,26 +27,28 @@ from fedmem.errors import Refused, VerificationFailed
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
-from fedmem.storage.locks import WriterLock
+from fedmem.storage.locks import NEXT, WriterLock
 from fedmem.vault.crypto import container, rekey
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto.container import new_key
 from fedmem.vault.crypto.header import Header
-from fedmem.vault.crypto.key_table import KeyTable
+from fedmem.vault.crypto.key_table import LOG, KeyTable
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import acknowledgement, inventory
 from fedmem.vault.store import ledger_anchor as heads
-from fedmem.vault.store.core import Core
+from fedmem.vault.store.core import LOCK, Core, take_writer_lock
 from fedmem.vault.store.database import SCHEMA, SEE_CHECK, Database
 from fedmem.vault.store.topics import FACTS
 
 DEVICE_KEY = "device"
-TABLE, DATABASE, LOCK = "table.fmk", "vault.db", "lock"
+TABLE, DATABASE = "table.fmk", "vault.db"
 CREATING = "creating.tmp"
 """The name of the file that marks an unfinished creation. A writer removes it with other temporary files."""
+TIMEOUT = 30.0
+"""Seconds that a program waits for other writers, unless it asks for another time."""
 _FOLDERS = ("blocks", "receipts")
-_CONTENT = {TABLE, DATABASE, "vault.db-wal", "device.pub", "egress.log"}
-_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, "vault.db-shm", "vault.db-journal", "leases", "training"}
+_CONTENT = {TABLE, LOG, DATABASE, "vault.db-wal", "device.pub", "egress.log"}
+_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, LOCK + NEXT, "vault.db-shm", "vault.db-journal", "leases", "training"}
 
 
 class VaultExists(Refused):
@@ -60,7 +63,7 @@ def make(
     ask: Ask | None = None,
     simulated: bool = False,
     files: Files | None = None,
-    timeout: float = 0.0,
+    timeout: float = TIMEOUT,
 ) -> Core:
     """Create a vault in a new or empty folder and open it for writing.
 
@@ -70,10 +73,10 @@ def make(
         keystore: keyfile, passphrase or keyring.
         ask: returns the passphrase; the passphrase keystore needs it.
         simulated: True marks the vault as simulated; the mark never changes.
-        timeout: seconds to wait for another program that creates a vault here.
+        timeout: seconds to wait for another program that creates a vault here, and later for other writers.
 
     Returns:
-        The core of the open vault.
+        The core of the open vault. It still holds the writer lock.
 
     Raises:
         VaultExists: there is a vault already. Refused: the folder holds other files.
@@ -86,13 +89,15 @@ def make(
     header = public.new_facts(new_id(), keystore, simulated)
     _check_place(root)
     files.make_folder(root)
-    writer = WriterLock(root / LOCK, timeout=timeout)
+    writer = take_writer_lock(root, timeout)
     with _release_on_error(writer):
         _clear_place(files, root)
-        return _write_vault(files, root, header, subject, ask, writer)
+        core = _write_vault(files, root, header, subject, ask)
+        core.writer, core.timeout = writer, timeout
+        return core
 
 
-def _write_vault(files: Files, root: Path, header: Header, subject: str, ask: Ask | None, writer: WriterLock) -> Core:
+def _write_vault(files: Files, root: Path, header: Header, subject: str, ask: Ask | None) -> Core:
     """Write all files of a new vault, the header last, and return its core."""
     files.replace(root / CREATING, b"")
     for name in _FOLDERS:
@@ -103,7 +108,7 @@ def _write_vault(files: Files, root: Path, header: Header, subject: str, ask: As
     (root / DATABASE).touch(mode=0o600)
     database = Database(root / DATABASE, write=True)
     database.create_tables()
-    core = Core(root, header.id, header.simulated, files, keystore, table, database, write=True, writer=writer)
+    core = Core(root, header.id, header.simulated, files, keystore, table, database, write=True)
     acknowledgement.acknowledge(core)
     files.replace(root / "device.pub", public_pem(keystore.create(DEVICE_KEY)))
     public.keep_copy(files, header)
@@ -120,7 +125,7 @@ def unlock(
     ask: Ask | None = None,
     write: bool = True,
     files: Files | None = None,
-    timeout: float = 0.0,
+    timeout: float = TIMEOUT,
 ) -> Core:
     """Open an existing vault. All checks run before the vault is changed.
 
@@ -129,20 +134,21 @@ def unlock(
         subject: the subject that the vault was created for.
         ask: returns the passphrase; the passphrase keystore needs it.
         write: False opens it for reading, without the writer lock.
-        timeout: seconds that a writer waits for another writer.
+        timeout: seconds to wait for other writers, now and before each change.
 
     Returns:
-        The core of the open vault. For a writer, an interrupted change is not completed or undone yet.
+        The core of the open vault. For a writer, it still holds the writer lock, and an interrupted change is not
+        completed or undone yet.
 
     Raises:
-        NothingMatched: no vault here. Busy: another writer. KeystoreError: wrong passphrase or missing key.
+        NothingMatched: no vault here. Busy: other writers. KeystoreError: wrong passphrase or missing key.
         Refused: the vault of another subject. VersionMismatch: another format. StorageError.
         VerificationFailed: damaged, incomplete, or older than the last acknowledged change.
     """
     disable_core_dumps()
     files = files or Files()
     header, data = read_header(files, root)
-    writer = WriterLock(root / LOCK, timeout=timeout) if write else None
+    writer = take_writer_lock(root, timeout) if write else None
     with _release_on_error(writer):
         if writer is not None:  # while it waited, another writer may have moved the keys
             header, data = read_header(files, root)
@@ -153,7 +159,8 @@ def unlock(
         check_sealed(table, data, subject)
         # Open for reading first: opening for writing would apply the write-ahead log before the checks.
         database = Database(root / DATABASE, write=False)
-        core = Core(root, header.id, header.simulated, files, keystore, table, database, write=write, writer=writer)
+        core = Core(root, header.id, header.simulated, files, keystore, table, database, write, timeout)
+        core.writer = writer
         try:
             _check(core, note)
             _prepare(core)
@@ -168,6 +175,7 @@ def _check(core: Core, note: acknowledgement.Acknowledged | None) -> None:
     inventory.check_tables(core.database)
     items = acknowledgement.items_of(core.database)
     acknowledgement.check(core.table, items, note)
+    acknowledgement.check_serial(core)
     if core.write:  # a writer may have changed the table, and not yet the database, while a reader reads
         inventory.check_keys(core.table, items, core.database)
     heads.check(core)
@@ -189,7 +197,7 @@ def _prepare(core: Core) -> None:
 
 def _migrate(root: Path) -> None:
     """Migrate the database of a vault to the newest schema, under the writer lock, before a reader opens it."""
-    lock = WriterLock(root / LOCK)
+    lock = take_writer_lock(root, TIMEOUT)
     try:
         writer = Database(root / DATABASE, write=True)
         try:
@@ -294,7 +302,7 @@ def _clear_place(files: Files, root: Path) -> None:
     for path in root.iterdir():
         if path.is_dir():
             files.remove_folder(path)
-        elif path.name != LOCK:
+        elif path.name not in (LOCK, LOCK + NEXT):
             files.unlink(path)
 
 

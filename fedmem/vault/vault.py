@@ -71,7 +71,8 @@ class Vault:
         for make in (*BUILT_IN, CheckpointStore, CopyStore):
             self.register(make(core))
         self._inventory = Inventory(core, self._runs)
-        core.recover, core.acknowledge = self._inventory.recover, self._acknowledge
+        core.catch_up, core.acknowledge = self._inventory.catch_up, self._acknowledge
+        core.database.seal_serial = lambda: acknowledgement.sealed_serial(core)
 
     @classmethod
     def create(
@@ -83,7 +84,7 @@ class Vault:
         ask: Ask | None = None,
         simulated: bool = False,
         files: Files | None = None,
-        timeout: float = 0.0,
+        timeout: float = opening.TIMEOUT,
     ) -> "Vault":
         """Create a vault in a new or empty folder and open it for writing.
 
@@ -94,7 +95,7 @@ class Vault:
             ask: returns the passphrase, in passphrase mode.
             simulated: allow seeded run keys, and mark the vault for ever.
             files: the file layer; tests pass one that fails.
-            timeout: seconds to wait for another program that creates a vault here.
+            timeout: seconds to wait for another program that creates a vault here, and before each change for others.
 
         Returns:
             The open vault.
@@ -108,7 +109,14 @@ class Vault:
         core = opening.make(
             Path(root), subject=subject, keystore=keystore, ask=ask, simulated=simulated, files=files, timeout=timeout
         )
-        return cls(core)
+        try:
+            vault = cls(core)
+            core.take_lease()
+        except BaseException:
+            core.close()
+            raise
+        core.end_turn()
+        return vault
 
     @classmethod
     def open(
@@ -119,7 +127,7 @@ class Vault:
         ask: Ask | None = None,
         write: bool = True,
         files: Files | None = None,
-        timeout: float = 0.0,
+        timeout: float = opening.TIMEOUT,
     ) -> "Vault":
         """Open an existing vault. A writer also finishes or undoes the rest of a crash.
 
@@ -127,16 +135,16 @@ class Vault:
             root: the folder.
             subject: the person whose data it holds.
             ask: returns the passphrase, in passphrase mode.
-            write: False opens the vault for reading only, beside a writer.
+            write: False opens the vault for reading only. Any number of programs may read and write.
             files: the file layer; tests pass one that fails.
-            timeout: seconds that a writer waits for another one.
+            timeout: seconds to wait for other writers, now and before each change.
 
         Returns:
             The open vault.
 
         Raises:
             NothingMatched: there is no vault here.
-            Busy: another writer has it open.
+            Busy: other programs changed it for longer than `timeout`.
             KeystoreError: wrong passphrase or missing key.
             Refused: the vault of another subject, or a file or table that no store claims.
             VerificationFailed: damaged, incomplete, or older than the last acknowledged change. Nothing was changed.
@@ -375,20 +383,7 @@ class Vault:
                 )
             self._inventory.index(self._records)
         if self.core.write:
-            self.core.recover()
+            self._inventory.recover()
             acknowledgement.acknowledge(self.core)
-        else:
-            self._take_lease()
-
-    def _take_lease(self) -> None:
-        """Mark this process as a reader. If an erasure ended before the mark was visible, load the table again."""
-        while True:
-            lease = Lease(self.root / "leases", self.core.table.generation)
-            try:
-                if self.core.table.peek()[1] == self.core.table.generation:
-                    self.core.lease = lease
-                    return
-                self.core.table.load()
-            finally:
-                if self.core.lease is not lease:
-                    lease.release()
+        self.core.take_lease()
+        self.core.end_turn()

@@ -24,7 +24,6 @@ from fedmem import paths
 from fedmem.errors import KeystoreError, Refused, UsageError, VerificationFailed
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
-from fedmem.storage.locks import WriterLock
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup.recovery_kit import CODE_BYTES, Kit, KitKeys, encode, opened, spell
 from fedmem.vault.crypto import container, rekey
@@ -33,7 +32,7 @@ from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DEVICE_KEY, LOCK, TABLE, check_sealed, public_pem
+from fedmem.vault.opening import DEVICE_KEY, TABLE, TIMEOUT, check_sealed, public_pem
 from fedmem.vault.vault import Vault
 
 MAX_KITS = 8  # valid at the same time; the header of the key table has at most 4096 bytes
@@ -114,7 +113,7 @@ def restore(
         VerificationFailed: a damaged or retired kit, or a damaged or older vault. StorageError.
     """
     files, kit = files or Files(), opened(file, code)
-    lock = WriterLock(root / LOCK)
+    lock = take_writer_lock(root, TIMEOUT)
     try:
         header, data = public.read_facts(files, root)
         table = _open_table(files, root, kit)

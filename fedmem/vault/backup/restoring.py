@@ -230,7 +230,8 @@ def _next_numbers(backup: OpenedBackup, old_keystore: Keystore | None) -> Number
     """Return an epoch and a serial newer than those of backup and keystore, and the greater generation of the two."""
     noted_numbers = noted(old_keystore) if old_keystore is not None else (0, 0, 0)
     epoch, generation, serial = map(max, backup.numbers, noted_numbers)
-    return epoch + 1, generation, serial + 1
+    acknowledged = acknowledgement.noted(old_keystore) if old_keystore is not None else None
+    return epoch + 1, generation, max(serial, acknowledged.serial if acknowledged is not None else 0) + 1
 
 
 def _copy(files: Files, place: Path, staging: Path, manifest: BackupManifest, erasures: LaterErasures) -> None:

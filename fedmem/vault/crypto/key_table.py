@@ -1,7 +1,9 @@
-"""The sealed key table: all data keys of a subject in one file, under the epoch key.
+"""The sealed key table: all data keys of a subject, under the epoch key.
 
 Invariants
 - The table is one container and is replaced as one file: a reader sees the old rows or the new rows (I7).
+- New items are appended as sealed entries to a log beside it (`table_log`), so that adding one does not write all. After
+  `LOG_LIMIT` entries, and at each removal or rotation, the table is written anew and the log is removed.
 - Order of a rotation (docs/design.md, §8): create the new epoch key, rename the new table into place, destroy the old
   epoch key. The rename is the point of no return. After a crash, `settle` reads the epoch number of the table on disk
   and destroys the key that is not its own.
@@ -9,6 +11,7 @@ Invariants
   opens an older backup.
 - The keystore notes the newest serial after the table is durable and before the next write. So the note is never ahead
   of the disk, and at most one behind it. A crash therefore locks no user out, and an older table is detected.
+- An appended entry is not noted here: the note of the change that it belongs to holds its serial (`acknowledgement`).
 - The public header holds numbers and random ids: epoch, generation (one more for each erasure), serial (one more for
   each write), and the epoch key sealed to each recovery kit. An erasure removes the kits and the key of the backups.
 
@@ -26,15 +29,19 @@ from typing import Any
 from fedmem.errors import FedmemError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
-from fedmem.vault.crypto import container
+from fedmem.vault.crypto import container, table_log
 from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.crypto.table_log import LogPosition
 
 ID_BYTES, KEY_BYTES = 16, 32
 ROW = ID_BYTES + KEY_BYTES
 _LENGTH = struct.Struct(">I")
 _NOTE = struct.Struct(">QQQ")
 NOTE = "table"
+LOG = "table.log"
+LOG_LIMIT = 256  # entries; opening a vault reads at most these
+_TRIES = 20  # a writer may replace the table while it is read
 RETIRED = ("kits", "backup")  # facts that an erasure removes
 _NUMBERS = ("epoch", "generation", "serial")
 Numbers = tuple[int, int, int]
@@ -128,7 +135,7 @@ class KeyTable:
     Attributes:
         facts: sealed facts of the vault, such as the subject and the digest of the header.
         keys: id (32 hex digits) -> 32-byte data key. Read-only: `rewrite` changes it.
-        epoch, generation, serial: the numbers of the table in memory; 0 before the table is read.
+        epoch, generation: numbers of the table in memory; 0 before the table is read.
     """
 
     def __init__(self, files: Files, path: Path, keystore: Keystore, vault_id: str) -> None:
@@ -138,12 +145,19 @@ class KeyTable:
         self._vault_id = vault_id
         self.facts: dict[str, Any] = {}
         self.keys: dict[str, bytes] = {}
-        self.epoch = self.generation = self.serial = 0
+        self.epoch = self.generation = 0
+        self._start = self._position = table_log.start(b"", 0)
+        self._entry_key = b""
 
     @property
     def keystore(self) -> Keystore:
         """The keystore that holds the epoch key of this table."""
         return self._keystore
+
+    @property
+    def serial(self) -> int:
+        """The number of writes so far, appended entries included; 0 before the table is read."""
+        return self._position.serial
 
     @classmethod
     def create(
@@ -177,8 +191,8 @@ class KeyTable:
         table.load()
         return table
 
-    def peek(self) -> tuple[int, int, int]:
-        """Return the present (epoch, generation, serial) on disk. This needs no key."""
+    def numbers_on_disk(self) -> Numbers:
+        """Return (epoch, generation, serial) of the table file, without appended entries. This needs no key."""
         size = container.PREFIX.size + container.MAX_HEADER
         head = self._files.read(self._path, limit=size)
         return numbers_of(container.read_header(head, whole=False)[0])
@@ -186,38 +200,117 @@ class KeyTable:
     def load(self) -> None:
         """Read the table from disk again. Raises as `open`."""
         newest = noted(self._keystore)  # read before the file: a writer may write meanwhile
-        numbers, facts, keys = self._read()
-        if numbers[2] < newest[2]:
+        previous = vars(self).copy()
+        self._read()
+        if self.serial < newest[2]:
+            vars(self).update(previous)
             raise RolledBack(
                 "An older version of the key table was put back. Put the newest back, or restore the whole vault with "
                 "`fedmem backup restore`, table and database from one backup."
             )
-        self.facts, self.keys = facts, keys
-        self.epoch, self.generation, self.serial = numbers
 
     def load_any_age(self) -> None:
         """Read the table even if the keystore has noted a newer one. Use it for inspection only, and never write it."""
-        (self.epoch, self.generation, self.serial), self.facts, self.keys = self._read()
+        self._read()
 
-    def _read(self) -> tuple[Numbers, dict[str, Any], dict[str, bytes]]:
-        data = self._files.read(self._path)
-        epoch = numbers_of(container.read_header(data)[0])[0]
-        return unseal(self._keystore.load(epoch_name(epoch)), self._vault_id, data)
+    def catch_up(self) -> None:
+        """Read what other processes wrote since this object read or wrote the table. Raises as `open`."""
+        size = self._log.stat().st_size if self._log.exists() else 0
+        if self.numbers_on_disk() != (self.epoch, self.generation, self._start.serial) or size < self._position.offset:
+            self.load()
+        elif size > self._position.offset:
+            self._read_entries(self._files.read(self._log))
+
+    def forget(self) -> None:
+        """Forget all keys and topics in memory. `load` reads them again."""
+        self.keys, self._entry_key = {}, b""
+        self.facts = self.facts | {"topics": {}, "retention": {}}
+
+    @property
+    def _log(self) -> Path:
+        return self._path.with_name(LOG)
+
+    def _read(self) -> None:
+        for _ in range(_TRIES):
+            data = self._files.read(self._path)
+            numbers = numbers_of(container.read_header(data)[0])
+            epoch_key = self._keystore.load(epoch_name(numbers[0]))
+            _, facts, keys = unseal(epoch_key, self._vault_id, data)
+            start = table_log.start(data, numbers[2])
+            log = self._files.read(self._log) if self._log.exists() else b""
+            # Without its entries the table is whole only if no writer replaced it in the meantime.
+            if table_log.continues(log, start) or self.numbers_on_disk() == numbers:
+                break
+        self._set(numbers, facts, keys, start, epoch_key)
+        self._read_entries(log)
+
+    def _read_entries(self, log: bytes) -> None:
+        """Add the entries of the log that come after the present position. A torn entry is left out."""
+        rest = log[self._position.offset :]
+        entries = table_log.read_entries(self._entry_key, self._vault_id, self._position, rest)
+        for payload in entries.payloads:
+            facts, keys = decode(payload)
+            self._add(keys, facts["topics"])
+        self._position = entries.position
+
+    def _add(self, keys: Mapping[str, bytes], topics: Mapping[str, list[str]]) -> None:
+        self.keys.update(keys)
+        for topic, ids in topics.items():
+            self.facts["topics"].setdefault(topic, []).extend(ids)
+
+    def _set(
+        self, numbers: Numbers, facts: dict[str, Any], keys: dict[str, bytes], start: LogPosition, epoch_key: bytes
+    ) -> None:
+        self.facts, self.keys = facts, keys
+        self.epoch, self.generation, _ = numbers
+        self._start = self._position = start
+        self._entry_key = table_log.entry_key(epoch_key, start)
 
     def settle(self) -> None:
         """Complete or undo a write that a crash interrupted.
 
-        Afterwards the older and the pending epoch key are destroyed, and the serial of the table is noted.
+        Afterwards the older and the pending epoch key are destroyed, the log of an earlier table is removed, and the
+        serial of the table is noted.
 
         Raises:
             StorageError, KeystoreError, VerificationFailed.
         """
+        self.catch_up()  # the table on disk decides which key is needed, not the one in memory
+        self._drop_old_log()
         self._destroy_old()
         self._note()
 
+    def append(self, keys: Mapping[str, bytes], topics: Mapping[str, list[str]]) -> None:
+        """Append the keys of new items to the table, durably.
+
+        Args:
+            keys: id (32 hex digits) -> 32-byte data key, for new ids.
+            topics: topic -> the ids of `keys` that belong to it.
+
+        Raises:
+            StorageError: the table is as it was, except that an entry which no change acknowledged may follow it.
+        """
+        if self._position.serial - self._start.serial >= LOG_LIMIT:
+            index = {topic: list(ids) for topic, ids in self.facts["topics"].items()}
+            for topic, ids in topics.items():
+                index.setdefault(topic, []).extend(ids)
+            self.rewrite(add=keys, facts={**self.facts, "topics": index})
+            return
+        payload = encode({"topics": dict(topics)}, keys)
+        data, position = table_log.seal_entry(self._entry_key, self._vault_id, self._position, payload)
+        self._files.append(self._log, self._position.offset, data)
+        self._add(keys, topics)
+        self._position = position
+
+    def _drop_old_log(self) -> None:
+        """Remove a log that continues an earlier table; a crash left it."""
+        if self._log.exists() and not table_log.continues(
+            self._files.read(self._log, limit=table_log.HEADER_BYTES), self._start
+        ):
+            self._files.unlink(self._log)
+            self._files.sync_folder(self._path.parent)
+
     def _destroy_old(self) -> None:
-        if self.peek()[0] != self.epoch:  # the table on disk decides which key is needed, not the one in memory
-            self.load()
         other_epochs = [epoch_name(self.epoch + step) for step in (-1, 1) if self.epoch + step > 0]
         old_keys = [name for name in [*other_epochs, *self._old_backups()] if self._keystore.exists(name)]
         if old_keys:
@@ -248,14 +341,15 @@ class KeyTable:
                 This object is read from disk again.
         """
         removed_ids = set(without)
-        rows = {i: key for i, key in self.keys.items() if i not in removed_ids} | dict(add or {})
-        numbers = (self.epoch + rotate, self.generation + erasure, self.serial + 1)
         try:
             self.settle()
+            rows = {i: key for i, key in self.keys.items() if i not in removed_ids} | dict(add or {})
+            numbers = (self.epoch + rotate, self.generation + erasure, self.serial + 1)
             name = epoch_name(numbers[0])
             key = self._keystore.create(name) if rotate else self._keystore.load(name)
             sealed = self.facts if facts is None else facts
             self._write(rows, key, numbers, {f: sealed[f] for f in sealed if not (erasure and f in RETIRED)})
+            self._drop_old_log()
             self._destroy_old()
         except FedmemError:
             with contextlib.suppress(FedmemError):
@@ -269,9 +363,9 @@ class KeyTable:
         self._keystore = keystore
 
     def _write(self, rows: dict[str, bytes], key: bytes, numbers: Numbers, facts: dict[str, Any]) -> None:
-        self._files.replace(self._path, seal(key, self._vault_id, numbers, facts, rows))
-        self.facts, self.keys = facts, rows
-        self.epoch, self.generation, self.serial = numbers
+        data = seal(key, self._vault_id, numbers, facts, rows)
+        self._files.replace(self._path, data)
+        self._set(numbers, facts, rows, table_log.start(data, numbers[2]), key)
 
     def _note(self) -> None:
         """Write the numbers of a durable table to the keystore, unless it has noted newer ones."""

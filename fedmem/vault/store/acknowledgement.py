@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from fedmem.errors import FedmemError
+from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import KeyTable, RolledBack
 from fedmem.vault.crypto.keystore import Keystore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import SEE_CHECK, BlockRow, Database, RecordRow, RunRow
 
 NOTE = "database"
-_PACKED = struct.Struct(">QQ")
+_PACKED, _SERIAL = struct.Struct(">QQ"), struct.Struct(">Q")
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,39 @@ def noted(keystore: Keystore) -> Acknowledged | None:
     return Acknowledged(*_PACKED.unpack(value)) if len(value) == _PACKED.size else None
 
 
+def state(core: Core) -> Acknowledged:
+    """Return the present state of an open vault."""
+    return Acknowledged(core.table.serial, core.database.revision())
+
+
+def sealed_serial(core: Core) -> bytes:
+    """Return the serial of the key table, sealed under the ledger's key, for the database."""
+    table = core.table
+    return core.seal("table-serial", "", table.keys[table.facts["ledger"]], _SERIAL.pack(table.serial))
+
+
+def check_serial(core: Core) -> None:
+    """Check that the key table is not older than the database.
+
+    Raises:
+        RolledBack: its log was cut, or an older table was put back. VerificationFailed: the stored serial was changed.
+    """
+    sealed, table = core.database.table_serial(), core.table
+    if sealed is None:
+        return
+    key = table.keys[table.facts["ledger"]]
+    (serial,) = _SERIAL.unpack(container.open_cell(key, sealed, identity=core.identity("table-serial", "")))
+    if table.serial < serial:
+        raise RolledBack(f"The key table lacks its last {serial - table.serial} change(s). {SEE_CHECK}")
+
+
 def acknowledge(core: Core) -> None:
     """Note the current state in the keystore, after a change.
 
     A failure of the keystore is ignored: the note is then written after the next change.
     """
     with contextlib.suppress(FedmemError):
-        current = Acknowledged(core.table.serial, core.database.revision())
+        current = state(core)
         if noted(core.keystore) != current:
             core.keystore.note(NOTE, _PACKED.pack(current.serial, current.revision))
 
@@ -92,11 +119,13 @@ def check(table: KeyTable, items: Items, note: Acknowledged | None) -> None:
         note: the keystore's note, read before `table`, so that a change in between is not taken for a loss.
 
     Raises:
-        RolledBack: the database is older than the note, or lacks items whose keys were acknowledged.
+        RolledBack: table or database is older than the note, or lacks items whose keys were acknowledged.
     """
     if note is None:
         return
     is_unchanged = table.serial <= note.serial and items.revision <= note.revision
+    if table.serial < note.serial:
+        raise RolledBack(f"The key table lacks changes that were acknowledged: an older one was put back. {SEE_CHECK}")
     if items.revision < note.revision or (is_unchanged and keys_without_items(table, items)):
         raise RolledBack(
             "An older or another database was put back, or its log vault.db-wal is missing: it lacks "

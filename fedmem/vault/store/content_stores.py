@@ -77,7 +77,7 @@ class KeyTableStore:
 
     name, order = "key-table", 0
     method = "crypto-erased: table rewritten without the rows under a new epoch key, old epoch key destroyed"
-    claims = frozenset({"table.fmk"})
+    claims = frozenset({"table.fmk", "table.log"})
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -204,7 +204,7 @@ class ReaderStore:
 
 
 # These hold random ids, chain digests and public facts only. The content of the two ledgers is sealed and has no topic.
-NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log",
+NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "lock.next", "receipts", "egress.log",
                         "table:events", "table:erasures", "table:revision"})  # fmt: skip
 
 

@@ -3,34 +3,60 @@
 Invariants
 - Each reader or writer of the state holds the vault's one lock, so that threads of a process take turns.
 - The state belongs to the process that opened it. A forked child forgets the keys and is refused.
-- A change starts from a settled state: the rest of a failed change is finished or undone first (I7).
+- A change takes the vault's writer lock for as long as it takes, and first reads what other processes wrote. The rest
+  of a failed or killed change is finished or undone before it (I7).
 - The keystore notes each change after it is durable and before it is reported. So an older part of the vault that is
   put back is noticed (see `acknowledgement`, `ledger_anchor`).
-- A reader checks the generation before each fetch. After an erasure it forgets its keys, releases its lease and must
-  open the vault again (I4).
+- Every opened vault holds a lease of the generation that it saw, and checks the generation before each fetch. After an
+  erasure by another process it forgets its keys and content and gives the lease back (I4). A vault that is open for
+  writing then reads the new table; one that is open for reading must be opened again.
 - An item without a key does not exist, even if the database holds its row.
 """
 
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from fedmem.errors import Refused, UsageError, VersionMismatch
+from fedmem.errors import KeystoreError, Refused, UsageError, VersionMismatch
 from fedmem.storage import forks
+from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import container
+from fedmem.vault.crypto.header import NAME as HEADER
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Keystore
 from fedmem.vault.store.database import Database
 from fedmem.vault.store.leases import Lease
 
 
+LOCK = "lock"
+
+
+def take_writer_lock(root: Path, timeout: float, while_waiting: Callable[[], object] = lambda: None) -> WriterLock:
+    """Return the writer lock of the vault at `root`, held.
+
+    Args:
+        root: the vault's folder.
+        timeout: seconds to wait for other writers.
+        while_waiting: is called now and then while it waits.
+
+    Raises:
+        Busy: other writers held it for longer than `timeout`. StorageError: the lock file cannot be opened.
+    """
+    return WriterLock(root / LOCK, timeout=timeout, is_fair=True, while_waiting=while_waiting)
+
+
 class StaleReader(VersionMismatch):
-    """An erasure happened since this reader opened the vault."""
+    """An error: something was erased since this vault was opened, or since the content in use was read."""
+
+
+class KeysMoved(VersionMismatch):
+    """An error: another process moved the keys of this vault to another keystore."""
 
 
 @dataclass(eq=False)
@@ -42,11 +68,12 @@ class Core:
         id: the vault's random id.
         simulated: True if run keys may come from a seed.
         write: True if the vault is open for writing.
-        writer: the writer lock of a vault that is open for writing, else None.
-        recover: finishes or undoes the rest of a failed change.
+        timeout: seconds that a change waits for other writers.
+        catch_up: reads what other processes wrote, and finishes or undoes the rest of a failed change.
         acknowledge: notes a durable change in the keystore.
+        forget: functions that overwrite content in memory; each is called when keys are forgotten.
         is_settled: False during a change, and after a failed one.
-        lease: the lease of a reader, else None.
+        lease: the lease of this opened vault; None while it is being opened.
         trained_topics: topics whose training runs in this process.
     """
 
@@ -58,14 +85,17 @@ class Core:
     table: KeyTable
     database: Database
     write: bool
-    writer: WriterLock | None = None
-    recover: Callable[[], None] = lambda: None
+    timeout: float = 0.0
+    catch_up: Callable[[], None] = lambda: None
     acknowledge: Callable[[], None] = lambda: None
+    forget: list[Callable[[], None]] = field(default_factory=list)
     is_closed: bool = False
     is_settled: bool = field(default=True)
     lease: Lease | None = None
     trained_topics: set[str] = field(default_factory=set)
+    writer: WriterLock | None = None
     _is_changing: bool = field(default=False, init=False)
+    _uses: Counter[Lease] = field(default_factory=Counter, init=False)
 
     def __post_init__(self) -> None:
         forks.watch(self)
@@ -76,39 +106,89 @@ class Core:
         return self.database.lock
 
     def reading(self) -> None:
-        """Check that this vault may be read, and load a newer key table for a reader.
+        """Check that this vault may be read, and read what other processes added.
 
         Raises:
-            StaleReader: an erasure happened since the vault was opened. The keys are forgotten.
+            StaleReader: the vault is open for reading, and something was erased. The keys are forgotten.
             UsageError: the vault is closed.
         """
         with self.lock:
-            self._check_open()
-            if self.write:
-                return
-            _, generation, serial = self.table.peek()
-            if generation != self.table.generation:
-                self.stop_reading()
+            if self._has_erasure() and not self.write:
                 raise StaleReader("Something was erased from this vault since it was opened here. Open it again.")
-            if serial != self.table.serial:
-                self.table.load()
+            if self.writer is None and self.lease is not None:
+                self.refresh()
+                self.take_lease()
 
     def generation(self) -> int:
-        """Return the vault's current generation. A reader that meets a newer one loses its keys and its lease."""
+        """Return the vault's current generation. If it is a newer one, keys and content in memory are forgotten."""
         with self.lock:
-            self._check_open()
-            if self.write:
-                return self.table.generation
-            current = self.table.peek()[1]
-            if current != self.table.generation:
-                self.stop_reading()
-            return current
+            if self._has_erasure():
+                return self.table.numbers_on_disk()[1]
+            return self.table.generation
+
+    def notice(self) -> None:
+        """Forget keys and content if another process erased something. Do nothing while a thread uses the vault."""
+        if self.lock.acquire_now():
+            try:
+                if not self.is_closed:
+                    self._has_erasure()
+            finally:
+                self.lock.release()
 
     def stop_reading(self) -> None:
-        """Forget the data keys of a reader and release its lease. A writer is left as it is."""
-        if self.lease is not None:
-            self.table.keys = {}
+        """Forget the data keys and the content in memory, and give the lease back."""
+        self.table.forget()
+        for overwrite in self.forget:
+            overwrite()
+        if self.lease is not None and not self._uses[self.lease]:
             self.lease.release()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the present lease while the caller holds private content, which it gives up at the end of the block.
+
+        The block has to look at `generation` between its steps, and to end when it is a newer one.
+        """
+        with self.lock:
+            lease = self.lease
+            if lease is not None:
+                self._uses[lease] += 1
+        try:
+            yield
+        finally:
+            if lease is not None and not self.lock.is_inherited:
+                with self.lock:
+                    self._end_use(lease)
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the vault's writer lock: no other process changes the vault meanwhile. First catch up with the others.
+
+        Raises:
+            Refused: the vault is open for reading only.
+            UsageError: the vault is closed.
+            Busy: other processes changed the vault for longer than `timeout`.
+            KeysMoved: another process moved the keys.
+        """
+        with self.lock:
+            self._check_open()
+            if not self.write:
+                raise Refused("This vault is open for reading only. Open it with write=True.")
+            if self.writer is not None:
+                yield
+                return
+            self.writer = take_writer_lock(self.root, self.timeout, self._has_erasure)
+            try:
+                self.catch_up()
+                yield
+            finally:
+                self.end_turn()
+
+    def end_turn(self) -> None:
+        """Release the writer lock, if this object holds it."""
+        if self.writer is not None:
+            self.writer.release()
+            self.writer = None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -117,19 +197,14 @@ class Core:
         A failed change is settled before the next one starts.
 
         Raises:
-            Refused: the vault is open for reading only.
-            UsageError: the vault is closed.
+            Refused, UsageError, Busy, KeysMoved: as `turn`.
         """
-        with self.lock:
-            self._check_open()
-            if not self.write:
-                raise Refused("This vault is open for reading only. Open it with write=True.")
+        with self.turn():
             if self._is_changing:
                 yield
                 return
             if not self.is_settled:
-                self.database.overwrite_log()
-                self.recover()
+                self.catch_up()
             self.is_settled, self._is_changing = False, True
             try:
                 yield
@@ -137,6 +212,8 @@ class Core:
                 self._is_changing = False
             self.is_settled = True
             self.acknowledge()
+            if self.lease is not None:
+                self.take_lease()
 
     def seal(self, kind: str, item: str, key: bytes, data: bytes) -> bytes:
         """Return `data` as a sealed cell, bound to this vault, the kind and the item."""
@@ -162,12 +239,46 @@ class Core:
             self.is_closed = True
             self.stop_reading()
             self.database.close()
-            if self.writer is not None:
-                self.writer.release()
+            self.end_turn()
 
     def disown(self) -> None:
-        """Forget the keys in a forked child, which inherited this object."""
-        self.table.keys = {}
+        """Forget keys and content in a forked child, which inherited this object."""
+        self.table.forget()
+        for overwrite in self.forget:
+            overwrite()
+
+    def _has_erasure(self) -> bool:
+        """Return True if another process erased something since the table was read; keys and content are then gone."""
+        self._check_open()
+        if self.writer is not None or self.table.numbers_on_disk()[1] == self.table.generation:
+            return False
+        self.stop_reading()
+        return True
+
+    def _end_use(self, lease: Lease) -> None:
+        self._uses[lease] -= 1
+        if not self._uses[lease]:
+            del self._uses[lease]
+            if lease is not self.lease or self.is_closed or not self.table.keys:
+                lease.release()
+
+    def take_lease(self) -> None:
+        """Mark this process as a reader of the present generation, in place of an older mark."""
+        while self.lease is None or not self.lease.is_held or self.lease.generation != self.table.generation:
+            if self.lease is not None and not self._uses[self.lease]:
+                self.lease.release()
+            self.lease = Lease(self.root / "leases", self.table.generation)
+            if self.writer is None:  # an erasure may have ended before the mark was visible
+                self.refresh()
+
+    def refresh(self) -> None:
+        """Read what other processes wrote to the key table. Raises KeysMoved, and as `KeyTable.load`."""
+        try:
+            self.table.catch_up()
+        except KeystoreError:
+            if digest(self.files.read(self.root / HEADER)) != self.table.facts["facts"]:
+                raise KeysMoved("The keys of this vault were moved by another program. Open the vault again.") from None
+            raise
 
     def _check_open(self) -> None:
         if self.is_closed:

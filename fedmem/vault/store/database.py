@@ -109,16 +109,19 @@ class CopyRow(Base):
 
 
 class RevisionRow(Base):
-    """The number of transactions that changed a row: one row, of a fixed width in the file."""
+    """The number of transactions that changed a row, and the sealed serial of the key table at the last one."""
 
     __tablename__ = "revision"
     __table_args__ = (CheckConstraint("id = 1"),)
     id: Mapped[int] = mapped_column(primary_key=True)
     number: Mapped[int]
+    table_serial: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 FIRST_REVISION = 1 << 40  # so that SQLite stores every number in six bytes, and an update never moves the cell
 FIRST_ROW = text("INSERT INTO revision (id, number) VALUES (1, :first)").bindparams(first=FIRST_REVISION)
+
+COUNT_UP = text("UPDATE revision SET number = number + 1, table_serial = coalesce(:serial, table_serial)")
 
 
 def _add_copies(connection: Connection) -> None:
@@ -139,8 +142,13 @@ def _add_revision(connection: Connection) -> None:
     connection.execute(FIRST_ROW)
 
 
+def _add_table_serial(connection: Connection) -> None:
+    """Migrate from 2 to 3: add the sealed serial of the key table."""
+    connection.execute(text("ALTER TABLE revision ADD COLUMN table_serial BLOB"))
+
+
 # A released step never changes. A new schema is one more step, whose result equals `Base`.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_copies, _add_revision)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_add_copies, _add_revision, _add_table_serial)
 SCHEMA = len(MIGRATIONS)
 
 
@@ -173,6 +181,9 @@ class Database:
         write: False opens the database for reading; every change is then refused.
         lock: the lock that every method takes; a new one if it is left out.
 
+    Attributes:
+        seal_serial: returns the sealed serial of the key table, which each change stores; None keeps the stored one.
+
     Raises:
         VerificationFailed: the file is missing, or it is empty and opened for reading.
     """
@@ -183,6 +194,7 @@ class Database:
             raise VerificationFailed(f"The vault's database {path.name} is missing or empty. {SEE_CHECK}")
         self.lock = lock or ProcessLock()
         self._write, self._path = write, path
+        self.seal_serial: Callable[[], bytes | None] = lambda: None
         self._connection: sqlite3.Connection | None = None
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=StaticPool, hide_parameters=True)
         event.listen(self._engine, "connect", self._prepare)
@@ -228,14 +240,22 @@ class Database:
             yield session
             session.flush()
             if self._changes() != before:
-                session.execute(text("UPDATE revision SET number = number + 1"))
+                session.execute(COUNT_UP, {"serial": self.seal_serial()})
 
     def revision(self) -> int:
         """Return the number of changing transactions, from `FIRST_REVISION` on; 0 in a file of an older schema."""
-        if RevisionRow.__tablename__ not in self.tables():
+        if self.version() < 2:
             return 0
         with self.lock, database_errors(), self._engine.connect() as connection:
             return int(connection.execute(text("SELECT number FROM revision")).scalar_one())
+
+    def table_serial(self) -> bytes | None:
+        """Return the sealed serial of the key table at the last change; None if the file does not hold one."""
+        if self.version() < 3:
+            return None
+        with self.lock, database_errors(), self._engine.connect() as connection:
+            serial = connection.execute(text("SELECT table_serial FROM revision")).scalar_one()
+        return None if serial is None else bytes(serial)
 
     def advance_revision(self, least: int) -> None:
         """Raise the revision to `least` if it is lower, so that a restored file is not taken for an older one."""

@@ -31,6 +31,19 @@ class Inventory:
         self._core = core
         self._runs = runs
 
+    def catch_up(self) -> None:
+        """Read what other processes wrote, and finish or undo the rest of a change that failed or was killed.
+
+        The caller holds the writer lock. Raises as `recover`.
+        """
+        core = self._core
+        core.refresh()
+        if not core.is_settled:
+            core.database.overwrite_log()
+        if not core.is_settled or acknowledgement.noted(core.keystore) != acknowledgement.state(core):
+            self.recover()
+            acknowledgement.acknowledge(core)
+
     def recover(self) -> None:
         """Finish or undo the rest of a crash or a failed write.
 

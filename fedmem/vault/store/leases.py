@@ -38,6 +38,7 @@ class Lease:
             for path in folder.iterdir():
                 _is_held(path)
             self._lock, self.path = _new_mark(folder.absolute(), generation)
+        self.generation = generation
         with FORK_LOCK:
             _leases.add(self)
 

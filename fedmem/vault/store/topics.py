@@ -49,7 +49,9 @@ def rewrite(
     rotate: bool = False,
     erasure: bool = False,
 ) -> None:
-    """Rewrite the key table and its index of topics together; see `KeyTable.rewrite`.
+    """Change the key table and its index of topics together; see `KeyTable.append` and `KeyTable.rewrite`.
+
+    New keys alone are appended. Any other change writes the whole table.
 
     Args:
         table: the key table.
@@ -63,10 +65,12 @@ def rewrite(
         StorageError, KeystoreError: table and index in memory again equal the file.
     """
     removed = frozenset(without)
+    if not removed and not rotate:
+        table.append(add or {}, _by_topic(topics or {}))
+        return
     index = _without(table.facts["topics"], removed) if removed else dict(table.facts["topics"])
-    for item, topic in (topics or {}).items():
-        if topic is not None:
-            index[topic] = [*index.get(topic, ()), item]
+    for topic, ids in _by_topic(topics or {}).items():
+        index[topic] = [*index.get(topic, ()), *ids]
     rules = {item: rule for item, rule in table.facts["retention"].items() if item not in removed}
     facts = {**table.facts, "topics": index, "retention": rules}
     table.rewrite(add=add, without=removed, rotate=rotate, erasure=erasure, facts=facts)
@@ -96,6 +100,14 @@ def keep(table: KeyTable, topic: str, days: float | None) -> None:
         rules[new_id()] = [topic, days]
     # No new epoch is needed: an old table would reveal only the removed rule.
     table.rewrite(facts={**table.facts, "retention": rules})
+
+
+def _by_topic(topics: Mapping[str, str | None]) -> dict[str, list[str]]:
+    ids_of_topic = dict[str, list[str]]()
+    for item, topic in topics.items():
+        if topic is not None:
+            ids_of_topic.setdefault(topic, []).append(item)
+    return ids_of_topic
 
 
 def _without(index: Mapping[str, list[str]], removed: frozenset[str]) -> dict[str, list[str]]:
