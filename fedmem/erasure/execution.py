@@ -120,7 +120,7 @@ def _failure(vault: Vault, entry: journal.JournalEntry, error: FedmemError) -> F
 def _has_begun(vault: Vault, entry: journal.JournalEntry) -> bool:
     """Return True if the point of no return may be passed. A disk that does not answer counts as passed."""
     try:
-        generation_on_disk = vault.core.table.peek()[1]
+        generation_on_disk = vault.core.table.numbers_on_disk()[1]
     except FedmemError:
         return True
     return generation_on_disk > entry.generation or not vault.stores[0].enumerate(entry.ids)

@@ -186,6 +186,12 @@ class Files:
         if at == 0:
             self.sync_folder(path.parent)
 
+    def truncate(self, path: Path, size: int) -> None:
+        """Cut a file to its first `size` bytes. This needs no space on the disk, and is not made durable."""
+        with storage_errors(f"cut {path.name}"):
+            self._hook("truncate", path)
+            os.truncate(path, size)
+
     def copy(self, source: Path, target: Path) -> str:
         """Copy a file and return the SHA-256 of its bytes, hex. The copy is durable after `sync_folder`.
 

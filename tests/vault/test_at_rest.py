@@ -21,7 +21,7 @@ COLUMNS = {
     "runs": {"id": "id", "key_id": "id", "block_id": "id", "state": "state", "created": "time", "sealed": "ciphertext"},
     "events": {"seq": "number", "digest": "digest", "sealed": "ciphertext"},
     "erasures": {"id": "id", "state": "state", "created": "time", "journal": "random ids"},
-    "revision": {"id": "number", "number": "number"},
+    "revision": {"id": "number", "number": "number", "table_serial": "ciphertext"},
     "copies": {"id": "id", "kind": "state", "generation": "number", "created": "time", "sealed": "ciphertext"},
 }
 

@@ -371,8 +371,8 @@ class TestBad:
         assert len(copies.known(vault.core)) == 1
 
     def test_a_reader_and_a_second_process(self, vaults, vault: Vault, tmp_path: Path) -> None:
-        with pytest.raises(Busy):
-            vaults.open()
+        with vault.core.turn(), pytest.raises(Busy):
+            vaults.open(timeout=0)
         with pytest.raises(Refused, match="reading only"):
             backup.create(vaults.open(write=False), tmp_path / "backup")
         assert not (tmp_path / "backup").exists()

@@ -122,7 +122,7 @@ def test_finding_what_is_in_scope_opens_nothing_beside_it(vaults, monkeypatch: p
         store.enumerate(ids)
         store.erase(ids)
         assert store.scan(ids) == []
-    assert {name for name in opened if not name.startswith("epoch-")} <= ids | {"table"}
+    assert {name for name in opened if not name.startswith("epoch-")} <= ids | {"table", "database"}
 
 
 def test_each_file_and_table_has_one_owner(vaults) -> None:

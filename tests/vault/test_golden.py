@@ -13,7 +13,7 @@ from fedmem.errors import StorageError, VersionMismatch
 from fedmem.vault.backup import backup, recovery, restoring
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.store import database
-from fedmem.vault.store.database import SCHEMA, Database
+from fedmem.vault.store.database import FIRST_REVISION, SCHEMA, Database
 from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import Vault
 
@@ -102,7 +102,7 @@ def test_a_migration_that_breaks_off_leaves_the_earlier_version_whole(
         with pytest.raises(StorageError):
             Vault.open(root, subject="alice")
     looked = Database(root / "vault.db", write=False)
-    assert (looked.version(), looked.revision()) == (SCHEMA - 1, 0)
+    assert (looked.version(), looked.revision()) == (SCHEMA - 1, FIRST_REVISION)
     looked.close()
     with Vault.open(root, subject="alice") as vault:
         assert vault.ledger.verify() == told["head"]

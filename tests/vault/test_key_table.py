@@ -45,7 +45,7 @@ def test_rows_and_facts_come_back(table: KeyTable, tmp_path: Path, slots: Keyfil
 def test_rotation_destroys_the_way_to_old_copies(table: KeyTable, tmp_path: Path, slots: KeyfileKeys, faults) -> None:
     old = (tmp_path / "table.fmk").read_bytes()
     table.rewrite(without={GOES}, rotate=True, erasure=True)
-    assert table.peek() == (2, 1, 3)
+    assert table.numbers_on_disk() == (2, 1, 3)
     assert sorted(path.name for path in (tmp_path / "slots").iterdir()) == ["epoch-2", "table.note"]
     (tmp_path / "table.fmk").write_bytes(old)
     with pytest.raises(KeystoreError):
@@ -108,7 +108,7 @@ def test_header_without_numbers_is_damage(table: KeyTable, tmp_path: Path) -> No
     path = tmp_path / "table.fmk"
     path.write_bytes(path.read_bytes().replace(b'"keytable"', b'"bytetable"'[:10]))
     with pytest.raises(ContainerCorrupt):
-        table.peek()
+        table.numbers_on_disk()
 
 
 def test_payload_codec_refuses_damage() -> None:
@@ -138,7 +138,7 @@ class TestRollback:
         with contextlib.suppress(faults.PowerCut):
             table.rewrite(add={"ef" * 16: b"e" * 32}, rotate=rotate)
         faults.arm("cut", None)
-        serial = table.peek()[2]
+        serial = table.numbers_on_disk()[2]
         assert serial - 1 <= noted(slots)[2] <= serial
         assert reopened(table, tmp_path, slots, faults).serial == noted(slots)[2] == serial
 
@@ -150,7 +150,7 @@ class TestRollback:
             with pytest.raises(faults.PowerCut):
                 table.rewrite(add={f"{i:032x}": b"e" * 32})
             faults.watch = lambda operation, path: None
-            assert table.peek()[2] - noted(slots)[2] == 1
+            assert table.numbers_on_disk()[2] - noted(slots)[2] == 1
             table = reopened(table, tmp_path, slots, faults)
 
     def test_a_keystore_that_refuses_the_note_stops_the_write_after_the_next(

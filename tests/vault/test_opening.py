@@ -8,7 +8,9 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -308,14 +310,17 @@ def test_a_writer_that_waited_opens_with_the_keys_as_they_are_then(vaults: Any) 
     vault = vaults.create(keystore="passphrase", ask=lambda: "tulip")
     vault.add_records([note("kept")])
 
-    def hand_over() -> None:
-        rekey.change_passphrase(vault.core, lambda: "rose")
-        vault.close()
+    has_lock = threading.Event()
 
-    later = threading.Timer(0.3, hand_over)
-    later.start()
-    try:
+    def change() -> None:
+        with vault.core.turn():
+            has_lock.set()
+            time.sleep(0.3)
+            rekey.change_passphrase(vault.core, lambda: "rose")
+
+    with ThreadPoolExecutor() as pool:
+        changed = pool.submit(change)
+        has_lock.wait()
         waited = vaults.open(ask=lambda: "rose", timeout=30)
-    finally:
-        later.join()
+        changed.result()
     assert [record.text for record in waited.records(ALL)] == ["kept"]

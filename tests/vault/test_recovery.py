@@ -205,17 +205,17 @@ def test_a_kit_of_another_vault_and_another_subject(vaults, kitted) -> None:
 
 def test_a_second_process_holds_the_vault(kitted) -> None:
     vault, kit, code = kitted
-    with pytest.raises(Busy):
-        recovery.restore(vault.root, kit.read_bytes(), code, subject="alice", keystore="keyfile")
+    with vault.core.turn(), pytest.raises(Busy):
+        recovery.restore(vault.root, kit.read_bytes(), code, subject="alice", keystore="keyfile", timeout=0)
 
 
 def test_an_older_version_is_not_restored_over_the_notes(vaults, kitted) -> None:
     vault, kit, code = kitted
-    old = (vault.root / "table.fmk").read_bytes()
     vault.add_records(vaults.records(1))
+    old = (vault.root / "table.log").read_bytes()
     vault.add_records(vaults.records(1))
     vault.close()
-    (vault.root / "table.fmk").write_bytes(old)
+    (vault.root / "table.log").write_bytes(old)
     with pytest.raises(RolledBack):
         recovery.restore(vault.root, kit.read_bytes(), code, subject="alice", keystore="keyfile")
 

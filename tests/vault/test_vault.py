@@ -97,19 +97,22 @@ def test_another_subject_is_refused(vaults) -> None:
         Vault.open(vault.root, subject="bob")
 
 
-def test_second_writer_in_another_process_is_busy(vaults, home: Path) -> None:
+def test_a_second_writer_waits_for_a_change_and_no_longer(vaults, home: Path) -> None:
     vault = vaults.create()
     code = (
         "import sys\nfrom fedmem.vault.vault import Vault\n"
-        "try:\n    Vault.open(sys.argv[1], subject='alice')\nexcept Exception as e:\n    sys.exit(e.exit_code)"
+        "try:\n    Vault.open(sys.argv[1], subject='alice', timeout=0)\nexcept Exception as e:\n    sys.exit(e.exit_code)"
     )
-    before = tree(vault.root)
-    done = subprocess.run([sys.executable, "-c", code, str(vault.root)], cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == Busy.exit_code == 7
-    assert tree(vault.root) == before
-    with pytest.raises(Busy):
-        vaults.open()
-    vaults.reopen(vault).add_records(vaults.records(1))
+    command = [sys.executable, "-c", code, str(vault.root)]
+    with vault.core.turn():
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+        assert done.returncode == Busy.exit_code == 7
+        with pytest.raises(Busy):
+            vaults.open(timeout=0)
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode == 0
+    vaults.open().add_records(vaults.records(1))
+    vault.add_records(vaults.records(1))
+    assert len(vaults.reopen(vault).records(ALL)) == 2
 
 
 def test_wrong_passphrase_changes_nothing(vaults) -> None:

@@ -33,6 +33,7 @@ from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
 from fedmem.vault.crypto.keystore import Ask, Keystore
 from fedmem.vault.opening import DEVICE_KEY, TABLE, TIMEOUT, check_sealed, public_pem
+from fedmem.vault.store.core import take_writer_lock
 from fedmem.vault.vault import Vault
 
 MAX_KITS = 8  # valid at the same time; the header of the key table has at most 4096 bytes
@@ -93,6 +94,7 @@ def restore(
     keystore: str,
     ask: Ask | None = None,
     files: Files | None = None,
+    timeout: float = TIMEOUT,
 ) -> Kit:
     """Put the vault's keys from a kit into a new keystore, and return the kit. The lost keystore is replaced.
 
@@ -106,14 +108,15 @@ def restore(
         subject: the subject that the vault was created for.
         keystore: backend of the new keystore: keyfile, passphrase or keyring.
         ask: returns the new passphrase; the passphrase keystore needs it.
+        timeout: seconds to wait for other writers.
 
     Raises:
-        Busy: another writer. Refused: another vault's kit, or another subject.
+        Busy: other writers. Refused: another vault's kit, or another subject.
         KeystoreError: a wrong code, no passphrase, or no such keystore on this machine. UsageError: an unknown backend.
         VerificationFailed: a damaged or retired kit, or a damaged or older vault. StorageError.
     """
     files, kit = files or Files(), opened(file, code)
-    lock = take_writer_lock(root, TIMEOUT)
+    lock = take_writer_lock(root, timeout)
     try:
         header, data = public.read_facts(files, root)
         table = _open_table(files, root, kit)

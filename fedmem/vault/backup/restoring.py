@@ -46,7 +46,7 @@ from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
 from fedmem.vault.crypto.header import Header
-from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, seal
+from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, noted_serial, seal
 from fedmem.vault.crypto.keystore import Ask, Keystore
 from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, check_sealed
 from fedmem.vault.store import acknowledgement
@@ -228,10 +228,12 @@ def _build(
 
 def _next_numbers(backup: OpenedBackup, old_keystore: Keystore | None) -> Numbers:
     """Return an epoch and a serial newer than those of backup and keystore, and the greater generation of the two."""
-    noted_numbers = noted(old_keystore) if old_keystore is not None else (0, 0, 0)
-    epoch, generation, serial = map(max, backup.numbers, noted_numbers)
-    acknowledged = acknowledgement.noted(old_keystore) if old_keystore is not None else None
-    return epoch + 1, generation, max(serial, acknowledged.serial if acknowledged is not None else 0) + 1
+    if old_keystore is None:
+        epoch, generation, serial = backup.numbers
+    else:
+        epoch, generation, serial = map(max, backup.numbers, noted(old_keystore))
+        serial = max(serial, noted_serial(old_keystore))
+    return epoch + 1, generation, serial + 1
 
 
 def _copy(files: Files, place: Path, staging: Path, manifest: BackupManifest, erasures: LaterErasures) -> None:

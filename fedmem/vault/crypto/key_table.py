@@ -39,6 +39,8 @@ ROW = ID_BYTES + KEY_BYTES
 _LENGTH = struct.Struct(">I")
 _NOTE = struct.Struct(">QQQ")
 NOTE = "table"
+CHANGE, CHANGE_NOTE = "database", struct.Struct(">QQ")
+"""The name and format of the note of the last acknowledged change: serial of the table, revision of the database."""
 LOG = "table.log"
 LOG_LIMIT = 256  # entries; opening a vault reads at most these
 _TRIES = 20  # a writer may replace the table while it is read
@@ -129,6 +131,13 @@ def noted(keystore: Keystore) -> Numbers:
     return _NOTE.unpack(value) if len(value) == _NOTE.size else (0, 0, 0)
 
 
+def noted_serial(keystore: Keystore) -> int:
+    """Return the newest serial that a keystore has noted, for the table or for an acknowledged change."""
+    change = keystore.noted(CHANGE) or b""
+    acknowledged, _ = CHANGE_NOTE.unpack(change) if len(change) == CHANGE_NOTE.size else (0, 0)
+    return max(noted(keystore)[2], acknowledged)
+
+
 class KeyTable:
     """The key table of one vault, read into memory.
 
@@ -199,10 +208,10 @@ class KeyTable:
 
     def load(self) -> None:
         """Read the table from disk again. Raises as `open`."""
-        newest = noted(self._keystore)  # read before the file: a writer may write meanwhile
+        newest = noted_serial(self._keystore)  # read before the file: a writer may write meanwhile
         previous = vars(self).copy()
         self._read()
-        if self.serial < newest[2]:
+        if self.serial < newest:
             vars(self).update(previous)
             raise RolledBack(
                 "An older version of the key table was put back. Put the newest back, or restore the whole vault with "
@@ -261,6 +270,8 @@ class KeyTable:
     def _set(
         self, numbers: Numbers, facts: dict[str, Any], keys: dict[str, bytes], start: LogPosition, epoch_key: bytes
     ) -> None:
+        if "topics" in facts:  # a copy, since `_add` changes it in place
+            facts = facts | {"topics": {topic: list(ids) for topic, ids in facts["topics"].items()}}
         self.facts, self.keys = facts, keys
         self.epoch, self.generation, _ = numbers
         self._start = self._position = start
@@ -288,7 +299,7 @@ class KeyTable:
             topics: topic -> the ids of `keys` that belong to it.
 
         Raises:
-            StorageError: the table is as it was, except that an entry which no change acknowledged may follow it.
+            StorageError: the table is as it was. On a failing disk, an entry that nothing acknowledged may follow it.
         """
         if self._position.serial - self._start.serial >= LOG_LIMIT:
             index = {topic: list(ids) for topic, ids in self.facts["topics"].items()}
@@ -298,7 +309,12 @@ class KeyTable:
             return
         payload = encode({"topics": dict(topics)}, keys)
         data, position = table_log.seal_entry(self._entry_key, self._vault_id, self._position, payload)
-        self._files.append(self._log, self._position.offset, data)
+        try:
+            self._files.append(self._log, self._position.offset, data)
+        except FedmemError:
+            with contextlib.suppress(FedmemError):
+                self._files.truncate(self._log, self._position.offset)
+            raise
         self._add(keys, topics)
         self._position = position
 

@@ -18,13 +18,12 @@ from sqlalchemy import select
 
 from fedmem.errors import FedmemError
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.key_table import KeyTable, RolledBack
+from fedmem.vault.crypto.key_table import CHANGE, CHANGE_NOTE, KeyTable, RolledBack
 from fedmem.vault.crypto.keystore import Keystore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import SEE_CHECK, BlockRow, Database, RecordRow, RunRow
 
-NOTE = "database"
-_PACKED, _SERIAL = struct.Struct(">QQ"), struct.Struct(">Q")
+_SERIAL = struct.Struct(">Q")
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Items:
 
 def noted(keystore: Keystore) -> Acknowledged | None:
     """Return the keystore's note of the last acknowledged change; None if there is no complete note."""
-    value = keystore.noted(NOTE) or b""
-    return Acknowledged(*_PACKED.unpack(value)) if len(value) == _PACKED.size else None
+    value = keystore.noted(CHANGE) or b""
+    return Acknowledged(*CHANGE_NOTE.unpack(value)) if len(value) == CHANGE_NOTE.size else None
 
 
 def state(core: Core) -> Acknowledged:
@@ -90,7 +89,7 @@ def acknowledge(core: Core) -> None:
     with contextlib.suppress(FedmemError):
         current = state(core)
         if noted(core.keystore) != current:
-            core.keystore.note(NOTE, _PACKED.pack(current.serial, current.revision))
+            core.keystore.note(CHANGE, CHANGE_NOTE.pack(current.serial, current.revision))
 
 
 def items_of(database: Database) -> Items:
@@ -119,13 +118,11 @@ def check(table: KeyTable, items: Items, note: Acknowledged | None) -> None:
         note: the keystore's note, read before `table`, so that a change in between is not taken for a loss.
 
     Raises:
-        RolledBack: table or database is older than the note, or lacks items whose keys were acknowledged.
+        RolledBack: the database is older than the note, or lacks items whose keys were acknowledged.
     """
     if note is None:
         return
     is_unchanged = table.serial <= note.serial and items.revision <= note.revision
-    if table.serial < note.serial:
-        raise RolledBack(f"The key table lacks changes that were acknowledged: an older one was put back. {SEE_CHECK}")
     if items.revision < note.revision or (is_unchanged and keys_without_items(table, items)):
         raise RolledBack(
             "An older or another database was put back, or its log vault.db-wal is missing: it lacks "
