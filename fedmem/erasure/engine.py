@@ -23,7 +23,7 @@ from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
-from fedmem.vault.store.core import serialised
+from fedmem.vault.store.core import in_turn, serialised
 from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import RunRecord, Vault
 
@@ -103,11 +103,11 @@ def execute(
     return _retrain(vault, entry, outcome, retrain)
 
 
-@serialised
+@in_turn
 def _execute_plan(
     vault: Vault, planned: Plan, digest: str, residual: Mapping[str, Any] | None, retrain: Retrain | None
 ) -> tuple[Outcome, journal.JournalEntry]:
-    """Check the plan and execute it under one lock: no other thread changes the vault in between."""
+    """Check the plan and execute it in one turn: no other thread or process changes the vault in between."""
     if not hmac.compare_digest(digest, planned.digest):
         raise Refused("The digest is not that of the plan. Plan again, and execute with the digest that it gives.")
     if not hmac.compare_digest(plan(vault, planned.scope, blocks=planned.blocks).digest, planned.digest):
@@ -148,7 +148,7 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     return done
 
 
-@serialised
+@in_turn
 def cancel(vault: Vault, erasure_id: str) -> Status:
     """Cancel an erasure that has not begun, or a retraining that has not begun. Destroyed items stay destroyed.
 

@@ -22,12 +22,12 @@ from fedmem.storage.canonical import digest
 from fedmem.vault.backup.backup_registry import out_of_reach
 from fedmem.vault.crypto.key_table import epoch_name
 from fedmem.vault.opening import DEVICE_KEY
-from fedmem.vault.store.core import serialised
+from fedmem.vault.store.core import in_turn
 from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault
 
 
-@serialised
+@in_turn
 def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
     """Execute an erasure to its end, and return the path of its receipt.
 

@@ -41,11 +41,11 @@ from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, unclaimed_names, valid_store
 from fedmem.vault.store.core import Core, StaleReader, serialised_methods
 from fedmem.vault.store.inventory import Inventory
-from fedmem.vault.store.leases import Lease
 from fedmem.vault.store.ledger import Event, Ledger
-from fedmem.vault.store.records import NewRecord, Record, Records, Vector
+from fedmem.vault.store.records import NewRecord, Record, Records
 from fedmem.vault.store.runs import RunRecord, Runs, TrainingRun
 from fedmem.vault.store.topics import ALL, FACTS, Everything, ids_of, keep, retention
+from fedmem.vault.store.vectors import Vector
 
 __all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "RunRecord", "StaleReader", "TrainingRun", "Vault"]
 
@@ -72,7 +72,7 @@ class Vault:
             self.register(make(core))
         self._inventory = Inventory(core, self._runs)
         core.catch_up, core.acknowledge = self._inventory.catch_up, self._acknowledge
-        core.database.seal_serial = lambda: acknowledgement.sealed_serial(core)
+        core.database.seal_serial = self._seal_serial
 
     @classmethod
     def create(
@@ -367,6 +367,11 @@ class Vault:
         """Note a durable change in the keystore: the ledger's head, and the state of table and database."""
         ledger_anchor.note(self.core)
         acknowledgement.acknowledge(self.core)
+
+    def _seal_serial(self) -> bytes:
+        if self.core.writer is None:
+            raise RuntimeError("A change of the vault needs its writer lock; see Core.writing.")
+        return acknowledgement.sealed_serial(self.core)
 
     def _start(self) -> None:
         present = [path.name for path in self.root.iterdir() if not path.name.endswith(".tmp")]

@@ -2,7 +2,7 @@
 
 Invariants
 - The table is one container and is replaced as one file: a reader sees the old rows or the new rows (I7).
-- New items are appended as sealed entries to a log beside it (`table_log`), so that adding one does not write all. After
+- New items are appended as sealed entries to a log beside it (`table_log`), so adding one does not write all. After
   `LOG_LIMIT` entries, and at each removal or rotation, the table is written anew and the log is removed.
 - Order of a rotation (docs/design.md, §8): create the new epoch key, rename the new table into place, destroy the old
   epoch key. The rename is the point of no return. After a crash, `settle` reads the epoch number of the table on disk
@@ -134,7 +134,7 @@ def noted(keystore: Keystore) -> Numbers:
 def noted_serial(keystore: Keystore) -> int:
     """Return the newest serial that a keystore has noted, for the table or for an acknowledged change."""
     change = keystore.noted(CHANGE) or b""
-    acknowledged, _ = CHANGE_NOTE.unpack(change) if len(change) == CHANGE_NOTE.size else (0, 0)
+    acknowledged = int(CHANGE_NOTE.unpack(change)[0]) if len(change) == CHANGE_NOTE.size else 0
     return max(noted(keystore)[2], acknowledged)
 
 

@@ -33,7 +33,6 @@ from fedmem.vault.crypto.keystore import Keystore
 from fedmem.vault.store.database import Database
 from fedmem.vault.store.leases import Lease
 
-
 LOCK = "lock"
 
 
@@ -308,6 +307,19 @@ def serialised(
     @functools.wraps(work)
     def locked(item: Item, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
         with item.core.lock:
+            return work(item, *args, **kwargs)
+
+    return locked
+
+
+def in_turn(
+    work: Callable[Concatenate[Item, Rest], Result],
+) -> Callable[Concatenate[Item, Rest], Result]:
+    """Run a function or method in one turn of the vault that is its first argument; see `Core.turn`."""
+
+    @functools.wraps(work)
+    def locked(item: Item, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        with item.core.turn():
             return work(item, *args, **kwargs)
 
     return locked

@@ -3,7 +3,7 @@
 Invariants
 - A batch is one table write and one transaction: all of its records are stored, or none (I7).
 - Topic, text, path, vector and release are ciphertext (I8); `repr` of a record shows its id alone.
-- Search is exact: the dot product with every vector of the same width.
+- Search is exact (see `vectors`) and opens only the records that it returns.
 
 >>> NewRecord("a note", "health", (1, 7), np.zeros(2, np.float32), "r1")
 NewRecord()
@@ -16,7 +16,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy import insert, select, text
 
 from fedmem.errors import NothingMatched, UsageError
@@ -25,9 +24,9 @@ from fedmem.storage.ids import new_id
 from fedmem.vault.crypto import container
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import RecordRow
-from fedmem.vault.store.topics import ALL, Everything, ids_of, rewrite
+from fedmem.vault.store.topics import Everything, ids_of, rewrite
+from fedmem.vault.store.vectors import Vector, VectorIndex
 
-Vector = npt.NDArray[np.float32]
 _LENGTH = struct.Struct(">I")
 
 
@@ -67,6 +66,8 @@ class Records:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._vectors = VectorIndex()
+        core.forget.append(self._vectors.wipe)
 
     def add(self, records: Sequence[NewRecord]) -> list[str]:
         """Seal and store `records`, and return their ids in order. An empty batch does nothing.
@@ -138,12 +139,24 @@ class Records:
             StaleReader: the vault was erased from since it was opened.
         """
         query = _row(vector)
-        candidates = [record for record in self.select(ALL) if record.vector.shape == query.shape]
-        if not candidates or k <= 0:
-            return []
-        scores = np.stack([record.vector for record in candidates]) @ query
-        order = sorted(range(len(candidates)), key=lambda i: (-float(scores[i]), candidates[i].id))
-        return [(candidates[i], float(scores[i])) for i in order[:k]]
+        self._core.reading()
+        self._read_vectors()
+        nearest = dict(self._vectors.nearest(query, k))
+        records = {record.id: record for record in self._read(frozenset(nearest))}
+        return [(records[item], score) for item, score in nearest.items() if item in records]
+
+    def _read_vectors(self) -> None:
+        """Add the vectors of the records that were added since the last search."""
+        order = text("rowid")
+        query = select(order, RecordRow.id, RecordRow.sealed).select_from(RecordRow).order_by(order)
+        with self._core.database.session() as session:
+            rows = session.execute(query.where(text("rowid > :last")), {"last": self._vectors.last_row}).all()
+        if rows:
+            self._core.reading()  # the keys of rows that were added since the table was read
+        for number, item, sealed in rows:
+            if item in self._core.table.keys:  # else an erasure is not finished
+                self._vectors.add(item, _vector(self._core.open_cell("record", item, sealed)))
+            self._vectors.last_row = number
 
 
 def _row(vector: Vector) -> Vector:
@@ -163,7 +176,15 @@ def _encode(record: NewRecord) -> bytes:
 
 
 def _decode(item: str, data: bytes) -> Record:
-    start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
-    facts = json.loads(data[_LENGTH.size : start])
-    vector: Vector = np.frombuffer(data[start:], dtype="<f4").astype(np.float32)
+    facts = json.loads(data[_LENGTH.size : _vector_start(data)])
+    vector = _vector(data).astype(np.float32)
     return Record(item, facts["topic"], facts["text"], tuple(facts["path"]), vector, facts["release"])
+
+
+def _vector(data: bytes) -> Vector:
+    """Return the vector of an encoded record, as a view of it."""
+    return np.frombuffer(data, dtype="<f4", offset=_vector_start(data))
+
+
+def _vector_start(data: bytes) -> int:
+    return _LENGTH.size + int(_LENGTH.unpack_from(data)[0])
