@@ -66,15 +66,19 @@ def migrate(name: str, subject: str, vault_path: str | None, secret: Secret, rel
     """
     from dataclasses import asdict
 
-    from fedmem.cli.client import shared_access, step_progress, stop_on_signal
+    from fedmem.cli.client import step_progress, stop_on_signal
     from fedmem.device.training_sessions import migrate as migrate_block
     from fedmem.policy.policy import Policy
     from fedmem.sdk.client import open_release
 
     rules, new_release = Policy.load(policy), open_release(release)
-    with shared_access(subject, vault_path, secret) as access, stop_on_signal() as stop, step_progress() as progress:
-        old = access.vault.block(name)
-        result = migrate_block(access, name, new_release, rules, stop=stop, progress=progress)
+    with (
+        open_vault(subject, vault_path, secret, write=True) as vault,
+        stop_on_signal() as stop,
+        step_progress() as progress,
+    ):
+        old = vault.block(name)
+        result = migrate_block(vault, name, new_release, rules, stop=stop, progress=progress)
     data = asdict(result) | {"release": new_release.digest, "old_block": old.id, "old_release": old.release}
     emit("block.migrate", data, lambda out: pairs(out, data.items()))
     say("The old block stays and serves its release. `fedmem block delete` deletes all blocks of the topic.")

@@ -29,7 +29,6 @@ from fedmem.cli.output import emit, json_option, pairs, say, table
 if TYPE_CHECKING:
     from fedmem.device.session_lock import SessionStatus
     from fedmem.device.training_sessions import SessionResult, Stop
-    from fedmem.device.vault_access import SharedAccess
     from fedmem.policy.policy import Topic
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -76,8 +75,12 @@ def train(topic: str, subject: str, vault_path: str | None, secret: Secret, back
 
     release = open_release(options["release"])
     plan = None if options["epsilon"] is None else default_plan(options["epsilon"])
-    with shared_access(subject, vault_path, secret) as access, stop_on_signal() as stop, step_progress() as progress:
-        result = train_session(access, release, topic_budget, plan, limits, stop=stop, progress=progress)
+    with (
+        open_vault(subject, vault_path, secret, write=True) as vault,
+        stop_on_signal() as stop,
+        step_progress() as progress,
+    ):
+        result = train_session(vault, release, topic_budget, plan, limits, stop=stop, progress=progress)
     emit_result(result)
 
 
@@ -120,22 +123,15 @@ def cancel(name: str, subject: str, vault_path: str | None, secret: Secret, dry_
     from fedmem.device.training_sessions import cancel as cancel_training
     from fedmem.device.training_sessions import cancellable
 
-    with shared_access(subject, vault_path, secret) as access:
-        training = cancellable(access.vault, name)
+    with open_vault(subject, vault_path, secret, write=True) as vault:
+        training = cancellable(vault, name)
         if not dry_run:
             confirm("End this training for good? It stays charged.", yes)
-            training = cancel_training(access, training.run)
+            training = cancel_training(vault, training.run)
     data = asdict(training)
     emit("client.cancel", data, lambda out: pairs(out, data.items()))
     if not dry_run:
         say("The run ended as failed. It stays charged to the topic's budget.")
-
-
-def shared_access(subject: str, vault_path: str | None, secret: Secret) -> "SharedAccess":
-    """Return access to the vault of the options that opens it for writing only while a change is made."""
-    from fedmem.device.vault_access import SharedAccess
-
-    return SharedAccess(lambda write: open_vault(subject, vault_path, secret, write=write))
 
 
 def find_topic(topic: str, policy: str) -> "Topic":

@@ -37,7 +37,7 @@ from fedmem.routing.router import route
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.training.release import Release
 from fedmem.training.sequences import encode
-from fedmem.vault.store.core import serialised
+from fedmem.vault.store.core import StaleReader, in_turn
 from fedmem.vault.vault import BlockInfo, Record, TrainingRun, Vault
 
 Path = tuple[int, ...]
@@ -111,9 +111,15 @@ def learn_topic(
         Busy: another thread trains the topic.
         StorageError, and what the vault raises.
     """
-    with _only_training(vault, topic.name):
+    with _only_training(vault, topic.name), vault.core.in_use():
+        generation = vault.generation
         charged = charge(vault, release, topic, plan, settings=settings, run_key=run_key)
-        return seal_block(vault, charged, train(charged, runtime, progress))
+
+        def check(state: State) -> None:
+            if vault.generation != generation:
+                raise StaleReader("Something was erased from the vault meanwhile. Learn again; the run goes on.")
+
+        return seal_block(vault, charged, train(charged, runtime, progress, check))
 
 
 def default_plan(epsilon: float) -> PrivacyPlan:
@@ -134,7 +140,7 @@ def _only_training(vault: Vault, topic: str) -> Iterator[None]:
         vault.core.trained_topics.discard(topic)
 
 
-@serialised
+@in_turn
 def charge(
     vault: Vault,
     release: Release,
@@ -146,7 +152,8 @@ def charge(
     may_recharge: bool = True,
     record_memory: int | None = None,
 ) -> ChargedRun:
-    """Check and read the records, then charge a new run or resume the open one. No other thread runs in between.
+    """Check and read the records, then charge a new run or resume the open one. No other thread or process changes
+    the vault in between.
 
     Args:
         may_recharge: what happens if the open run had other records or another plan. True: a new run is charged in

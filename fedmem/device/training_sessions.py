@@ -6,12 +6,12 @@ Invariants
 - If records or plan have changed between two sessions, the run ends failed and stays charged. No new run is charged
   unless the caller asks for it.
 - The vault's writer lock is held to begin, to save and to finish, and never while steps are computed. Other programs
-  can read, answer and write meanwhile. During the steps this process is a reader with a lease: an erasure stops it.
+  can read, answer and write meanwhile. During the steps this process holds a lease: an erasure stops it.
 - A session takes at least one step, so a run makes progress under any deadline.
 - Only step numbers are reported, never losses, norms or values of single records.
 
-    with SharedAccess(lambda write: Vault.open(root, subject="ana", write=write)) as access:
-        result = train(access, release, policy.topics["health"], plan, Limits(memory=1 << 30))
+    with Vault.open(root, subject="ana") as vault:
+        result = train(vault, release, policy.topics["health"], plan, Limits(memory=1 << 30))
         print(result.state, result.step, result.steps)
 """
 
@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Literal
 from fedmem.device import session_lock
 from fedmem.device.retraining import choices
 from fedmem.device.session_lock import SessionLock, SessionStatus, ask
-from fedmem.device.vault_access import ERASED, VaultAccess
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.policy.policy import Policy
 from fedmem.vault.vault import ALL, RunRecord, Vault
@@ -39,8 +38,11 @@ if TYPE_CHECKING:
     from fedmem.training.release import Release
 
 CHECKPOINT_INTERVAL = 60.0  # seconds; a session that is killed loses at most these
-# Seconds that a session waits for the vault's writer lock.
-PATIENCE_AT_START, PATIENCE_AT_SAVE, PATIENCE_AT_END = 5.0, 10.0, 120.0
+PATIENCE = 120.0  # seconds to wait until a training has ended its step
+ERASED = (
+    "Something was erased from the vault meanwhile, so the training stopped. Train again: if its own records were not "
+    "erased, it goes on from its checkpoint."
+)
 STATES = {"open": "paused", "finishing": "paused", "finished": "done", "failed": "failed", "wanted": "waiting"}
 Stop = Callable[[], bool]
 
@@ -109,7 +111,7 @@ class _Pause(Exception):
 
 
 def train(
-    access: VaultAccess,
+    vault: Vault,
     release: "Release",
     topic: "Topic",
     plan: "PrivacyPlan | None" = None,
@@ -138,29 +140,30 @@ def train(
     """
     from fedmem.device.learning import LearnSettings, charge
 
-    if access.vault.simulated:
+    if vault.simulated:
         raise Refused(
             "This vault was made by a simulation, and its noise follows from a seed, so it must not be trained on."
         )
-    with SessionLock(access.vault.root) as lock:
+    with SessionLock(vault.root) as lock, vault.core.in_use():
         limits = limits or Limits()
         deadline = time.monotonic() + limits.seconds()
+        generation, finishing = vault.generation, _finishing_runs(vault, topic.name, release.digest)
+        with vault.core.turn():  # finishes or undoes what a killed session left
+            for run in vault.runs_by_id(finishing):
+                if run.state == "finished":
+                    steps = int(run.plan.get("privacy", {}).get("steps", 0))
+                    return SessionResult(run.id, "done", steps, steps, run.block_id)
         if plan is None:
-            plan, settings = _plan_of_open_run(access.vault, topic, release.digest, settings)
+            plan, settings = _plan_of_open_run(vault, topic, release.digest, settings)
         settings = settings or LearnSettings()
         runtime, record_memory = _fit_memory(release, settings, limits.memory)
-        generation, finishing = access.vault.generation, _finishing_runs(access.vault, topic.name, release.digest)
-        with access.writing(PATIENCE_AT_START) as vault:
-            for run in vault.runs_by_id(finishing):
-                if run.state == "finished":  # its last session crashed after the block was sealed
-                    return SessionResult(run.id, "done", plan.steps, plan.steps, run.block_id)
-            try:
-                charged = charge(
-                    vault, release, topic, plan, settings=settings, may_recharge=False, record_memory=record_memory
-                )
-            except NothingMatched as error:
-                raise Refused(f"{error} Nothing was charged.") from None
-        session = _Session(access, lock, charged, generation, deadline, stop or (lambda: False))
+        try:
+            charged = charge(
+                vault, release, topic, plan, settings=settings, may_recharge=False, record_memory=record_memory
+            )
+        except NothingMatched as error:
+            raise Refused(f"{error} Nothing was charged.") from None
+        session = _Session(vault, lock, charged, generation, deadline, stop or (lambda: False))
         return session.run(runtime, progress)
 
 
@@ -169,14 +172,14 @@ class _Session:
 
     def __init__(
         self,
-        access: VaultAccess,
+        vault: Vault,
         lock: SessionLock,
         charged: "ChargedRun",
         generation: int,
         deadline: float,
         stop: Stop,
     ) -> None:
-        self._access, self._lock, self._charged, self._stop = access, lock, charged, stop
+        self._vault, self._lock, self._charged, self._stop = vault, lock, charged, stop
         self._generation, self._deadline, self._last_save = generation, deadline, time.monotonic()
         self._step, self._steps = charged.state.step if charged.state else 0, charged.plan.steps
         lock.say(charged.run.id, self._step, self._steps)
@@ -189,15 +192,14 @@ class _Session:
             block_X = train(self._charged, runtime, progress, self._after_step)
         except _Pause:
             return SessionResult(self._charged.run.id, "paused", self._step, self._steps)
-        with self._access.writing(PATIENCE_AT_END) as vault:
-            block = seal_block(vault, self._charged, block_X)
+        block = seal_block(self._vault, self._charged, block_X)
         return SessionResult(self._charged.run.id, "done", self._steps, self._steps, block.id)
 
     def _after_step(self, state: "State") -> None:
         """Stop the session if it has to end, and save a checkpoint if one is due."""
         self._step = state.step
         self._lock.say(self._charged.run.id, state.step, self._steps)
-        if self._access.vault.generation != self._generation:
+        if self._vault.generation != self._generation:
             raise Busy(ERASED)
         request, now = self._lock.request(), time.monotonic()
         if request == "cancel":
@@ -209,18 +211,16 @@ class _Session:
             raise _Pause
         if now >= self._last_save + CHECKPOINT_INTERVAL:
             with suppress(Busy):  # the next step tries again
-                self._save(state, patience=0.0)
+                self._save(state)
 
-    def _save(self, state: "State", patience: float = PATIENCE_AT_SAVE) -> None:
+    def _save(self, state: "State") -> None:
         from fedmem.device.learning import save_checkpoint
 
-        with self._access.writing(patience) as vault:
-            save_checkpoint(vault, self._charged, state)
+        save_checkpoint(self._vault, self._charged, state)
         self._last_save = time.monotonic()
 
     def _cancel(self) -> None:
-        with self._access.writing(PATIENCE_AT_END) as vault:
-            vault.fail_run(self._charged.run)
+        self._vault.fail_run(self._charged.run)
         raise Refused("The training was cancelled. Its run ended as failed and stays charged.")
 
 
@@ -261,7 +261,7 @@ def _fit_memory(
 
 
 def migrate(
-    access: VaultAccess,
+    vault: Vault,
     id_or_topic: str,
     release: "Release",
     policy: Policy,
@@ -283,15 +283,15 @@ def migrate(
 
     Raises also as `train`.
     """
-    block = access.vault.block(id_or_topic)
-    if release.digest in {other.release for other in access.vault.blocks_of(block.topic)}:
+    block = vault.block(id_or_topic)
+    if release.digest in {other.release for other in vault.blocks_of(block.topic)}:
         raise Refused("The topic has a block on this release already; `fedmem client train` trains it anew.")
     if block.topic not in policy.topics:
         raise Refused("The policy has no budget for the block's topic, so it stays on its release. Name its policy.")
-    run = next(iter(access.vault.runs_by_id([block.run_id])), None)
+    run = next(iter(vault.runs_by_id([block.run_id])), None)
     plan, settings = choices(run.plan if run else {})
     return train(
-        access, release, policy.topics[block.topic], plan, limits, settings=settings, stop=stop, progress=progress
+        vault, release, policy.topics[block.topic], plan, limits, settings=settings, stop=stop, progress=progress
     )
 
 
@@ -312,7 +312,7 @@ def _status_of(vault: Vault, run: RunRecord, is_running: bool, session: SessionS
     return TrainingStatus(run.id, run.topic, run.release, state, step, steps, block, message)
 
 
-def pause(vault: Vault, patience: float = PATIENCE_AT_END) -> TrainingStatus:
+def pause(vault: Vault, patience: float = PATIENCE) -> TrainingStatus:
     """Ask the running training to save a checkpoint and stop after its step, wait for it, and return its status.
 
     Raises:
@@ -328,7 +328,7 @@ def pause(vault: Vault, patience: float = PATIENCE_AT_END) -> TrainingStatus:
     return next(status for status in trainings(vault) if status.run == paused.run)
 
 
-def cancel(access: VaultAccess, name: str, patience: float = PATIENCE_AT_END) -> TrainingStatus:
+def cancel(vault: Vault, name: str, patience: float = PATIENCE) -> TrainingStatus:
     """End a run for good, and return its status: it is failed and stays charged.
 
     Args:
@@ -336,12 +336,11 @@ def cancel(access: VaultAccess, name: str, patience: float = PATIENCE_AT_END) ->
 
     Raises NothingMatched and UsageError as `cancellable`, Busy as `pause`.
     """
-    status = cancellable(access.vault, name)
-    if status.state == "running" and not ask(access.vault.root, "cancel", patience):
+    status = cancellable(vault, name)
+    if status.state == "running" and not ask(vault.root, "cancel", patience):
         raise Busy("The training was asked to end and has not finished its step. See `fedmem client status`.")
-    with access.writing(PATIENCE_AT_START) as vault:
-        vault.end_run(status.run)
-    return next(ended for ended in trainings(access.vault) if ended.run == status.run)
+    vault.end_run(status.run)
+    return next(ended for ended in trainings(vault) if ended.run == status.run)
 
 
 def cancellable(vault: Vault, name: str) -> TrainingStatus:

@@ -225,10 +225,9 @@ class Client:
             FedmemError: Any other error of `fedmem.device.training_sessions.train`.
         """
         from fedmem.device.training_sessions import Limits, train
-        from fedmem.device.vault_access import ExclusiveAccess
 
         limits = Limits(deadline, memory)
-        return train(ExclusiveAccess(self._vault), self._need_release(), self._topic(topic), plan, limits, stop=stop)
+        return train(self._vault, self._need_release(), self._topic(topic), plan, limits, stop=stop)
 
     def trainings(self) -> "list[TrainingStatus]":
         """Return the state of each training: waiting, running, paused, done or failed."""
@@ -248,9 +247,8 @@ class Client:
             Busy: The training did not finish its step in time.
         """
         from fedmem.device.training_sessions import cancel
-        from fedmem.device.vault_access import ExclusiveAccess
 
-        return cancel(ExclusiveAccess(self._vault), name)
+        return cancel(self._vault, name)
 
     @overload
     def generate(self, prompt: str, max_new_tokens: int = ..., stream: Literal[False] = ...) -> str: ...

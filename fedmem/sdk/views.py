@@ -61,12 +61,11 @@ class Blocks:
                 lists the reasons.
         """
         from fedmem.device.training_sessions import migrate
-        from fedmem.device.vault_access import ExclusiveAccess
         from fedmem.sdk.client import open_release
 
         if self._policy is None:
             raise Refused("Moving a block needs the policy with its topic's budget. Open the vault with Client.open.")
-        result = migrate(ExclusiveAccess(self._vault), id_or_topic, open_release(release), self._policy)
+        result = migrate(self._vault, id_or_topic, open_release(release), self._policy)
         return self._vault.block(result.block or "")
 
 

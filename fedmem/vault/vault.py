@@ -388,7 +388,8 @@ class Vault:
                 )
             self._inventory.index(self._records)
         if self.core.write:
-            self._inventory.recover()
-            acknowledgement.acknowledge(self.core)
+            self._inventory.sweep()
+            self._inventory.catch_up()
+            self.core.table.settle()
         self.core.take_lease()
         self.core.end_turn()

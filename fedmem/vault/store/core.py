@@ -15,6 +15,7 @@ Invariants
 
 import contextlib
 import functools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from fedmem.vault.crypto import container
 from fedmem.vault.crypto.header import NAME as HEADER
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.store import watcher
 from fedmem.vault.store.database import Database
 from fedmem.vault.store.leases import Lease
 
@@ -95,6 +97,7 @@ class Core:
     writer: WriterLock | None = None
     _is_changing: bool = field(default=False, init=False)
     _uses: Counter[Lease] = field(default_factory=Counter, init=False)
+    _using_threads: Counter[int] = field(default_factory=Counter, init=False)
 
     def __post_init__(self) -> None:
         forks.watch(self)
@@ -148,15 +151,18 @@ class Core:
 
         The block has to look at `generation` between its steps, and to end when it is a newer one.
         """
+        thread = threading.get_ident()
         with self.lock:
             lease = self.lease
             if lease is not None:
                 self._uses[lease] += 1
+                self._using_threads[thread] += 1
         try:
             yield
         finally:
             if lease is not None and not self.lock.is_inherited:
                 with self.lock:
+                    self._using_threads[thread] -= 1
                     self._end_use(lease)
 
     @contextlib.contextmanager
@@ -168,6 +174,7 @@ class Core:
             UsageError: the vault is closed.
             Busy: other processes changed the vault for longer than `timeout`.
             KeysMoved: another process moved the keys.
+            StaleReader: something was erased during the wait, and this thread is in an `in_use` block.
         """
         with self.lock:
             self._check_open()
@@ -176,7 +183,7 @@ class Core:
             if self.writer is not None:
                 yield
                 return
-            self.writer = take_writer_lock(self.root, self.timeout, self._has_erasure)
+            self.writer = take_writer_lock(self.root, self.timeout, self._check_while_waiting)
             try:
                 self.catch_up()
                 yield
@@ -254,6 +261,10 @@ class Core:
         self.stop_reading()
         return True
 
+    def _check_while_waiting(self) -> None:
+        if self._has_erasure() and self._using_threads[threading.get_ident()]:
+            raise StaleReader("Something was erased from this vault meanwhile. Repeat the command.")
+
     def _end_use(self, lease: Lease) -> None:
         self._uses[lease] -= 1
         if not self._uses[lease]:
@@ -267,6 +278,7 @@ class Core:
             if self.lease is not None and not self._uses[self.lease]:
                 self.lease.release()
             self.lease = Lease(self.root / "leases", self.table.generation)
+            watcher.watch(self)
             if self.writer is None:  # an erasure may have ended before the mark was visible
                 self.refresh()
 

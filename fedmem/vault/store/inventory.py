@@ -51,12 +51,16 @@ class Inventory:
             VerificationFailed: table and database differ, and no interrupted change explains it; see `acknowledgement`.
         """
         note = acknowledgement.noted(self._core.keystore)
-        for folder in (self._core.root, self._core.root / "blocks", self._core.root / "receipts"):
-            self._core.files.sweep(folder)
+        self.sweep()
         self._core.table.settle()
         self._runs.recover()
         self._reconcile(note)
         self._core.is_settled = True
+
+    def sweep(self) -> None:
+        """Remove the temporary files that a crash left."""
+        for folder in (self._core.root, self._core.root / "blocks", self._core.root / "receipts"):
+            self._core.files.sweep(folder)
 
     def index(self, records: Records) -> None:
         """Build the index of topics in a vault of an earlier version, by opening every item once."""
