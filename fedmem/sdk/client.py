@@ -8,19 +8,23 @@ Invariants
 - Only `learn`, `train`, `blocks.migrate` and `generate` load torch.
 - Several threads can call `generate` at the same time. Each gets the answer to its own prompt.
 - Reading a stream after `close`, or after an erasure, raises an error.
-- A client opened with `write=False` changes nothing. It works while another program trains or adds.
+- A client opened with `write=False` changes nothing.
+- Any number of programs and threads can use a vault at the same time. A change waits for its turn; see `timeout`.
+- A worker that is forked after `open` opens the vault again by itself when it first uses the client. It asks for the
+  passphrase again.
 
     with Client.open("ana", keystore="passphrase", ask=getpass.getpass) as client:
         client.add("The new tablets go with breakfast.", topic="health")
         print(client.search("When do I take them?", k=1)[0].text)
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -37,8 +41,9 @@ from fedmem.sdk.egress import Egress
 from fedmem.sdk.places import vault_root
 from fedmem.sdk.privacy import Privacy
 from fedmem.sdk.views import Blocks, Erase
+from fedmem.storage import forks
 from fedmem.vault.crypto.header import NAME
-from fedmem.vault.opening import VaultExists
+from fedmem.vault.opening import TIMEOUT, VaultExists
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 if TYPE_CHECKING:
@@ -73,11 +78,10 @@ class Hit:
 class Client:
     """The memories of one subject, used as a context manager. The module's docstring lists the invariants.
 
-    Attributes:
-        blocks: The private blocks.
-        erase: Erasures.
-        privacy: The privacy ledger.
-        egress: The messages that left the device.
+    Args:
+        vault: The open vault, which the client closes.
+        policy: The policy that places texts.
+        release: The release that routes texts; `learn`, `train` and `generate` need it.
     """
 
     def __init__(self, vault: Vault, policy: Policy, release: "Release | None" = None) -> None:
@@ -85,15 +89,13 @@ class Client:
             raise Refused(
                 "This vault was made by a simulation, and its noise follows from a seed. An app must not use it."
             )
-        self._vault, self._policy, self._release = vault, policy, release
+        self._opened, self._policy, self._release = vault, policy, release
+        self._reopen: Callable[[], Vault] | None = None
         self._embedder: Embedder = StaticEmbedder()
         self._answerer: Answerer | None = None
-        self._answer_lock = Lock()
+        self._lock = RLock()
         self._release_to_close: Release | None = None
-        self.blocks = Blocks(vault, policy)
-        self.erase = Erase(vault, Retrainer(release, policy) if release is not None else None)
-        self.privacy = Privacy(vault)
-        self.egress = Egress(vault)
+        forks.watch(self)
 
     @classmethod
     def open(
@@ -105,12 +107,11 @@ class Client:
         ask: Ask | None = None,
         policy: str | Path = "default",
         write: bool = True,
-        timeout: float = 30.0,
+        timeout: float = TIMEOUT,
     ) -> "Client":
         """Open the vault of a subject. If there is none and `write` is set, create it.
 
-        One program can write to a vault at a time. Any number of programs can open it with `write=False`, to search
-        and to generate.
+        Any number of programs can open it, for reading and writing.
 
         Args:
             subject: Name of the subject.
@@ -121,11 +122,11 @@ class Client:
             ask: Returns the passphrase, if the keystore needs one.
             policy: Name of a policy, or its TOML file.
             write: Open the vault for writing.
-            timeout: Longest wait for another program that writes, in seconds.
+            timeout: Longest wait for other programs that write, in seconds, now and before each change.
 
         Raises:
             KeystoreError: A key is missing, the passphrase is wrong, or `auto` finds no keyring.
-            Busy: Another program still writes after `timeout`.
+            Busy: Other programs wrote for longer than `timeout`.
             Refused: The vault is simulated.
             VersionMismatch: Vault or release have another format.
             NothingMatched: `write` is False, and there is no vault.
@@ -140,9 +141,31 @@ class Client:
         except BaseException:
             vault.close()
             raise
+        client._reopen = functools.partial(open_vault, subject, root, keystore, ask, write, timeout)
         # A release that is passed as an object belongs to the caller, who closes it.
         client._release_to_close = loaded_release if isinstance(release, str | Path) else None
         return client
+
+    @property
+    def blocks(self) -> Blocks:
+        """The private blocks."""
+        return Blocks(self._vault, self._policy)
+
+    @property
+    def erase(self) -> Erase:
+        """Erasures."""
+        retrainer = Retrainer(self._release, self._policy) if self._release is not None else None
+        return Erase(self._vault, retrainer)
+
+    @property
+    def privacy(self) -> Privacy:
+        """The privacy ledger."""
+        return Privacy(self._vault)
+
+    @property
+    def egress(self) -> Egress:
+        """The messages that left the device."""
+        return Egress(self._vault)
 
     def add(self, text: str, topic: str | None = None) -> AddedRecord:
         """Place a text by the policy, and store it sealed. It is durable when this method returns.
@@ -271,7 +294,7 @@ class Client:
             Refused: The client has no release.
             VersionMismatch: The topic's block belongs to another release than the client.
         """
-        with self._answer_lock:
+        with self._lock:
             pieces = self._pieces(prompt, max_new_tokens)
         return pieces if stream else "".join(pieces)
 
@@ -312,13 +335,26 @@ class Client:
 
     def close(self) -> None:
         """Close the vault, and the bank of a release that `open` loaded. This frees all locks, keys and files."""
-        with self._answer_lock:
+        with self._lock:
             self._answerer = None
             release = self._release_to_close
             if release is not None and "bank" in vars(release):  # a bank is opened only when it is first read
                 release.bank.close()
                 self._release_to_close = None
-            self._vault.close()
+            self._opened.close()
+
+    @property
+    def _vault(self) -> Vault:
+        """The vault, opened again in a worker that was forked after `open`."""
+        if self._opened.core.lock.is_inherited and self._reopen is not None:
+            with self._lock:
+                if self._opened.core.lock.is_inherited:
+                    self._opened = self._reopen()
+        return self._opened
+
+    def disown(self) -> None:
+        """Give up what belongs to the parent, in a forked child: another thread may have held the lock."""
+        self._lock, self._answerer = RLock(), None
 
     def __enter__(self) -> "Client":
         return self
@@ -346,7 +382,7 @@ def open_release(release: "str | Path | Release | None") -> Any:
 
 
 def open_vault(
-    subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = 0.0
+    subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = TIMEOUT
 ) -> Vault:
     """Open the vault at `root`. If there is none and `write` is set, create it.
 

@@ -20,7 +20,6 @@ from fedmem.cli.main import main
 from fedmem.device import session_lock as trainer
 from fedmem.device.learning import LearnSettings
 from fedmem.device.training_sessions import train
-from fedmem.device.vault_access import SharedAccess
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
 from fedmem.privacy.plan import PrivacyPlan
@@ -76,8 +75,8 @@ def test_a_deadline_pauses_it_and_the_same_command_goes_on(fedmem: Call, release
 def begun_and_paused(release: Release, **options: Any) -> None:
     """A long training that is charged and has taken one step, on a plan that needs no calibration."""
     plan = PrivacyPlan(0.5, 5_000, clip=0.1, noise_multiplier=200.0, divisor=4.0, delta=1e-5, record_cap=100)
-    with SharedAccess(lambda write: opened(write=write, **options)) as door:
-        train(door, release, Policy.load().topics["health"], plan, settings=LearnSettings(4, 16), stop=lambda: True)
+    with opened(write=True, **options) as vault:
+        train(vault, release, Policy.load().topics["health"], plan, settings=LearnSettings(4, 16), stop=lambda: True)
 
 
 def test_the_background_takes_its_passphrase_by_a_pipe_and_can_be_paused_and_cancelled(

@@ -1,7 +1,7 @@
 """Training in sessions: limits, pause, resume to the byte, refusals, and what is left of a checkpoint."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from fedmem.device.training_sessions import (
     train,
     trainings,
 )
-from fedmem.device.vault_access import ExclusiveAccess, SharedAccess
 from fedmem.erasure import residue
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.memory.spec import MemorySpec
@@ -31,6 +30,7 @@ from fedmem.sdk.client import Client
 from fedmem.storage.files import Files
 from fedmem.training.release import Release
 from fedmem.vault.crypto import container
+from fedmem.vault.store.core import StaleReader
 from fedmem.vault.vault import NewRecord, Vault
 
 NOTES = ["My doctor prescribed new tablets for my blood pressure.", "The nurse measured my fever.", "A third visit."]
@@ -38,10 +38,6 @@ PLAN = PrivacyPlan(sampling_rate=0.5, steps=6, clip=0.1, noise_multiplier=4.0, d
 SETTINGS = LearnSettings(width=4, length=16)
 HEALTH = Policy.load().topics["health"]
 KEY = bytes(range(32))
-
-
-def opener(root: Path) -> Callable[[bool], Vault]:
-    return lambda write: Vault.open(root, subject="ana", write=write)
 
 
 @pytest.fixture
@@ -55,9 +51,9 @@ def root(tmp_path: Path, release: Release) -> Path:
 
 
 @pytest.fixture
-def shared(root: Path) -> Iterator[SharedAccess]:
-    with SharedAccess(opener(root)) as door:
-        yield door
+def shared(root: Path) -> Iterator[Vault]:
+    with Vault.open(root, subject="ana") as vault:
+        yield vault
 
 
 class After:
@@ -72,11 +68,11 @@ class After:
 
 
 def go(
-    door: ExclusiveAccess | SharedAccess, release: Release, *, steps: int = 99, limits: Limits | None = None, **options
+    vault: Vault, release: Release, *, steps: int = 99, limits: Limits | None = None, **options
 ) -> SessionResult:
     settings = options.pop("settings", SETTINGS)
     plan = options.pop("plan", PLAN)
-    return train(door, release, HEALTH, plan, limits, settings=settings, stop=After(steps), **options)
+    return train(vault, release, HEALTH, plan, limits, settings=settings, stop=After(steps), **options)
 
 
 def kinds(vault: Vault) -> list[str]:
@@ -103,8 +99,8 @@ def test_sessions_add_up_to_the_bytes_of_one_run(
                 [NewRecord(text, "health", (0, i), vectors[i], release.digest) for i, text in enumerate(NOTES)]
             )
         for steps in cuts:
-            with SharedAccess(opener(tmp_path / name)) as door:
-                ended = go(door, release, steps=steps)
+            with Vault.open(tmp_path / name, subject="ana") as vault:
+                ended = go(vault, release, steps=steps)
         assert (ended.state, ended.step, ended.steps) == ("done", 6, 6)
         with Vault.open(tmp_path / name, subject="ana") as vault:
             found.append(load(vault.block_rows(ended.block))["rows"])
@@ -113,7 +109,7 @@ def test_sessions_add_up_to_the_bytes_of_one_run(
     assert torch.equal(*found)
 
 
-def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: SharedAccess, release: Release) -> None:
+def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: Vault, release: Release) -> None:
     steps = []
     while True:
         limits = Limits(datetime.now(UTC) + timedelta(seconds=0.05))
@@ -122,17 +118,17 @@ def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: SharedAcces
         if ended.state == "done":
             break
     assert steps == sorted(set(steps))
-    assert kinds(shared.vault) == ["spend", "run_finished"]
+    assert kinds(shared) == ["spend", "run_finished"]
 
 
-def test_a_resumed_session_takes_up_where_it_stood(shared: SharedAccess, release: Release) -> None:
+def test_a_resumed_session_takes_up_where_it_stood(shared: Vault, release: Release) -> None:
     seen: list[int] = []
-    assert go(shared, release, steps=2) == SessionResult(trainings(shared.vault)[0].run, "paused", 2, 6)
+    assert go(shared, release, steps=2) == SessionResult(trainings(shared)[0].run, "paused", 2, 6)
     go(shared, release, progress=lambda step, _: seen.append(step))
     assert seen == [3, 4, 5, 6]
 
 
-def test_the_vault_is_free_while_steps_are_computed(shared: SharedAccess, release: Release, root: Path) -> None:
+def test_the_vault_is_free_while_steps_are_computed(shared: Vault, release: Release, root: Path) -> None:
     """Another program writes, reads and answers in the middle of the training."""
 
     def other(step: int, _: int) -> None:
@@ -146,34 +142,34 @@ def test_the_vault_is_free_while_steps_are_computed(shared: SharedAccess, releas
                 client.add("not while reading")
 
     assert go(shared, release, progress=other).state == "done"
-    assert len(shared.vault.blocks()) == 1
+    assert len(shared.blocks()) == 1
 
 
 def test_a_program_that_writes_keeps_it_from_beginning(
-    shared: SharedAccess, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Vault, release: Release, root: Path
 ) -> None:
-    monkeypatch.setattr(training, "PATIENCE_AT_START", 0.0)
-    with Vault.open(root, subject="ana"), pytest.raises(Busy) as caught:
+    shared.core.timeout = 0.0
+    with Vault.open(root, subject="ana") as other, other.core.turn(), pytest.raises(Busy) as caught:
         go(shared, release)
     assert caught.value.exit_code == 7
-    assert kinds(shared.vault) == []
+    assert kinds(shared) == []
 
 
-def test_one_training_at_a_time(shared: SharedAccess, release: Release) -> None:
+def test_one_training_at_a_time(shared: Vault, release: Release) -> None:
     def second(*_: int) -> None:
         with pytest.raises(Busy, match="runs already"):
             go(shared, release)
 
     go(shared, release, progress=second)
-    assert kinds(shared.vault) == ["spend", "run_finished"]
+    assert kinds(shared) == ["spend", "run_finished"]
 
 
 @pytest.mark.parametrize("change", ["record", "plan", "settings"])
 def test_after_a_change_it_fails_stays_charged_and_begins_nothing(
-    shared: SharedAccess, release: Release, root: Path, change: str
+    shared: Vault, release: Release, root: Path, change: str
 ) -> None:
     go(shared, release, steps=2)
-    (run,) = trainings(shared.vault)
+    (run,) = trainings(shared)
     options: dict = {}
     if change == "record":
         with Client.open("ana", path=root, release=release) as client:
@@ -185,8 +181,8 @@ def test_after_a_change_it_fails_stays_charged_and_begins_nothing(
     with pytest.raises(Refused, match="changed since") as caught:
         go(shared, release, **options)
     assert caught.value.exit_code == 4
-    assert kinds(shared.vault) == ["spend", "run_failed"]
-    assert [(one.run, one.state, one.message) for one in trainings(shared.vault)] == [(run.run, "failed", "")]
+    assert kinds(shared) == ["spend", "run_failed"]
+    assert [(one.run, one.state, one.message) for one in trainings(shared)] == [(run.run, "failed", "")]
     assert list((root / "training").glob("*.fmc")) == []
 
 
@@ -196,18 +192,18 @@ def checkpoint(root: Path) -> bytes:
 
 
 @pytest.mark.parametrize("end", ["finish", "cancel", "erase", "erase one record"])
-def test_of_a_checkpoint_nothing_is_left(shared: SharedAccess, release: Release, root: Path, end: str) -> None:
+def test_of_a_checkpoint_nothing_is_left(shared: Vault, release: Release, root: Path, end: str) -> None:
     go(shared, release, steps=2)
     sealed = checkpoint(root)
     needles = residue.windows(sealed[container.read_header(sealed)[1] :][:8192], "checkpoint")
     assert residue.scan(root, needles)
-    shared.vault.close()
+    shared.close()
     if end == "finish":
-        with SharedAccess(opener(root)) as door:
-            go(door, release)
+        with Vault.open(root, subject="ana") as vault:
+            go(vault, release)
     elif end == "cancel":
-        with SharedAccess(opener(root)) as door:
-            cancel(door, "health")
+        with Vault.open(root, subject="ana") as vault:
+            cancel(vault, "health")
     else:
         with Client.open("ana", path=root, release=release) as client:
             record = [client.search("doctor", k=1)[0].id]
@@ -221,7 +217,7 @@ def test_of_a_checkpoint_nothing_is_left(shared: SharedAccess, release: Release,
         assert not [one for one in trainings(vault) if one.state == "paused"]
 
 
-def test_a_checkpoint_is_sealed(shared: SharedAccess, release: Release, root: Path) -> None:
+def test_a_checkpoint_is_sealed(shared: Vault, release: Release, root: Path) -> None:
     kept: list[bytes] = []
     save = Vault.save_checkpoint
     with pytest.MonkeyPatch.context() as patch:
@@ -235,7 +231,7 @@ def test_a_checkpoint_is_sealed(shared: SharedAccess, release: Release, root: Pa
     assert b"health" not in path.read_bytes()
 
 
-def test_a_copied_or_damaged_checkpoint_changes_nothing(shared: SharedAccess, release: Release, root: Path) -> None:
+def test_a_copied_or_damaged_checkpoint_changes_nothing(shared: Vault, release: Release, root: Path) -> None:
     """An older one only costs time, a damaged one counts as none: data, plan and stream are the run's either way."""
     go(shared, release, steps=1)
     first = checkpoint(root)
@@ -255,34 +251,30 @@ def test_a_crash_at_any_operation_leaves_a_run_that_ends_the_same(
     class Cut(BaseException):
         pass
 
-    with SharedAccess(opener(root)) as door:
-        go(door, release, steps=3)
+    with Vault.open(root, subject="ana") as vault:
+        go(vault, release, steps=3)
     left = iter(range(at))
 
     def cut(operation: str, path: Path) -> None:
         if operation != "read" and next(left, None) is None:
             raise Cut
 
-    def failing(write: bool) -> Vault:
-        return Vault.open(root, subject="ana", write=write, files=Files(cut))
-
     with monkeypatch.context() as patch:
         patch.setattr(Files, "sweep", lambda *_: 0)
         try:
-            with SharedAccess(failing) as door:
-                go(door, release)
+            with Vault.open(root, subject="ana", files=Files(cut)) as vault:
+                go(vault, release)
         except Cut:
             pass
-    with SharedAccess(opener(root)) as door:
-        if not door.vault.blocks():
-            assert go(door, release).state == "done"
-        Vault.open(root, subject="ana").close()  # a writer clears up what the cut left
-        assert len(door.vault.blocks()) == 1
-        assert kinds(door.vault) == ["spend", "run_finished"]
+    with Vault.open(root, subject="ana") as vault:
+        if not vault.blocks():
+            assert go(vault, release).state == "done"
+        assert len(vault.blocks()) == 1
+        assert kinds(vault) == ["spend", "run_finished"]
         assert list((root / "training").glob("*.fmc")) == []
 
 
-def test_an_erasure_stops_it_and_is_complete(shared: SharedAccess, release: Release, root: Path) -> None:
+def test_an_erasure_stops_it_and_is_complete(shared: Vault, release: Release, root: Path) -> None:
     def erase(step: int, _: int) -> None:
         if step == 2:
             with Client.open("ana", path=root, release=release) as client:
@@ -297,16 +289,16 @@ def test_an_erasure_stops_it_and_is_complete(shared: SharedAccess, release: Rele
 
 
 def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(
-    shared: SharedAccess, release: Release, root: Path
+    shared: Vault, release: Release, root: Path
 ) -> None:
-    with Client.open("ana", path=root, release=release) as client:
+    with Client.open("ana", path=root, release=release) as client, client._vault.core.turn():
         client.erase.plan(topic="health").execute()
-        with pytest.raises(Busy, match="erased"), shared.writing(60.0):
+        with shared.core.in_use(), pytest.raises(StaleReader, match="erased"), shared.core.turn():
             pass
 
 
 def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
-    shared: SharedAccess, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Vault, release: Release, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
@@ -314,31 +306,33 @@ def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
     def killed(step: int, _: int) -> None:
         seen.append(step)
         if step == 3:
-            other.append(Vault.open(root, subject="ana"))  # at its save after this step another program writes
+            turn.__enter__()  # at its save after this step another program writes
         if step == 5:
             raise Killed
         if step == 4:
-            other.pop().close()
+            turn.__exit__(None, None, None)
 
     seen: list[int] = []
-    other: list[Vault] = []
+    shared.core.timeout = 0.0
+    other = Vault.open(root, subject="ana")
+    turn = other.core.turn()
     monkeypatch.setattr(training, "CHECKPOINT_INTERVAL", 0.0)
     with pytest.raises(Killed):
         go(shared, release, progress=killed)
-    assert [(one.state, one.step) for one in trainings(shared.vault)] == [("paused", 4)]
+    assert [(one.state, one.step) for one in trainings(shared)] == [("paused", 4)]
     go(shared, release, progress=lambda step, _: seen.append(step))
     assert seen == [1, 2, 3, 4, 5, 5, 6]
-    assert kinds(shared.vault) == ["spend", "run_finished"]
+    assert kinds(shared) == ["spend", "run_finished"]
 
 
-def test_pause_and_cancel_from_another_program(shared: SharedAccess, release: Release, root: Path) -> None:
+def test_pause_and_cancel_from_another_program(shared: Vault, release: Release, root: Path) -> None:
     ended: list[object] = []
     gate = threading.Event()
 
     def begin() -> None:
-        with SharedAccess(opener(root)) as door:
+        with Vault.open(root, subject="ana") as vault:
             try:
-                ended.append(train(door, release, HEALTH, long, settings=SETTINGS, progress=lambda *_: gate.set()))
+                ended.append(train(vault, release, HEALTH, long, settings=SETTINGS, progress=lambda *_: gate.set()))
             except Refused as error:
                 ended.append(error)
 
@@ -348,33 +342,33 @@ def test_pause_and_cancel_from_another_program(shared: SharedAccess, release: Re
         thread = threading.Thread(target=begin)
         thread.start()
         assert gate.wait(20)
-        assert [one.state for one in trainings(shared.vault)] == ["running"]
-        told = stop(shared.vault)
+        assert [one.state for one in trainings(shared)] == ["running"]
+        told = stop(shared)
         thread.join(20)
         assert not thread.is_alive()
     assert isinstance(ended[0], SessionResult)
     assert (ended[0].state, ended[0].steps) == ("paused", 10_000)
     assert isinstance(ended[1], Refused)
-    assert (told.state, kinds(shared.vault)) == ("failed", ["spend", "run_failed"])
+    assert (told.state, kinds(shared)) == ("failed", ["spend", "run_failed"])
     assert "cancelled" in told.message
 
 
-def test_there_is_nothing_to_pause_or_cancel(shared: SharedAccess, release: Release) -> None:
-    for wrong in (lambda: pause(shared.vault), lambda: cancel(shared, "health"), lambda: cancel(shared, "no")):
+def test_there_is_nothing_to_pause_or_cancel(shared: Vault, release: Release) -> None:
+    for wrong in (lambda: pause(shared), lambda: cancel(shared, "health"), lambda: cancel(shared, "no")):
         with pytest.raises(NothingMatched):
             wrong()
 
 
-def test_a_paused_one_is_cancelled(shared: SharedAccess, release: Release) -> None:
+def test_a_paused_one_is_cancelled(shared: Vault, release: Release) -> None:
     go(shared, release, steps=2)
-    (one,) = trainings(shared.vault)
+    (one,) = trainings(shared)
     assert (one.state, one.step, one.steps, one.block) == ("paused", 2, 6, None)
     assert cancel(shared, one.run).state == "failed"
-    assert kinds(shared.vault) == ["spend", "run_failed"]
+    assert kinds(shared) == ["spend", "run_failed"]
 
 
 def test_bad_input_is_refused_before_anything_is_charged(
-    shared: SharedAccess, release: Release, tmp_path: Path
+    shared: Vault, release: Release, tmp_path: Path
 ) -> None:
     late = datetime.now(UTC) - timedelta(seconds=1)
     for wrong, error in (
@@ -385,12 +379,12 @@ def test_bad_input_is_refused_before_anything_is_charged(
         with pytest.raises(error):
             go(shared, release, limits=Limits(**wrong))
     with Vault.create(tmp_path / "empty", subject="ana") as empty, pytest.raises(Refused, match="no record") as caught:
-        go(ExclusiveAccess(empty), release)
+        go(empty, release)
     assert caught.value.exit_code == 4
     with Vault.create(tmp_path / "sim", subject="ana", simulated=True) as made, pytest.raises(Refused):
-        go(ExclusiveAccess(made), release)
-    assert kinds(shared.vault) == []
-    assert not trainer.runs(shared.vault.root)
+        go(made, release)
+    assert kinds(shared) == []
+    assert not trainer.runs(shared.root)
 
 
 def test_a_client_trains_in_sessions(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,14 +418,14 @@ def test_a_lower_memory_limit_gives_the_same_block(
             vault.add_records(
                 [NewRecord(text, "health", (0, i % 4), vectors[i], release.digest) for i, text in enumerate(texts)]
             )
-            ended = go(ExclusiveAccess(vault), release, limits=Limits(memory=memory))
+            ended = go(vault, release, limits=Limits(memory=memory))
             found.append(load(vault.block_rows(ended.block))["rows"])
     assert [one.micro_batch for one in sizes] == [1, footprint.MOST]
     assert torch.allclose(*found, atol=1e-5)
 
 
 def test_a_record_longer_than_the_limit_is_refused_before_it_is_charged(
-    shared: SharedAccess, release: Release, root: Path
+    shared: Vault, release: Release, root: Path
 ) -> None:
     vector = torch.ones(128).numpy()
     with Vault.open(root, subject="ana") as vault:
@@ -439,5 +433,5 @@ def test_a_record_longer_than_the_limit_is_refused_before_it_is_charged(
     with pytest.raises(Refused, match="A record") as caught:
         go(shared, release, limits=Limits(memory=footprint.PROCESS + (24 << 20)))
     assert caught.value.exit_code == 4
-    assert kinds(shared.vault) == []
-    assert trainings(shared.vault) == []
+    assert kinds(shared) == []
+    assert trainings(shared) == []

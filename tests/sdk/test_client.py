@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,17 +109,31 @@ def test_passphrase_right_wrong_and_missing() -> None:
         Client.open("ana")
 
 
-def test_one_writer() -> None:
-    with opened(), pytest.raises(Busy):
-        opened(timeout=0.1)
+def test_two_clients_write_in_turn() -> None:
+    with opened() as first, opened(timeout=0.1) as second:
+        ids = {first.add("The plum tree wants pruning.").id, second.add("Beans go in after the frost.").id}
+        for client in (first, second):
+            assert {hit.id for hit in client.search("garden", k=9)} == ids
+        with first._vault.core.turn(), pytest.raises(Busy):
+            second.add("Not now.")
+        assert len(second.search("garden", k=9)) == 2
 
 
 def test_a_writer_waits_for_another_one() -> None:
-    first = opened()
-    release = threading.Timer(0.3, first.close)
-    release.start()
-    opened(timeout=20).close()
-    release.join()
+    has_lock = threading.Event()
+
+    def change(client: Client) -> None:
+        with client._vault.core.turn():
+            has_lock.set()
+            time.sleep(0.3)
+
+    with opened() as first, opened(timeout=20) as second:
+        slow = threading.Thread(target=change, args=(first,))
+        slow.start()
+        has_lock.wait()
+        second.add("The hull leaks aft.")
+        slow.join()
+        assert len(first.search("boat", k=3)) == 1
 
 
 def test_answers_need_a_release() -> None:

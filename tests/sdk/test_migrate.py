@@ -11,7 +11,6 @@ from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.device.private_fetch import block_for
 from fedmem.device.training_sessions import migrate, trainings
-from fedmem.device.vault_access import ExclusiveAccess, SharedAccess
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.policy.policy import Policy
@@ -88,8 +87,8 @@ def test_each_release_answers_with_its_own_block_meanwhile_and_after(
             ):
                 reader.generate(NOTE, max_new_tokens=4)
 
-    with SharedAccess(lambda write: Vault.open(root, subject="ana", write=write)) as door:
-        trained = migrate(door, "health", newer, Policy.load(), progress=answer)
+    with Vault.open(root, subject="ana") as vault:
+        trained = migrate(vault, "health", newer, Policy.load(), progress=answer)
     assert len(set(said)) == 1
     with Client.open("ana", path=root, release=release, write=False) as reader:
         assert reader.generate(NOTE, max_new_tokens=4) == said[0]
@@ -112,8 +111,7 @@ def test_over_budget_nothing_is_charged_and_the_old_block_answers(
 
 def test_it_can_be_paused_and_goes_on(client: Client, release: Release, newer: Release) -> None:
     learn(client, release)
-    door = ExclusiveAccess(client._vault)
-    assert migrate(door, "health", newer, client._policy, stop=lambda: True).state == "paused"
+    assert migrate(client._vault, "health", newer, client._policy, stop=lambda: True).state == "paused"
     assert [(one.release, one.state, one.step) for one in trainings(client._vault)] == [
         (release.digest, "done", 4),
         (newer.digest, "paused", 1),

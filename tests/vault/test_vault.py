@@ -101,7 +101,8 @@ def test_a_second_writer_waits_for_a_change_and_no_longer(vaults, home: Path) ->
     vault = vaults.create()
     code = (
         "import sys\nfrom fedmem.vault.vault import Vault\n"
-        "try:\n    Vault.open(sys.argv[1], subject='alice', timeout=0)\nexcept Exception as e:\n    sys.exit(e.exit_code)"
+        "try:\n    Vault.open(sys.argv[1], subject='alice', timeout=0)\n"
+        "except Exception as e:\n    sys.exit(e.exit_code)"
     )
     command = [sys.executable, "-c", code, str(vault.root)]
     with vault.core.turn():
