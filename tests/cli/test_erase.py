@@ -107,7 +107,11 @@ def test_keep_and_due(fedmem: Call, block: BlockInfo) -> None:
     assert fedmem("erase", "keep", "health", "long", *ANA)[0].exit_code == 2
     assert fedmem(*due, "--yes")[0].exit_code == 3
     old = records("health")[0]
-    with Vault.open(vault_root("ana"), subject="ana") as vault, vault.core.database.session() as session:
+    with (
+        Vault.open(vault_root("ana"), subject="ana") as vault,
+        vault.core.writing(),
+        vault.core.database.session() as session,
+    ):
         session.execute(update(RecordRow).where(RecordRow.id == old).values(created=1.0))
     assert fedmem(*due, "--dry-run")[1]["data"]["counts"]["record"] == 1
     assert fedmem(*due)[0].exit_code == 4  # not confirmed

@@ -139,7 +139,7 @@ def damaged(vault_root: Path) -> Opened:
     opened = learned(vault_root)
     with Vault.open(vault_root, subject="ada") as vault:
         private = vault.ids_of("health")
-        with vault.core.database.session() as session:
+        with vault.core.writing(), vault.core.database.session() as session:
             for table in ("records", "runs", "blocks"):
                 for item in private:
                     session.connection().exec_driver_sql(f"UPDATE {table} SET sealed = x'00' WHERE id = ?", (item,))

@@ -192,7 +192,7 @@ def aged(vault: Vault, item: str, days: float) -> None:
 
     from fedmem.vault.store.database import RecordRow
 
-    with vault.core.database.session() as session:
+    with vault.core.writing(), vault.core.database.session() as session:
         session.execute(update(RecordRow).where(RecordRow.id == item).values(created=time.time() - 86400 * days))
 
 

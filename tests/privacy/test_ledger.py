@@ -256,7 +256,7 @@ def test_training_does_not_start_on_a_ledger_that_was_cut(tmp_path, monkeypatch)
     with Vault.create(tmp_path / "vault", subject="alice") as vault:
         ids = vault.add_records([NewRecord("a note", "health", (), np.ones(2, np.float32), "r1")])
         vault.begin_run("health", "r1", {}, "digest", ids, SPEND.to_dict())
-        with vault.core.database.session() as session:
+        with vault.core.turn(), vault.core.database.session() as session:
             session.execute(text("DELETE FROM events"))
         with pytest.raises(RolledBack):
             learn.learn_topic(vault, release, Topic("health", 8.0, 1e-5), plan)

@@ -42,7 +42,7 @@ def test_a_changed_past_is_noticed(vaults, change: str) -> None:
     vault = vaults.create()
     for number in range(3):
         vault.ledger.append("spend", {"n": number})
-    with vault.core.database.session() as session:
+    with vault.core.turn(), vault.core.database.session() as session:
         session.execute(text(change))
     with pytest.raises(VerificationFailed):
         vault.ledger.verify()
@@ -68,7 +68,7 @@ def learned(vaults: Any, vault: Any, data: str = "digest-1") -> Any:
 
 def changed(vault: Any, *statements: str) -> None:
     """Change the database under the vault, as someone with the file would."""
-    with vault.core.database.session() as session:
+    with vault.core.turn(), vault.core.database.session() as session:
         for statement in statements:
             session.execute(text(statement))
 
@@ -146,7 +146,7 @@ def test_a_new_event_does_not_cover_up_a_cut(vaults) -> None:
 
 def rechained(vault: Any, order: list[int]) -> None:
     """Put the sealed events into another order and compute every digest anew; the digest has no key."""
-    with vault.core.database.session() as session:
+    with vault.core.turn(), vault.core.database.session() as session:
         cells = [session.execute(text(f"SELECT sealed FROM events WHERE seq = {n}")).scalar_one() for n in order]
         session.execute(text("DELETE FROM events"))
         previous = ""
@@ -177,7 +177,7 @@ def test_an_event_of_another_vault_does_not_open(vaults) -> None:
         vault.ledger.append("spend", {"n": 0})
     with other.core.database.session() as session:
         digest, sealed = session.execute(text("SELECT digest, sealed FROM events")).one()
-    with mine.core.database.session() as session:
+    with mine.core.turn(), mine.core.database.session() as session:
         session.execute(text("UPDATE events SET digest = :d, sealed = :s"), {"d": digest, "s": sealed})
     with pytest.raises(VerificationFailed):
         mine.ledger.events()
@@ -187,13 +187,13 @@ def test_an_event_of_another_vault_does_not_open(vaults) -> None:
 def test_a_bit_anywhere_in_an_event(vaults, column: str) -> None:
     vault = vaults.create()
     vault.ledger.append("spend", {"n": 0})
-    with vault.core.database.session() as session:
+    with vault.core.turn(), vault.core.database.session() as session:
         whole = session.execute(text(f"SELECT CAST({column} AS BLOB) FROM events")).scalar_one()
     kept = "CAST(:v AS TEXT)" if column == "digest" else ":v"
     for at in range(0, len(whole), 5):
         for bit in (1, 128):  # the greater one leaves no UTF-8
             flipped = whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
-            with vault.core.database.session() as session:
+            with vault.core.turn(), vault.core.database.session() as session:
                 session.execute(text(f"UPDATE events SET {column} = {kept}"), {"v": flipped})
             with pytest.raises(VerificationFailed):
                 vault.ledger.events()
