@@ -67,9 +67,7 @@ class After:
         return self.left <= 0
 
 
-def go(
-    vault: Vault, release: Release, *, steps: int = 99, limits: Limits | None = None, **options
-) -> SessionResult:
+def go(vault: Vault, release: Release, *, steps: int = 99, limits: Limits | None = None, **options) -> SessionResult:
     settings = options.pop("settings", SETTINGS)
     plan = options.pop("plan", PLAN)
     return train(vault, release, HEALTH, plan, limits, settings=settings, stop=After(steps), **options)
@@ -145,9 +143,7 @@ def test_the_vault_is_free_while_steps_are_computed(shared: Vault, release: Rele
     assert len(shared.blocks()) == 1
 
 
-def test_a_program_that_writes_keeps_it_from_beginning(
-    shared: Vault, release: Release, root: Path
-) -> None:
+def test_a_program_that_writes_keeps_it_from_beginning(shared: Vault, release: Release, root: Path) -> None:
     shared.core.timeout = 0.0
     with Vault.open(root, subject="ana") as other, other.core.turn(), pytest.raises(Busy) as caught:
         go(shared, release)
@@ -288,9 +284,7 @@ def test_an_erasure_stops_it_and_is_complete(shared: Vault, release: Release, ro
         assert kinds(vault)[0] == "spend"
 
 
-def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(
-    shared: Vault, release: Release, root: Path
-) -> None:
+def test_an_erasure_is_not_kept_waiting_by_one_who_waits_to_write(shared: Vault, release: Release, root: Path) -> None:
     with Client.open("ana", path=root, release=release) as client, client._vault.core.turn():
         client.erase.plan(topic="health").execute()
         with shared.core.in_use(), pytest.raises(StaleReader, match="erased"), shared.core.turn():
@@ -367,9 +361,7 @@ def test_a_paused_one_is_cancelled(shared: Vault, release: Release) -> None:
     assert kinds(shared) == ["spend", "run_failed"]
 
 
-def test_bad_input_is_refused_before_anything_is_charged(
-    shared: Vault, release: Release, tmp_path: Path
-) -> None:
+def test_bad_input_is_refused_before_anything_is_charged(shared: Vault, release: Release, tmp_path: Path) -> None:
     late = datetime.now(UTC) - timedelta(seconds=1)
     for wrong, error in (
         ({"deadline": late}, Refused),
