@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fedmem"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 WITHOUT_TESTS = {
-    "": 4,
+    "": 3,
     "cli": 8,
     "coordinator": 4,
     "device": 11,
@@ -19,14 +19,14 @@ WITHOUT_TESTS = {
     "memory": 11,
     "policy": 2,
     "privacy": 4,
-    "routing": 5,
+    "routing": 1,
     "sdk": 7,
     "sim": 34,
     "storage": 5,
     "training": 11,
     "vault": 18,
 }
-"""Room -> number of its modules without a test file of their name. Lower a number when you add a file; never raise one."""
+"""Room -> number of its modules without a test file of their name. A new file lowers a number; never raise one."""
 WITHOUT_ARGS = {
     "": 3,
     "anchor": 1,

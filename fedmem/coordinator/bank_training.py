@@ -78,7 +78,7 @@ def train_bank(
     """
     if subtrees and plan.mode in TOGETHER:
         raise UsageError(f"Only the modes {' and '.join(APART)} split into subtrees.")
-    old = verify(release).routed_by(embedder.digest)
+    old = verify(release).check_embedder(embedder.digest)
     check_length(load_anchor_shape(old).config, plan.length)
     inputs = {"command": "bank train", "corpus": corpus.digest, "release": old.digest} | plan_inputs(plan)
     inputs_digest = claim(out, inputs)

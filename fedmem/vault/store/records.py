@@ -3,7 +3,8 @@
 Invariants
 - A batch is one table write and one transaction: all of its records are stored, or none (I7).
 - Topic, text, path, vector and release are ciphertext (I8); `repr` of a record shows its id alone.
-- Search is exact: the dot product with every vector of the same width.
+- All vectors of a vault have one width: a batch of another embedder is refused, and so is such a search.
+- Search is exact: the dot product with every vector.
 
 >>> NewRecord("a note", "health", (1, 7), np.zeros(2, np.float32), "r1")
 NewRecord()
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import insert, select, text
 
-from fedmem.errors import NothingMatched, UsageError
+from fedmem.errors import NothingMatched, UsageError, VersionMismatch
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.ids import new_id
 from fedmem.vault.crypto import container
@@ -73,6 +74,7 @@ class Records:
 
         Raises:
             UsageError: a vector is not one finite row, or a text is not valid Unicode.
+            VersionMismatch: the vectors have another width than those of the vault, or than each other.
             Refused: the vault is open for reading only.
             StorageError: nothing was added.
         """
@@ -85,6 +87,7 @@ class Records:
             for (item, key), data in zip(keys.items(), plain, strict=True)
         ]
         with self._core.writing():
+            _check_width({len(record.vector) for record in records} | self._stored_width())
             rewrite(self._core.table, add=keys, topics=dict(zip(keys, (r.topic for r in records), strict=True)))
             with self._core.database.session() as session:
                 session.execute(insert(RecordRow), rows)
@@ -123,11 +126,20 @@ class Records:
         return [_decode(item, self._core.open_cell("record", item, sealed))
                 for _, item, sealed in sorted(rows, key=lambda row: row[0]) if item in keys]  # fmt: skip
 
+    def _stored_width(self) -> set[int]:
+        """Return the width of the newest record's vector, as a set that is empty if the vault holds no record."""
+        query = select(RecordRow.id, RecordRow.sealed).order_by(text("rowid DESC"))
+        with self._core.database.session() as session:
+            for item, sealed in session.execute(query):
+                if item in self._core.table.keys:
+                    return {len(_decode(item, self._core.open_cell("record", item, sealed)).vector)}
+        return set()
+
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
         """Return the records nearest to a vector, with their scores, best first; ties by id.
 
         Args:
-            vector: float32 [dim], finite; records of another width are left out.
+            vector: float32 [dim], finite.
             k: the greatest number of records.
 
         Returns:
@@ -135,15 +147,25 @@ class Records:
 
         Raises:
             UsageError: the vector is not one finite row.
+            VersionMismatch: a record of the vault has a vector of another width.
             StaleReader: the vault was erased from since it was opened.
         """
-        query = _row(vector)
-        candidates = [record for record in self.select(ALL) if record.vector.shape == query.shape]
+        query, candidates = _row(vector), self.select(ALL)
+        _check_width({len(query), *(len(record.vector) for record in candidates)})
         if not candidates or k <= 0:
             return []
         scores = np.stack([record.vector for record in candidates]) @ query
         order = sorted(range(len(candidates)), key=lambda i: (-float(scores[i]), candidates[i].id))
         return [(candidates[i], float(scores[i])) for i in order[:k]]
+
+
+def _check_width(widths: Collection[int]) -> None:
+    """Raise VersionMismatch if there are several widths: the vectors of two embedders cannot be compared."""
+    if len(widths) > 1:
+        raise VersionMismatch(
+            "This vault's records were embedded by another embedder. Open the vault with a release of that embedder, "
+            "or without a release if they were added without one; for a release of another embedder use a new vault."
+        )
 
 
 def _row(vector: Vector) -> Vector:
