@@ -117,7 +117,7 @@ class Memory:
 def _batch_mismatch(items: int, batch: int) -> UsageError:
     return UsageError(
         f"The memory in use has rows for {items} items, the model was given {batch}. Give one row for each item, for "
-        "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by source_for_all(…)."
+        "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by make_shared_source(…)."
     )
 
 

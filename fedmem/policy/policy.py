@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.errors import UsageError
-from fedmem.policy.files import GRANULARITIES, Layer, Topic, parse, source
+from fedmem.policy.files import GRANULARITIES, Layer, Topic, parse_policy, read_policy
 from fedmem.policy.rules import Folded, Verdict, fold
 from fedmem.routing.embedder import StaticEmbedder
 
@@ -79,10 +79,10 @@ class Policy:
             UsageError: a file cannot be read or is not a valid policy; the message names file and key.
         """
         static = StaticEmbedder()
-        floor, chosen = source("floor"), source(name_or_path)
+        floor, chosen = read_policy("floor"), read_policy(name_or_path)
         layers = (
-            parse(floor, "The floor policy", static),
-            parse(chosen, f"The policy {Path(name_or_path).name}", static),
+            parse_policy(floor, "The floor policy", static),
+            parse_policy(chosen, f"The policy {Path(name_or_path).name}", static),
         )
         parts = (floor, chosen, static.digest.encode(), static.digest.encode())  # a digest for each file's embedder
         return cls(layers, hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest())

@@ -37,7 +37,7 @@ def route(tree: Tree, vectors_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     vectors_ND = np.atleast_2d(np.asarray(vectors_ND, dtype=np.float32))
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != tree.dim:
         raise VersionMismatch(
-            "The vectors are of another embedder than the cluster tree. Choose a release with the embedder of the vectors."
+            "The vectors are of another embedder than the cluster tree. Use a release of the vectors' embedder."
         )
     paths_NL = np.empty((len(vectors_ND), tree.levels), dtype=np.int64)
     nodes_N = np.zeros(len(vectors_ND), dtype=np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmem.memory.block import new_blocks, new_fetch, source
+from fedmem.memory.block import make_source, new_blocks, new_fetch
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.seeds import derive_seed
@@ -95,7 +95,7 @@ class BankState:
 
     def source(self, paths_BP: np.ndarray) -> ActiveMemory:
         """Return the fetched blocks for paths `[B, P]` as a memory source."""
-        return source(self.spec, self.fetch_many(paths_BP))
+        return make_source(self.spec, self.fetch_many(paths_BP))
 
 
 def _generator(seed: int, label: str) -> torch.Generator:

@@ -19,7 +19,7 @@ from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.bank_state import BankState
 from fedmem.training.loop import OnStep, cotrain, pretrain
 from fedmem.training.packing import Packed
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 Params = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ class Federated:
         levels = (
             frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts) if state else frozenset()
         )
-        self.trained = Trained("anchor" in parts, levels, state is not None and "generic" in parts)
+        self.trained = TrainedParts("anchor" in parts, levels, state is not None and "generic" in parts)
 
     def _federated_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.bank_state import BankState
 from fedmem.training.lazy_adamw import AdamWSettings, LazyAdamW, Level
 from fedmem.training.packing import Packed, packed_loss
 from fedmem.training.sequences import Batches
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 CLIP = 1.0
 """The L2 norm to which the gradient of the anchor is clipped."""
@@ -92,7 +92,7 @@ class BankTrainer:
         generic: Level,
         paths_MP: np.ndarray,
         settings: Settings,
-        trained: Trained,
+        trained: TrainedParts,
     ) -> None:
         self.memory, self.spec, self.trained = memory, spec, trained
         self.levels, self.generic = list(levels), generic
@@ -131,7 +131,7 @@ class BankTrainer:
 
 
 def in_memory(
-    memory: Memory, state: BankState, paths_MP: np.ndarray, settings: Settings, trained: Trained
+    memory: Memory, state: BankState, paths_MP: np.ndarray, settings: Settings, trained: TrainedParts
 ) -> BankTrainer:
     """Return a `BankTrainer` for a bank in memory; it changes `state` in place."""
     levels = [LazyAdamW(blocks_NX) for blocks_NX in state.levels]
@@ -172,7 +172,7 @@ class Trainer:
         rng = np.random.default_rng([self.seed, 1, self.done])
         if self.bank:
             fetched = self.bank.fetch(chosen_B, rng, self.model.device)
-            with self.bank.memory.using(source(self.bank.spec, fetched.leaf_BX)):
+            with self.bank.memory.using(make_source(self.bank.spec, fetched.leaf_BX)):
                 loss = self._backward(chosen_B)
             self.bank.move(fetched, scale)
         else:
@@ -231,7 +231,7 @@ def cotrain(
     settings: Settings,
     seed: int,
     on_step: OnStep | None = None,
-    trained: Trained | None = None,
+    trained: TrainedParts | None = None,
 ) -> None:
     """Train anchor and bank together, in place.
 
@@ -246,6 +246,6 @@ def cotrain(
         on_step: called after each step.
         trained: the parts that are trained, by default all; the rest is frozen.
     """
-    trained = trained or Trained(levels=frozenset(range(1, len(state.levels) + 1)))
+    trained = trained or TrainedParts(levels=frozenset(range(1, len(state.levels) + 1)))
     bank = in_memory(memory, state, paths_MP, settings, trained)
     Trainer(model, packed, settings, seed, bank, anchor=trained.anchor).run(on_step)

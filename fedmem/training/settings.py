@@ -44,7 +44,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedParts:
     """The parts that a phase trains: the anchor, a set of levels (counted from 1), and the generic block."""
 
     anchor: bool = True

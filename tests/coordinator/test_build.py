@@ -25,7 +25,7 @@ from fedmem.errors import (
     VersionMismatch,
 )
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.sites import spec_for
 from fedmem.routing.router import route
 from fedmem.routing.tree import Tree
@@ -138,7 +138,7 @@ def test_a_new_bank_changes_nothing(anchor, release):
     tokens = torch.tensor([release.tokenizer.encode(TEXTS[0]).ids])
     paths = route(release.tree, EMBEDDER.embed(TEXTS[:1]))
     memory, expected = attach(model), load_anchor(anchor[0])[0].eval()(tokens).logits
-    with memory.using(source(state.spec, state.fetch_many(paths))):
+    with memory.using(make_source(state.spec, state.fetch_many(paths))):
         assert torch.equal(model(tokens).logits, expected)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fedmem.memory.attach import attach
-from fedmem.memory.block import new_blocks, source
+from fedmem.memory.block import make_source, new_blocks
 from fedmem.memory.sites import sites_of
 from tests.memory.models import FAMILIES, KINDS, model_of, some_fetch, spec_of
 
@@ -30,7 +30,7 @@ def added(model, spec, fetched_BX, site, inputs, layer=1):
     place, memory = sites_of(model)[layer][site], attach(model)
     take = place.part or (lambda out: out)
     bare = take(place.module(inputs)).flatten(2)
-    with memory.using(source(spec, fetched_BX)):
+    with memory.using(make_source(spec, fetched_BX)):
         out = take(place.module(inputs)).flatten(2) - bare
     memory.detach()
     return out[0]
@@ -86,7 +86,7 @@ def test_kv_is_attention_over_learned_keys_by_head(family):
             rows.append(weights @ parts["value"][:, own])
     memory, got = attach(model), []
     heads = torch.zeros(1, 5, shape.heads * shape.head_dim)
-    with memory.using(source(spec, fetched_BX)):
+    with memory.using(make_source(spec, fetched_BX)):
         module = sites["heads"].module
         keep = module.register_forward_hook(lambda _module, args, _out: got.append(args[0]))
         sites["q"].module(HIDDEN)

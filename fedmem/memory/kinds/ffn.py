@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from fedmem.memory.kinds.product import added, product
+from fedmem.memory.kinds.product import add_product, product
 
 if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
@@ -69,7 +69,7 @@ class FFNSource:
         rows = down_BRD.shape[1]
         if not rows:
             return output_BTD
-        return added(output_BTD, self._act(product(hidden_BTD, inner_BDR), rows), down_BRD)
+        return add_product(output_BTD, self._act(product(hidden_BTD, inner_BDR), rows), down_BRD)
 
     def _act(self, inner: Tensor, rows: int) -> Tensor:
         if not self.gated:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from fedmem.memory.kinds.product import added, product
+from fedmem.memory.kinds.product import add_product, product
 
 if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
@@ -72,4 +72,4 @@ class LoRASource:
         a_BRX, b_BRX = self.layers[layer][f"{site}.a"], self.layers[layer][f"{site}.b"]
         if not a_BRX.shape[1]:
             return output_BTD
-        return added(output_BTD, product(hidden_BTD, a_BRX.mT), b_BRX, ALPHA)
+        return add_product(output_BTD, product(hidden_BTD, a_BRX.mT), b_BRX, ALPHA)
