@@ -32,7 +32,12 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 
 class Memory:
-    """A memory attached to a model, with the sources in use; `attach` returns it."""
+    """A memory attached to a model, with the sources in use; `attach` returns it.
+
+    Args:
+        model: the model; it gets one hook at once, and one for each site when a source first uses the site.
+        layers: the sites of each layer by name.
+    """
 
     def __init__(self, model: nn.Module, layers: list[dict[str, Site]]) -> None:
         self._model, self._layers = model, layers

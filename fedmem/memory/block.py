@@ -41,7 +41,15 @@ def new_blocks(spec: MemorySpec, level: int, count: int, generator: Generator) -
 
 
 def new_fetch(spec: MemorySpec, generator: Generator) -> Tensor:
-    """Return a new block of the size of a fetch, `[fetch_size]` float32. The generic block starts as one."""
+    """Return a new block of the size of a fetch. The generic block starts as one.
+
+    Args:
+        spec: the shape of the bank.
+        generator: decides every random value.
+
+    Returns:
+        `[fetch_size]` float32.
+    """
     return spec.join([new_blocks(spec, level, 1, generator) for level in range(1, spec.levels + 1)])[0]
 
 

@@ -144,6 +144,9 @@ class Release:
     def load(cls, folder: Path) -> "Release":
         """Open a release and check every file.
 
+        Args:
+            folder: folder of the release; its name is the digest.
+
         Raises:
             NothingMatched: the folder holds no release.
             VerificationFailed: a file was changed or is missing.
