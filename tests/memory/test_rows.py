@@ -73,19 +73,3 @@ def test_beams_with_repeated_rows_are_those_of_each_item_alone(kind):
     for number in range(2):
         with memory.using(make_shared_source(spec, rows_BX[number])):
             assert torch.equal(generate(model, ids[number : number + 1], **beams)[0], together[number])
-
-
-def test_a_fetch_for_all_is_one_fetch():
-    spec = spec_of(model_of("llama"))
-    with pytest.raises(ValueError, match="for all"):
-        make_shared_source(spec, some_fetch(spec))
-
-
-@kinds
-def test_a_source_copies_no_row(kind):
-    spec = spec_of(model_of("llama"), kind, widths=(4,))
-    rows_BX = some_fetch(spec, 2).requires_grad_()
-    model, ids = model_of("llama"), some_tokens(2)
-    with attach(model).using(make_shared_source(spec, rows_BX[0])):
-        model(ids).logits.square().sum().backward()
-    assert rows_BX.grad[0].abs().sum() > 0 == rows_BX.grad[1].abs().sum()
