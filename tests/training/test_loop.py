@@ -12,7 +12,6 @@ from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
-from fedmem.training.local import Federated
 from fedmem.training.loop import cotrain, in_memory, pretrain
 from fedmem.training.packing import pack
 from fedmem.training.sequences import encode
@@ -88,24 +87,6 @@ def test_a_frozen_anchor_keeps_every_bit_and_levels_too():
     assert torch.equal(weights(model), weights(new_anchor("nano", 320, 0)))
     assert torch.equal(state.levels[1], BankState.new(SPEC, 2).levels[1])
     assert not torch.equal(state.levels[0], BankState.new(SPEC, 2).levels[0])
-
-
-def test_local_steps_leave_no_state_behind():
-    part = Federated(new_anchor("nano", 320, 0), BankState.new(SPEC, 2), ["anchor", "level-1"])
-    start = part.params()
-    first = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
-    part.train(start, PACKED, ROW_PATHS, SETTINGS, 6)
-    again = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
-    assert set(start) == {name for name in start if name.startswith("anchor.")} | {"level-1"}
-    assert all(np.array_equal(first[name], again[name]) for name in start)
-
-
-def test_the_control_is_the_anchor_alone():
-    part = Federated(new_anchor("nano", 320, 0), None, ["anchor"])
-    start = part.params()
-    trained_params = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
-    assert all(name.startswith("anchor.") for name in start)
-    assert any(not np.array_equal(start[name], trained_params[name]) for name in start)
 
 
 def test_a_loss_does_not_depend_on_batches():
