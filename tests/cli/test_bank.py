@@ -219,14 +219,19 @@ def test_a_release_of_minilm_serves_its_vaults_and_no_others(
     for name, release in vaults.items():
         with Client.open("ana", tmp_path / name, "keyfile", release=release) as client:
             client.add("the river and the sea")
-            assert [hit.text for hit in client.search("the river")] == ["the river and the sea"]
+            client.add("a bank", topic="health")
+            assert [hit.text for hit in client.search("the river", k=1)] == ["the river and the sea"]
     for name, release in zip(vaults, reversed(vaults.values()), strict=True):
         with Client.open("ana", tmp_path / name, "keyfile", release=release) as client:
             for fault in (lambda client=client: client.search("river"), lambda client=client: client.add("a hill")):
                 with pytest.raises(VersionMismatch, match="another embedder"):
                     fault()
+            if release:
+                with pytest.raises(VersionMismatch, match="another embedder"):
+                    client.learn("health")
+                assert client.privacy.budget().runs == []
         with Client.open("ana", tmp_path / name, "keyfile", release=vaults[name]) as client:
-            assert [hit.text for hit in client.search("the river")] == ["the river and the sea"]
+            assert [hit.text for hit in client.search("the river", k=1)] == ["the river and the sea"]
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result, _ = call("route", "explain", str(text), "--release", trained["folder"])
     assert result.exit_code == 2
