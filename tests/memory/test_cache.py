@@ -57,8 +57,8 @@ def test_a_load_never_writes_to_the_fetch_that_is_in_use():
 
     cache = Cache(SPEC, read, most=0)  # two slots
     in_use_X = cache.used(cache.load((0, 1)))
-    before_X = in_use_X.clone()
-    for path in [(1, 3), (2, 8), (1, 4)]:
-        loaded = cache.load(path)
+    for path in [(1, 3), (2, 8), (1, 4), (0, 1)]:
+        before_X, loaded = in_use_X.clone(), cache.load(path)
         assert loaded.fetched_X is not in_use_X
         assert torch.equal(in_use_X, before_X)
+        in_use_X = cache.used(loaded)

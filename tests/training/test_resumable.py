@@ -52,6 +52,22 @@ def test_a_cut_run_ends_with_the_curve_and_the_blocks_of_a_whole_one(whole, tmp_
     assert all(torch.equal(a, b) for a, b in zip(blocks, whole[1], strict=True))
 
 
+def test_a_cut_between_the_curve_and_its_checkpoint_leaves_no_point_twice(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        saved, calls = resumable.save_checkpoint, []
+
+        def cut_at_the_third(*arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise Cut
+            saved(*arguments)
+
+        patch.setattr(resumable, "save_checkpoint", cut_at_the_third)
+        with pytest.raises(Cut):
+            drive(tmp_path)
+    assert drive(tmp_path)[0] == whole[0]
+
+
 def test_the_curve_begins_before_the_first_step_and_ends_with_the_last(whole):
     assert [(p["split"], p["step"]) for p in whole[0]][:3] == [("heldout", 0), ("train", 1), ("heldout", 1)]
     assert whole[0][-1]["step"] == SETTINGS.steps
