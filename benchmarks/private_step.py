@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks import harness
 from fedmem.anchor.presets import Shape, new_anchor
 from fedmem.memory.attach import Memory, attach
-from fedmem.memory.block import new_blocks, source_for_all
+from fedmem.memory.block import make_shared_source, new_blocks
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import add_noise, clipped_sum
@@ -60,7 +60,7 @@ class Arms:
         block, adam = self.block()
 
         def step() -> None:
-            for_all = source_for_all(self.spec, block)
+            for_all = make_shared_source(self.spec, block)
             loss = batch_loss(self.model, self.memory, for_all, self.data, NUMBERS, False)
             (loss / BATCH).backward()
             adam.step()

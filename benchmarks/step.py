@@ -15,7 +15,7 @@ from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
 from fedmem.training.loop import Trainer, in_memory
 from fedmem.training.packing import Packed
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 VOCABULARY, LENGTH, BATCH, BRANCHING, WIDTHS = 4096, 256, 16, 16, (56, 24, 8)
 
@@ -31,7 +31,7 @@ def main() -> None:
     leaves = rng.choice(BRANCHING ** len(WIDTHS), BATCH, replace=False)
     paths_MP = np.stack([leaves // BRANCHING**n for n in range(len(WIDTHS) - 1, -1, -1)], axis=1)
     settings = Settings(steps=10**6, batch=BATCH, lr=1e-4, memory_lr=1e-4)
-    everything = Trained(levels=frozenset(range(1, spec.levels + 1)))
+    everything = TrainedParts(levels=frozenset(range(1, spec.levels + 1)))
     bank = in_memory(attach(model), BankState.new(spec, 0), paths_MP, settings, everything)
     arms = {
         "plain": Trainer(plain, packed, settings, seed=0).step,

@@ -27,7 +27,7 @@ from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.eval.retrieval import in_context, nearest
 from fedmem.eval.targets import Targets, target_losses
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source_for_all
+from fedmem.memory.block import make_shared_source
 from fedmem.memory.sites import spec_for
 from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import prefix, route
@@ -36,7 +36,7 @@ from fedmem.training.bank_state import BankState
 from fedmem.training.loop import Trainer, in_memory
 from fedmem.training.packing import pack
 from fedmem.training.sequences import Sequences, encode
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 PREFIX = 24
 WARMUP = 200
@@ -171,7 +171,7 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
     packed = pack(bench.train, train_NP[:, -1])
     settings = Settings(steps, scale.batch, start_lr, warmup=WARMUP, memory_lr=lr)
     state, memory = BankState.new(spec, seed), attach(model)
-    trained = Trained(not arm.frozen, frozenset(range(1, spec.levels + 1)))
+    trained = TrainedParts(not arm.frozen, frozenset(range(1, spec.levels + 1)))
     bank = in_memory(memory, state, train_NP[packed.first_M], settings, trained)
     trainer = Trainer(model, packed, settings, seed, bank, anchor=not arm.frozen)
     measure, growth = _measure(bench, model, memory, state), []
@@ -215,7 +215,7 @@ def _measure(
 
     def losses(paths_DP: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         if paths_DP is None:
-            return sequence_losses(model, tokens_NT, memory, lambda _: [source_for_all(state.spec, state.generic)])
+            return sequence_losses(model, tokens_NT, memory, lambda _: [make_shared_source(state.spec, state.generic)])
         paths_NP = paths_DP[document_N]
         return sequence_losses(model, tokens_NT, memory, lambda numbers: [state.source(paths_NP[numbers])])
 

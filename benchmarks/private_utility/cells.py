@@ -21,7 +21,7 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import Memory, attach
-from fedmem.memory.block import new_blocks, source_for_all
+from fedmem.memory.block import make_shared_source, new_blocks
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import Optimiser, State, train_block
@@ -135,7 +135,7 @@ class Bench:
             last_X = train_block(self.model, memory, spec, start_X, data, plan, _stream(), **options)
             block_X = torch.stack(kept).mean(0) if kept else last_X
             tokens_NT = encode(self.tokenizer, topic.heldout, LENGTH).tokens_NT
-            return mean(sequence_losses(self.model, tokens_NT, memory, lambda _: [source_for_all(spec, block_X)]))
+            return mean(sequence_losses(self.model, tokens_NT, memory, lambda _: [make_shared_source(spec, block_X)]))
         finally:
             memory.detach()
 

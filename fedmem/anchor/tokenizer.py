@@ -47,6 +47,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def end_of_document(tokenizer: Tokenizer) -> int:
     """Return the id of the special token that ends a document.
 
+    Args:
+        tokenizer: of any anchor.
+
     Raises:
         VersionMismatch: the tokenizer has none of the tokens that fedmem knows.
     """

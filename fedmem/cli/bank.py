@@ -21,10 +21,12 @@ from fedmem.cli.training import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedmem.routing.embedders import EmbedderName
     from fedmem.training.settings import Settings
 
 KINDS = ("ffn", "lora_ffn", "lora_qk", "lora_vo", "kv")
 PLACEMENTS = ("uniform", "late", "early", "middle", "ramp")
+EMBEDDERS = ("static", "minilm")
 MODES = ("cotrain", "joint", "frozen", "posthoc")
 
 
@@ -58,26 +60,39 @@ class Widths(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--placement", type=click.Choice(PLACEMENTS), default="uniform", show_default=True, help="Width by layer."
 )
+@click.option(
+    "--embedder", type=click.Choice(EMBEDDERS), default="static", show_default=True, help="Embedder of tree and texts."
+)
 @click.option("--seed", type=SEED, default=7, show_default=True, help="Seed of tree and blocks.")
 @json_option
 def build(
-    text: str, anchor: Path, out: Path, kind: str, branching: int, widths: tuple[int, ...], placement: str, seed: int
+    text: str,
+    anchor: Path,
+    out: Path,
+    kind: str,
+    branching: int,
+    widths: tuple[int, ...],
+    placement: str,
+    embedder: "EmbedderName",
+    seed: int,
 ) -> None:
     """Train a cluster tree on TEXT and write a release with untrained blocks, which do not change the model.
 
     TEXT is a JSONL file of public records, one a line, or the word wikipedia. --placement moves rows between layers and
-    keeps their total number.
+    keeps their total number. --embedder static is the table in fedmem. minilm is all-MiniLM-L6-v2: it finds better
+    neighbours, is a hundred times slower, and needs packages, on every device of the release too.
     """
     from dataclasses import asdict
 
     from fedmem.coordinator.build import build_bank
     from fedmem.coordinator.examine import describe as describe_bank
-    from fedmem.routing.embedder import StaticEmbedder
+    from fedmem.routing.embedders import named_embedder
     from fedmem.training.plans import BankPlan
 
     corpus, _ = load_corpus(text)
     plan = BankPlan(kind, branching, widths, placement, seed)
-    data = asdict(describe_bank(build_bank(corpus, anchor, out, plan, StaticEmbedder()).root))
+    release = build_bank(corpus, anchor, out, plan, named_embedder(embedder))
+    data = asdict(describe_bank(release.root))
     emit("bank.build", data, lambda console: print_bank(console, data), "`fedmem bank show` prints it again.")
 
 
@@ -110,13 +125,14 @@ def train(
     same command without --subtree.
     """
     from fedmem.coordinator.bank_training import train_bank
-    from fedmem.routing.embedder import StaticEmbedder
     from fedmem.training.plans import TrainPlan
+    from fedmem.training.release import Release
 
     corpus, attribution = load_corpus(text)
     plan = TrainPlan(mode, length, settings_of(memory_lr), seed)
+    embedder = Release.load(release.resolve()).embedder
     with watched_training(tensorboard) as watch:
-        data = train_bank(corpus, release, out, plan, StaticEmbedder(), watch, subtrees)
+        data = train_bank(corpus, release, out, plan, embedder, watch, subtrees)
     if "release" not in data:
         say("The same command without --subtree runs the missing jobs and merges.")
         emit("bank.train", data, lambda console: pairs(console, [(n, " ".join(data[n])) for n in ("done", "missing")]))
@@ -159,7 +175,7 @@ def verify(release: Path | None) -> None:
 
 def print_bank(out: "Console", data: Mapping[str, Any]) -> None:
     """Print a bank: its anchor, its levels, the share of a fetch in the anchor's parameters, and its digest."""
-    names = ("kind", "anchor", "anchor_parameters", "branching", "values", "bytes", "fetched_values")
+    names = ("kind", "anchor", "anchor_parameters", "embedder", "branching", "values", "bytes", "fetched_values")
     pairs(out, [(name.replace("_", " "), data[name]) for name in names])
     pairs(out, [("fetched, of the anchor", f"{data['share']:.1%}"), ("release", data["release"])])
     pairs(out, [("folder", data["folder"])])

@@ -45,14 +45,13 @@ def unlearn(facts: Path, release: Path | None, authors: int, steps: int, seed: i
     from fedmem.cli.progress import reporter
     from fedmem.errors import VerificationFailed
     from fedmem.eval.unlearning import UnlearnPlan, measure_unlearning
-    from fedmem.routing.embedder import StaticEmbedder
     from fedmem.sim.heldout import heldout_of
     from fedmem.sim.runs import last_release
     from fedmem.sim.sources import tofu
     from fedmem.training.release import Release
 
-    embedder, pairs_by_author = StaticEmbedder(), tofu.load(facts)
-    loaded = Release.load(release or last_release()).routed_by(embedder.digest)
+    pairs_by_author, loaded = tofu.load(facts), Release.load(release or last_release())
+    embedder = loaded.embedder
     plan = UnlearnPlan(authors=authors, steps=steps, seed=seed)
     keep_buffers()
     with reporter() as progress:

@@ -43,7 +43,7 @@ from fedmem.training.plans import APART, TOGETHER, TrainPlan, plan_inputs
 from fedmem.training.release import Release
 from fedmem.training.resumable import ResumableRun
 from fedmem.training.seeds import derive_seed
-from fedmem.training.settings import Trained
+from fedmem.training.settings import TrainedParts
 from fedmem.training.state import TrainingTrace, Watch, claim, write_json
 
 
@@ -78,7 +78,7 @@ def train_bank(
     """
     if subtrees and plan.mode in TOGETHER:
         raise UsageError(f"Only the modes {' and '.join(APART)} split into subtrees.")
-    old = verify(release).routed_by(embedder.digest)
+    old = verify(release).check_embedder(embedder.digest)
     check_length(load_anchor_shape(old).config, plan.length)
     inputs = {"command": "bank train", "corpus": corpus.digest, "release": old.digest} | plan_inputs(plan)
     inputs_digest = claim(out, inputs)
@@ -102,7 +102,7 @@ def _train_together(training: SubtreeTraining, mode: str, inputs: Facts, watch: 
     with ResumableRun(training.out / "state", training.inputs, mode) as run:
         memory = attach(model)
         levels, generic = run.levels(start), LazyAdamW(start.generic[None].clone())
-        trained_parts = Trained(levels=frozenset(range(1, len(levels) + 1)))
+        trained_parts = TrainedParts(levels=frozenset(range(1, len(levels) + 1)))
         bank = BankTrainer(memory, start.spec, levels, generic, training.train.paths_MP, settings, trained_parts)
         trace = run.drive(Trainer(model, training.train.packed, settings, seed, bank), training.heldout, watch)
         memory.detach()

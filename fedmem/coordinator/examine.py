@@ -15,6 +15,7 @@ from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFail
 from fedmem.memory.bank import Bank
 from fedmem.memory.sites import shape_of, sites_of
 from fedmem.memory.spec import MemorySpec
+from fedmem.routing.embedders import embedder_name
 from fedmem.training.release import Release
 
 
@@ -108,6 +109,7 @@ class BankFacts:
     bytes: int
     fetched_values: int
     share: float
+    embedder: str
 
 
 def describe(folder: Path) -> BankFacts:
@@ -128,6 +130,7 @@ def describe(folder: Path) -> BankFacts:
         bytes=sum(path.stat().st_size for path in (release.root / "bank").iterdir()),
         fetched_values=spec.fetch_size,
         share=spec.fetch_size / parameters,
+        embedder=embedder_name(release.manifest["embedder"]),
     )
 
 

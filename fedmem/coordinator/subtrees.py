@@ -44,7 +44,7 @@ from fedmem.training.packed_dataset import Rows
 from fedmem.training.release import Release
 from fedmem.training.resumable import ResumableRun
 from fedmem.training.seeds import derive_seed
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 from fedmem.training.state import TrainingTrace, Watch, read_json, write_json
 
 GENERIC = "generic"
@@ -140,7 +140,7 @@ def run_job(training: SubtreeTraining, name: str, watch: Watch) -> None:
 def _trainer(training: SubtreeTraining, job: Job, settings: Settings, name: str, run: ResumableRun) -> Trainer:
     model, memory = training.anchor
     levels, no_generic = run.levels(job.start), LazyAdamW(torch.empty(0, job.start.spec.fetch_size))
-    trained = Trained(anchor=False, levels=frozenset(range(1, len(levels) + 1)), generic=False)
+    trained = TrainedParts(anchor=False, levels=frozenset(range(1, len(levels) + 1)), generic=False)
     bank = BankTrainer(memory, job.start.spec, levels, no_generic, job.train.paths_MP, settings, trained)
     return Trainer(model, job.train.packed, settings, derive_seed(training.seed, name), bank, anchor=False)
 

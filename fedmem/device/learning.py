@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedmem.errors import BudgetExceeded, Busy, NothingMatched, Refused
 from fedmem.memory.attach import attach
-from fedmem.memory.block import new_blocks, source
+from fedmem.memory.block import make_source, new_blocks
 from fedmem.memory.spec import MemorySpec
 from fedmem.policy.files import Topic
 from fedmem.privacy.dpsgd import Optimiser, Progress, State, Watch, train_block
@@ -289,7 +289,9 @@ def _sequences(
         tokens_NT=torch.cat(tokens),
         record_N=record_N,
         records=len(records),
-        shared=lambda numbers_B: source(release.spec, release.bank.fetch_many(paths[record_N[n]] for n in numbers_B)),
+        shared=lambda numbers_B: make_source(
+            release.spec, release.bank.fetch_many(paths[record_N[n]] for n in numbers_B)
+        ),
     )
 
 

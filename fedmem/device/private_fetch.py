@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from safetensors.torch import load
 
-from fedmem.memory.block import source, source_for_all
+from fedmem.memory.block import make_shared_source, make_source
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.release import Release
@@ -35,7 +35,7 @@ def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo])
     sources = []
     for block in blocks:
         spec = MemorySpec.single(release.spec.shape, block.layers, block.width)
-        sources.append(source_for_all(spec, load(vault.block_rows(block.id))["rows"].float()))
+        sources.append(make_shared_source(spec, load(vault.block_rows(block.id))["rows"].float()))
     return sources
 
 
@@ -47,4 +47,4 @@ def shared_and_private(
     Args:
         paths_BP: path of each item, one block number for each level.
     """
-    return [source(release.spec, release.bank.fetch_many(paths_BP)), *private]
+    return [make_source(release.spec, release.bank.fetch_many(paths_BP)), *private]

@@ -30,7 +30,7 @@ from fedmem.anchor.presets import Shape, new_anchor
 from fedmem.errors import QualityGateFailed
 from fedmem.eval.perplexity import sequence_losses
 from fedmem.memory.attach import Memory, attach
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import train_block
@@ -107,7 +107,7 @@ class AuditSetup:
             self.model,
             self.tokens_MT,
             self.memory,
-            lambda numbers_B: [source(self.spec, block_X.expand(len(numbers_B), -1))],
+            lambda numbers_B: [make_source(self.spec, block_X.expand(len(numbers_B), -1))],
             BATCH,
         )[0]
 

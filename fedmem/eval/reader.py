@@ -24,7 +24,7 @@ from fedmem.eval.extraction import continuations, extraction_strength
 from fedmem.eval.perplexity import SourcesOf
 from fedmem.eval.targets import Targets, join, target_losses
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source_for_all
+from fedmem.memory.block import make_shared_source
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.routing.embedder import Embedder
 from fedmem.routing.router import route
@@ -60,7 +60,7 @@ class Reader:
     def candidate_losses(self, prompt: str, ends: Sequence[str], private: Private) -> np.ndarray:
         """Return the summed losses in nats of many ends after one prompt, `[N]`. Memory is fetched once."""
         (path,) = route(self._release.tree, self._embedder.embed([prompt]))
-        sources = [source_for_all(self._release.spec, self._release.bank.fetch_many([path])[0]), *private]
+        sources = [make_shared_source(self._release.spec, self._release.bank.fetch_many([path])[0]), *private]
         targets = self._joined([prompt] * len(ends), ends)
         return target_losses(self._model, targets, self._memory, lambda _: sources)[0]
 

@@ -16,7 +16,6 @@ from fedmem.errors import VersionMismatch
 from fedmem.federation import terms, wire
 from fedmem.federation.device import LocalTrain, TrainConfig
 from fedmem.federation.terms import Agreement, LocalSettings
-from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.training.local import Federated
 from fedmem.training.packing import Packed, pack
@@ -58,7 +57,7 @@ def federated_part(folder: Path, agreement: Agreement) -> Federated:
     Raises:
         NothingMatched: there is no release in `folder`.
         VerificationFailed: a file of the release has changed.
-        VersionMismatch: the release or its embedder is another one than the terms name.
+        VersionMismatch: the release is another one than the terms name.
     """
     return _part(_checked(folder, agreement), agreement)
 
@@ -86,7 +85,7 @@ def _checked(folder: Path, agreement: Agreement) -> Release:
     release = Release.load(folder)
     if release.digest != agreement.release:
         raise VersionMismatch(f"The terms name another release than the one in {folder}. Fetch the one they name.")
-    return release.routed_by(StaticEmbedder().digest)
+    return release
 
 
 def _part(release: Release, agreement: Agreement) -> Federated:
@@ -96,6 +95,6 @@ def _part(release: Release, agreement: Agreement) -> Federated:
 def _packed(release: Release, texts: list[str], length: int) -> tuple[Packed, np.ndarray]:
     """Return the texts packed by leaf cluster, and the path of each packed row."""
     sequences = encode(release.tokenizer, texts, length)
-    paths_NP = route(release.tree, StaticEmbedder().embed(texts))[sequences.document_N]
+    paths_NP = route(release.tree, release.embedder.embed(texts))[sequences.document_N]
     packed = pack(sequences, paths_NP[:, -1])
     return packed, paths_NP[packed.first_M]

@@ -32,7 +32,12 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 
 class Memory:
-    """A memory attached to a model, with the sources in use; `attach` returns it."""
+    """A memory attached to a model, with the sources in use; `attach` returns it.
+
+    Args:
+        model: the model; it gets one hook at once, and one for each site when a source first uses the site.
+        layers: the sites of each layer by name.
+    """
 
     def __init__(self, model: nn.Module, layers: list[dict[str, Site]]) -> None:
         self._model, self._layers = model, layers
@@ -117,7 +122,7 @@ class Memory:
 def _batch_mismatch(items: int, batch: int) -> UsageError:
     return UsageError(
         f"The memory in use has rows for {items} items, the model was given {batch}. Give one row for each item, for "
-        "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by source_for_all(…)."
+        "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by make_shared_source(…)."
     )
 
 

@@ -55,7 +55,14 @@ class _Level:
 
 
 class Bank:
-    """An open bank, from which blocks are fetched by path."""
+    """An open bank, from which blocks are fetched by path; `Bank.open` returns it.
+
+    Args:
+        spec: the shape of the bank.
+        levels: the files of each level, from level 1.
+        generic: the file of the generic block.
+        cache_bytes: the most memory for recent fetches, in bytes.
+    """
 
     def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
         self._spec, self._levels, self._generic = spec, levels, generic
@@ -119,7 +126,14 @@ class Bank:
         return self._cache.load(path)
 
     def fetch_many(self, paths: Iterable[Sequence[int]]) -> Tensor:
-        """Return the fetches of a batch of paths, `[batch, fetch_size]` in float32, as a copy. Raises as `fetch`."""
+        """Return the fetches of a batch of paths. Raises as `fetch`.
+
+        Args:
+            paths: block numbers from level 1 to the leaf, for each item of the batch.
+
+        Returns:
+            `[batch, fetch_size]` float32, a copy.
+        """
         batch_paths = list(paths)
         fetched_BX = torch.empty(len(batch_paths), self._spec.fetch_size)
         with self._copying:
@@ -168,6 +182,9 @@ class Bank:
 
 def verify(folder: Path) -> None:
     """Read every file of the bank in `folder` and compare its SHA-256 with the manifest.
+
+    Args:
+        folder: folder of the bank.
 
     Raises:
         VerificationFailed: a file or the manifest was changed, or a file is missing.

@@ -30,7 +30,12 @@ MOST_PARTS = os.sysconf("SC_IOV_MAX")
 
 
 def header(count: int, size: int) -> bytes:
-    """Return the safetensors header of a file of `count` blocks of `size` values, filled up to whole pages."""
+    """Return the safetensors header of a file of blocks, filled up to whole pages.
+
+    Args:
+        count: number of blocks.
+        size: values of a block.
+    """
     end = count * size * BYTES_PER_VALUE
     tensors = {"blocks": {"dtype": "BF16", "shape": [count, size], "data_offsets": [0, end]}}
     text = json.dumps(tensors, separators=(",", ":")).encode()
@@ -69,12 +74,21 @@ def _contents(count: int, size: int, parts: Iterator[Tensor]) -> Iterator[bytes 
 
 
 def raw(values: Tensor) -> memoryview:
-    """Return the bytes of a contiguous bf16 tensor, without a copy."""
+    """Return the bytes of a contiguous bf16 tensor, without a copy.
+
+    Args:
+        values: contiguous, bf16, on the CPU.
+    """
     return values.view(-1).view(torch.uint8).numpy().data
 
 
 class BlockFile:
-    """An open file of `count` blocks of `size` values.
+    """An open file of blocks.
+
+    Args:
+        path: the file.
+        count: number of blocks that it must hold.
+        size: values of a block.
 
     Raises:
         StorageError: the file is missing or truncated.
@@ -99,6 +113,10 @@ class BlockFile:
 
     def read(self, block: int, parts: Sequence[memoryview]) -> None:
         """Read the bytes of a block into `parts`, one after the other.
+
+        Args:
+            block: number of the block, from 0 to `count` - 1.
+            parts: writable buffers that together have the bytes of one block; empty ones are left out.
 
         Raises:
             StorageError: the disk cannot be read.

@@ -3,10 +3,10 @@
 Invariants
 - Same spec and seed give the same new blocks. A new block does not change the anchor's output.
 - A source never sees the anchor's parameters, only the inputs and outputs of its sites.
-- `source` takes one row for each item of a batch. Only `source_for_all` uses one row for all items.
+- `make_source` takes one row for each item of a batch. Only `make_shared_source` uses one row for all items.
 
     blocks_NX = new_blocks(spec, level=1, count=spec.blocks(1), generator=generator)
-    with memory.using(source(spec, fetched_BX)): ...
+    with memory.using(make_source(spec, fetched_BX)): ...
 
 Shapes: N blocks, B batch, X values of a block or a fetch.
 """
@@ -41,11 +41,19 @@ def new_blocks(spec: MemorySpec, level: int, count: int, generator: Generator) -
 
 
 def new_fetch(spec: MemorySpec, generator: Generator) -> Tensor:
-    """Return a new block of the size of a fetch, `[fetch_size]` float32. The generic block starts as one."""
+    """Return a new block of the size of a fetch. The generic block starts as one.
+
+    Args:
+        spec: the shape of the bank.
+        generator: decides every random value.
+
+    Returns:
+        `[fetch_size]` float32.
+    """
     return spec.join([new_blocks(spec, level, 1, generator) for level in range(1, spec.levels + 1)])[0]
 
 
-def source(spec: MemorySpec, fetched_BX: Tensor) -> ActiveMemory:
+def make_source(spec: MemorySpec, fetched_BX: Tensor) -> ActiveMemory:
     """Return fetches as a memory source, one for each item of a batch.
 
     Args:
@@ -60,7 +68,7 @@ def source(spec: MemorySpec, fetched_BX: Tensor) -> ActiveMemory:
     return _source(spec, fetched_BX, len(fetched_BX))
 
 
-def source_for_all(spec: MemorySpec, fetched_X: Tensor) -> ActiveMemory:
+def make_shared_source(spec: MemorySpec, fetched_X: Tensor) -> ActiveMemory:
     """Return one fetch as a memory source for every item of any batch.
 
     Args:

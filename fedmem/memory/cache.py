@@ -26,7 +26,11 @@ Read = Callable[[int, int, Sequence[memoryview]], None]
 
 
 class Slot:
-    """One cached fetch: its values, its parts by level, and the number of its block of each level."""
+    """One cached fetch: its values, its parts by level, and the number of its block of each level.
+
+    Args:
+        spec: the shape of the bank.
+    """
 
     def __init__(self, spec: MemorySpec) -> None:
         self.fetched_X = torch.zeros(spec.fetch_size, dtype=torch.bfloat16)
@@ -55,7 +59,11 @@ class Cache:
         self._holders: dict[tuple[int, int], Slot] = {}
 
     def load(self, path: Sequence[int]) -> Slot:
-        """Load the blocks of a path into the least recently used slot, and return it."""
+        """Load the blocks of a path into the least recently used slot, and return it.
+
+        Args:
+            path: block numbers from level 1 to the leaf; they must be in the tree.
+        """
         if len(self._slots) < self._limit:
             self._slots.insert(0, Slot(self._spec))
         slot = self._slots[0]
@@ -77,7 +85,14 @@ class Cache:
         self._holders[level, block] = slot
 
     def used(self, slot: Slot) -> Tensor:
-        """Mark a loaded slot as the slot in use, and return its fetch, `[fetch_size]` bf16."""
+        """Mark a loaded slot as the slot in use, and return its fetch.
+
+        Args:
+            slot: the slot that `load` returned last.
+
+        Returns:
+            `[fetch_size]` bf16, valid until the next call.
+        """
         self._slots.remove(slot)
         self._slots.append(slot)
         return slot.fetched_X

@@ -44,7 +44,11 @@ class BankManifest:
     anchor: str | None
 
     def names(self, level: int) -> list[str]:
-        """Return the file names of a level, counted from 1."""
+        """Return the file names of a level, in the order of their blocks.
+
+        Args:
+            level: counted from 1.
+        """
         shards = self.levels[level - 1]
         return [level_file(level, number, len(shards), s.sha256) for number, s in enumerate(shards, start=1)]
 
@@ -62,6 +66,9 @@ class BankManifest:
     @classmethod
     def read(cls, folder: Path) -> "BankManifest":
         """Return the manifest of the bank in `folder`.
+
+        Args:
+            folder: folder of the bank.
 
         Raises:
             NothingMatched: the folder holds no bank.
@@ -91,6 +98,9 @@ class BankManifest:
     def write(self, folder: Path) -> None:
         """Write this manifest into `folder`, and fsync it. The files that it names must exist.
 
+        Args:
+            folder: folder of the bank; its manifest is replaced.
+
         Raises:
             StorageError: the disk cannot be written.
         """
@@ -117,13 +127,24 @@ def _read(path: Path) -> bytes:
 
 
 def level_file(level: int, number: int, shards: int, sha256: str) -> str:
-    """Return the file name of a shard of a level. `level` and `number` are counted from 1."""
+    """Return the file name of a shard of a level.
+
+    Args:
+        level: counted from 1.
+        number: number of the shard, from 1.
+        shards: number of shards of the level.
+        sha256: digest of the file, in hex.
+    """
     part = f"-{number}-of-{shards}" if shards > 1 else ""
     return f"level-{level}{part}-{sha256[:16]}.safetensors"
 
 
 def generic_file(sha256: str) -> str:
-    """Return the file name of the generic block with this SHA-256."""
+    """Return the file name of the generic block.
+
+    Args:
+        sha256: digest of the file, in hex.
+    """
     return f"generic-{sha256[:16]}.safetensors"
 
 
@@ -137,6 +158,9 @@ def sweep(folder: Path) -> None:
     """Remove the bank files in `folder` that its manifest does not name.
 
     Nothing is removed if the manifest cannot be read. Without a manifest, every bank file is removed.
+
+    Args:
+        folder: folder of a bank, or one that never held a bank. Other files stay.
 
     Raises:
         StorageError: the disk refuses.

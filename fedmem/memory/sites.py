@@ -78,7 +78,14 @@ def _layers(model: Any) -> tuple[Any, Callable[[Any, LayerShape], dict[str, Site
 
 
 def shape_of(model: Any) -> LayerShape:
-    """Return the geometry of the model's layers. Raises UsageError for an architecture that is not supported."""
+    """Return the geometry of the model's layers.
+
+    Args:
+        model: a Hugging Face causal language model.
+
+    Raises:
+        UsageError: the architecture is not supported.
+    """
     _layers(model)
     c = model.config
     heads, gated = c.num_attention_heads, c.model_type in _LLAMA_SHAPED
@@ -95,7 +102,14 @@ def shape_of(model: Any) -> LayerShape:
 
 
 def sites_of(model: Any) -> list[dict[str, Site]]:
-    """Return the sites of each layer by name. Raises UsageError for an architecture that is not supported."""
+    """Return the sites of each layer by name.
+
+    Args:
+        model: a Hugging Face causal language model.
+
+    Raises:
+        UsageError: the architecture is not supported.
+    """
     layers, find_sites = _layers(model)
     shape = shape_of(model)
     return [find_sites(layer, shape) for layer in layers]

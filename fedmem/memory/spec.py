@@ -66,6 +66,11 @@ class MemorySpec:
         """Return the spec of one FFN block outside any tree, with the same width in every layer.
 
         A private block has such a spec, and so has a generic one.
+
+        Args:
+            shape: the geometry of the anchor's layers.
+            layers: number of layers.
+            width: rows of the block in each layer.
         """
         return cls("ffn", shape, 1, ((width,) * layers,))
 
@@ -85,11 +90,19 @@ class MemorySpec:
         return kind_named(self.kind).segments(self.shape)
 
     def blocks(self, level: int) -> int:
-        """Return the number of blocks of a level, k ** level; levels are counted from 1."""
+        """Return the number of blocks of a level, k ** level.
+
+        Args:
+            level: counted from 1.
+        """
         return int(self.branching**level)
 
     def block_size(self, level: int) -> int:
-        """Return the number of values of a block of a level, counted from 1."""
+        """Return the number of values of a block of a level.
+
+        Args:
+            level: counted from 1.
+        """
         return sum(self.widths[level - 1]) * sum(self.segments.values())
 
     @property
@@ -121,11 +134,25 @@ class MemorySpec:
                     at[level] = stop
 
     def join(self, levels_BX: Sequence[Tensor]) -> Tensor:
-        """Return a fetch `[B, fetch_size]` of one block of each level, `[B, block_size]` each."""
+        """Return the fetch of one block of each level.
+
+        Args:
+            levels_BX: one `[B, block_size]` for each level, from level 1.
+
+        Returns:
+            `[B, fetch_size]`.
+        """
         return torch.cat([levels_BX[p.level][:, p.start : p.stop] for p in self.pieces], dim=1)
 
     def split(self, fetched_BX: Tensor) -> list[Tensor]:
-        """Undo `join`: return the blocks of a fetch `[B, fetch_size]`, one `[B, block_size]` for each level."""
+        """Undo `join`: return the blocks of a fetch.
+
+        Args:
+            fetched_BX: `[B, fetch_size]`.
+
+        Returns:
+            One `[B, block_size]` for each level, from level 1.
+        """
         stops = list(accumulate(p.stop - p.start for p in self.pieces))
         level_parts: list[list[Tensor]] = [[] for _ in self.widths]
         for piece, stop in zip(self.pieces, stops, strict=True):
@@ -138,6 +165,13 @@ class MemorySpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "MemorySpec":
-        """Return the spec of its JSON form. Raises KeyError or TypeError where `data` is no such form."""
+        """Return the spec of its JSON form.
+
+        Args:
+            data: the JSON form, as `to_dict` returns it.
+
+        Raises:
+            KeyError, TypeError: `data` is no such form.
+        """
         widths = tuple(tuple(level) for level in data["widths"])
         return cls(data["kind"], LayerShape(**data["shape"]), data["branching"], widths)

@@ -72,7 +72,7 @@ class TopicTable(toml.TomlTable, frozen=True):
     rules: tuple[AnyTable, ...] = ()
 
 
-def source(name_or_path: str | Path) -> bytes:
+def read_policy(name_or_path: str | Path) -> bytes:
     """Return the bytes of a policy file.
 
     Args:
@@ -95,7 +95,7 @@ def source(name_or_path: str | Path) -> bytes:
     raise UsageError(f"No policy named {name_or_path}. Name one that exists, or give the path of a .toml file.")
 
 
-def parse(data: bytes, where: str, embedder: Embedder) -> Layer:
+def parse_policy(data: bytes, where: str, embedder: Embedder) -> Layer:
     """Read one policy file.
 
     Args:

@@ -54,7 +54,15 @@ class Rule(Protocol):
     """A rule that can claim a record as sensitive."""
 
     def judge(self, text: Folded, vector: NDArray[np.float32]) -> Verdict | None:
-        """Return the verdict on a folded text and its unit vector [dim], or None if the rule does not claim it."""
+        """Judge one text.
+
+        Args:
+            text: the text, folded.
+            vector: `[dim]`, the unit vector of the text before folding; zero for a text without tokens.
+
+        Returns:
+            The verdict, or None if the rule does not claim the text.
+        """
         ...
 
 
@@ -156,5 +164,9 @@ class SeedPhrases:
 
 
 def fold(text: str) -> Folded:
-    """Return a text in the form that rules get: NFKC, casefolded, without invisible characters."""
+    """Return a text in the form that rules get: NFKC, casefolded, without invisible characters.
+
+    Args:
+        text: any text.
+    """
     return Folded(unicodedata.normalize("NFKC", _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()))

@@ -29,8 +29,21 @@ class RuleTable(TomlTable, frozen=True, kw_only=True, tag_field="kind"):
     name: str = ""
 
     def full_name(self, prefix: str) -> str:
-        """Return the name of the rule in decisions and logs."""
+        """Return the name of the rule in decisions and logs.
+
+        Args:
+            prefix: name of the policy and topic, or of the parent rule.
+        """
         return f"{prefix}.{self.name or self.__struct_config__.tag}"
+
+    def rule(self, prefix: str, embedder: Embedder) -> Rule:
+        """Return the rule of this table.
+
+        Args:
+            prefix: the name of the rule begins with it.
+            embedder: embeds seed phrases, if the rule has any.
+        """
+        raise NotImplementedError
 
 
 class KeywordsTable(RuleTable, frozen=True, tag="keywords"):

@@ -29,9 +29,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.kinds import ActiveMemory
-from fedmem.memory.kinds.product import booked
+from fedmem.memory.kinds.product import recording_factors
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.book import GradBook
 from fedmem.training.sequences import readable, token_losses, trim
@@ -128,8 +128,8 @@ def per_sequence(
     def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> GradBook:
         book = GradBook(block_X.detach().contiguous(), len(numbers_B))
         expanded_BX = book.block_X.expand(len(numbers_B), -1).requires_grad_()
-        with booked(book.enter):
-            loss = batch_loss(model, memory, source(spec, expanded_BX), data, numbers_B, runtime.bf16)
+        with recording_factors(book.enter):
+            loss = batch_loss(model, memory, make_source(spec, expanded_BX), data, numbers_B, runtime.bf16)
         (rest_BX,) = torch.autograd.grad(loss, expanded_BX, allow_unused=True)
         if rest_BX is not None:
             book.add(rest_BX)

@@ -40,7 +40,14 @@ class Embedder(Protocol):
     def digest(self) -> str: ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return a vector for each text, [N, dim] float32, of length 1; zero for a text without tokens."""
+        """Return a vector for each text.
+
+        Args:
+            texts: N texts, of any length.
+
+        Returns:
+            `[N, dim]` float32, of length 1; zero for a text without tokens.
+        """
         ...
 
 
@@ -50,7 +57,14 @@ class StaticEmbedder:
     name = "static-minilm-128"
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return vectors [N, 128] of `texts`; the module's invariants hold."""
+        """Return a vector for each text; the module's invariants hold.
+
+        Args:
+            texts: N texts, of any length.
+
+        Returns:
+            `[N, 128]` float32, of length 1; zero for a text without tokens.
+        """
         out_ND = np.zeros((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _BATCH):
             encoded = self._tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
@@ -96,7 +110,14 @@ class StaticEmbedder:
 
 
 def unit(rows_ND: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return the rows [N, D] scaled to length 1, as float32. A zero row stays zero."""
+    """Return rows scaled to length 1.
+
+    Args:
+        rows_ND: `[N, D]`, finite.
+
+    Returns:
+        `[N, D]` float32. A zero row stays zero.
+    """
     norms = np.sqrt((rows_ND * rows_ND).sum(axis=1, keepdims=True))
     return (rows_ND / np.where(norms > 0, norms, 1)).astype(np.float32)
 

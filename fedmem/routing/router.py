@@ -36,7 +36,9 @@ def route(tree: Tree, vectors_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     """
     vectors_ND = np.atleast_2d(np.asarray(vectors_ND, dtype=np.float32))
     if vectors_ND.ndim != 2 or vectors_ND.shape[1] != tree.dim:
-        raise VersionMismatch("Vectors and cluster tree differ in dimension. Use the embedder of the tree's release.")
+        raise VersionMismatch(
+            "The vectors are of another embedder than the cluster tree. Use a release of the vectors' embedder."
+        )
     paths_NL = np.empty((len(vectors_ND), tree.levels), dtype=np.int64)
     nodes_N = np.zeros(len(vectors_ND), dtype=np.int64)
     for level in range(tree.levels):

@@ -83,12 +83,23 @@ class Tree:
         return out_N
 
     def save(self, path: Path) -> None:
-        """Write the centroids as safetensors, with one tensor `level-<n>` for each level."""
+        """Write the centroids as safetensors, with one tensor `level-<n>` for each level.
+
+        Args:
+            path: the file; an existing one is replaced.
+        """
         Path(path).write_bytes(save_tensors({f"level-{n + 1}": c for n, c in enumerate(self.centroids)}))
 
     @classmethod
     def load(cls, path: Path) -> "Tree":
-        """Read a tree from a file that `save` wrote. Raises VerificationFailed if the file holds no tree."""
+        """Read a tree from a file that `save` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            VerificationFailed: the file holds no tree.
+        """
         try:
             tensors = load_tensors(Path(path).read_bytes())
             centroids = tuple(tensors[f"level-{n + 1}"] for n in range(len(tensors)))

@@ -91,7 +91,7 @@ class Client:
             )
         self._opened, self._policy, self._release = vault, policy, release
         self._reopen: Callable[[], Vault] | None = None
-        self._embedder: Embedder = StaticEmbedder()
+        self._embedder: Embedder = StaticEmbedder() if release is None else release.embedder
         self._answerer: Answerer | None = None
         self._lock = RLock()
         self._release_to_close: Release | None = None
@@ -128,7 +128,8 @@ class Client:
             KeystoreError: A key is missing, the passphrase is wrong, or `auto` finds no keyring.
             Busy: Other programs wrote for longer than `timeout`.
             Refused: The vault is simulated.
-            VersionMismatch: Vault or release have another format.
+            UsageError: The embedder of the release is not installed.
+            VersionMismatch: Vault or release have another format, or this fedmem has no such embedder.
             NothingMatched: `write` is False, and there is no vault.
             StorageError: The disk failed.
         """
@@ -176,11 +177,12 @@ class Client:
 
         Raises:
             UsageError: The text is empty, or the topic is unknown.
+            VersionMismatch: The vault holds records of another embedder. Nothing was added.
         """
         if not text.strip():
             raise UsageError("There is no text to add.")
         vector_D = self._embedder.embed([text])[0]
-        decision = self._policy.place(text, vector=vector_D, declared=topic)
+        decision = self._policy.place(text, declared=topic)
         release = self._release.digest if self._release else ""
         record = NewRecord(text=text, topic=decision.topic, path=self._path(vector_D), vector=vector_D, release=release)
         return AddedRecord(self._vault.add_records([record])[0], decision)
@@ -194,6 +196,7 @@ class Client:
 
         Raises:
             UsageError: `k` is less than 1.
+            VersionMismatch: The vault holds records of another embedder.
         """
         if k < 1:
             raise UsageError("A search needs k of at least 1.")
@@ -302,7 +305,7 @@ class Client:
         from fedmem.device.answering import Answerer
 
         vector_D = self._embedder.embed([prompt])[0]
-        blocks = self._matching(self._policy.place(prompt, vector=vector_D).topic)
+        blocks = self._matching(self._policy.place(prompt).topic)
         self._answerer = self._answerer or Answerer(self._need_release())
         return self._answerer.answer(prompt, self._path(vector_D), self._vault, blocks, limit)
 
@@ -372,13 +375,13 @@ def open_release(release: "str | Path | Release | None") -> Any:
         release: Folder of a release, a loaded release, or None.
 
     Raises:
-        FedmemError: Any error of `Release.load`, and VersionMismatch for a release with another embedder.
+        FedmemError: Any error of `Release.load`.
     """
     if not isinstance(release, str | Path):
         return release
     from fedmem.training.release import Release
 
-    return Release.load(Path(release)).routed_by(StaticEmbedder().digest)
+    return Release.load(Path(release))
 
 
 def open_vault(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from fedmem.policy.policy import Policy
-from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.router import route
 
 __all__ = ["DEFAULT_POLICY", "Explanation", "explain"]
@@ -56,14 +55,12 @@ def explain(
         UsageError: The policy is not valid, or the topic is unknown.
         FedmemError: Any error of `Release.load`.
     """
-    embedder = StaticEmbedder()
-    vectors_ND = embedder.embed([text])
-    decision = Policy.load(policy).place(text, vector=vectors_ND[0], declared=topic)
+    decision = Policy.load(policy).place(text, declared=topic)
     explanation = Explanation(decision.placement, decision.topic, decision.rule, str(policy))
     if release is None:
         return explanation
     from fedmem.training.release import Release
 
-    loaded = Release.load(release).routed_by(embedder.digest)
-    path = tuple(int(node) for node in route(loaded.tree, vectors_ND)[0])
+    loaded = Release.load(release)
+    path = tuple(int(node) for node in route(loaded.tree, loaded.embedder.embed([text]))[0])
     return replace(explanation, release=loaded.digest, path=path)

@@ -93,7 +93,7 @@ def place(items: Sequence[PopulationItem], policy: Policy, embedder: Embedder) -
     """Embed the records of a device and decide where each one is placed."""
     texts = [item.text for item in items]
     vectors_ND = embedder.embed(texts)
-    return Placed(list(items), policy.place_many(texts, vectors_ND, [item.declared for item in items]), vectors_ND)
+    return Placed(list(items), policy.place_many(texts, [item.declared for item in items]), vectors_ND)
 
 
 def _private_texts(topic: str, count: int, seed: int) -> list[str]:

@@ -17,12 +17,23 @@ from typing import Any
 def canonical_json(value: Any) -> bytes:
     """Encode `value` as canonical JSON.
 
+    Args:
+        value: dicts with string keys, lists, strings, numbers, booleans and None.
+
+    Returns:
+        UTF-8 bytes.
+
     Raises:
-        ValueError: `value` holds NaN or infinity. TypeError: JSON cannot represent `value`.
+        ValueError: `value` holds NaN or infinity, or text that is not valid Unicode.
+        TypeError: JSON cannot represent `value`.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of `value` as 64 hex digits: of bytes as they are, of anything else as canonical JSON."""
+    """Return the SHA-256 of `value` as 64 hex digits: of bytes as they are, of anything else as canonical JSON.
+
+    Args:
+        value: bytes, or a value that `canonical_json` encodes.
+    """
     return hashlib.sha256(value if isinstance(value, bytes) else canonical_json(value)).hexdigest()

@@ -69,7 +69,11 @@ class Files:
         self._hook = hook or (lambda operation, path: None)
 
     def make_folder(self, path: Path) -> None:
-        """Create `path` and its missing parents, with access for this user only; do not change existing folders."""
+        """Create `path` and its missing parents, with access for this user only; do not change existing folders.
+
+        Args:
+            path: the folder; it may exist.
+        """
         with storage_errors(f"create the folder {path.name}"):
             self._hook("mkdir", path)
             # `parents=True` would create the parent folders with a mode that lets other users read them.
@@ -79,6 +83,10 @@ class Files:
 
     def read(self, path: Path, *, limit: int | None = None) -> bytes:
         """Return the bytes of `path`, or its first `limit` bytes.
+
+        Args:
+            path: the file.
+            limit: the most bytes to read, at least 0; None for the whole file.
 
         Raises:
             NothingMatched: there is no such file. StorageError: it cannot be read.
@@ -93,6 +101,10 @@ class Files:
 
     def replace(self, path: Path, data: bytes) -> None:
         """Write `data` as the new content of `path`, durably; after an error or a crash the old content stays.
+
+        Args:
+            path: the file; it may be missing, its folder may not.
+            data: the whole new content.
 
         Raises:
             StorageError: the file cannot be written. If only the last fsync of the folder failed, `path` may hold
@@ -144,13 +156,27 @@ class Files:
         return written.hexdigest()
 
     def rename(self, old: Path, new: Path) -> None:
-        """Give a file its final name. Call `sync_folder` after the last of several."""
+        """Give a file its final name. Call `sync_folder` after the last of several.
+
+        Args:
+            old: the present name.
+            new: the final name; a file of this name is replaced.
+        """
         with storage_errors(f"write {new.name}"):
             self._hook("rename", new)
             os.replace(old, new)
 
     def overwrite(self, path: Path, at: int, data: bytes) -> None:
-        """Overwrite an existing file in place from byte offset `at`, durably; a crash may leave any part of `data`."""
+        """Overwrite an existing file in place from byte offset `at`, durably; a crash may leave any part of `data`.
+
+        Args:
+            path: the file.
+            at: byte offset of the first byte, from 0.
+            data: the new bytes from there on.
+
+        Raises:
+            StorageError: the file is missing, or cannot be written.
+        """
         with storage_errors(f"write {path.name}"):
             self._hook("overwrite", path)
             with path.open("r+b") as file:
@@ -195,6 +221,10 @@ class Files:
     def copy(self, source: Path, target: Path) -> str:
         """Copy a file and return the SHA-256 of its bytes, hex. The copy is durable after `sync_folder`.
 
+        Args:
+            source: the file to read.
+            target: the new file; it must not exist.
+
         Raises:
             StorageError: `target` exists already, or a file cannot be read or written.
         """
@@ -216,6 +246,9 @@ class Files:
     def digest(self, path: Path) -> str:
         """Return the SHA-256 of a file's bytes, hex.
 
+        Args:
+            path: the file, of any size.
+
         Raises:
             NothingMatched: there is no such file. StorageError: it cannot be read.
         """
@@ -230,7 +263,11 @@ class Files:
         return sha256.hexdigest()
 
     def sync_file(self, path: Path) -> None:
-        """Make a file that another library wrote durable: its bytes, and its name in the folder."""
+        """Make a file that another library wrote durable: its bytes, and its name in the folder.
+
+        Args:
+            path: the file.
+        """
         with storage_errors(f"sync {path.name}"):
             self._hook("fsync", path)
             handle = os.open(path, os.O_RDONLY)
@@ -241,14 +278,23 @@ class Files:
         self.sync_folder(path.parent)
 
     def rename_folder(self, old: Path, new: Path) -> None:
-        """Rename a folder durably. `new` must be missing or an empty folder."""
+        """Rename a folder durably. `new` must be missing or an empty folder.
+
+        Args:
+            old: the present name.
+            new: the final name.
+        """
         with storage_errors(f"create {new.name}"):
             self._hook("rename", new)
             os.replace(old, new)
         self.sync_folder(new.parent)
 
     def remove_folder(self, path: Path) -> None:
-        """Remove a folder and its content durably; do nothing if it is missing."""
+        """Remove a folder and its content durably; do nothing if it is missing.
+
+        Args:
+            path: the folder.
+        """
         with storage_errors(f"remove {path.name}"):
             self._hook("unlink", path)
             if path.is_dir():
@@ -257,7 +303,11 @@ class Files:
             self.sync_folder(path.parent)
 
     def sync_folder(self, path: Path) -> None:
-        """Make the renames and removals of files in the folder `path` durable."""
+        """Make the renames and removals of files in the folder `path` durable.
+
+        Args:
+            path: the folder.
+        """
         with storage_errors(f"sync the folder {path.name}"):
             self._hook("fsync-folder", path)
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -267,7 +317,11 @@ class Files:
                 os.close(handle)
 
     def unlink(self, path: Path) -> None:
-        """Remove one file; do nothing if it is missing. The removal is durable after `sync_folder`."""
+        """Remove one file; do nothing if it is missing. The removal is durable after `sync_folder`.
+
+        Args:
+            path: the file.
+        """
         with storage_errors(f"remove {path.name}"):
             self._hook("unlink", path)
             path.unlink(missing_ok=True)
@@ -276,6 +330,9 @@ class Files:
         """Overwrite a small file with zeros, then remove it, durably. Do nothing if it is missing.
 
         The overwrite gives no guarantee: flash cells and snapshots may keep the old bytes.
+
+        Args:
+            path: the file; its content fits in memory.
         """
         if not path.exists():
             return
@@ -289,7 +346,11 @@ class Files:
         self.sync_folder(path.parent)
 
     def sweep(self, folder: Path) -> int:
-        """Remove the temporary files that a crash left in `folder`; return their number."""
+        """Remove the temporary files that a crash left in `folder`; return their number.
+
+        Args:
+            folder: the folder; it may be missing. Its subfolders are not swept.
+        """
         if not folder.is_dir():
             return 0
         temporary_files = [path for path in folder.iterdir() if path.name.endswith(TEMPORARY)]

@@ -41,7 +41,11 @@ FORK_LOCK = threading.RLock()
 
 
 def watch(item: Disownable) -> None:
-    """Register `item`: every child that this process forks from now on calls `item.disown()`."""
+    """Register `item`: every child that this process forks from now on calls `item.disown()`.
+
+    Args:
+        item: an object of this process; watching it does not keep it alive.
+    """
     _watched.add(item)
 
 

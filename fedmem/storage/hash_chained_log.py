@@ -58,7 +58,16 @@ class LogEntry:
 
 
 def chain(previous: str, number: int, content: bytes) -> str:
-    """Return the digest of entry `number` after the entry with digest `previous` ("" for the first), hex."""
+    """Return the digest of an entry, which covers all entries before it.
+
+    Args:
+        previous: digest of the entry before, 64 hex digits; "" for the first entry.
+        number: number of the entry, from 0.
+        content: its content.
+
+    Returns:
+        64 hex digits.
+    """
     return hashlib.sha256(canonical_json([previous, number, hashlib.sha256(content).hexdigest()])).hexdigest()
 
 

@@ -97,7 +97,14 @@ class WriterLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Return True if a process holds the lock of an existing file. Raises FileNotFoundError if the file is missing."""
+    """Return True if a process holds the lock of an existing file.
+
+    Args:
+        path: the lock file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     with FORK_LOCK:
         handle = os.open(path, os.O_RDWR)
         try:

@@ -21,19 +21,38 @@ _SLOT = struct.Struct(">QB64s")
 
 
 def first(value: bytes) -> bytes:
-    """Return the bytes of a new file that holds `value`, which has at most 64 bytes."""
+    """Return the bytes of a new file that holds a value.
+
+    Args:
+        value: at most 64 bytes.
+
+    Returns:
+        `2 * SECTOR` bytes.
+    """
     return _slot(1, value).ljust(2 * SECTOR, b"\0")
 
 
 def following(file: bytes, value: bytes) -> tuple[int, bytes]:
-    """Return (offset, bytes): write these bytes at this offset of `file`, and it holds `value` of at most 64 bytes."""
+    """Return the write that gives a file a new value.
+
+    Args:
+        file: the present bytes of the file.
+        value: the new value, at most 64 bytes.
+
+    Returns:
+        (offset, bytes): write these bytes at this offset of the file, and it holds the value.
+    """
     slots = [_read(file, offset) for offset in (0, SECTOR)]
     older = 0 if slots[0][0] < slots[1][0] else 1
     return older * SECTOR, _slot(1 + max(count for count, _ in slots), value)
 
 
 def latest(file: bytes) -> bytes | None:
-    """Return the value that `file` holds, or None if both slots are damaged."""
+    """Return the value that `file` holds, or None if both slots are damaged.
+
+    Args:
+        file: the bytes of the file, of any length.
+    """
     count, value = max(_read(file, offset) for offset in (0, SECTOR))
     return value if count else None
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmem.memory.block import new_blocks, new_fetch, source
+from fedmem.memory.block import make_source, new_blocks, new_fetch
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.seeds import derive_seed
@@ -23,7 +23,12 @@ PIECE = 2**23
 
 
 def spans(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and last (exclusive) block of each piece of `count` blocks of `size` values."""
+    """Yield the first and last (exclusive) block of each piece of a level.
+
+    Args:
+        count: number of blocks.
+        size: values of a block.
+    """
     blocks_per_piece = max(1, PIECE // max(1, size))
     return ((first, min(count, first + blocks_per_piece)) for first in range(0, count, blocks_per_piece))
 
@@ -46,16 +51,29 @@ class BankStream:
     root: int = 0
 
     def spans(self, level: int) -> Iterator[tuple[int, int]]:
-        """Yield the first and last (exclusive) block of each piece of a level."""
+        """Yield the first and last (exclusive) block of each piece of a level.
+
+        Args:
+            level: counted from 1.
+        """
         return spans(self.blocks(level), self.spec.block_size(level))
 
     def blocks(self, level: int) -> int:
-        """Return the number of blocks of a level."""
+        """Return the number of blocks of a level.
+
+        Args:
+            level: counted from 1; for a subtree at least `root`.
+        """
         return int(self.spec.branching ** (level - self.root))
 
     @classmethod
     def new(cls, spec: MemorySpec, seed: int) -> "BankStream":
-        """Return a bank of new blocks, which change no output of the model."""
+        """Return a bank of new blocks, which change no output of the model.
+
+        Args:
+            spec: the shape of the bank.
+            seed: decides every random value.
+        """
 
         def pieces(level: int) -> Iterator[Tensor]:
             generator = _generator(seed, f"level-{level}")
@@ -75,12 +93,21 @@ class BankState:
 
     @classmethod
     def new(cls, spec: MemorySpec, seed: int) -> "BankState":
-        """Return a bank of new blocks, which change no output of the model."""
+        """Return a bank of new blocks, which change no output of the model.
+
+        Args:
+            spec: the shape of the bank.
+            seed: decides every random value.
+        """
         return cls.of(BankStream.new(spec, seed))
 
     @classmethod
     def of(cls, stream: BankStream) -> "BankState":
-        """Return a bank in memory with all blocks of a stream."""
+        """Return a bank in memory with all blocks of a stream.
+
+        Args:
+            stream: a stream of a whole bank; it is read once.
+        """
         numbers = range(1, stream.spec.levels + 1)
         return cls(stream.spec, [torch.cat(list(stream.pieces(n))) for n in numbers], stream.generic)
 
@@ -89,13 +116,24 @@ class BankState:
         return BankStream(self.spec, lambda level: [self.levels[level - 1]], self.generic)
 
     def fetch_many(self, paths_BP: np.ndarray) -> Tensor:
-        """Return copies of the fetched blocks, `[B, fetch_size]`, for paths `[B, P]`."""
+        """Return copies of the fetched blocks of a batch of paths.
+
+        Args:
+            paths_BP: `[B, P]`, block numbers from level 1 to the leaf.
+
+        Returns:
+            `[B, fetch_size]` float32.
+        """
         ids_BP = torch.from_numpy(np.asarray(paths_BP))
         return self.spec.join([blocks_NX[ids_BP[:, number]] for number, blocks_NX in enumerate(self.levels)])
 
     def source(self, paths_BP: np.ndarray) -> ActiveMemory:
-        """Return the fetched blocks for paths `[B, P]` as a memory source."""
-        return source(self.spec, self.fetch_many(paths_BP))
+        """Return the fetched blocks of a batch of paths as a memory source.
+
+        Args:
+            paths_BP: `[B, P]`, block numbers from level 1 to the leaf.
+        """
+        return make_source(self.spec, self.fetch_many(paths_BP))
 
 
 def _generator(seed: int, label: str) -> torch.Generator:

@@ -52,6 +52,13 @@ def save_checkpoint(path: Path, trainer: Trainer, inputs: str) -> None:
 def step_of(path: Path, inputs: str) -> int:
     """Return the step of a checkpoint.
 
+    Args:
+        path: the file of the checkpoint.
+        inputs: digest of the inputs of the run.
+
+    Returns:
+        The number of steps that the run had taken.
+
     Raises:
         VersionMismatch: the checkpoint belongs to other inputs.
         VerificationFailed: the checkpoint is damaged.
@@ -62,6 +69,11 @@ def step_of(path: Path, inputs: str) -> int:
 
 def load_checkpoint(path: Path, trainer: Trainer, inputs: str) -> None:
     """Set the trainer to the state of a checkpoint.
+
+    Args:
+        path: the file of the checkpoint.
+        trainer: a run with the model and bank of the checkpoint; it is changed in place.
+        inputs: digest of the inputs of the run.
 
     Raises:
         VersionMismatch: the checkpoint belongs to other inputs, or to another model or bank.

@@ -33,7 +33,11 @@ class Corpus:
     def of(cls, texts: Sequence[str]) -> "Corpus":
         """Hold out the 5 % of texts with the lowest digests, rounded up.
 
-        Raises UsageError if no text is left to train on.
+        Args:
+            texts: documents in their order.
+
+        Raises:
+            UsageError: no text is left to train on.
         """
         ranked = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
         heldout_texts = set(ranked[: math.ceil(HELDOUT_SHARE * len(ranked))])

@@ -24,7 +24,16 @@ from fedmem.storage.files import Files, storage_errors
 
 
 def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Write `folder/anchor` and `folder/tokenizer.json` durably. Raises StorageError if the disk refuses."""
+    """Write `folder/anchor` and `folder/tokenizer.json` durably.
+
+    Args:
+        folder: folder of the training; an older anchor there is replaced.
+        model: the anchor.
+        tokenizer: its tokenizer.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
     temporary, final = folder / ".writing", folder / "anchor"
     with storage_errors("write the anchor"):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -64,11 +73,14 @@ def load_anchor(folder: Path) -> tuple[PreTrainedModel, Tokenizer]:
 
 
 def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
-    """Load the tokenizer at `path` for a model with `vocabulary` embeddings. Switch off its truncation and padding.
+    """Load a tokenizer, and check that it fits a model.
 
-    Raises:
-        VerificationFailed: the file is not a tokenizer.
-        VersionMismatch: the tokenizer has more entries than the model.
+    Args:
+        path: a `tokenizer.json`.
+        vocabulary: number of embeddings of the model.
+
+    Returns:
+        The tokenizer, without truncation and padding.
     """
     try:
         tokenizer = Tokenizer.from_file(str(path))

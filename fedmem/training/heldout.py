@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.training.loop import Trainer
 from fedmem.training.packed_dataset import Rows
 from fedmem.training.sequences import readable, token_losses
@@ -45,4 +45,4 @@ def _blocks_in_use(trainer: Trainer, rows: Rows, chosen_B: np.ndarray) -> Abstra
         return nullcontext()
     not_generic_B = torch.zeros(len(chosen_B), dtype=torch.bool)
     fetched = bank.leaf(torch.from_numpy(rows.paths_MP[chosen_B]), not_generic_B, trainer.model.device)
-    return bank.memory.using(source(bank.spec, fetched.leaf_BX))
+    return bank.memory.using(make_source(bank.spec, fetched.leaf_BX))

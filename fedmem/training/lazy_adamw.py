@@ -32,7 +32,14 @@ class Level(Protocol):
     """The blocks of one level with the state of their optimiser, in memory or on disk."""
 
     def read(self, ids_U: Tensor) -> Tensor:
-        """Return copies of the blocks with these ids, `[U, X]`."""
+        """Return copies of blocks.
+
+        Args:
+            ids_U: block ids, from 0.
+
+        Returns:
+            `[U, X]` float32.
+        """
 
     def step(self, ids_U: Tensor, grads_UX: Tensor, settings: AdamWSettings, scale: float) -> None:
         """Apply gradients to blocks in place.
@@ -46,7 +53,11 @@ class Level(Protocol):
 
 
 class LazyAdamW:
-    """A level in memory: `blocks_NX`, and from the first step on two moments and a step count for each block."""
+    """A level in memory: `blocks_NX`, and from the first step on two moments and a step count for each block.
+
+    Args:
+        blocks_NX: all blocks of the level, float32; they are changed in place.
+    """
 
     def __init__(self, blocks_NX: Tensor) -> None:
         self.blocks = blocks_NX

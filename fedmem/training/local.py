@@ -19,7 +19,7 @@ from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.bank_state import BankState
 from fedmem.training.loop import OnStep, cotrain, pretrain
 from fedmem.training.packing import Packed
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 Params = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ class Federated:
         levels = (
             frozenset(n for n in range(1, len(state.levels) + 1) if f"level-{n}" in parts) if state else frozenset()
         )
-        self.trained = Trained("anchor" in parts, levels, state is not None and "generic" in parts)
+        self.trained = TrainedParts("anchor" in parts, levels, state is not None and "generic" in parts)
 
     def _federated_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
@@ -54,12 +54,20 @@ class Federated:
         return {name: tensor.numpy().copy() for name, tensor in self._federated_tensors().items()}
 
     def load(self, params: Params) -> None:
-        """Set the federated parameters; `params` has a value for each of them."""
+        """Set the federated parameters.
+
+        Args:
+            params: a value for each federated parameter by name, of its shape.
+        """
         for name, tensor in self._federated_tensors().items():
             tensor.copy_(torch.from_numpy(np.asarray(params[name], dtype=np.float32)))
 
     def sources(self, paths_BP: np.ndarray) -> list[ActiveMemory]:
-        """Return the fetched blocks for paths `[B, P]` as a list of one memory source; empty without a bank."""
+        """Return the fetched blocks of a batch of paths as a list of one memory source; empty without a bank.
+
+        Args:
+            paths_BP: `[B, P]`, block numbers from level 1 to the leaf.
+        """
         return [self.state.source(paths_BP)] if self.state else []
 
     def train(

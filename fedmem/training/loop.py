@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.bank_state import BankState
 from fedmem.training.lazy_adamw import AdamWSettings, LazyAdamW, Level
 from fedmem.training.packing import Packed, packed_loss
 from fedmem.training.sequences import Batches
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 CLIP = 1.0
 """The L2 norm to which the gradient of the anchor is clipped."""
@@ -35,7 +35,12 @@ OnStep = Callable[[int, float], None]
 
 
 def anchor_optimizer(model: PreTrainedModel, settings: Settings) -> torch.optim.AdamW:
-    """Return AdamW with betas (0.9, 0.95) for the anchor; norm weights have no weight decay."""
+    """Return AdamW with betas (0.9, 0.95) for the anchor; norm weights have no weight decay.
+
+    Args:
+        model: the anchor.
+        settings: learning rate, weight decay and epsilon.
+    """
     groups = [
         {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
@@ -58,7 +63,11 @@ class Fetched:
     generic_B: Tensor
 
     def gradients(self, spec: MemorySpec) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield distinct block ids `[U]` and their summed gradients `[U, X]`: the generic block, then each level."""
+        """Yield distinct block ids `[U]` and their summed gradients `[U, X]`: the generic block, then each level.
+
+        Args:
+            spec: the shape of the bank.
+        """
         assert self.leaf_BX.grad is not None
         grad_BX, routed_B = self.leaf_BX.grad.to("cpu"), ~self.generic_B
         generic_count = int(self.generic_B.any())
@@ -92,7 +101,7 @@ class BankTrainer:
         generic: Level,
         paths_MP: np.ndarray,
         settings: Settings,
-        trained: Trained,
+        trained: TrainedParts,
     ) -> None:
         self.memory, self.spec, self.trained = memory, spec, trained
         self.levels, self.generic = list(levels), generic
@@ -111,7 +120,13 @@ class BankTrainer:
         return self.leaf(self.paths[chosen_B], torch.from_numpy(rng.random(len(chosen_B)) < probability), device)
 
     def leaf(self, paths_BP: Tensor, generic_B: Tensor, device: torch.device) -> Fetched:
-        """Fetch the blocks of these paths; rows with True in `generic_B` get the generic block."""
+        """Fetch the blocks of a batch of paths, as a leaf of the autograd graph.
+
+        Args:
+            paths_BP: `[B, P]`, the path of each row.
+            generic_B: True for a row that gets the generic block.
+            device: the device of the anchor.
+        """
         levels_BX = []
         for number, level in enumerate(self.levels):
             ids_U, owner_B = torch.unique(paths_BP[:, number], return_inverse=True)
@@ -122,7 +137,12 @@ class BankTrainer:
         return Fetched(fetched_BX.to(device).requires_grad_(), paths_BP, generic_B)
 
     def move(self, fetched: Fetched, scale: float) -> None:
-        """Apply the gradients of a batch to the parts that are trained; `scale` is a factor on the learning rate."""
+        """Apply the gradients of a batch to the parts that are trained.
+
+        Args:
+            fetched: the batch, after the backward pass.
+            scale: factor on the learning rate, from the schedule.
+        """
         are_trained = [self.trained.generic, *(n in self.trained.levels for n in range(1, len(self.levels) + 1))]
         levels = zip([self.generic, *self.levels], are_trained, fetched.gradients(self.spec), strict=True)
         for level, is_trained, (ids_U, grads_UX) in levels:
@@ -131,9 +151,17 @@ class BankTrainer:
 
 
 def in_memory(
-    memory: Memory, state: BankState, paths_MP: np.ndarray, settings: Settings, trained: Trained
+    memory: Memory, state: BankState, paths_MP: np.ndarray, settings: Settings, trained: TrainedParts
 ) -> BankTrainer:
-    """Return a `BankTrainer` for a bank in memory; it changes `state` in place."""
+    """Return a `BankTrainer` for a bank in memory.
+
+    Args:
+        memory: the memory that is attached to the anchor.
+        state: the bank; it is changed in place.
+        paths_MP: `[M, P]`, the path of each packed row.
+        settings: settings of the phase.
+        trained: the parts that are updated.
+    """
     levels = [LazyAdamW(blocks_NX) for blocks_NX in state.levels]
     return BankTrainer(memory, state.spec, levels, LazyAdamW(state.generic[None]), paths_MP, settings, trained)
 
@@ -172,7 +200,7 @@ class Trainer:
         rng = np.random.default_rng([self.seed, 1, self.done])
         if self.bank:
             fetched = self.bank.fetch(chosen_B, rng, self.model.device)
-            with self.bank.memory.using(source(self.bank.spec, fetched.leaf_BX)):
+            with self.bank.memory.using(make_source(self.bank.spec, fetched.leaf_BX)):
                 loss = self._backward(chosen_B)
             self.bank.move(fetched, scale)
         else:
@@ -199,7 +227,11 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def run(self, on_step: OnStep | None = None) -> None:
-        """Take the remaining steps in training mode; call `on_step` after each."""
+        """Take the remaining steps in training mode.
+
+        Args:
+            on_step: called after each step.
+        """
         self.model.train()
         while self.done < self.settings.steps:
             loss = self.step()
@@ -231,7 +263,7 @@ def cotrain(
     settings: Settings,
     seed: int,
     on_step: OnStep | None = None,
-    trained: Trained | None = None,
+    trained: TrainedParts | None = None,
 ) -> None:
     """Train anchor and bank together, in place.
 
@@ -246,6 +278,6 @@ def cotrain(
         on_step: called after each step.
         trained: the parts that are trained, by default all; the rest is frozen.
     """
-    trained = trained or Trained(levels=frozenset(range(1, len(state.levels) + 1)))
+    trained = trained or TrainedParts(levels=frozenset(range(1, len(state.levels) + 1)))
     bank = in_memory(memory, state, paths_MP, settings, trained)
     Trainer(model, packed, settings, seed, bank, anchor=trained.anchor).run(on_step)

@@ -34,7 +34,11 @@ class Rows:
         return len(self.packed)
 
     def select(self, mask_M: np.ndarray) -> "Rows":
-        """Return the rows with True in the mask, in order."""
+        """Return the rows with True in the mask, in order.
+
+        Args:
+            mask_M: `[M]`, bool.
+        """
         p = self.packed
         return Rows(Packed(p.tokens_MT[mask_M], p.positions_MT[mask_M], p.first_M[mask_M]), self.paths_MP[mask_M])
 
@@ -53,13 +57,26 @@ class Rows:
 
 
 def plain_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Rows:
-    """Return rows of at most `length` tokens for an anchor alone: a row can hold any documents."""
+    """Return rows for an anchor alone: a row can hold any documents.
+
+    Args:
+        tokenizer: the anchor's tokenizer.
+        texts: documents.
+        length: tokens of a row, at least 2.
+    """
     packed = pack(encode(tokenizer, texts, length))
     return Rows(packed, np.zeros((len(packed), 0), dtype=np.int64))
 
 
 def routed_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int, paths_of: PathsOf) -> Rows:
-    """Return rows of at most `length` tokens, packed by leaf cluster; `paths_of` gives the paths of the texts."""
+    """Return rows that are packed by leaf cluster.
+
+    Args:
+        tokenizer: the anchor's tokenizer.
+        texts: documents.
+        length: tokens of a row, at least 2.
+        paths_of: gives the paths of the texts.
+    """
     sequences = encode(tokenizer, texts, length)
     paths_NP = paths_of(texts)[sequences.document_N]
     packed = pack(sequences, paths_NP[:, -1])

@@ -45,7 +45,14 @@ class Packed:
         return len(self.tokens_MT)
 
     def batch(self, numbers_B: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return tokens and positions of these rows, without the columns that are padding in all of them."""
+        """Return tokens and positions of these rows, without the columns that are padding in all of them.
+
+        Args:
+            numbers_B: numbers of the rows.
+
+        Returns:
+            Tokens and positions, each `[B, T]` int64.
+        """
         tokens_BT = trim(self.tokens_MT[numbers_B])
         return tokens_BT, self.positions_MT[numbers_B, : tokens_BT.shape[1]]
 
@@ -90,7 +97,13 @@ def _fit(numbers: np.ndarray, sizes_N: np.ndarray, length: int) -> Iterator[list
 
 
 def packed_loss(model: PreTrainedModel, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-    """Return the mean cross entropy in nats per predicted token. The first token of a document is not predicted."""
+    """Return the mean cross entropy in nats per predicted token. The first token of a document is not predicted.
+
+    Args:
+        model: the anchor, with or without memory in use.
+        tokens_BT: tokens of packed rows, padded with `PAD`.
+        positions_BT: their positions; 0 at the start of a document.
+    """
     logits_BTV = model(readable(tokens_BT), position_ids=positions_BT, use_cache=False).logits
     loss_BT, mask_BT = token_losses(logits_BTV, tokens_BT, positions_BT)
     return loss_BT.sum() / mask_BT.sum().clamp(min=1)

@@ -76,7 +76,11 @@ class TrainPlan:
 
 
 def plan_inputs(plan: AnchorPlan | TrainPlan) -> dict[str, Any]:
-    """Return the fields of a plan and of its settings in one flat dict, as inputs of a training."""
+    """Return the fields of a plan and of its settings in one flat dict, as inputs of a training.
+
+    Args:
+        plan: the plan of a training.
+    """
     inputs: dict[str, Any] = asdict(plan)
     settings: dict[str, Any] = inputs.pop("settings")
     return inputs | settings

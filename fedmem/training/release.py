@@ -31,6 +31,8 @@ from fedmem.anchor.load import load_model
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
+from fedmem.routing.embedder import Embedder
+from fedmem.routing.embedders import open_embedder
 from fedmem.routing.tree import Tree
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.storage.files import Files, storage_errors
@@ -142,6 +144,9 @@ class Release:
     def load(cls, folder: Path) -> "Release":
         """Open a release and check every file.
 
+        Args:
+            folder: folder of the release; its name is the digest.
+
         Raises:
             NothingMatched: the folder holds no release.
             VerificationFailed: a file was changed or is missing.
@@ -160,8 +165,20 @@ class Release:
             )
         return cls(folder, folder.name, manifest)
 
-    def routed_by(self, embedder_digest: str) -> "Release":
-        """Return this release, if its tree was trained with this embedder. Raises VersionMismatch if not."""
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder that the tree was trained with. Raises as `open_embedder`."""
+        return open_embedder(self.manifest["embedder"])
+
+    def check_embedder(self, embedder_digest: str) -> "Release":
+        """Return this release, if its tree was trained with an embedder.
+
+        Args:
+            embedder_digest: digest of the embedder, SHA-256 in hex.
+
+        Raises:
+            VersionMismatch: the tree was trained with another embedder.
+        """
         if self.manifest["embedder"] != embedder_digest:
             raise VersionMismatch(f"Release {self.digest[:12]} was made with another embedder; fetch a newer release.")
         return self

@@ -87,7 +87,11 @@ class ResumableRun:
         return self._levels
 
     def trained(self, start: BankStream) -> BankStream:
-        """Return the trained blocks as a stream; `start` is the stream that was given to `levels`."""
+        """Return the trained blocks as a stream.
+
+        Args:
+            start: the stream that was given to `levels`.
+        """
 
         def pieces(level: int) -> Iterator[Tensor]:
             for first, last in start.spans(level):

@@ -77,7 +77,17 @@ class Batches:
         self._epochs: dict[int, np.ndarray] = {}
 
     def at(self, step: int) -> np.ndarray:
-        """Return the numbers of batch `step`, counted from 0. Raises ValueError if `count` is 0."""
+        """Return the numbers of a batch.
+
+        Args:
+            step: counted from 0.
+
+        Returns:
+            `[batch]` int64.
+
+        Raises:
+            ValueError: `count` is 0.
+        """
         if self.count < 1:
             raise ValueError("there is no sequence to make batches of")
         start = step * self.batch
@@ -92,13 +102,21 @@ class Batches:
 
 
 def trim(tokens_BT: Tensor) -> Tensor:
-    """Drop columns that are padding in every row. The length becomes a multiple of 16, or stays the full length."""
+    """Drop columns that are padding in every row. The length becomes a multiple of 16, or stays the full length.
+
+    Args:
+        tokens_BT: tokens, padded on the right with `PAD`; at least one row.
+    """
     longest = max(1, int((tokens_BT != PAD).sum(1).max()))
     return tokens_BT[:, : min(tokens_BT.shape[1], -(-longest // 16) * 16)]
 
 
 def readable(tokens_BT: Tensor) -> Tensor:
-    """Return the tokens with padding replaced by token 0, as input of a model."""
+    """Return the tokens with padding replaced by token 0, as input of a model.
+
+    Args:
+        tokens_BT: tokens, padded with `PAD`.
+    """
     return tokens_BT.clamp(min=0)
 
 

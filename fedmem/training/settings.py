@@ -38,13 +38,17 @@ class Settings:
     bf16: bool = False
 
     def scale(self, step: int) -> float:
-        """Return the factor on the learning rates at `step`, counted from 0."""
+        """Return the factor on the learning rates at a step.
+
+        Args:
+            step: counted from 0.
+        """
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         return rise * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * step / max(1, self.steps))))
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedParts:
     """The parts that a phase trains: the anchor, a set of levels (counted from 1), and the generic block."""
 
     anchor: bool = True

@@ -47,7 +47,11 @@ class TrainingTrace:
     seconds: float = 0.0
 
     def keep_until(self, step: int) -> "TrainingTrace":
-        """Return this trace without the points after `step`."""
+        """Return this trace without the points after a step.
+
+        Args:
+            step: the last step to keep.
+        """
         return TrainingTrace([point for point in self.curve if point["step"] <= step], self.seconds)
 
 
@@ -80,16 +84,29 @@ def claim(folder: Path, inputs: Inputs) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` durably as JSON to `path`; make its folder if needed.
+    """Write a value durably as JSON.
 
-    Raises StorageError if the disk refuses; the old file is then unchanged.
+    Args:
+        path: the file; its folder is made if needed.
+        value: a value that JSON can represent, without NaN.
+
+    Raises:
+        StorageError: the disk refuses; the old file is unchanged.
     """
     Files().make_folder(path.parent)
     Files().replace(path, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises NothingMatched if it is missing, VerificationFailed if it is damaged."""
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        NothingMatched: the file is missing.
+        VerificationFailed: it is damaged.
+    """
     try:
         return json.loads(Files().read(path))
     except ValueError as error:

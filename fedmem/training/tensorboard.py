@@ -13,7 +13,11 @@ from fedmem.installed import package
 class Scalars:
     """A writer of figures into a folder that TensorBoard reads.
 
-    Raises UsageError with the install command if TensorBoard is not installed.
+    Args:
+        folder: folder of the logs.
+
+    Raises:
+        UsageError: TensorBoard is not installed; the message names the command.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,7 +26,13 @@ class Scalars:
         self._writer = writer.SummaryWriter(str(folder))
 
     def add(self, name: str, step: int, value: float) -> None:
-        """Write the value of one figure at a step."""
+        """Write the value of one figure at a step.
+
+        Args:
+            name: name of the figure.
+            step: step of the training, from 0.
+            value: its value.
+        """
         self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:

@@ -102,7 +102,14 @@ class DiskLevel:
         return 4 * (3 * self.size + 1)
 
     def read(self, ids_U: Tensor) -> Tensor:
-        """Return copies of the blocks with these ids, `[U, X]`."""
+        """Return copies of blocks.
+
+        Args:
+            ids_U: block ids, from 0 to `count` - 1; at least one.
+
+        Returns:
+            `[U, X]` float32.
+        """
         blocks_UX = torch.stack([self._load_record(block)[: self.size] for block in ids_U.tolist()])
         self._evict()
         return blocks_UX
@@ -124,7 +131,11 @@ class DiskLevel:
         os.fsync(self._file)
 
     def commit(self, generation: int) -> None:
-        """Make the flushed blocks those of `generation`. Call it when the checkpoint of `generation` is durable."""
+        """Make the flushed blocks those of `generation`. Call it when the checkpoint of `generation` is durable.
+
+        Args:
+            generation: number of the checkpoint, at least 0.
+        """
         os.ftruncate(self._undo, 0)
         os.pwrite(self._undo, _HEAD.pack(_MAGIC, generation), 0)
         os.fsync(self._undo)

@@ -187,6 +187,7 @@ class Vault:
 
         Raises:
             UsageError: a vector is not one finite row, or a text is not valid Unicode.
+            VersionMismatch: the vectors are of another embedder than those of the vault.
             StorageError: nothing was added.
         """
         return self._records.add(records)
@@ -233,7 +234,10 @@ class Vault:
         return retention(self.core.table)
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
-        """Return the `k` records nearest to `vector` (float32 [dim]), with their dot products, best first."""
+        """Return the `k` records nearest to `vector` (float32 [dim]), with their dot products, best first.
+
+        Raises VersionMismatch if the records were embedded by another embedder.
+        """
         return self._records.search(vector, k)
 
     def begin_run(

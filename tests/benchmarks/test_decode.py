@@ -6,7 +6,7 @@ import torch
 from benchmarks.decode import decode
 from fedmem.anchor.presets import new_anchor
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.materialise import materialise
 from fedmem.memory.sites import spec_for
 
@@ -35,7 +35,7 @@ def test_memory_and_materialised_model_give_the_same_tokens_and_others_than_the_
     spec = spec_for(model, "ffn", 2, (8, 4))
     fetched_X = torch.randn(spec.fetch_size, generator=torch.Generator().manual_seed(1))
     plain, memory = materialise(model, spec, fetched_X), attach(model)
-    with memory.using(source(spec, fetched_X[None])):
+    with memory.using(make_source(spec, fetched_X[None])):
         found = decode(model, PROMPT, 12)
         assert torch.equal(found, slow(model, 12))
     assert torch.equal(found, decode(plain, PROMPT, 12))

@@ -14,9 +14,13 @@ from fedmem.anchor import presets
 from fedmem.cli import anchor as anchor_noun
 from fedmem.cli import bank as bank_noun
 from fedmem.cli.main import main
+from fedmem.errors import VersionMismatch
 from fedmem.memory.kinds import kind_named
+from fedmem.sdk.client import Client
+from fedmem.training.release import Release
 from tests.cli.conftest import call
 from tests.coordinator.workplace import TEXTS
+from tests.routing import fake_minilm
 
 TINY = ("--steps", "4", "--batch", "4", "--length", "48")
 
@@ -196,3 +200,39 @@ def test_choices_are_those_that_exist() -> None:
     assert list(anchor_noun.PRESETS) == list(presets.PRESETS)
     for kind in bank_noun.KINDS:
         assert kind_named(kind)
+
+
+def test_a_release_of_minilm_serves_its_vaults_and_no_others(
+    work: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release names its embedder; training, routing and the client open it; vaults of another one stay whole."""
+    fake_minilm.install(tmp_path / "packages", monkeypatch)
+    words = ("--branching", 3, "--widths", "4,2", "--embedder", "minilm")
+    built = made("bank", "build", work["corpus"], "--anchor", work["anchor"], "--out", tmp_path / "bank", *words)
+    assert made("bank", "show", built["folder"])["embedder"] == "minilm-int8"
+    trained = made("bank", "train", work["corpus"], "--release", built["folder"], "--out", tmp_path / "out", *TINY)
+    assert Release.load(Path(trained["folder"])).embedder.name == "minilm-int8"
+    text = tmp_path / "text"
+    text.write_text("the river")
+    assert len(made("route", "explain", text, "--release", trained["folder"])["path"]) == 2
+    vaults = {"old": None, "new": trained["folder"]}
+    for name, release in vaults.items():
+        with Client.open("ana", tmp_path / name, "keyfile", release=release) as client:
+            client.add("the river and the sea")
+            client.add("a bank", topic="health")
+            assert [hit.text for hit in client.search("the river", k=1)] == ["the river and the sea"]
+    for name, release in zip(vaults, reversed(vaults.values()), strict=True):
+        with Client.open("ana", tmp_path / name, "keyfile", release=release) as client:
+            for fault in (lambda client=client: client.search("river"), lambda client=client: client.add("a hill")):
+                with pytest.raises(VersionMismatch, match="another embedder"):
+                    fault()
+            if release:
+                with pytest.raises(VersionMismatch, match="another embedder"):
+                    client.learn("health")
+                assert client.privacy.budget().runs == []
+        with Client.open("ana", tmp_path / name, "keyfile", release=vaults[name]) as client:
+            assert [hit.text for hit in client.search("the river", k=1)] == ["the river and the sea"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result, _ = call("route", "explain", str(text), "--release", trained["folder"])
+    assert result.exit_code == 2
+    assert "pip install onnxruntime" in result.stderr

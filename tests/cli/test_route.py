@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.routing.embedder import StaticEmbedder
 from fedmem.routing.tree import Tree
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]
@@ -40,7 +41,7 @@ def test_the_path_in_a_release(fedmem: Call, monkeypatch: pytest.MonkeyPatch) ->
 
     rng = np.random.default_rng(0)
     tree = Tree(2, 2, tuple(rng.normal(size=(n, 128)).astype(np.float32) for n in (2, 4)))
-    opened = SimpleNamespace(tree=tree, digest="d1", routed_by=lambda _: opened)
+    opened = SimpleNamespace(tree=tree, digest="d1", embedder=StaticEmbedder())
     monkeypatch.setattr(release.Release, "load", lambda _: opened)
     data = fedmem("route", "explain", "--release", "somewhere", input=WORDS)[1]["data"]
     assert data["release"] == "d1"

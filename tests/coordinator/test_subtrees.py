@@ -22,7 +22,7 @@ from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
 from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.seeds import derive_seed
-from fedmem.training.settings import Trained
+from fedmem.training.settings import TrainedParts
 from fedmem.training.state import Watch
 from tests.coordinator.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
 
@@ -110,7 +110,7 @@ def test_a_job_is_the_training_of_its_rows_in_the_whole_bank(release, whole):
         steps = max(1, round(SETTINGS.steps * len(mine) / len(rows)))
         settings = replace(SETTINGS, steps=steps)
         levels = [LazyAdamW(blocks) for blocks in state.levels]
-        moved = Trained(False, frozenset({1, 2}), False)
+        moved = TrainedParts(False, frozenset({1, 2}), False)
         bank = BankTrainer(attach(model), state.spec, levels, LazyAdamW(state.generic[None]), mine.paths_MP, settings, moved)  # fmt: skip # noqa: E501
         Trainer(model, mine.packed, settings, derive_seed(FROZEN.seed, subtree_name(subtree)), bank, anchor=False).run()
         for level, (expected, found) in enumerate(zip(state.levels, new.levels, strict=True)):
@@ -129,7 +129,7 @@ def test_the_generic_job_is_a_training_where_it_always_stands_in(release, whole)
             return self.leaf(self.paths[chosen_B], torch.ones(len(chosen_B), dtype=torch.bool), device)
 
     levels, generic = [LazyAdamW(blocks) for blocks in state.levels], LazyAdamW(state.generic[None])
-    bank = Always(attach(model), state.spec, levels, generic, rows.paths_MP, settings, Trained(False, frozenset()))
+    bank = Always(attach(model), state.spec, levels, generic, rows.paths_MP, settings, TrainedParts(False, frozenset()))
     Trainer(model, rows.packed, settings, derive_seed(FROZEN.seed, "generic"), bank, anchor=False).run()
     new = verify(whole[0] / "releases" / whole[1]["release"]).bank_state()
     assert torch.allclose(generic.blocks[0], new.generic, atol=1e-3, rtol=1e-2)

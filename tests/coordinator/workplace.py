@@ -4,10 +4,10 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from fedmem.routing.hashed import HashedEmbedder
 from fedmem.training.corpus import Corpus
 from fedmem.training.plans import AnchorPlan, BankPlan, TrainPlan
 from fedmem.training.settings import Settings
+from tests.routing.hashed import HashedEmbedder
 
 PLACES = ("harbour", "mountain", "garden", "station", "library")
 TEXTS = [f"the {PLACES[n % 5]} of town {n} has {n * 7 % 11} {PLACES[n % 5]} gates and {n % 3} bells" for n in range(60)]

@@ -9,7 +9,7 @@ from fedmem.errors import UsageError
 from fedmem.eval.forgetting import losses_by_side, measure_removal, retained_facts, retained_losses, retained_share
 from fedmem.eval.perplexity import sequence_losses
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source_for_all
+from fedmem.memory.block import make_shared_source
 from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
 
@@ -30,7 +30,7 @@ def fetched(numbers):
 
 
 def generic(numbers):
-    return [source_for_all(STATE.spec, STATE.generic)]
+    return [make_shared_source(STATE.spec, STATE.generic)]
 
 
 def nothing(numbers):

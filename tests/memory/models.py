@@ -3,7 +3,9 @@
 import torch
 import transformers as tf
 
-from fedmem.memory.sites import spec_for
+from fedmem.memory.attach import attach
+from fedmem.memory.block import make_source
+from fedmem.memory.sites import sites_of, spec_for
 
 SMALL = {
     "vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -53,3 +55,24 @@ def some_fetch(spec, batch=1, seed=0, scale=0.1):
 
 def some_tokens(batch=3, length=9):
     return torch.randint(2, 120, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def segments(spec, fetched_X, layer):
+    """The segments of one layer of a single-level fetch, each `[R, size]`."""
+    width, found, at = spec.widths[0][layer], {}, sum(spec.layer_sizes()[:layer])
+    for name, size in spec.segments.items():
+        found[name] = fetched_X[at : at + width * size].view(width, size)
+        at += width * size
+    return found
+
+
+@torch.no_grad()
+def effect(model, spec, fetched_BX, site, inputs, layer=1):
+    """What memory adds at a site of a layer when its module is called alone."""
+    place, memory = sites_of(model)[layer][site], attach(model)
+    take = place.part or (lambda out: out)
+    bare = take(place.module(inputs)).flatten(2)
+    with memory.using(make_source(spec, fetched_BX)):
+        out = take(place.module(inputs)).flatten(2) - bare
+    memory.detach()
+    return out[0]

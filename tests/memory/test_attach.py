@@ -6,7 +6,7 @@ from torch import nn
 
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import new_blocks, new_fetch, source, source_for_all
+from fedmem.memory.block import make_shared_source, make_source, new_blocks, new_fetch
 from tests.memory.models import FAMILIES, KINDS, model_of, some_fetch, some_tokens, spec_of
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -19,7 +19,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 def test_new_memory_leaves_logits_bit_identical(family, kind):
     model, tokens = model_of(family), some_tokens()
     bare, memory, spec = model(tokens).logits, attach(model), spec_of(model, kind)
-    with memory.using(source_for_all(spec, new_fetch(spec, torch.Generator().manual_seed(3)))):
+    with memory.using(make_shared_source(spec, new_fetch(spec, torch.Generator().manual_seed(3)))):
         assert torch.equal(model(tokens).logits, bare)
 
 
@@ -30,11 +30,11 @@ def test_batched_memory_equals_one_example_at_a_time(family, kind):
     model, tokens = model_of(family), some_tokens()
     memory, spec = attach(model), spec_of(model, kind)
     fetched_BX, bare = some_fetch(spec, 3), model(tokens).logits
-    with memory.using(source(spec, fetched_BX)):
+    with memory.using(make_source(spec, fetched_BX)):
         together = model(tokens).logits
     assert not torch.allclose(together, bare, atol=1e-3)
     for number in range(3):
-        with memory.using(source(spec, fetched_BX[number : number + 1])):
+        with memory.using(make_source(spec, fetched_BX[number : number + 1])):
             alone = model(tokens[number : number + 1]).logits
         torch.testing.assert_close(together[number : number + 1], alone, atol=2e-5, rtol=0)
 
@@ -45,7 +45,7 @@ def test_generate_with_cache_equals_without(family, kind):
     model, prompt = model_of(family), torch.tensor([[1, 5, 9, 11]])
     spec = spec_of(model, kind)
     settings = {"max_new_tokens": 10, "do_sample": False, "attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
-    with attach(model).using(source(spec, some_fetch(spec))):
+    with attach(model).using(make_source(spec, some_fetch(spec))):
         with_cache = model.generate(prompt, use_cache=True, **settings)
         without = model.generate(prompt, use_cache=False, **settings)
     assert torch.equal(with_cache, without)
@@ -56,12 +56,12 @@ def test_generate_with_cache_equals_without(family, kind):
 def test_save_and_load_keep_the_bare_model(family, tmp_path):
     model, tokens = model_of(family), some_tokens()
     memory, spec, bare = attach(model), spec_of(model), model(tokens).logits
-    with memory.using(source_for_all(spec, some_fetch(spec)[0])):
+    with memory.using(make_shared_source(spec, some_fetch(spec)[0])):
         model.save_pretrained(tmp_path)
         with_memory = model(tokens).logits
     again = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(again(tokens).logits, bare)
-    with attach(again).using(source_for_all(spec, some_fetch(spec)[0])):
+    with attach(again).using(make_shared_source(spec, some_fetch(spec)[0])):
         assert torch.equal(again(tokens).logits, with_memory)
 
 
@@ -72,7 +72,7 @@ def test_detaching_gives_back_the_bare_anchor(family, kind):
     model, tokens = model_of(family), some_tokens()
     bare, keys, spec = model(tokens).logits, list(model.state_dict()), spec_of(model, kind)
     memory = attach(model)
-    with memory.using(source_for_all(spec, some_fetch(spec)[0])):
+    with memory.using(make_shared_source(spec, some_fetch(spec)[0])):
         assert list(model.state_dict()) == keys
         assert not torch.equal(model(tokens).logits, bare)
     assert torch.equal(model(tokens).logits, bare)
@@ -88,7 +88,7 @@ def test_gradients_reach_the_fetch_and_agree_with_finite_differences(kind):
     fetched_BX, way_BX = some_fetch(spec, 2, scale=0.3).requires_grad_(), some_fetch(spec, 2, seed=5, scale=1.0)
 
     def loss(values_BX):
-        with attach(model).using(source(spec, values_BX)):
+        with attach(model).using(make_source(spec, values_BX)):
             return model(tokens, labels=tokens).loss
 
     loss(fetched_BX).backward()
@@ -104,9 +104,9 @@ def test_levels_add_up():
     both, first, second = spec_of(model), spec_of(model, widths=(4,)), spec_of(model, widths=(2,))
     one, two = some_fetch(first, 3, seed=1), some_fetch(second, 3, seed=2)
     memory = attach(model)
-    with memory.using(source(both, both.join([one, two]))):
+    with memory.using(make_source(both, both.join([one, two]))):
         joined = model(tokens).logits
-    with memory.using(source(first, one), source(second, two)):
+    with memory.using(make_source(first, one), make_source(second, two)):
         summed = model(tokens).logits
     torch.testing.assert_close(joined, summed, atol=1e-5, rtol=0)
 
@@ -119,9 +119,9 @@ def test_layers_may_have_widths_of_their_own(kind):
     late_BX = some_fetch(ragged, 3)
     memory, rows = attach(model), ragged.fetch_size
     early_BX = new_blocks(dense, 1, 1, torch.Generator().manual_seed(1))[:, : dense.fetch_size - rows].expand(3, -1)
-    with memory.using(source(ragged, late_BX)):
+    with memory.using(make_source(ragged, late_BX)):
         got = model(tokens).logits
-    with memory.using(source(dense, torch.cat([early_BX, late_BX], dim=1))):
+    with memory.using(make_source(dense, torch.cat([early_BX, late_BX], dim=1))):
         wanted = model(tokens).logits
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
 
@@ -134,7 +134,7 @@ def test_an_expanded_block_gets_the_gradient_of_each_item(kind):
 
     def grads(tokens_BT):
         leaf_BX = block_X.expand(len(tokens_BT), -1).requires_grad_()
-        with memory.using(source(spec, leaf_BX)):
+        with memory.using(make_source(spec, leaf_BX)):
             return torch.autograd.grad(model(tokens_BT).logits.square().sum(), leaf_BX)[0]
 
     alone = torch.cat([grads(tokens[n : n + 1]) for n in range(len(tokens))])
@@ -144,7 +144,7 @@ def test_an_expanded_block_gets_the_gradient_of_each_item(kind):
 def test_a_fetch_of_another_size_is_refused():
     spec = spec_of(model_of("llama"))
     with pytest.raises(ValueError, match="a fetch must be"):
-        source(spec, torch.zeros(2, spec.fetch_size + 1))
+        make_source(spec, torch.zeros(2, spec.fetch_size + 1))
 
 
 def test_an_unknown_architecture_kind_or_width_is_refused():

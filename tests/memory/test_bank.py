@@ -1,6 +1,5 @@
 """The bank on disk: a fetch is the blocks that were written, whatever was fetched before; damage is a typed error."""
 
-import json
 import os
 import random
 from dataclasses import replace
@@ -10,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedmem.errors import NothingMatched, StorageError, VerificationFailed, VersionMismatch
-from fedmem.memory import bankfile
 from fedmem.memory.bank import Bank, verify, write_bank
-from fedmem.memory.manifest import MANIFEST, BankManifest
+from fedmem.memory.manifest import BankManifest
 from fedmem.memory.spec import LayerShape, MemorySpec
 
 SHAPE = LayerShape(d_model=8, ffn=16, heads=2, kv_heads=2, head_dim=4, gated=True, activation="silu")
@@ -102,23 +100,6 @@ def test_a_fetch_is_one_read_for_each_level(written, reads):
         assert len(reads) == len({file for file, _ in reads}) == SPEC.levels
 
 
-def test_blocks_of_recent_fetches_are_not_read_again(written, reads):
-    with Bank.open(written[0], SPEC, cache_bytes=3 * FETCH) as bank:
-        for path in [(0, 1), (0, 2), (1, 3), (0, 1)]:  # shares level 1, shares nothing, shares both
-            bank.fetch(path)
-        assert len(reads) == 2 + 1 + 2 + 0
-        bank.fetch((2, 6)), bank.fetch((2, 7)), bank.fetch((2, 8)), reads.clear()
-        bank.fetch((0, 1))
-        assert len(reads) == 2
-
-
-def test_no_more_memory_is_held_than_was_allowed(written):
-    for allowed, slots in [(0, 2), (3 * FETCH, 3), (5 * FETCH + 1, 5)]:
-        with Bank.open(written[0], SPEC, cache_bytes=allowed) as bank:
-            places = {bank.fetch(path).data_ptr() for path in some_paths(SPEC, 30)}
-        assert len(places) == slots
-
-
 @pytest.mark.parametrize("path", [(0, 9), (3, 0), (-1, 0), (0, -1)])
 def test_a_path_outside_the_tree_is_refused(written, path):
     with Bank.open(written[0], SPEC) as bank, pytest.raises(NothingMatched, match="none with number"):
@@ -131,44 +112,6 @@ def test_a_path_of_another_length_is_refused(written, path):
         bank.fetch(path)
 
 
-def test_reads_that_come_in_parts_are_put_together(written, monkeypatch):
-    folder, levels, _ = written
-    preadv = os.preadv
-    monkeypatch.setattr(bankfile, "MOST_PARTS", 3)
-    # At most 50 bytes at a time: in the middle of a part, and of a value.
-    monkeypatch.setattr(os, "preadv", lambda file, parts, at: preadv(file, [parts[0][:50], *parts[1:]][:1], at))
-    with Bank.open(folder, SPEC) as bank:
-        assert torch.equal(bank.fetch((2, 7)).float(), joined(SPEC, levels, (2, 7)))
-
-
-def test_a_read_that_fails_leaves_no_wrong_block_behind(written, monkeypatch):
-    folder, levels, _ = written
-    preadv, broken = os.preadv, []
-
-    def torn(file, parts, offset):
-        if broken:
-            preadv(file, parts[:1], offset)
-            raise OSError(5, "Input/output error")
-        return preadv(file, parts, offset)
-
-    monkeypatch.setattr(os, "preadv", torn)
-    with Bank.open(folder, SPEC, cache_bytes=0) as bank:
-        bank.fetch((0, 1)), bank.fetch((0, 2)), broken.append(True)
-        with pytest.raises(StorageError, match="Input/output error"):
-            bank.fetch((2, 7))
-        broken.clear()
-        for path in [(0, 1), (2, 7), (0, 2)]:
-            assert torch.equal(bank.fetch(path).float(), joined(SPEC, levels, path))
-
-
-def test_a_file_that_shrinks_while_it_is_open_is_an_error(written):
-    folder = written[0]
-    with Bank.open(folder, SPEC) as bank:
-        os.truncate(folder / BankManifest.read(folder).names(2)[0], bankfile.PAGE + 10)
-        with pytest.raises(StorageError, match="ended early"):
-            bank.fetch((0, 0))
-
-
 def test_each_level_is_a_safetensors_file_that_another_reader_reads(written):
     folder, levels, generic = written
     manifest = BankManifest.read(folder)
@@ -178,25 +121,9 @@ def test_each_level_is_a_safetensors_file_that_another_reader_reads(written):
     assert torch.equal(load_file(folder / manifest.generic_name)["blocks"].float(), bf16(generic)[None])
 
 
-@pytest.mark.parametrize("left", [0, 1, 5000, -1])
-def test_a_truncated_level_is_refused(written, left):
-    path = written[0] / BankManifest.read(written[0]).names(2)[0]
-    path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(StorageError, match="truncated"):
-        Bank.open(written[0], SPEC)
-
-
 def test_a_missing_level_is_refused(written):
     (written[0] / BankManifest.read(written[0]).names(1)[0]).unlink()
     with pytest.raises(StorageError, match="missing"):
-        Bank.open(written[0], SPEC)
-
-
-@pytest.mark.parametrize("change", [lambda data: data + b"\0", lambda data: data.replace(b"[9,", b"[8,", 1)])
-def test_a_level_of_another_shape_is_refused(written, change):
-    path = written[0] / BankManifest.read(written[0]).names(2)[0]
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(VersionMismatch):
         Bank.open(written[0], SPEC)
 
 
@@ -225,39 +152,6 @@ def test_a_folder_without_a_bank_is_nothing(tmp_path):
             Bank.open(folder, SPEC)
 
 
-def test_a_bank_of_another_format_is_refused(written):
-    data = json.loads((written[0] / MANIFEST).read_bytes())
-    (written[0] / MANIFEST).write_text(json.dumps(data | {"format": 99}))
-    with pytest.raises(VersionMismatch, match="format"):
-        Bank.open(written[0], SPEC)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"levels": []},
-        {"levels": [[[3, "a" * 64]], [[8, "a" * 64]]]},
-        {"levels": [[[3, "../" * 20]], [[9, "a" * 64]]]},
-        {"generic": "A" * 64},
-        {"generic": None},
-        {"memory": {}},
-        {"memory": 3},
-    ],
-)
-def test_a_changed_manifest_is_refused(written, change):
-    data = json.loads((written[0] / MANIFEST).read_bytes())
-    (written[0] / MANIFEST).write_text(json.dumps(data | change))
-    with pytest.raises(VerificationFailed, match="changed"):
-        Bank.open(written[0], SPEC)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"{}"])
-def test_a_manifest_that_is_none_is_refused(written, content):
-    (written[0] / MANIFEST).write_bytes(content)
-    with pytest.raises(VerificationFailed):
-        verify(written[0])
-
-
 def test_verify_finds_every_changed_byte_and_says_where(written):
     folder = written[0]
     verify(folder)
@@ -279,7 +173,3 @@ def test_closing_twice_is_harmless_and_a_closed_bank_reads_nothing(written):
     bank.close(), bank.close()
     with pytest.raises(ValueError, match="closed"):
         bank.fetch((0, 1))
-
-
-def test_spec_round_trips():
-    assert MemorySpec.from_dict(SPEC.to_dict()) == SPEC

@@ -10,7 +10,7 @@ import torch
 
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source, source_for_all
+from fedmem.memory.block import make_shared_source, make_source
 from tests.memory.models import KINDS, model_of, some_fetch, some_tokens, spec_of
 
 IDS = some_tokens(1, 6)
@@ -35,7 +35,7 @@ def logits(model, memory, *sources):
 def test_each_thread_gets_its_own_block(kind, switching):
     model = model_of("llama")
     bare, memory, spec = model(IDS).logits, attach(model), spec_of(model, kind)
-    sources = [source(spec, some_fetch(spec, seed=seed, scale=0.3)) for seed in range(2)]
+    sources = [make_source(spec, some_fetch(spec, seed=seed, scale=0.3)) for seed in range(2)]
     start = threading.Barrier(4)
 
     def work(number):
@@ -55,7 +55,7 @@ def test_each_thread_gets_its_own_block(kind, switching):
 def test_tasks_have_their_own_block():
     model = model_of("llama")
     memory, spec = attach(model), spec_of(model)
-    sources = [source(spec, some_fetch(spec, seed=seed)) for seed in range(2)]
+    sources = [make_source(spec, some_fetch(spec, seed=seed)) for seed in range(2)]
 
     async def work(number):
         found = []
@@ -79,7 +79,7 @@ def test_tasks_have_their_own_block():
 def test_a_thread_that_generates_without_sources_is_refused(family):
     model = model_of(family)
     memory, spec = attach(model), spec_of(model)
-    with ThreadPoolExecutor(1) as pool, memory.using(source_for_all(spec, some_fetch(spec)[0])):
+    with ThreadPoolExecutor(1) as pool, memory.using(make_shared_source(spec, some_fetch(spec)[0])):
         answer = pool.submit(model.generate, IDS, **HOW)
     with pytest.raises(UsageError, match="using"):
         answer.result()
@@ -120,7 +120,7 @@ def test_detaching_before_any_use_leaves_no_hook():
 def test_using_ends_with_an_exception_and_gives_back_what_was_outside():
     model = model_of("llama")
     memory, spec = attach(model), spec_of(model)
-    outer, inner = (source(spec, some_fetch(spec, seed=seed)) for seed in range(2))
+    outer, inner = (make_source(spec, some_fetch(spec, seed=seed)) for seed in range(2))
     expected = logits(model, memory, outer)
     with torch.no_grad(), memory.using(outer):
         with pytest.raises(KeyError), memory.using(inner):
@@ -135,7 +135,7 @@ def test_a_model_that_was_compiled_before_its_first_use_sees_the_memory():
     compiled = torch.compile(model, backend="eager")
     bare = compiled(IDS).logits
     for seed in range(2):
-        one = source(spec, some_fetch(spec, seed=seed))
+        one = make_source(spec, some_fetch(spec, seed=seed))
         with memory.using(one):
             got = compiled(IDS).logits
         torch.testing.assert_close(got, logits(model, memory, one), atol=1e-5, rtol=0)

@@ -5,7 +5,7 @@ import torch
 
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source_for_all
+from fedmem.memory.block import make_shared_source
 from fedmem.memory.materialise import materialise
 from tests.memory.models import FAMILIES, model_of, some_fetch, some_tokens, spec_of
 
@@ -18,7 +18,7 @@ def test_logits_agree_and_a_file_round_trip_keeps_them(family, widths, tmp_path)
     spec, bare = spec_of(model, widths=widths), model(tokens).logits
     fetched_BX, memory = some_fetch(spec), attach(model)
     plain = materialise(model, spec, fetched_BX[0])
-    with memory.using(source_for_all(spec, fetched_BX[0])):
+    with memory.using(make_shared_source(spec, fetched_BX[0])):
         wanted = model(tokens).logits
     assert type(plain) is type(model)
     assert not torch.allclose(wanted, bare, atol=1e-3)

@@ -5,7 +5,7 @@ import torch
 
 from fedmem.errors import UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source, source_for_all
+from fedmem.memory.block import make_shared_source, make_source
 from tests.memory.models import KINDS, model_of, some_fetch, some_tokens, spec_of
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -30,7 +30,7 @@ def test_another_number_of_items_than_rows_is_refused(kind, family, use):
     model, ids = model_of(family), some_tokens(2, 6)
     memory, spec, bare = attach(model), spec_of(model, kind), model(ids).logits
     rows_BX = some_fetch(spec, 2)
-    with pytest.raises(UsageError, match="rows for 2 items"), memory.using(source(spec, rows_BX)):
+    with pytest.raises(UsageError, match="rows for 2 items"), memory.using(make_source(spec, rows_BX)):
         USES[use](model, ids)
     assert torch.equal(model(ids).logits, bare)
 
@@ -40,10 +40,10 @@ def test_another_number_of_items_than_rows_is_refused(kind, family, use):
 def test_one_row_is_not_for_all_unless_it_is_said(kind):
     model, ids = model_of("llama"), some_tokens()
     memory, spec = attach(model), spec_of(model, kind)
-    with pytest.raises(UsageError, match="source_for_all"), memory.using(source(spec, some_fetch(spec))):
+    with pytest.raises(UsageError, match="make_shared_source"), memory.using(make_source(spec, some_fetch(spec))):
         model(ids)
     # Expanded as for DP-SGD, it is still a row for each.
-    expanded = source(spec, some_fetch(spec).expand(2, -1))
+    expanded = make_source(spec, some_fetch(spec).expand(2, -1))
     with pytest.raises(UsageError, match="rows for 2 items"), memory.using(expanded):
         model(ids)
 
@@ -55,9 +55,9 @@ def test_one_row_for_all_equals_the_row_repeated(kind):
     memory, spec = attach(model), spec_of(model, kind)
     row_X = some_fetch(spec)[0]
     for count in (1, 3):
-        with memory.using(source_for_all(spec, row_X)):
+        with memory.using(make_shared_source(spec, row_X)):
             together = model(ids[:count]).logits
-        with memory.using(source(spec, row_X.repeat(count, 1))):
+        with memory.using(make_source(spec, row_X.repeat(count, 1))):
             repeated = model(ids[:count]).logits
         torch.testing.assert_close(together, repeated, atol=2e-5, rtol=0)
 
@@ -68,24 +68,8 @@ def test_beams_with_repeated_rows_are_those_of_each_item_alone(kind):
     model, ids = model_of("llama"), some_tokens(2, 6)
     memory, spec = attach(model), spec_of(model, kind)
     rows_BX, beams = some_fetch(spec, 2, scale=0.3), {"num_beams": 3, "do_sample": False}
-    with memory.using(source(spec, rows_BX.repeat_interleave(3, dim=0))):
+    with memory.using(make_source(spec, rows_BX.repeat_interleave(3, dim=0))):
         together = generate(model, ids, **beams)
     for number in range(2):
-        with memory.using(source_for_all(spec, rows_BX[number])):
+        with memory.using(make_shared_source(spec, rows_BX[number])):
             assert torch.equal(generate(model, ids[number : number + 1], **beams)[0], together[number])
-
-
-def test_a_fetch_for_all_is_one_fetch():
-    spec = spec_of(model_of("llama"))
-    with pytest.raises(ValueError, match="for all"):
-        source_for_all(spec, some_fetch(spec))
-
-
-@kinds
-def test_a_source_copies_no_row(kind):
-    spec = spec_of(model_of("llama"), kind, widths=(4,))
-    rows_BX = some_fetch(spec, 2).requires_grad_()
-    model, ids = model_of("llama"), some_tokens(2)
-    with attach(model).using(source_for_all(spec, rows_BX[0])):
-        model(ids).logits.square().sum().backward()
-    assert rows_BX.grad[0].abs().sum() > 0 == rows_BX.grad[1].abs().sum()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedmem.errors import UsageError
-from fedmem.policy.files import parse, source
+from fedmem.policy.files import parse_policy, read_policy
 from fedmem.routing.embedder import StaticEmbedder
 
 HEAD = 'schema = "fedmem.policy/1"\nname = "mine"\n'
@@ -20,7 +20,7 @@ def embedder() -> StaticEmbedder:
 
 @pytest.mark.parametrize("name", ["floor", "default"])
 def test_shipped_policies_parse(name: str, embedder: StaticEmbedder) -> None:
-    layer = parse(source(name), name, embedder)
+    layer = parse_policy(read_policy(name), name, embedder)
     assert layer.name == name
     assert list(layer.topics) == ["health", "finance", "notes"]
     assert all(layer.rules[topic] for topic in layer.topics)
@@ -28,7 +28,7 @@ def test_shipped_policies_parse(name: str, embedder: StaticEmbedder) -> None:
 
 def test_a_topic_placed_as_shared_has_no_rules(embedder: StaticEmbedder) -> None:
     text = f'{HEAD}{TOPIC}placement = "shared"\n{RULE}kind = "keywords"\nwords = ["soup"]\n'
-    assert parse(text.encode(), "file", embedder).rules == {"recipes": ()}
+    assert parse_policy(text.encode(), "file", embedder).rules == {"recipes": ()}
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,15 @@ def test_a_topic_placed_as_shared_has_no_rules(embedder: StaticEmbedder) -> None
 )
 def test_what_is_not_a_policy_is_refused(text: str, embedder: StaticEmbedder) -> None:
     with pytest.raises(UsageError, match="the file"):
-        parse(text.encode(), "the file", embedder)
+        parse_policy(text.encode(), "the file", embedder)
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "../floor", "/etc/passwd", "", "missing.toml"])
 def test_a_name_that_is_no_policy(name: str) -> None:
     with pytest.raises(UsageError):
-        source(name)
+        read_policy(name)
 
 
 def test_a_path_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(HEAD)
-    assert source(tmp_path / "mine.toml") == HEAD.encode()
+    assert read_policy(tmp_path / "mine.toml") == HEAD.encode()

@@ -1,14 +1,11 @@
 """Placement: the floor always joins, everything only tightens, and real text lands where it should."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
-from fedmem.routing.embedder import StaticEmbedder
 from fedmem.sim.sources import patients, persons, wikipedia
 
 EMPTY = 'schema = "fedmem.policy/1"\nname = "empty"\n'
@@ -29,15 +26,6 @@ PUBLIC = [
 ]
 
 
-class Other:
-    """A release's embedder that is not the static one: everything looks alike to it."""
-
-    name, dim, digest = "other", 4, "00" * 32
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        return np.tile(np.array([1, 0, 0, 0], dtype=np.float32), (len(texts), 1))
-
-
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     return Policy.load("default")
@@ -53,14 +41,6 @@ def test_a_policy_cannot_remove_what_the_floor_gives(tmp_path: Path, text: str) 
     signed = Policy.load(policy_file(tmp_path, text))
     assert [d.placement for d in signed.place_many(FLOOR_PRIVATE)] == ["private"] * len(FLOOR_PRIVATE)
     assert [d.placement for d in signed.place_many(PUBLIC)] == ["shared"] * len(PUBLIC)
-
-
-def test_a_vector_cannot_remove_what_the_floor_gives(tmp_path: Path) -> None:
-    text = "The monthly payment on the mortgage loan is due at the bank."
-    harmless = StaticEmbedder().embed(PUBLIC[:1])
-    assert Policy.load("floor").place(text, harmless[0]).rule == "floor.finance.seeds"
-    foreign = Policy.load(policy_file(tmp_path, EMPTY), Other())
-    assert foreign.place(text, Other().embed([text])[0]).rule == "floor.finance.seeds"
 
 
 def test_a_policy_can_add_privacy(tmp_path: Path) -> None:
@@ -91,26 +71,30 @@ def test_a_private_sentence_in_a_long_public_text_is_found(policy: Policy) -> No
     assert policy.place(long + "The patient is presenting with chest pain and hypertension.").placement == "private"
 
 
-def test_a_batch_equals_its_items_with_and_without_vectors(policy: Policy) -> None:
+def test_a_seed_phrase_of_the_floor_judges_by_meaning(tmp_path: Path) -> None:
+    text = "The monthly payment on the mortgage loan is due at the bank."
+    for rules in (Policy.load("floor"), Policy.load(policy_file(tmp_path, EMPTY))):
+        assert rules.place(text).rule == "floor.finance.seeds"
+
+
+def test_a_chosen_policy_s_seeds_find_a_passage_of_a_long_text(tmp_path: Path) -> None:
+    seeds = '[topics.rivers]\nepsilon = 1.0\ndelta = 1e-6\n[[topics.rivers.rules]]\nkind = "seeds"\nthreshold = 0.9\n'
+    rivers = Policy.load(policy_file(tmp_path, EMPTY + seeds + f'phrases = ["{PUBLIC[0]}"]\n'))
+    assert rivers.place(PUBLIC[0]).rule == "empty.rivers.seeds"
+    assert rivers.place(PUBLIC[1]).placement == "shared"
+    assert rivers.place(PUBLIC[1] * 30 + PUBLIC[0] * 30 + PUBLIC[1] * 30).topic == "rivers"
+
+
+def test_a_batch_equals_its_items(policy: Policy) -> None:
     texts = [*FLOOR_PRIVATE, *PUBLIC, PUBLIC[0] * 30]
     alone = [policy.place(text) for text in texts]
     assert policy.place_many(texts) == alone
-    assert policy.place_many(texts, StaticEmbedder().embed(texts)) == alone
     assert policy.place_many([]) == []
 
 
-def test_the_vectors_of_another_embedder_serve_its_own_policy(tmp_path: Path) -> None:
-    seeds = '[topics.all]\nepsilon = 1.0\ndelta = 1e-6\n[[topics.all.rules]]\nkind = "seeds"\nthreshold = 0.5\n'
-    foreign = Policy.load(policy_file(tmp_path, EMPTY + seeds + 'phrases = ["x"]\n'), Other())
-    far, near = np.array([[0, 1, 0, 0], [1, 0, 0, 0]], dtype=np.float32)
-    assert [foreign.place(PUBLIC[0], v).topic for v in (far, near, None)] == [None, "all", "all"]
-    assert foreign.place_many([PUBLIC[0] * 40], Other().embed([""]))[0].topic == "all"
-
-
-def test_vectors_must_fit(policy: Policy) -> None:
-    for vectors in (np.zeros((1, 128), np.float32), np.zeros((2, 5), np.float32)):
-        with pytest.raises(UsageError):
-            policy.place_many(PUBLIC, vectors)
+def test_each_text_needs_its_declared_topic_or_none(policy: Policy) -> None:
+    with pytest.raises(UsageError, match="for each text"):
+        policy.place_many(PUBLIC, ["health"])
 
 
 def test_a_decision_quotes_nothing(policy: Policy) -> None:

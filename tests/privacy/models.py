@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.sites import spec_for
 from fedmem.privacy.gradients import PrivateSequences
 
@@ -48,5 +48,5 @@ def sequences(per_record, seed=2, shared=False, dtype=torch.float32):
         row_T[:length] = torch.from_numpy(random.integers(1, VOCAB, length))
     generator = torch.Generator().manual_seed(seed)
     fetched_NX = 0.2 * torch.randn(len(record_N), spec(3).fetch_size, generator=generator)
-    fetch = (lambda numbers: source(spec(3), fetched_NX[torch.from_numpy(numbers)].to(dtype))) if shared else None
+    fetch = (lambda numbers: make_source(spec(3), fetched_NX[torch.from_numpy(numbers)].to(dtype))) if shared else None
     return PrivateSequences(tokens_NT, record_N, len(per_record), fetch)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmem.memory.kinds.product import booked, product
+from fedmem.memory.kinds.product import product, recording_factors
 from fedmem.privacy import book as book_module
 from fedmem.privacy.book import DenseGrad, GradBook, ProductGrad
 from tests.privacy.reference import clip_records
@@ -156,7 +156,7 @@ def test_a_backward_pass_enters_what_the_gradients_are_made_of():
     product(x_BTI, plain_BX.view(2, 4, 5)).square().sum().backward()
     found = GradBook(plain_BX.detach()[0], 2)
     leaf_BX = found.block_X.expand(2, -1).requires_grad_()
-    with booked(found.enter):
+    with recording_factors(found.enter):
         inside = product(x_BTI, leaf_BX.view(2, 4, 5)).square().sum()
         elsewhere = product(x_BTI, plain_BX.detach().clone()[:1].expand(2, -1).requires_grad_().view(2, 4, 5))
     outside = product(x_BTI, plain_BX.view(2, 4, 5)).sum()
@@ -170,7 +170,7 @@ def test_a_backward_pass_enters_what_the_gradients_are_made_of():
 
 def test_nothing_is_left_behind_where_an_exception_ends_it():
     found = GradBook(torch.randn(20), 2)
-    with pytest.raises(KeyError), booked(found.enter):
+    with pytest.raises(KeyError), recording_factors(found.enter):
         raise KeyError
     leaf_BX = found.block_X.expand(2, -1).requires_grad_()
     assert torch.autograd.grad(product(torch.ones(2, 3, 4), leaf_BX.view(2, 4, 5)).sum(), leaf_BX)[0].shape == (2, 20)

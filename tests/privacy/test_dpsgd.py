@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from fedmem.anchor.tokenizer import PAD
 from fedmem.errors import BudgetExceeded, UsageError
 from fedmem.memory.attach import attach
-from fedmem.memory.block import new_blocks, source_for_all
+from fedmem.memory.block import make_shared_source, new_blocks
 from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
 from fedmem.privacy.book import DenseGrad, GradBook, ProductGrad
@@ -59,7 +59,7 @@ def one_record_at_a_time(model, block_X, data, chosen, clip, of=None):
     for record in np.flatnonzero(chosen):
         numbers = np.flatnonzero(data.record_N == record)
         shared = [data.shared(numbers)] if data.shared else []
-        with memory.using(*shared, source_for_all(of or spec(), leaf_X)):
+        with memory.using(*shared, make_shared_source(of or spec(), leaf_X)):
             loss, _ = token_losses(model(readable(data.tokens_NT[numbers])).logits, data.tokens_NT[numbers])
         (grad_X,) = torch.autograd.grad(loss.sum() / LENGTH, leaf_X)
         total_X += grad_X * min(1.0, clip / float(grad_X.double().norm()))
@@ -332,7 +332,7 @@ def test_training_learns_without_noise():
     model = anchor().eval()
     memory = attach(model)
     losses = []
-    for sources in ([], [source_for_all(spec(), block_X)]):
+    for sources in ([], [make_shared_source(spec(), block_X)]):
         with torch.no_grad(), memory.using(*sources):
             losses.append(float(token_losses(model(readable(data.tokens_NT)).logits, data.tokens_NT)[0].sum()))
     assert losses[1] < 0.96 * losses[0]

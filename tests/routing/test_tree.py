@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedmem.errors import UsageError, VerificationFailed
 from fedmem.routing import kmeans
@@ -108,24 +106,6 @@ def test_drawn_points_make_a_level_nearly_as_good_as_all_points(monkeypatch: pyt
     assert found < 0.9 * objective(points, points[:8])
 
 
-def test_a_step_takes_new_examples_until_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans, "STEP_POINTS", 10)
-    points = np.arange(35, dtype=np.float32)[:, None]
-    batches = list(kmeans._batches(points, np.random.default_rng(0)))
-    assert [len(set(batch[:, 0])) for batch in batches] == [10] * (kmeans.EM_STEPS + 1)
-    assert len(set(np.concatenate(batches[:3])[:, 0])) == 30
-    assert set(np.concatenate(batches[:4])[:, 0]) == set(range(35))
-    assert all(len(batch) == 9 for batch in kmeans._batches(points[:9], np.random.default_rng(0)))
-
-
-def test_means_are_those_of_each_cluster_and_an_empty_one_stays() -> None:
-    points, owner = unit(200), np.random.default_rng(0).integers(0, 4, 200)
-    found = kmeans._means(points, owner, np.full((5, 16), 7, dtype=np.float32))
-    for cluster in range(4):
-        np.testing.assert_allclose(found[cluster], points[owner == cluster].mean(axis=0), atol=1e-6)
-    assert (found[4] == 7).all()
-
-
 def test_same_seed_same_tree_and_another_seed_another() -> None:
     vectors = unit(600)
     first, again, other = (train_tree(vectors, branching=4, levels=2, seed=seed) for seed in (7, 7, 8))
@@ -147,27 +127,12 @@ def test_faiss_threads_change_nothing_and_are_put_back() -> None:
     assert faiss.cvar.distance_compute_blas_threshold < kmeans._NO_BLAS
 
 
-def test_faiss_assignment_equals_brute_force() -> None:
-    points, centroids = unit(500), unit(8, seed=1)
-    gaps = ((points[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
-    assert np.array_equal(kmeans._nearest(points, centroids), gaps.argmin(axis=1))
-
-
 def test_planted_clusters_are_found() -> None:
     centres = np.eye(4, 16, dtype=np.float32)
     points = np.repeat(centres, 50, axis=0) + np.random.default_rng(0).normal(0, 0.02, (200, 16)).astype(np.float32)
     paths = route(train_tree(points, branching=4, levels=1, seed=3), points)[:, 0].reshape(4, 50)
     assert sorted(len(set(row.tolist())) for row in paths) == [1, 1, 1, 1]
     assert len({int(row[0]) for row in paths}) == 4
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=300), st.integers(0, 9))
-def test_no_cluster_is_left_above_the_cap(owners: list[int], seed: int) -> None:
-    balanced = kmeans._balance(np.array(owners), 5, np.random.default_rng(seed))
-    sizes = np.bincount(balanced, minlength=5)
-    assert sizes.sum() == len(owners)
-    assert sizes.max() <= 1.5 * len(owners) / 5 or sizes.max() - sizes.min() <= 1
 
 
 def test_balance_spreads_what_plain_kmeans_would_not() -> None:

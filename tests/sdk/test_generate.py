@@ -9,7 +9,7 @@ import torch
 
 from fedmem.device.answering import Answerer
 from fedmem.errors import Busy, UsageError, VersionMismatch
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.sdk.client import Client
@@ -32,7 +32,10 @@ def oracle(release: Release, client: Client, prompt: str, count: int, extra: lis
     ids = [1, *release.tokenizer.encode(prompt).ids]
     start = len(ids)
     private = MemorySpec.single(release.spec.shape, release.spec.layers, width=4)
-    sources = [source(release.spec, release.bank.fetch_many([path])), *(source(private, x[None]) for x in extra)]
+    sources = [
+        make_source(release.spec, release.bank.fetch_many([path])),
+        *(make_source(private, x[None]) for x in extra),
+    ]
     with torch.no_grad(), attach(model).using(*sources):
         for _ in range(count):
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())

@@ -1,15 +1,79 @@
-"""File locks and the lock of a process: one holder, in the order in which they were asked for."""
+"""File locks: one holder among objects and processes, released by `release` and by the end of a process."""
 
 import multiprocessing
+import os
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from fedmem.errors import Busy
-from fedmem.storage.forks import ProcessLock
-from fedmem.storage.locks import WriterLock
+from fedmem.errors import Busy, StorageError
+from fedmem.storage.locks import FileLock, WriterLock, is_locked
+from tests.storage.forked import in_child
+
+
+def hold_and_die(path: Path) -> str:
+    FileLock(path)
+    return "held"
+
+
+def test_one_holder_until_it_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    lock = FileLock(path)
+    with pytest.raises(BlockingIOError):
+        FileLock(path)
+    assert is_locked(path)
+    lock.release()
+    lock.release()
+    assert not is_locked(path)
+    FileLock(path).release()
+
+
+def test_the_end_of_a_process_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    answer, end = in_child(lambda: hold_and_die(path), hold=True)
+    end()
+    assert answer == "held"
+    FileLock(path).release()
+
+
+def test_a_refused_lock_leaves_no_open_file(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "lock")
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        with pytest.raises(BlockingIOError):
+            FileLock(tmp_path / "lock")
+    assert len(os.listdir("/dev/fd")) == before
+    lock.release()
+
+
+def test_a_missing_file_is_made_only_when_asked(tmp_path: Path) -> None:
+    for use in (lambda path: FileLock(path, flags=0), is_locked):
+        with pytest.raises(FileNotFoundError):
+            use(tmp_path / "none")
+    FileLock(tmp_path / "new").release()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_writer_that_waits_gets_the_lock_and_one_that_does_not_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first = WriterLock(path, "training")
+    with pytest.raises(Busy, match="this training"):
+        WriterLock(path, "training")
+    begin = time.monotonic()
+    with pytest.raises(Busy):
+        WriterLock(path, timeout=0.1)
+    assert time.monotonic() - begin >= 0.1
+    timer = threading.Timer(0.05, first.release)
+    timer.start()
+    WriterLock(path, timeout=30).release()
+    timer.join()
+
+
+def test_a_lock_that_cannot_be_opened_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the lock of the vault"):
+        WriterLock(tmp_path / "none" / "lock")
 
 
 def hold_again_and_again(path: Path, seconds: float, taken: "multiprocessing.Queue[float]") -> None:
@@ -55,52 +119,3 @@ def test_an_error_while_waiting_leaves_the_place_free(tmp_path: Path) -> None:
         WriterLock(tmp_path / "lock", timeout=5, is_fair=True, while_waiting=fail)
     lock.release()
     WriterLock(tmp_path / "lock", is_fair=True).release()
-
-
-def test_threads_get_it_in_the_order_of_asking() -> None:
-    lock, order, started = ProcessLock(), list[int](), list[threading.Thread]()
-
-    def work(number: int) -> None:
-        with lock, lock:  # re-entrant
-            order.append(number)
-
-    with lock:
-        for number in range(8):
-            started.append(threading.Thread(target=work, args=(number,)))
-            started[-1].start()
-            while len(lock._waiting) <= number:
-                time.sleep(0.001)
-        assert not order
-    for thread in started:
-        thread.join()
-    assert order == list(range(8))
-
-
-def test_only_one_thread_is_inside() -> None:
-    lock, inside, most = ProcessLock(), 0, 0
-
-    def work() -> None:
-        nonlocal inside, most
-        for _ in range(300):
-            with lock:
-                inside += 1
-                most = max(most, inside)
-                inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (inside, most) == (0, 1)
-    assert lock.acquire_now()
-    lock.release()
-
-
-def test_acquire_now_does_not_wait() -> None:
-    lock, answers = ProcessLock(), list[bool]()
-    with lock:
-        asker = threading.Thread(target=lambda: answers.append(lock.acquire_now()))
-        asker.start()
-        asker.join()
-    assert answers == [False]

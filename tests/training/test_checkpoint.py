@@ -13,12 +13,16 @@ from fedmem.training.bank_state import BankState
 from fedmem.training.checkpoint import load_checkpoint, save_checkpoint, step_of
 from fedmem.training.lazy_adamw import LazyAdamW
 from fedmem.training.loop import BankTrainer, Trainer
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 from fedmem.training.working_set import DiskLevel
 from tests.training.test_loop import PACKED, ROW_PATHS, SPEC
 
 SETTINGS = Settings(steps=9, batch=4, lr=1e-3, memory_lr=1e-2)
-MODES = {"pretrain": None, "cotrain": Trained(levels=frozenset({1, 2})), "frozen": Trained(False, frozenset({1, 2}))}
+MODES = {
+    "pretrain": None,
+    "cotrain": TrainedParts(levels=frozenset({1, 2})),
+    "frozen": TrainedParts(False, frozenset({1, 2})),
+}
 
 
 def trainer(mode, folder=None, generation=None):

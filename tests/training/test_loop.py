@@ -12,11 +12,10 @@ from fedmem.eval.perplexity import mean, sequence_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
-from fedmem.training.local import Federated
 from fedmem.training.loop import cotrain, in_memory, pretrain
 from fedmem.training.packing import pack
 from fedmem.training.sequences import encode
-from fedmem.training.settings import Settings, Trained
+from fedmem.training.settings import Settings, TrainedParts
 
 TEXTS = [f"the {('red', 'blue', 'green')[n % 3]} house number {n} stands in row {n * 7 % 11}" for n in range(60)]
 TOKENIZER = train_tokenizer(TEXTS, 320)
@@ -77,35 +76,17 @@ def test_blocks_off_every_path_keep_every_bit():
 
 
 def test_the_generic_block_is_trained_in_its_share_only():
-    _, state = trained(what=Trained(levels=frozenset({1, 2}), generic=False))
+    _, state = trained(what=TrainedParts(levels=frozenset({1, 2}), generic=False))
     assert torch.equal(state.generic, BankState.new(SPEC, 2).generic)
     _, state = trained()
     assert not torch.equal(state.generic, BankState.new(SPEC, 2).generic)
 
 
 def test_a_frozen_anchor_keeps_every_bit_and_levels_too():
-    model, state = trained(what=Trained(anchor=False, levels=frozenset({1}), generic=False))
+    model, state = trained(what=TrainedParts(anchor=False, levels=frozenset({1}), generic=False))
     assert torch.equal(weights(model), weights(new_anchor("nano", 320, 0)))
     assert torch.equal(state.levels[1], BankState.new(SPEC, 2).levels[1])
     assert not torch.equal(state.levels[0], BankState.new(SPEC, 2).levels[0])
-
-
-def test_local_steps_leave_no_state_behind():
-    part = Federated(new_anchor("nano", 320, 0), BankState.new(SPEC, 2), ["anchor", "level-1"])
-    start = part.params()
-    first = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
-    part.train(start, PACKED, ROW_PATHS, SETTINGS, 6)
-    again = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
-    assert set(start) == {name for name in start if name.startswith("anchor.")} | {"level-1"}
-    assert all(np.array_equal(first[name], again[name]) for name in start)
-
-
-def test_the_control_is_the_anchor_alone():
-    part = Federated(new_anchor("nano", 320, 0), None, ["anchor"])
-    start = part.params()
-    trained_params = part.train(start, PACKED, ROW_PATHS, SETTINGS, 5)
-    assert all(name.startswith("anchor.") for name in start)
-    assert any(not np.array_equal(start[name], trained_params[name]) for name in start)
 
 
 def test_a_loss_does_not_depend_on_batches():
@@ -121,7 +102,7 @@ def test_a_loss_does_not_depend_on_batches():
 def test_gradients_of_a_batch_are_those_of_each_block_alone():
     state, paths_BP = BankState.new(SPEC, 2), torch.tensor([[0, 1], [0, 2], [2, 7], [0, 1]])
     generic_B, way_BX = torch.tensor([False, False, True, False]), torch.randn(4, SPEC.fetch_size)
-    bank = in_memory(None, state, ROW_PATHS, SETTINGS, Trained())
+    bank = in_memory(None, state, ROW_PATHS, SETTINGS, TrainedParts())
     fetched = bank.leaf(paths_BP, generic_B, torch.device("cpu"))
     (fetched.leaf_BX * way_BX).sum().backward()
     (g_ids, g_grads), (ids_1, grads_1), (ids_2, grads_2) = fetched.gradients(SPEC)

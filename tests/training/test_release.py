@@ -56,9 +56,9 @@ def test_a_changed_file_is_found(written, name):
 
 
 def test_another_embedder_is_refused(written):
-    assert written[0].routed_by("e" * 64) is written[0]
+    assert written[0].check_embedder("e" * 64) is written[0]
     with pytest.raises(VersionMismatch, match="another embedder"):
-        written[0].routed_by("f" * 64)
+        written[0].check_embedder("f" * 64)
 
 
 def test_no_release_says_how_to_make_one(tmp_path):

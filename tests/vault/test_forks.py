@@ -1,61 +1,25 @@
 """A forked child does not use, release or keep what its parent opened."""
 
-import contextlib
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedmem.errors import Busy
-from fedmem.storage.forks import InheritedVault, ProcessLock
-from fedmem.storage.locks import FileLock
+from fedmem.storage.forks import InheritedVault
 from fedmem.vault.store.egress_entry import EgressEntry
 from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.store.leases import stale_readers
 from fedmem.vault.vault import ALL, NewRecord, Vault
+from tests.storage.forked import in_child
 
 
 def note(text: str) -> NewRecord:
     return NewRecord(text, "health", (), np.ones(4, np.float32), "r")
-
-
-def in_child(work: Callable[[], object], hold: bool = False) -> tuple[str, Callable[[], None]]:
-    """Run in a forked child; what it gave as text, and the way to end a child that is held."""
-    read, write = os.pipe()
-    wait, go = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
-        os.close(go)
-        try:
-            answer = str(work())
-        except BaseException as error:  # noqa: BLE001 (told to the parent)
-            answer = type(error).__name__
-        os.write(write, answer.encode())
-        os.close(write)
-        if hold:
-            os.read(wait, 1)
-        os._exit(0)
-    os.close(write)
-    os.close(wait)
-    with os.fdopen(read) as stream:
-        answer = stream.read()
-
-    def end() -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(go, b"x")  # closing would not do: later children hold the pipe too
-        os.close(go)
-        os.waitpid(pid, 0)
-
-    if not hold:
-        end()
-    return answer, end
 
 
 USES: dict[str, Callable[[Vault], object]] = {
@@ -79,12 +43,6 @@ def test_a_child_is_refused(vaults: Any, use: str, write: bool) -> None:
     answer, _ = in_child(lambda: USES[use](vault))
     assert answer == InheritedVault.__name__
     assert [record.text for record in vault.records(ALL)] == ["kept"]
-
-
-def test_the_error_says_what_to_do() -> None:
-    error = InheritedVault()
-    assert error.exit_code == 4
-    assert "Open it again in this process" in str(error)
 
 
 @pytest.mark.parametrize("first", ["child", "parent"])
@@ -173,18 +131,6 @@ def test_a_fork_while_another_thread_is_inside(vaults: Any) -> None:
         thread.join()
 
 
-def test_locks_alone(tmp_path: Path) -> None:
-    lock, file = ProcessLock(), FileLock(tmp_path / "lock")
-    with lock, lock:
-        pass
-    assert in_child(lock.__enter__)[0] == InheritedVault.__name__
-    assert in_child(lambda: file.handle)[0] == "-1"
-    with pytest.raises(BlockingIOError):
-        FileLock(tmp_path / "lock")
-    file.release()
-    FileLock(tmp_path / "lock").release()
-
-
 PROGRAM = """
 import os, sys
 import numpy as np
@@ -210,27 +156,3 @@ def test_a_child_that_ends_as_a_program_does_not_touch_the_database(vaults: Any)
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(vault.root)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(vaults.open().records(ALL)) == 2
-
-
-def test_forks_and_locks_of_many_threads(tmp_path: Path) -> None:
-    """Whatever instant a fork meets, no lock that is given back is still held by the child."""
-    stop = threading.Event()
-
-    def take(name: int) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(BlockingIOError):
-                FileLock(tmp_path / str(name)).release()
-
-    threads = [threading.Thread(target=take, args=(name,)) for name in range(3)]
-    for thread in threads:
-        thread.start()
-    ends = [in_child(lambda: "ready", hold=True)[1] for _ in range(20)]
-    stop.set()
-    for thread in threads:
-        thread.join()
-    try:
-        for name in range(3):
-            FileLock(tmp_path / str(name)).release()
-    finally:
-        for end in ends:
-            end()

@@ -45,11 +45,25 @@ def test_search_equals_brute_force_by_hand(vaults) -> None:
     vault = vaults.create()
     vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
     vault.add_records([NewRecord(str(i), None, (), vector, "r") for i, vector in enumerate(vectors)])
-    vault.add_records([NewRecord("another width", None, (), np.ones(3, np.float32), "r")])
     found = vault.search(np.array([1, 0], np.float32), 2)
     assert [record.text for record, _ in found] == ["0", "2"]
     assert found[1][1] == pytest.approx(0.6)
     assert vault.search(np.array([1, 0], np.float32), 0) == []
+
+
+def test_vectors_of_another_embedder_are_refused_and_change_nothing(vaults) -> None:
+    vault = vaults.create()
+    narrow, wide = (NewRecord("secret", None, (), np.ones(width, np.float32), "r") for width in (2, 3))
+    with pytest.raises(VersionMismatch):
+        vault.add_records([narrow, wide])  # a vault without records: the batch itself is of two widths
+    ids = vault.add_records([narrow])
+    vault = vaults.reopen(vault)
+    for fault in (lambda: vault.add_records([wide]), lambda: vault.search(np.ones(3, np.float32), 1)):
+        with pytest.raises(VersionMismatch, match="another embedder") as caught:
+            fault()
+        assert "secret" not in str(caught.value)
+    assert [record.id for record in vault.records(ALL)] == ids
+    assert len(vault.search(np.ones(2, np.float32), 5)) == 1
 
 
 def test_bad_records_are_refused_without_quoting_them(vaults) -> None:

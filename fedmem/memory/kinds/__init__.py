@@ -27,24 +27,58 @@ class ActiveMemory(Protocol):
     items: int | None
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
-        """Return the site's output with this memory added. `hidden_BTD` is the input of the site's module."""
+        """Return the site's output with this memory added.
+
+        Args:
+            layer: number of the layer, from 0.
+            site: one of `sites`.
+            hidden_BTD: the input of the site's module.
+            output_BTD: the output of the site; it is not changed.
+
+        Returns:
+            The new output, of the same shape.
+        """
 
 
 class MemoryKind(Protocol):
     """One kind of memory."""
 
     def segments(self, shape: "LayerShape") -> dict[str, int]:
-        """Return the parts of a row, in their order, with the number of values of each."""
+        """Return the parts of a row, in their order, with the number of values of each.
+
+        Args:
+            shape: the geometry of the anchor's layers.
+        """
 
     def start(self, segment: str, rows_NRX: Tensor, shape: "LayerShape", generator: Generator) -> None:
-        """Write the initial values of one segment of new blocks. A new block does not change the anchor's output."""
+        """Write the initial values of one segment of new blocks. A new block does not change the anchor's output.
+
+        Args:
+            segment: one of `segments`.
+            rows_NRX: the rows of this segment, changed in place.
+            shape: the geometry of the anchor's layers.
+            generator: decides every random value.
+        """
 
     def source(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> ActiveMemory:
-        """Return fetches, split by layer, as a memory source for `items` items. B is 1 if `items` is None."""
+        """Return fetches, split by layer, as a memory source.
+
+        Args:
+            shape: the geometry of the anchor's layers.
+            layers_BX: the values of a batch of fetches, one `[B, X]` for each layer; B is 1 if `items` is None.
+            items: size of the batch; None for one fetch that all items share.
+        """
 
 
 def kind_named(name: str) -> MemoryKind:
-    """Return the kind of memory with this name. Raises UsageError if there is none."""
+    """Return the kind of memory with this name.
+
+    Args:
+        name: `ffn`, `lora_ffn`, `lora_qk`, `lora_vo` or `kv`.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
     from fedmem.memory.kinds.ffn import FFN
     from fedmem.memory.kinds.kv import KV
     from fedmem.memory.kinds.lora import LoRA

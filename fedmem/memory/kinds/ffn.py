@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from fedmem.memory.kinds.product import added, product
+from fedmem.memory.kinds.product import add_product, product
 
 if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
@@ -44,7 +44,13 @@ class FFN:
 
 
 class FFNSource:
-    """FFN rows in use: one block for each item of a batch, or one for all."""
+    """FFN rows in use: one block for each item of a batch, or one for all.
+
+    Args:
+        shape: the geometry of the anchor's layers.
+        layers_BX: the values of the fetches, one `[B, X]` for each layer.
+        items: size of the batch; None for one fetch that all items share.
+    """
 
     sites = frozenset({"mlp"})
 
@@ -69,7 +75,7 @@ class FFNSource:
         rows = down_BRD.shape[1]
         if not rows:
             return output_BTD
-        return added(output_BTD, self._act(product(hidden_BTD, inner_BDR), rows), down_BRD)
+        return add_product(output_BTD, self._act(product(hidden_BTD, inner_BDR), rows), down_BRD)
 
     def _act(self, inner: Tensor, rows: int) -> Tensor:
         if not self.gated:

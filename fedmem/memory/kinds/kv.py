@@ -44,7 +44,13 @@ class _Lookups(threading.local):
 
 
 class KVSource:
-    """Learned keys and values in use: one block for each item of a batch, or one for all."""
+    """Learned keys and values in use: one block for each item of a batch, or one for all.
+
+    Args:
+        shape: the geometry of the anchor's layers.
+        layers_BX: the values of the fetches, one `[B, X]` for each layer.
+        items: size of the batch; None for one fetch that all items share.
+    """
 
     sites = frozenset({"q", "heads"})
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from fedmem.memory.kinds.product import added, product
+from fedmem.memory.kinds.product import add_product, product
 
 if TYPE_CHECKING:
     from fedmem.memory.spec import LayerShape
@@ -25,14 +25,22 @@ ALPHA = 2.0
 
 
 def site_sizes(shape: "LayerShape") -> dict[str, tuple[int, int]]:
-    """Return `(in, out)` of every linear map of a layer that LoRA can add to, by site."""
+    """Return `(in, out)` of every linear map of a layer that LoRA can add to, by site.
+
+    Args:
+        shape: the geometry of the anchor's layers.
+    """
     d, ffn, q, kv = shape.d_model, shape.ffn, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     gate = {"gate": (d, ffn)} if shape.gated else {}
     return {"q": (d, q), "k": (d, kv), "v": (d, kv), "o": (q, d), **gate, "up": (d, ffn), "down": (ffn, d)}
 
 
 class LoRA:
-    """The kinds `lora_…`: rows `<site>.a` of A and `<site>.b` of B transposed, for each of `sites`."""
+    """The kinds `lora_…`: rows `<site>.a` of A and `<site>.b` of B transposed, for each of `sites`.
+
+    Args:
+        sites: names of linear maps, as `site_sizes` has them.
+    """
 
     def __init__(self, sites: Sequence[str]) -> None:
         self.sites = tuple(sites)
@@ -53,7 +61,13 @@ class LoRA:
 
 
 class LoRASource:
-    """LoRA rows in use: one block for each item of a batch, or one for all."""
+    """LoRA rows in use: one block for each item of a batch, or one for all.
+
+    Args:
+        segments: the parts of a row, in their order, with the number of values of each.
+        layers_BX: the values of the fetches, one `[B, X]` for each layer.
+        items: size of the batch; None for one fetch that all items share.
+    """
 
     def __init__(self, segments: dict[str, int], layers_BX: Sequence[Tensor], items: int | None) -> None:
         self.items = items
@@ -72,4 +86,4 @@ class LoRASource:
         a_BRX, b_BRX = self.layers[layer][f"{site}.a"], self.layers[layer][f"{site}.b"]
         if not a_BRX.shape[1]:
             return output_BTD
-        return added(output_BTD, product(hidden_BTD, a_BRX.mT), b_BRX, ALPHA)
+        return add_product(output_BTD, product(hidden_BTD, a_BRX.mT), b_BRX, ALPHA)

@@ -6,8 +6,8 @@ Invariants
   number of matrices is an error; the first one is never used for all.
 - If a block is expanded to one copy for each item and needs a gradient, one plain backward pass gives the gradient of
   each item. DP-SGD clips these gradients (docs/design.md, §7).
-- Inside `booked`, the backward pass hands the factors of those gradients to a callback and does not compute the
-  gradients. A product that was made outside is not affected. An exception leaves no callback behind.
+- Inside `recording_factors`, the backward pass hands the factors of those gradients to a callback and does not
+  compute the gradients. A product that was made outside is not affected. An exception leaves no callback behind.
 
 Shapes: B batch (or 1 where one matrix is for all items), T tokens, I and O the dimensions of a product.
 
@@ -24,19 +24,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Enter = Callable[[Tensor, Tensor, Tensor], bool]
+FactorCallback = Callable[[Tensor, Tensor, Tensor], bool]
 """A callback with `x_BTI`, the gradient of the product `[B, T, O]` and the expanded `w_BIO`.
 
 It returns True if it took the factors, or False if the gradients are to be computed as usual.
 """
-_BOOK: ContextVar[Enter | None] = ContextVar("book", default=None)
+_BOOK: ContextVar[FactorCallback | None] = ContextVar("book", default=None)
 
 
 @contextmanager
-def booked(enter: Enter) -> Iterator[None]:
+def recording_factors(enter: FactorCallback) -> Iterator[None]:
     """Call `enter` in the backward pass of every product of an expanded block that is made inside the `with`.
 
     The backward pass itself may run outside the `with`, and in another thread.
+
+    Args:
+        enter: takes the factors of one product.
     """
     outer = _BOOK.set(enter)
     try:
@@ -63,7 +66,7 @@ def product(x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
     return torch.bmm(x_BTI, w_BIO)
 
 
-def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) -> Tensor:
+def add_product(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) -> Tensor:
     """Return `output_BTO + scale * (x_BTI @ w_BIO)`, with one pass over the output where possible.
 
     Args:
@@ -82,7 +85,7 @@ def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) 
 
 
 class _Expanded(torch.autograd.Function):
-    """One matrix product; its backward pass calls the callback of `booked` or computes a gradient for each item."""
+    """One matrix product; its backward pass calls a callback with the factors, or computes a gradient for each item."""
 
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, w_BIO: Tensor) -> Tensor:

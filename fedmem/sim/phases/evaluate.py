@@ -13,7 +13,7 @@ import numpy as np
 from fedmem.eval.buckets import Losses, by_frequency, leaf_frequency
 from fedmem.eval.controls import wrong_paths
 from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.memory.block import source_for_all
+from fedmem.memory.block import make_shared_source
 from fedmem.routing.router import prefix, route
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts, subject
@@ -54,7 +54,7 @@ def _public_losses(sim: Simulation) -> Facts:
     def fetched(part: Federated, routed_NP: np.ndarray) -> Losses:
         return sequence_losses(part.model, tokens_NT, part.memory, lambda n: part.sources(routed_NP[n]))
 
-    generic = [source_for_all(release.spec, release.bank.generic())]
+    generic = [make_shared_source(release.spec, release.bank.generic())]
     control = sim.scenario.anchor.control
     arms = {"anchor": sequence_losses(arm_at(sim, "control", rounds).model, tokens_NT)} if control else {}
     arms |= {

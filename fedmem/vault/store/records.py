@@ -3,6 +3,7 @@
 Invariants
 - A batch is one table write and one transaction: all of its records are stored, or none (I7).
 - Topic, text, path, vector and release are ciphertext (I8); `repr` of a record shows its id alone.
+- All vectors of a vault have one width: a batch of another embedder is refused, and so is such a search.
 - Search is exact (see `vectors`) and opens only the records that it returns.
 
 >>> NewRecord("a note", "health", (1, 7), np.zeros(2, np.float32), "r1")
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from sqlalchemy import insert, select, text
 
-from fedmem.errors import NothingMatched, UsageError
+from fedmem.errors import NothingMatched, UsageError, VersionMismatch
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.ids import new_id
 from fedmem.vault.crypto import container
@@ -28,6 +29,7 @@ from fedmem.vault.store.topics import Everything, ids_of, rewrite
 from fedmem.vault.store.vectors import Vector, VectorIndex
 
 _LENGTH = struct.Struct(">I")
+_NEWEST = 8  # rows to look at for one that has its key; the others belong to an erasure that is not finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,7 @@ class Records:
 
         Raises:
             UsageError: a vector is not one finite row, or a text is not valid Unicode.
+            VersionMismatch: the vectors have another width than those of the vault, or than each other.
             Refused: the vault is open for reading only.
             StorageError: nothing was added.
         """
@@ -86,6 +89,7 @@ class Records:
             for (item, key), data in zip(keys.items(), plain, strict=True)
         ]
         with self._core.writing():
+            _check_width({len(record.vector) for record in records} | self._stored_width())
             rewrite(self._core.table, add=keys, topics=dict(zip(keys, (r.topic for r in records), strict=True)))
             with self._core.database.session() as session:
                 session.execute(insert(RecordRow), rows)
@@ -124,11 +128,18 @@ class Records:
         return [_decode(item, self._core.open_cell("record", item, sealed))
                 for _, item, sealed in sorted(rows, key=lambda row: row[0]) if item in keys]  # fmt: skip
 
+    def _stored_width(self) -> set[int]:
+        """Return the width of the newest record's vector, as a set that is empty if the vault holds no record."""
+        query = select(RecordRow.id, RecordRow.sealed).order_by(text("rowid DESC")).limit(_NEWEST)
+        with self._core.database.session() as session:
+            rows = [row for row in session.execute(query) if row.id in self._core.table.keys]
+        return {len(_vector(self._core.open_cell("record", row.id, row.sealed))) for row in rows[:1]}
+
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
         """Return the records nearest to a vector, with their scores, best first; ties by id.
 
         Args:
-            vector: float32 [dim], finite; records of another width are left out.
+            vector: float32 [dim], finite.
             k: the greatest number of records.
 
         Returns:
@@ -136,11 +147,13 @@ class Records:
 
         Raises:
             UsageError: the vector is not one finite row.
+            VersionMismatch: a record of the vault has a vector of another width.
             StaleReader: the vault was erased from since it was opened.
         """
         query = _row(vector)
         self._core.reading()
         self._read_vectors()
+        _check_width({len(query), *self._vectors.widths})
         nearest = dict(self._vectors.nearest(query, k))
         records = {record.id: record for record in self._read(frozenset(nearest))}
         return [(records[item], score) for item, score in nearest.items() if item in records]
@@ -157,6 +170,15 @@ class Records:
             if item in self._core.table.keys:  # else an erasure is not finished
                 self._vectors.add(item, _vector(self._core.open_cell("record", item, sealed)))
             self._vectors.last_row = number
+
+
+def _check_width(widths: Collection[int]) -> None:
+    """Raise VersionMismatch if there are several widths: the vectors of two embedders cannot be compared."""
+    if len(widths) > 1:
+        raise VersionMismatch(
+            "This vault's records were embedded by another embedder. Open the vault with a release of that embedder, "
+            "or without a release if they were added without one; for a release of another embedder use a new vault."
+        )
 
 
 def _row(vector: Vector) -> Vector:

@@ -36,6 +36,11 @@ class VectorIndex:
     def _clear(self) -> None:
         self.last_row, self._ids, self._rows = 0, {}, {}
 
+    @property
+    def widths(self) -> set[int]:
+        """The widths of the vectors."""
+        return set(self._ids)
+
     def add(self, record_id: str, vector: Vector) -> None:
         """Add a copy of a vector, float32 [dim]."""
         width = len(vector)

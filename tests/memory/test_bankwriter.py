@@ -78,14 +78,6 @@ def test_what_a_crash_left_makes_room_before_writing_starts(tmp_path):
     write_bank(tmp_path, SPEC, [first_level(), levels[1]], generic)
 
 
-def test_blocks_start_on_a_page(tmp_path):
-    levels, generic = blocks_of(SPEC)
-    write_bank(tmp_path, SPEC, levels, generic)
-    for name, _ in BankManifest.read(tmp_path).files():
-        whole = (tmp_path / name).read_bytes()
-        assert (8 + int.from_bytes(whole[:8], "little")) % bankfile.PAGE == 0
-
-
 @pytest.mark.parametrize(
     "change",
     [
