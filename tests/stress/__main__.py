@@ -23,13 +23,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--threads", type=int, default=4, help="threads of each process")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds that a writer waits for others")
+    parser.add_argument("--forks", type=float, default=0.005, help="probability that a thread forks before a call")
     parser.add_argument("--folder", type=Path, help="new folder for the run, which is kept; else one below /var/tmp")
     given = parser.parse_args()
     made = nullcontext(given.folder) if given.folder else tempfile.TemporaryDirectory(prefix="stress-", dir="/var/tmp")
     with made as folder:
         data = stressed(
             Path(folder).absolute(), 60 * given.minutes, given.seed,
-            processes=given.processes, threads=given.threads, timeout=given.timeout,
+            processes=given.processes, threads=given.threads, timeout=given.timeout, forks=given.forks,
         )  # fmt: skip
     if given.json:
         print(json.dumps({"schema": "fedmem.stress/1", "data": data}))

@@ -6,6 +6,7 @@ Invariants
 """
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,22 +18,23 @@ from fedmem.erasure import Scope
 from fedmem.errors import FedmemError
 from fedmem.sdk.client import Client
 from fedmem.vault.backup import backup, recovery
-from fedmem.vault.vault import Vault
+from fedmem.vault.vault import StaleReader, Vault
 from tests.stress import content
 from tests.stress.journal import FAILED, OK, Journal
 
 Facts = dict[str, Any]
+STALE: Facts = {}
 ATTEMPTS = 4  # plans of one erasure: others change the vault between a plan and its execution
 
 
 def attempt(journal: Journal, op: str, work: Callable[[], Facts], **asked: Any) -> Facts | None:
-    """Make a call and write its outcome; return the facts of a success, else None."""
+    """Make a call and write its outcome; return the facts of a success, STALE to a stale reader, else None."""
     number = journal.ask(op, **asked)
     try:
         facts = work()
     except FedmemError as error:
         journal.end(number, FAILED, type=type(error).__name__, typed=True, place=place_of(error))
-        return None
+        return None if not isinstance(error, StaleReader) else STALE
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is counted
         journal.end(number, FAILED, type=type(error).__name__, typed=False, place=place_of(error))
         return None
@@ -52,6 +54,7 @@ class Writer:
     def __init__(self, vault: Vault, journal: Journal, draw: Random, base: Path) -> None:
         self.vault, self.journal, self.draw, self.base = vault, journal, draw, base
         self.added: list[str] = []
+        self.is_stale = False
 
     def step(self) -> None:
         """Make one drawn call."""
@@ -98,9 +101,8 @@ class Writer:
         """Plan an erasure, and execute it by its digest. Plan again if it failed: the vault may have changed."""
         scope, blocks = self._scope()
         for _ in range(ATTEMPTS):
-            plans: list[erasure.Plan] = []
-            self._call("plan", lambda: plans.append(erasure.plan(self.vault, scope, blocks=blocks)) or {})
-            if not plans or self._execute(plans[0]):
+            planned = self._plan(scope, blocks)
+            if planned is None or self._execute(planned):
                 return
 
     def resume(self) -> None:
@@ -136,6 +138,11 @@ class Writer:
             return Scope.subject(), None
         return Scope.topic(self.draw.choice(content.TOPICS)), None
 
+    def _plan(self, scope: Scope, blocks: erasure.Choice | None) -> erasure.Plan | None:
+        plans: list[erasure.Plan] = []
+        self._call("plan", lambda: plans.append(erasure.plan(self.vault, scope, blocks=blocks)) or {})
+        return plans[0] if plans else None
+
     def _execute(self, planned: erasure.Plan) -> bool:
         """Execute a plan, and return True if it is completed."""
         outcome = self._call(
@@ -147,7 +154,9 @@ class Writer:
         return outcome is not None
 
     def _call(self, op: str, work: Callable[[], Facts], **asked: Any) -> Facts | None:
-        return attempt(self.journal, op, work, **asked)
+        facts = attempt(self.journal, op, work, **asked)
+        self.is_stale = self.is_stale or facts is STALE
+        return None if facts is STALE else facts
 
 
 WEIGHTS = {
@@ -161,7 +170,8 @@ class Reader(Writer):
     """Calls on a vault that is open for reading only."""
 
     def step(self) -> None:
-        """Make one drawn call."""
+        """Make one drawn call, after a moment in which writers have the processor."""
+        time.sleep(self.draw.uniform(0.0, 0.1))
         self.draw.choice([self.search, self.search, self.ledger, self.everything])()
 
     def everything(self) -> None:
@@ -175,7 +185,7 @@ class App:
     """Calls of an app on its client."""
 
     def __init__(self, client: Client, journal: Journal, draw: Random, base: Path) -> None:
-        self.client, self.journal, self.draw = client, journal, draw
+        self.client, self.journal, self.draw, self.is_stale = client, journal, draw, False
 
     def step(self) -> None:
         """Add a text, or search."""
@@ -189,5 +199,3 @@ class App:
 
 def _digests(records: Any) -> Facts:
     return {"found": {record.id: content.digest_of(record.text) for record in records}}
-
-

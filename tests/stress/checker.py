@@ -79,7 +79,7 @@ def judge(before: Sequence[Call], stored: Contents, after: Sequence[Call], *, is
     gone = covered(before, partial=is_final)
     perhaps = covered(after, partial=True) | covered(after, outcomes=(UNKNOWN,))
     lost = chain(_lost(before, stored, perhaps), _uncharged(before, stored))
-    left = (f"{item} of an erasure is there" for item in sorted(gone & (stored.keyed | {*stored.records, *stored.blocks})))
+    left = chain(_left(gone, stored), _copied(before, gone, stored))
     torn = chain(_torn_batches(before, stored, perhaps), _torn_erasures(before, stored, gone) if is_final else ())
     return Faults(tuple(lost), tuple(left), tuple(torn), tuple(_unasked(before, after, stored)))
 
@@ -99,7 +99,8 @@ def is_partial(call: Call) -> bool:
 def acknowledged(calls: Iterable[Call]) -> dict[str, str]:
     """Return id -> digest of the records whose addition was acknowledged."""
     added = (call for call in calls if call.op == "add" and call.outcome == OK)
-    return {item: digest for call in added for item, digest in zip(call.result["ids"], call.asked["digests"], strict=True)}
+    pairs = (zip(call.result["ids"], call.asked["digests"], strict=True) for call in added)
+    return dict(chain.from_iterable(pairs))
 
 
 def _lost(calls: Sequence[Call], stored: Contents, perhaps: frozenset[str]) -> Iterator[str]:
@@ -111,6 +112,18 @@ def _lost(calls: Sequence[Call], stored: Contents, perhaps: frozenset[str]) -> I
             block = call.result["block"]
             if block not in perhaps and stored.blocks.get(block) != call.asked["digest"]:
                 yield f"block {block} is {'changed' if block in stored.blocks else 'missing'}"
+
+
+def _left(gone: frozenset[str], stored: Contents) -> Iterator[str]:
+    for item in sorted(gone & (stored.keyed | {*stored.records, *stored.blocks})):
+        yield f"{item} of an erasure is there"
+
+
+def _copied(calls: Sequence[Call], gone: frozenset[str], stored: Contents) -> Iterator[str]:
+    erased = {digest for item, digest in acknowledged(calls).items() if item in gone}
+    for item, digest in stored.records.items():
+        if digest in erased and item not in gone:
+            yield f"record {item} has the text of an erased one"
 
 
 def _uncharged(calls: Sequence[Call], stored: Contents) -> Iterator[str]:
@@ -141,8 +154,8 @@ def _torn_erasures(calls: Sequence[Call], stored: Contents, gone: frozenset[str]
 
 def _unasked(before: Sequence[Call], after: Sequence[Call], stored: Contents) -> Iterator[str]:
     """Yield a sentence for each record that failed, that nobody asked for, or that is there twice."""
-    refused = {digest for call in before if call.op == "add" and call.outcome == FAILED for digest in call.asked["digests"]}
-    asked = {digest for call in after if call.op == "add" for digest in call.asked["digests"]}
+    refused = _digests(call for call in before if call.outcome == FAILED)
+    asked = _digests(after)
     times = Counter(stored.records.values())
     for item, digest in stored.records.items():
         if digest in refused:
@@ -151,8 +164,13 @@ def _unasked(before: Sequence[Call], after: Sequence[Call], stored: Contents) ->
             yield f"record {item} was not asked for, is there twice, or is mixed up"
 
 
+def _digests(calls: Iterable[Call]) -> set[str]:
+    """Return the digests of the texts that calls asked to add."""
+    return set(chain.from_iterable(call.asked["digests"] for call in calls if call.op == "add"))
+
+
 def judge_answers(calls: Sequence[Call]) -> Faults:
-    """Return the faults of the answers that workers got: erased records, missing ones, and texts that are not theirs."""
+    """Return the faults of the answers that workers got: erased records, missing ones, and mixed-up texts."""
     erased_at: dict[str, float] = {}
     for call in calls:
         if call.op == "erase" and call.outcome == OK:
@@ -168,5 +186,5 @@ def judge_answers(calls: Sequence[Call]) -> Faults:
                 lost.append(f"{call.op} gave another text for {item}")
         if call.op == "read" and call.result.get("type") == "NothingMatched" and begun.isdisjoint(call.asked["ids"]):
             lost.append(f"a thread did not find its own records {call.asked['ids']}")
-    inherited = [f"a forked child used a vault that it inherited" for call in calls if call.op == "inherited" and call.outcome == OK]
-    return Faults(tuple(lost), tuple(left), (), tuple(inherited))
+    inherited = [call for call in calls if call.op == "inherited" and call.outcome == OK]
+    return Faults(tuple(lost), tuple(left), (), ("a forked child used what it inherited",) * len(inherited))

@@ -11,6 +11,9 @@ import os
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import (
+    default_rng,
+)  # here: numpy would load it in a thread, and a fork then meets the lock of an import
 
 from fedmem.vault.vault import NewRecord, Record
 
@@ -34,7 +37,7 @@ def new_rows() -> bytes:
 def vector_of(text: str) -> npt.NDArray[np.float32]:
     """Return the vector of a text, float32 [WIDTH]."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return np.random.default_rng(seed).standard_normal(WIDTH).astype(np.float32)
+    return default_rng(seed).standard_normal(WIDTH).astype(np.float32)
 
 
 def record(text: str) -> NewRecord:

@@ -9,7 +9,6 @@ Invariants
 import ctypes
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -24,6 +23,7 @@ from tests.stress import worker
 ROLES = ("writer", "writer", "reader", "app", "writer", "writer", "reader", "writer")
 NEW_PROCESSES, NEW_MOUNTS = 0x20000000, 0x00020000  # CLONE_NEWPID, CLONE_NEWNS
 PRIVATE = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -39,12 +39,13 @@ class Member:
 class Fleet:
     """The workers of a run, one in each slot."""
 
-    def __init__(self, base: Path, draw: Random, processes: int, threads: int, timeout: float) -> None:
-        self.base, self.draw, self.threads, self.timeout = base, draw, threads, timeout
+    def __init__(self, base: Path, draw: Random, processes: int, threads: int, timeout: float, forks: float) -> None:
+        self.base, self.draw, self.threads, self.timeout, self.forks = base, draw, threads, timeout, forks
         self.has_namespaces = in_child(lambda: LIBC.unshare(NEW_PROCESSES | NEW_MOUNTS) == 0) is True
-        self.alive, self._alive = os.pipe()  # the reading end ends when the last worker and its children have
+        LIBC.prctl(SUBREAPER, 1, 0, 0, 0)  # the forked children of a killed worker become children of this process
         self.started = self.kills = self.stops = 0
         self.crashes: list[str] = []
+        self._roles: dict[int, str] = {}
         self.members = [self.start(slot) for slot in range(processes)]
 
     def start(self, slot: int) -> Member:
@@ -59,10 +60,11 @@ class Fleet:
         if pid == 0:
             if namespace:
                 own_proc()
-            worker.main(self.base, role, seed, self.threads, self.timeout)
+            worker.main(self.base, role, seed, self.threads, self.timeout, self.forks)
         if namespace:
             LIBC.setns(home, NEW_PROCESSES)
             os.close(home)
+        self._roles[pid] = role
         return Member(pid, role)
 
     def tend(self) -> None:
@@ -73,14 +75,16 @@ class Fleet:
                 member.resumes = 0.0
             pid, status = os.waitpid(member.pid, os.WNOHANG)
             if pid:
-                self._note(member, status)
+                self._note(member.role, status)
                 self.members[slot] = self.start(slot)
+        members = {member.pid for member in self.members}
+        self._reap([pid for pid in children() if pid not in members])
 
     def kill(self) -> None:
         """Kill a drawn worker."""
         slot = self.draw.randrange(len(self.members))
         os.kill(self.members[slot].pid, signal.SIGKILL)
-        self._note(self.members[slot], os.waitpid(self.members[slot].pid, 0)[1])
+        self._note(self.members[slot].role, os.waitpid(self.members[slot].pid, 0)[1])
         self.kills += 1
         self.members[slot] = self.start(slot)
 
@@ -98,33 +102,36 @@ class Fleet:
         for member in self.members:
             os.kill(member.pid, signal.SIGCONT)
             os.kill(member.pid, signal.SIGTERM)
-        deadline, hung = time.monotonic() + patience, []
-        for member in self.members:
-            if not self._wait(member, deadline):
-                hung.append(f"a {member.role} did not end in {patience:.0f} s")
-        os.close(self._alive)
-        if not select.select([self.alive], [], [], max(1.0, deadline - time.monotonic()))[0]:
-            hung.append("a forked child did not end")
-        os.close(self.alive)
-        return hung
-
-    def _wait(self, member: Member, deadline: float) -> bool:
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(member.pid, os.WNOHANG)
-            if pid:
-                self._note(member, status)
-                return True
+        deadline = time.monotonic() + patience
+        while (left := children()) and time.monotonic() < deadline:
+            self._reap(left)
             time.sleep(0.02)
-        os.kill(member.pid, signal.SIGUSR1)  # writes the stacks of its threads
-        time.sleep(0.5)
-        os.kill(member.pid, signal.SIGKILL)
-        os.waitpid(member.pid, 0)
-        return False
+        return [self._give_up(pid) for pid in left]
 
-    def _note(self, member: Member, status: int) -> None:
+    def _reap(self, pids: list[int]) -> None:
+        """Let go of the processes that have ended."""
+        for pid in pids:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                self._note(self._roles.get(pid, "forked child"), status)
+
+    def _give_up(self, pid: int) -> str:
+        """Kill a process that does not end, after it wrote the stacks of its threads."""
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return f"a {self._roles.get(pid, 'forked child')} did not end"
+
+    def _note(self, role: str, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
         if code not in (0, -signal.SIGKILL):
-            self.crashes.append(f"a {member.role} ended with {code}")
+            self.crashes.append(f"a {role} ended with {code}")
+
+
+def children() -> list[int]:
+    """Return the processes whose parent is this one."""
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text("ascii").split()]
 
 
 def own_proc() -> None:

@@ -1,6 +1,6 @@
 """Run the stress: a vault, workers that use it, kills, and the check of what is left.
 
-    data = stressed(folder, seconds=20, seed=1)
+data = stressed(folder, seconds=20, seed=1)
 """
 
 import os
@@ -27,7 +27,14 @@ DEEP = 3  # erasures that are verified deep at the end
 
 
 def stressed(
-    base: Path, seconds: float, seed: int, *, processes: int = 8, threads: int = 4, timeout: float = 30.0
+    base: Path,
+    seconds: float,
+    seed: int,
+    *,
+    processes: int = 8,
+    threads: int = 4,
+    timeout: float = 30.0,
+    forks: float = 0.005,
 ) -> dict[str, Any]:
     """Run for some seconds in the folder `base`, and return the figures."""
     begun, draw = time.monotonic(), Random(seed)
@@ -35,7 +42,7 @@ def stressed(
     for name in ("journals", "copies"):
         (base / name).mkdir(parents=True)
     in_child(lambda: Vault.create(base / "vault", subject=content.SUBJECT).close())
-    fleet = Fleet(base, draw, processes, threads, timeout)
+    fleet = Fleet(base, draw, processes, threads, timeout, forks)
     faults = _disturbed(fleet, begun + seconds, draw)
     hung = fleet.end(timeout + 30.0)
     final = in_child(lambda: checked_at_end(base))
@@ -92,7 +99,7 @@ def checked_at_end(base: Path) -> dict[str, Any]:
     except FedmemError as error:
         problems.append(f"the vault cannot be read: {type(error).__name__}: {error}")
     plain, remains = plaintext(base), remains_of(base, calls)
-    faults += Faults(erased_left=tuple([*plain, *remains]))
+    faults += Faults(erased_left=(*plain, *remains))
     completed = sum(status.state == "completed" for status in states)
     return {"faults": faults.parts(), "erasures": completed, "plaintext": len(plain), "unclean": problems,
             "records_at_end": len(stored.records) if stored else 0}  # fmt: skip
@@ -125,7 +132,9 @@ def remains_of(base: Path, calls: Sequence[Call]) -> list[str]:
     """Return a sentence for each ciphertext of a completed erasure that is in a file of the vault or of a copy."""
     erased = [call for call in calls if call.op == "erase" and call.outcome == OK]
     needles = {salt: bytes.fromhex(salt) for call in erased for salt in call.asked["salts"]}
-    hits = [hit for name in ("vault", "copies") for hit in erasure.residue.scan(base / name, needles)] if needles else []
+    hits = (
+        [hit for name in ("vault", "copies") for hit in erasure.residue.scan(base / name, needles)] if needles else []
+    )
     return [f"ciphertext of an erased item is in {hit.file}" for hit in hits]
 
 
@@ -161,5 +170,3 @@ def bad(data: dict[str, Any]) -> int:
     names = ("lost", "erased_left", "torn", "unasked", "untyped_errors", "false_alarms", "hung")
     waited = data["longest_wait_s"] > data["timeout_s"] + 5.0
     return sum(data[name] for name in names) + len(data["unclean"]) + waited
-
-

@@ -23,16 +23,19 @@ from tests.stress import content
 from tests.stress.actions import App, Facts, Reader, Writer, attempt
 from tests.stress.journal import Journal
 
-PATIENCE = 60.0  # seconds that a worker waits for its children
-FORK = 0.02  # probability that a thread forks before a call
 CRASHED = 70
 
 
 class Worker:
-    """One process of the run; `role` is writer, app or reader."""
+    """One process of the run.
 
-    def __init__(self, base: Path, role: str, seed: str, threads: int, timeout: float) -> None:
-        self.base, self.role, self.threads, self.timeout = base, role, threads, timeout
+    Attributes:
+        role: writer, app or reader.
+        forks: probability that a thread forks before a call.
+    """
+
+    def __init__(self, base: Path, role: str, seed: str, threads: int, timeout: float, forks: float) -> None:
+        self.base, self.role, self.threads, self.timeout, self.forks = base, role, threads, timeout, forks
         self.draw, self.journal = Random(seed), Journal(base / "journals")
         self.is_ending = threading.Event()
         self.children: list[int] = []
@@ -42,9 +45,8 @@ class Worker:
         signal.signal(signal.SIGTERM, lambda *_: self.is_ending.set())
         while not self.is_ending.is_set():
             self.session()
-        deadline = time.monotonic() + PATIENCE
-        while self.children and time.monotonic() < deadline:
-            self.children = [child for child in self.children if os.waitpid(child, os.WNOHANG)[0] == 0]
+        while self.children:
+            self.reap()
             time.sleep(0.02)
 
     def session(self) -> None:
@@ -54,13 +56,23 @@ class Worker:
             time.sleep(0.05)
             return
         until = time.monotonic() + self.draw.uniform(0.2, 1.2)
-        threads = [threading.Thread(target=self.use, args=(opened, self.draw.random(), until)) for _ in range(self.threads)]
+        seeds = [self.draw.random() for _ in range(self.threads)]
+        threads = [threading.Thread(target=self.use, args=(opened, seed, until)) for seed in seeds]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         attempt(self.journal, "close", lambda: opened.close() or {})
-        self.children = [child for child in self.children if os.waitpid(child, os.WNOHANG)[0] == 0]
+        self.reap()
+
+    def reap(self) -> None:
+        """Let go of the children that have ended; end with the code of one that failed."""
+        for child in [*self.children]:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                self.children.remove(child)
+            if status:
+                os._exit(CRASHED)
 
     def open(self) -> Any:
         """Open the vault as the role does; None if that failed."""
@@ -83,8 +95,8 @@ class Worker:
         draw = Random(seed)
         kind: Callable[..., Any] = {"writer": Writer, "app": App, "reader": Reader}[self.role]
         actor = kind(opened, self.journal, draw, self.base)
-        while time.monotonic() < until and not self.is_ending.is_set():
-            if draw.random() < FORK:
+        while time.monotonic() < until and not self.is_ending.is_set() and not actor.is_stale:
+            if draw.random() < self.forks:
                 self.fork(actor)
             actor.step()
 
@@ -118,14 +130,14 @@ class Worker:
         attempt(self.journal, "close", lambda: opened.close() or {})
 
 
-def main(base: Path, role: str, seed: str, threads: int, timeout: float) -> None:
+def main(base: Path, role: str, seed: str, threads: int, timeout: float, forks: float) -> None:
     """Be a worker in a process that was just forked; never return."""
     status = CRASHED
     try:
         gc.freeze()
         os.environ["FEDMEM_HOME"] = str(base / "home")
         faulthandler.register(signal.SIGUSR1, (base / f"stacks-{os.getpid()}-{seed}").open("w"), all_threads=True)
-        Worker(base, role, seed, threads, timeout).run()
+        Worker(base, role, seed, threads, timeout, forks).run()
         status = 0
     finally:
         os._exit(status)
