@@ -8,8 +8,9 @@ with its syncs, and `syncs` their number, as a tracer counts them in a small vau
 least that the same work takes: a search over the product of the same vectors; an addition over one encryption (AES-GCM)
 and one inserted row (SQLite, WAL, synchronous=FULL) of the same bytes.
 
-Erasing is measured twice: before any training, and after 600 of them stand in the privacy ledger. The whole subject is
-erased last. `rss_mb` is the most memory of a process that opens the largest vault, searches, and adds.
+Erasing is measured before any training and, in the largest vault, after 600 of them stand in the privacy ledger. The
+whole subject is erased last, with the 600 blocks.
+`rss_mb` is the most memory of a process that opens the largest vault, searches, and adds.
 
 `benchmarks.erase` measures the erasure of one block beside retraining, other stores, and crashes; it stays.
 """
@@ -44,7 +45,7 @@ LIMITS = {
 }  # fmt: skip
 LEDGER_LIMIT = 1.25  # an erasure after the trainings over one before them
 MEMORY = """
-import resource, sys
+import sys
 import numpy as np
 from fedmem.vault.vault import NewRecord, Vault
 with Vault.open(sys.argv[1], subject=sys.argv[2]) as vault:
@@ -52,7 +53,7 @@ with Vault.open(sys.argv[1], subject=sys.argv[2]) as vault:
     vault.search(vector, 5)
     vault.add_records([NewRecord("a note", "area 0", (), vector, "r")])
     vault.search(vector, 5)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 Turns = dict[str, list[tuple[float, float]]]
@@ -182,8 +183,8 @@ def _syncs_of(folder: Path, work: Callable[[Vault], object]) -> int:
     return sum(call.partition(" ")[0] in ("fsync", "fdatasync") for call in done.calls)
 
 
-def measured(folder: Path, count: int, batch: int, turns_each: int, trainings: int) -> tuple[dict[str, Any], Turns]:
-    """Return the figures of one size, and all its turns."""
+def measured(folder: Path, count: int, batch: int, turns_each: int, trainings: int) -> dict[str, Any]:
+    """Return the figures of one size."""
     turns: Turns = {}
     vectors_ND = np.stack([record.vector for record in new_records(count, 0)])
     floor = Floor(folder.with_suffix(".db"), vectors_ND)
@@ -196,11 +197,12 @@ def measured(folder: Path, count: int, batch: int, turns_each: int, trainings: i
     data: dict[str, Any] = {"rss_mb": memory_mb(folder)}
     with Vault.open(folder, subject=SUBJECT) as vault:
         train(vault, trainings)
-        erasures(vault, turns, f"erase_record_{trainings}_trainings", turns_each)
+        if trainings:
+            erasures(vault, turns, f"erase_record_{trainings}_trainings", turns_each)
         outcome = timed(turns, "erase_subject", lambda: erase(vault, Scope.subject()))
     floor.close()
     data |= {"receipt_kb": outcome.receipt_path.stat().st_size / 1024, "records": count, "blocks": count // 10}
-    return data | figures(turns), turns
+    return data | figures(turns)
 
 
 def figures(turns: Turns) -> dict[str, Any]:
@@ -227,7 +229,10 @@ def checks(data: Mapping[str, Any], trainings: int = TRAININGS) -> dict[str, boo
 def every_size(folder: Path, sizes: tuple[int, ...], batch: int, turns: int, trainings: int) -> dict[str, Any]:
     """Return the figures: flat those of the largest size, the others by their number of records."""
     with residues.home(folder / "home"):
-        of_size = {count: measured(folder / f"v{count}", count, batch or count, turns, trainings)[0] for count in sizes}
+        of_size = {
+            count: measured(folder / f"v{count}", count, batch or count, turns, trainings if count == sizes[-1] else 0)
+            for count in sizes
+        }
         counted = syncs(folder / "small")
     return of_size.pop(sizes[-1]) | {
         "by_records": {str(count): data for count, data in of_size.items()},
