@@ -160,7 +160,7 @@ class Writer:
 
 
 WEIGHTS = {
-    "add": 50, "add_batch": 20, "read": 10, "search": 4, "learn": 3, "erase": 1.5, "resume": 1.5, "backup": 0.5,
+    "add": 50, "add_batch": 20, "read": 10, "search": 4, "learn": 3, "erase": 2, "resume": 1.5, "backup": 0.5,
     "kit": 0.5, "ledger": 0.5,
 }  # fmt: skip
 """How often a writer makes each call."""

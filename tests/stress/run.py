@@ -16,9 +16,11 @@ from fedmem import erasure
 from fedmem.errors import FedmemError
 from fedmem.vault.vault import StaleReader, Vault
 from tests.stress import checker, content
+from tests.stress.actions import Writer
 from tests.stress.checker import Faults
 from tests.stress.fleet import Fleet, in_child
-from tests.stress.journal import FAILED, OK, Call, read_all
+from tests.stress.journal import FAILED, OK, Call, Journal, read_all
+from tests.stress.restored import judge_backup
 
 KILLS_PER_SECOND, STOPS_PER_SECOND, CHECK_EVERY = 1.4, 0.2, 45.0
 SHOWN = 20
@@ -41,7 +43,7 @@ def stressed(
     os.environ["FEDMEM_HOME"] = str(base / "home")
     for name in ("journals", "copies"):
         (base / name).mkdir(parents=True)
-    in_child(lambda: Vault.create(base / "vault", subject=content.SUBJECT).close())
+    in_child(lambda: begin(base, Random(seed)))
     fleet = Fleet(base, draw, processes, threads, timeout, forks)
     faults = _disturbed(fleet, begun + seconds, draw)
     hung = fleet.end(timeout + 30.0)
@@ -49,9 +51,18 @@ def stressed(
     faults += Faults(*map(tuple, final.pop("faults")))
     calls = read_all(base / "journals")
     faults += checker.judge_answers(calls)
+    faults += Faults(*map(tuple, in_child(lambda: judge_backup(base, calls).parts())))
     data = figures(calls, faults, fleet, hung) | final
     data |= {"timeout_s": timeout, "seed": seed, "processes": processes, "threads": threads}
     return data | {"seconds": round(time.monotonic() - begun, 1), "bad": bad(data)}
+
+
+def begin(base: Path, draw: Random) -> None:
+    """Create the vault, with records in most topics, and erase some, so that the first workers find something."""
+    with Vault.create(base / "vault", subject=content.SUBJECT) as vault:
+        writer = Writer(vault, Journal(base / "journals"), draw, base)
+        for work in (*[writer.add_batch] * 2 * len(content.TOPICS), writer.learn, writer.erase):
+            work()
 
 
 def _disturbed(fleet: Fleet, until: float, draw: Random) -> Faults:

@@ -5,17 +5,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from fedmem.vault.vault import Vault
 from tests.stress import checker, content, run
+from tests.stress.actions import Writer
 from tests.stress.checker import Contents, Faults, judge, judge_answers
 from tests.stress.journal import FAILED, OK, UNKNOWN, Call, Journal, read, read_all
+from tests.stress.restored import judge_backup
 
 ZEROS = ("lost", "erased_left", "torn", "unasked", "untyped_errors", "false_alarms", "hung", "plaintext")
 FORKED = "a child that forked while SQLite was open shares its parent's lock state, and cannot always open the vault"
@@ -248,6 +253,30 @@ def test_a_text_in_clear_and_an_erased_ciphertext_are_found(tmp_path: Path) -> N
     call.asked["salts"] = [bytes(range(16)).hex()]
     assert len(run.remains_of(tmp_path, [call])) == 1
     assert run.remains_of(tmp_path, [erase("a", UNKNOWN)]) == []
+
+
+def backed_up(base: Path) -> list[Call]:
+    """Return the calls of a small run: additions, a backup, and an addition after it."""
+    for name in ("journals", "copies"):
+        (base / name).mkdir(parents=True)
+    with Vault.create(base / "vault", subject=content.SUBJECT) as vault:
+        writer = Writer(vault, Journal(base / "journals"), Random(0), base)
+        for work in (writer.add_batch, writer.learn, writer.backup, writer.add):
+            work()
+    return read_all(base / "journals")
+
+
+def test_the_newest_backup_is_restored_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
+    calls = backed_up(tmp_path)
+    assert [call.op for call in calls] == ["add", "begin", "checkpoint", "finish", "backup", "add"]
+    assert counts(judge_backup(tmp_path, calls)) == [0, 0, 0, 0]
+    earlier = add(["elsewhere"], begun=calls[0].begun)
+    earlier.ended = earlier.begun
+    assert counts(judge_backup(tmp_path, [*calls, earlier])) == [1, 0, 0, 0]
+    shutil.rmtree(tmp_path / "copies")
+    assert counts(judge_backup(tmp_path, calls)) == [1, 0, 0, 0]
+    assert counts(judge_backup(tmp_path, [*calls, erase("a", begun=calls[-1].ended)])) == [0, 0, 0, 0]
 
 
 def test_a_record_whose_parts_do_not_belong_together_is_recognised() -> None:
