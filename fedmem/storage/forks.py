@@ -6,12 +6,15 @@ Invariants
 - A file lock (flock) belongs to an open file description, which a child shares. The child closes its copy. So it
   does not release the parent's lock, and it does not keep the lock after the parent has exited.
 - No file lock is acquired or released while another thread forks.
+- SQLite keeps state of its own for each open file, which a child would inherit and take for its own. So connections are
+  closed before a fork (`Suspendable`). A file whose connection was in use for too long is never opened in the child.
 
     watch(lock)      # every forked child calls lock.disown()
 """
 
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from typing import Protocol, Self
@@ -35,7 +38,23 @@ class Disownable(Protocol):
         """Make the object unusable in the child, without an effect on the parent."""
 
 
+class Suspendable(Protocol):
+    """An object that must not be in use while the process forks."""
+
+    def suspend(self, timeout: float) -> bool:
+        """Close what a child must not inherit, and refuse every use until `resume`. Return False if it stays in use."""
+
+    def resume(self) -> None:
+        """Allow the use again, in the parent."""
+
+    def forbid(self) -> None:
+        """Make sure, in the child, that the file is not opened there: the object was in use during the fork."""
+
+
 _watched: "weakref.WeakSet[Disownable]" = weakref.WeakSet()
+_suspendable: "weakref.WeakSet[Suspendable]" = weakref.WeakSet()
+_forking = threading.local()
+PATIENCE = 5.0  # seconds that a fork waits for objects in use
 FORK_LOCK = threading.RLock()
 """The lock that is held during a fork, and while a file lock is acquired or released."""
 
@@ -47,6 +66,12 @@ def watch(item: Disownable) -> None:
         item: an object of this process; watching it does not keep it alive.
     """
     _watched.add(item)
+
+
+def suspend_at_fork(item: Suspendable) -> None:
+    """Register `item`: it is suspended before each fork, and resumed in the parent after it."""
+    with FORK_LOCK:
+        _suspendable.add(item)
 
 
 class ProcessLock:
@@ -72,9 +97,13 @@ class ProcessLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
-    def acquire_now(self) -> bool:
-        """Acquire the lock if no other thread holds it. Return True if it was acquired; then call `release`."""
-        return not self.is_inherited and self._take()
+    def acquire_within(self, timeout: float) -> bool:
+        """Acquire the lock if it is free within `timeout` seconds; 0 does not wait.
+
+        Returns:
+            True if it was acquired; then call `release`.
+        """
+        return not self.is_inherited and (self._take() or (timeout > 0 and self._wait(timeout)))
 
     def release(self) -> None:
         """Release the lock once; the thread that waited longest gets it. Do nothing in a forked child."""
@@ -100,35 +129,67 @@ class ProcessLock:
                 return True
         return False
 
-    def _wait(self) -> None:
+    def _wait(self, timeout: float = -1) -> bool:
+        """Wait for the lock, without a limit if `timeout` is -1. Return True if it was acquired."""
         thread, gate = threading.get_ident(), threading.Lock()
         with self._guard:
             if self._owner == 0:
                 self._owner, self._depth = thread, 1
-                return
+                return True
             gate.acquire()
             self._waiting.append(gate)
         try:
-            gate.acquire()  # `release` opens it
+            is_open = gate.acquire(timeout=timeout)  # `release` opens it
         except BaseException:  # Ctrl-C
-            with self._guard:
-                if gate in self._waiting:
-                    self._waiting.remove(gate)
-                else:
-                    self._pass_on()
+            self._stop_waiting(gate, pass_on=True)
             raise
-        self._owner, self._depth = thread, 1
+        if not is_open:
+            is_open = not self._stop_waiting(gate, pass_on=False)
+        if is_open:
+            self._owner, self._depth = thread, 1
+        return is_open
+
+    def _stop_waiting(self, gate: threading.Lock, *, pass_on: bool) -> bool:
+        """Leave the queue and return True, or return False if the lock was handed over just now."""
+        with self._guard:
+            if gate in self._waiting:
+                self._waiting.remove(gate)
+                return True
+            if pass_on:
+                self._pass_on()
+            return False
 
     def disown(self) -> None:
         """Refuse every later use in this process."""
         self.is_inherited = True
 
 
+def _before_fork() -> None:
+    """Suspend what must not be in use, then hold `FORK_LOCK`: in this order, as a vault in use may need that lock."""
+    deadline = time.monotonic() + PATIENCE
+    with FORK_LOCK:
+        items = list(_suspendable)
+    _forking.suspended = [item for item in items if item.suspend(max(0.0, deadline - time.monotonic()))]
+    FORK_LOCK.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    FORK_LOCK.release()
+    for item in _forking.suspended:
+        item.resume()
+    _forking.suspended = []
+
+
 def _after_fork_in_child() -> None:
     FORK_LOCK.release()
-    for item in list(_watched):
-        item.disown()
+    for item in list(_suspendable):
+        if item not in _forking.suspended:
+            item.forbid()
+    for disownable in list(_watched):
+        disownable.disown()
+    _suspendable.clear()
     _watched.clear()
+    _forking.suspended = []
 
 
-os.register_at_fork(before=FORK_LOCK.acquire, after_in_parent=FORK_LOCK.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -122,14 +122,16 @@ def test_only_one_thread_is_inside() -> None:
     for thread in threads:
         thread.join()
     assert (inside, most) == (0, 1)
-    assert lock.acquire_now()
+    assert lock.acquire_within(0)
     lock.release()
 
 
-def test_acquire_now_does_not_wait() -> None:
+def test_acquire_within_does_not_wait_longer() -> None:
     lock, answers = ProcessLock(), list[bool]()
     with lock:
-        asker = threading.Thread(target=lambda: answers.append(lock.acquire_now()))
-        asker.start()
-        asker.join()
-    assert answers == [False]
+        for timeout in (0, 0.05):
+            asker = threading.Thread(target=lambda timeout=timeout: answers.append(lock.acquire_within(timeout)))
+            asker.start()
+            asker.join()
+    assert answers == [False, False]
+    assert not lock._waiting

@@ -10,9 +10,6 @@ import pytest
 
 from fedmem.vault.vault import ALL, NewRecord, Vault
 
-FORKED = "SQLite's view of the log is inherited by a fork; the child must not use it (shown by seed 0)"
-ROTATED = "a reader reads the table, and then asks for an epoch key that was destroyed in between (shown by seed 1)"
-
 CHILD = """
 import os, sys
 import numpy as np
@@ -53,7 +50,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("closes", "closes"),
         ("is killed", "closes"),
         ("is killed", "is killed"),
-        pytest.param("closes", "is killed", marks=pytest.mark.xfail(reason=FORKED, strict=True)),
+        ("closes", "is killed"),
     ],
 )
 def test_a_child_opens_the_vault_after_others_have_written(root: Path, parent: str, third: str) -> None:
@@ -77,7 +74,6 @@ def add_and_die(root: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(root)], check=True)
 
 
-@pytest.mark.xfail(reason=ROTATED, strict=True)
 def test_a_reader_beside_a_new_epoch_reads_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Vault.open(root, subject="alice") as writer, Vault.open(root, subject="alice", write=False) as reader:
         writer.add_records([note("one")])

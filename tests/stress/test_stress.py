@@ -23,7 +23,6 @@ from tests.stress.journal import FAILED, OK, UNKNOWN, Call, Journal, read, read_
 from tests.stress.restored import judge_backup
 
 ZEROS = ("lost", "erased_left", "torn", "unasked", "untyped_errors", "false_alarms", "hung", "plaintext")
-FORKED = "a child that forked while SQLite was open shares its parent's lock state, and cannot always open the vault"
 
 
 def stressed(folder: Path, *arguments: str, broken: str = "") -> dict[str, Any]:
@@ -53,7 +52,6 @@ def test_a_vault_survives_processes_threads_and_kills(tmp_path: Path) -> None:
     assert min(data[name] for name in ("acknowledged", "kills", "erasures", "erased")) > 0, data
 
 
-@pytest.mark.xfail(reason=FORKED, strict=False)
 def test_it_survives_forks_of_processes_with_threads(tmp_path: Path) -> None:
     data = stressed(tmp_path / "s", "--minutes", "0.06", "--seed", "16", "--forks", "0.02", "--processes", "4")
     assert_sound(data)
@@ -61,7 +59,6 @@ def test_it_survives_forks_of_processes_with_threads(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason=FORKED, strict=False)
 def test_three_minutes_of_everything(tmp_path: Path) -> None:
     data = stressed(tmp_path / "s", "--minutes", "3", "--seed", "16")
     assert_sound(data)

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedmem.errors import FedmemError, VerificationFailed
+from fedmem.errors import FedmemError, KeystoreError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
 from fedmem.vault.crypto import container, table_log
@@ -240,10 +240,15 @@ class KeyTable:
         return self._path.with_name(LOG)
 
     def _read(self) -> None:
-        for _ in range(_TRIES):
+        for attempt in range(_TRIES):
             data = self._files.read(self._path)
             numbers = numbers_of(container.read_header(data)[0])
-            epoch_key = self._keystore.load(epoch_name(numbers[0]))
+            try:
+                epoch_key = self._keystore.load(epoch_name(numbers[0]))
+            except KeystoreError:
+                if self.numbers_on_disk() == numbers or attempt == _TRIES - 1:
+                    raise
+                continue  # a writer has begun a new epoch in the meantime
             _, facts, keys = unseal(epoch_key, self._vault_id, data)
             start = table_log.start(data, numbers[2])
             log = self._files.read(self._log) if self._log.exists() else b""

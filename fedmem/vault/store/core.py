@@ -130,7 +130,7 @@ class Core:
 
     def notice(self) -> None:
         """Forget keys and content if another process erased something. Do nothing while a thread uses the vault."""
-        if self.lock.acquire_now():
+        if self.lock.acquire_within(0):
             try:
                 if not self.is_closed:
                     self._has_erasure()

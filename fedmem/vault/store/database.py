@@ -8,7 +8,8 @@ Invariants
   noticed.
 - A connection for reading changes no byte of the file or of its log, also when it is closed.
 - A missing database is never replaced by an empty one.
-- A connection that a forked child inherits is neither used nor closed there.
+- A connection is closed before a fork. One that is in use then is neither used nor closed in the child, which refuses
+  to open the file.
 - `PRAGMA user_version` is the schema's version. An older file is migrated one version at a time, each step whole or
   absent; a newer one is a VersionMismatch.
 
@@ -28,9 +29,9 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
-from fedmem.errors import Busy, StorageError, VerificationFailed, VersionMismatch
+from fedmem.errors import Busy, Refused, StorageError, VerificationFailed, VersionMismatch
 from fedmem.storage.files import storage_errors
-from fedmem.storage.forks import ProcessLock, watch
+from fedmem.storage.forks import ProcessLock, suspend_at_fork, watch
 
 # Name -> (value to set, expected answer); FULL is 2, ON is 1, MEMORY is 2.
 PRAGMAS: dict[str, tuple[str, object]] = {
@@ -173,6 +174,14 @@ def database_errors() -> Iterator[None]:
         raise VerificationFailed("The vault's database is damaged. Restore the vault from a backup.") from None
 
 
+_inherited_files: set[tuple[int, int]] = set()
+
+
+def _file_id(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 class Database:
     """The item database of one vault.
 
@@ -186,19 +195,26 @@ class Database:
 
     Raises:
         VerificationFailed: the file is missing, or it is empty and opened for reading.
+        Refused: a connection to the file was in use while this process was forked.
     """
 
     def __init__(self, path: Path, *, write: bool, lock: ProcessLock | None = None) -> None:
         # Beside an empty file SQLite removes the log, which may hold all rows.
         if not path.is_file() or (not write and not path.stat().st_size):
             raise VerificationFailed(f"The vault's database {path.name} is missing or empty. {SEE_CHECK}")
+        if _file_id(path) in _inherited_files:
+            raise Refused(
+                "This process was forked while another thread used the vault, so it cannot open it. Fork before that."
+            )
         self.lock = lock or ProcessLock()
         self._write, self._path = write, path
         self.seal_serial: Callable[[], bytes | None] = lambda: None
         self._connection: sqlite3.Connection | None = None
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=StaticPool, hide_parameters=True)
         event.listen(self._engine, "connect", self._prepare)
+        self._sessions = 0
         watch(self)
+        suspend_at_fork(self)
 
     def create_tables(self) -> None:
         """Create the tables of a new vault."""
@@ -237,7 +253,11 @@ class Database:
         with self.lock, database_errors(), Session(self._engine) as session, session.begin():
             session.connection()
             before = self._changes()
-            yield session
+            self._sessions += 1
+            try:
+                yield session
+            finally:
+                self._sessions -= 1
             session.flush()
             if self._changes() != before:
                 session.execute(COUNT_UP, {"serial": self.seal_serial()})
@@ -297,6 +317,24 @@ class Database:
         with self.lock:
             self._engine.dispose()
             self._connection = None
+
+    def suspend(self, timeout: float) -> bool:
+        """Close the connection before a fork: SQLite keeps state for each open file, which a child would use on."""
+        if not self.lock.acquire_within(timeout):
+            return False
+        if self._sessions:  # the thread that forks is in the middle of a transaction
+            self.lock.release()
+            return False
+        self.close()
+        return True
+
+    def resume(self) -> None:
+        """Release the lock after the fork. The next use connects again."""
+        self.lock.release()
+
+    def forbid(self) -> None:
+        """Refuse to open this file in a child that inherits a connection in use."""
+        _inherited_files.add(_file_id(self._path))
 
     def disown(self) -> None:
         """Keep the inherited connection open for ever in a forked child.
