@@ -21,7 +21,7 @@ SUBJECT, RELEASE = "subject-canary-51aa", "release-1"
 CANARIES = (b"text-canary-7f3a", b"topic-canary-9c1e", b"rows-canary-51d2", SUBJECT.encode())
 TEXT, TOPIC, ROWS = (canary.decode() for canary in CANARIES[:3])
 TOPICS = [f"{TOPIC}-{number}" for number in range(12)]
-WIDTH = 16
+WIDTH = 128  # of the static embedder, whose records the clients of some workers add
 
 
 def new_text(topic: str | None) -> str:
