@@ -8,12 +8,14 @@ Invariants
   put back is noticed (see `acknowledgement`, `ledger_anchor`).
 - A reader checks the generation before each fetch. After an erasure it forgets its keys, releases its lease and must
   open the vault again (I4).
+- To forget is to overwrite: keys, rows of blocks and vectors, before the lease is released (see `PrivateMemory`).
 - An item without a key does not exist, even if the database holds its row.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -22,6 +24,7 @@ from fedmem.errors import Refused, UsageError, VersionMismatch
 from fedmem.storage import forks
 from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
+from fedmem.storage.private_memory import PrivateBuffer, PrivateMemory, Readable
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Keystore
@@ -48,6 +51,7 @@ class Core:
         is_settled: False during a change, and after a failed one.
         lease: the lease of a reader, else None.
         trained_topics: topics whose training runs in this process.
+        memory: rows, vectors and caches of answers that were made from this vault.
     """
 
     root: Path
@@ -65,10 +69,12 @@ class Core:
     is_settled: bool = field(default=True)
     lease: Lease | None = None
     trained_topics: set[str] = field(default_factory=set)
+    memory: PrivateMemory = field(default_factory=PrivateMemory)
     _is_changing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         forks.watch(self)
+        _openings.add(self)
 
     @property
     def lock(self) -> forks.ProcessLock:
@@ -105,9 +111,20 @@ class Core:
             return current
 
     def stop_reading(self) -> None:
-        """Forget the data keys of a reader and release its lease. A writer is left as it is."""
+        """Make a reader forget everything and release its lease. A writer is left as it is."""
         if self.lease is not None:
-            self.table.keys = {}
+            self._forget()
+
+    def take_lease(self, lease: Lease) -> None:
+        """Hold `lease` until this opening forgets, is closed, or is dropped without being closed."""
+        self.lease = lease
+        weakref.finalize(self, _let_go, self.memory, lease)
+
+    def _forget(self) -> None:
+        """Overwrite rows, vectors, caches and keys, and then release the lease."""
+        self.memory.clear()
+        self.table.keys = {}
+        if self.lease is not None:
             self.lease.release()
 
     @contextlib.contextmanager
@@ -138,11 +155,11 @@ class Core:
             self.is_settled = True
             self.acknowledge()
 
-    def seal(self, kind: str, item: str, key: bytes, data: bytes) -> bytes:
+    def seal(self, kind: str, item: str, key: Readable, data: Readable) -> bytes:
         """Return `data` as a sealed cell, bound to this vault, the kind and the item."""
         return container.seal_cell(key, data, identity=self.identity(kind, item))
 
-    def open_cell(self, kind: str, item: str, sealed: bytes) -> bytes:
+    def open_cell(self, kind: str, item: str, sealed: bytes) -> PrivateBuffer:
         """Return the content of a cell, opened with the item's own key. Raises VerificationFailed."""
         return container.open_cell(self.table.keys[item], sealed, identity=self.identity(kind, item))
 
@@ -160,18 +177,42 @@ class Core:
             return
         with self.lock:
             self.is_closed = True
-            self.stop_reading()
+            self._forget()
             self.database.close()
             if self.writer is not None:
                 self.writer.release()
 
     def disown(self) -> None:
-        """Forget the keys in a forked child, which inherited this object."""
+        """Forget the keys in a forked child, which inherited this object. `memory` is overwritten by itself."""
         self.table.keys = {}
 
     def _check_open(self) -> None:
         if self.is_closed:
             raise UsageError("This vault object is closed. Open the vault again.")
+
+
+_openings: "weakref.WeakSet[Core]" = weakref.WeakSet()
+
+
+def forget_in_this_process(marks: Collection[str]) -> None:
+    """Make the openings of this process that hold these leases forget everything, as `Core.stop_reading` does.
+
+    An opening that another thread is using at the moment is left out: waiting for it could be a deadlock.
+
+    Args:
+        marks: names of the leases, as `stale_readers` returns them.
+    """
+    for core in list(_openings):
+        if core.lease is not None and core.lease.path.name in marks and core.lock.enter_at_once():
+            try:
+                core.stop_reading()
+            finally:
+                core.lock.__exit__()
+
+
+def _let_go(memory: PrivateMemory, lease: Lease) -> None:
+    memory.clear()
+    lease.release()
 
 
 Rest = ParamSpec("Rest")

@@ -22,6 +22,7 @@ from sqlalchemy import insert, select, text
 from fedmem.errors import NothingMatched, UsageError
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.ids import new_id
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import RecordRow
@@ -162,8 +163,8 @@ def _encode(record: NewRecord) -> bytes:
     return _LENGTH.pack(len(public)) + public + _row(record.vector).tobytes()
 
 
-def _decode(item: str, data: bytes) -> Record:
+def _decode(item: str, data: PrivateBuffer) -> Record:
     start = _LENGTH.size + _LENGTH.unpack_from(data)[0]
     facts = json.loads(data[_LENGTH.size : start])
-    vector: Vector = np.frombuffer(data[start:], dtype="<f4").astype(np.float32)
+    vector: Vector = np.frombuffer(PrivateBuffer(memoryview(data)[start:]), dtype="<f4")
     return Record(item, facts["topic"], facts["text"], tuple(facts["path"]), vector, facts["release"])
