@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedmem.anchor.tokenizer import end_of_document
-from fedmem.device.private_fetch import private_sources, shared_and_private
+from fedmem.device.private_fetch import overwrite_products, private_sources, shared_and_private
 from fedmem.errors import Busy, UsageError
 from fedmem.memory.attach import attach
 from fedmem.memory.kinds import ActiveMemory
@@ -64,7 +64,7 @@ class Answerer:
         sources = self.sources(path, vault, blocks)
         ids = [self.end, *self.release.tokenizer.encode(prompt, add_special_tokens=False).ids[1 - room :]]
         cache = vault.core.memory.keep(AnswerCache())
-        return self._pieces(self.tokens(ids, sources, limit, cache), vault, generation)
+        return self._pieces(self.tokens(ids, sources, limit, cache, blocks), vault, generation)
 
     def _pieces(self, tokens: Iterator[int], vault: Vault, generation: int) -> Iterator[str]:
         ids: list[int] = []
@@ -84,11 +84,17 @@ class Answerer:
         return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
     def tokens(
-        self, ids: Sequence[int], sources: Sequence[ActiveMemory], limit: int, cache: "AnswerCache"
+        self,
+        ids: Sequence[int],
+        sources: Sequence[ActiveMemory],
+        limit: int,
+        cache: "AnswerCache",
+        blocks: Sequence[BlockInfo],
     ) -> Iterator[int]:
         """Return the tokens of the greedy continuation of `ids`, until the document ends or after `limit` tokens.
 
-        The sources are attached only while a token is computed. `cache`, which is empty, is overwritten at the end.
+        The sources, which include those of `blocks`, are attached only while a token is computed. `cache`, which is
+        empty, is overwritten at the end.
         """
         tokens_1T = torch.tensor([list(ids)])
         try:
@@ -96,6 +102,8 @@ class Answerer:
                 # Never attached across a yield: the code that reads the generator would then compute with them too.
                 with torch.no_grad(), self.memory.using(*sources):
                     output = self.model(input_ids=tokens_1T, past_key_values=cache.states, use_cache=True)
+                    if tokens_1T.shape[1] > 1:  # one token is multiplied without a copy of the rows
+                        overwrite_products(self.release, blocks, tokens_1T.shape[1])
                 cache.states, token = output.past_key_values, int(output.logits[0, -1].argmax())
                 del output
                 if token == self.end:

@@ -45,6 +45,27 @@ def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo])
     return sources
 
 
+def overwrite_products(release: Release, blocks: Iterable[BlockInfo], tokens: int) -> None:
+    """Overwrite the copies of rows that a pass over `tokens` tokens left in the work memory of this thread.
+
+    The matrix library copies a matrix before it multiplies it with several tokens, and keeps that memory for its next
+    product. So one product of zeros of the same shape follows.
+
+    Args:
+        release: the release of the blocks.
+        blocks: the blocks whose rows were in use.
+        tokens: number of tokens of the pass.
+    """
+    for width in sorted({block.width for block in blocks}):
+        spec = MemorySpec.single(release.spec.shape, 1, width)
+        blank, zeros_1TD = (
+            source_for_all(spec, torch.zeros(spec.fetch_size)),
+            torch.zeros(1, tokens, spec.shape.d_model),
+        )
+        for site in sorted(blank.sites):
+            blank.add(0, site, zeros_1TD, zeros_1TD)
+
+
 def tensors_in(data: PrivateBuffer) -> dict[str, Tensor]:
     """Return the tensors of a safetensors buffer as views of it. `safetensors.torch.load` would copy them.
 

@@ -58,6 +58,9 @@ class PrivateBuffer(bytearray):
     def __repr__(self) -> str:
         return f"PrivateBuffer({len(self)} bytes)"
 
+    def __str__(self) -> str:
+        return repr(self)
+
 
 Item = TypeVar("Item", bound=Overwritable)
 

@@ -8,7 +8,8 @@ Invariants
 - Sizes in the file are checked against the real size and a fixed limit before memory is allocated.
 - The header is public: random ids, spec, release, version. It holds no topic name and no text.
 - The key commitment distinguishes a wrong key from damage.
-- Content is decrypted into a `PrivateBuffer`. No copy of it stays in the heap after the buffer is dropped.
+- Content is decrypted into a `PrivateBuffer`. No copy of it stays in the heap after the buffer is dropped; the cipher
+  leaves its last block, 16 bytes, on the stack.
 
 Guarantees
     Cobblestone-256 (C2SP chunked-encryption): 24-byte salt, 32-byte key commitment, 16 KiB AES-256-GCM chunks;
