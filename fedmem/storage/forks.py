@@ -5,9 +5,12 @@ Invariants
   runs. From then on the object refuses every use in the child.
 - A file lock (flock) belongs to an open file description, which a child shares. The child closes its copy. So it
   does not release the parent's lock, and it does not keep the lock after the parent has exited.
+- The child gives up its locks last. So the parent's lock counts as held until the child has overwritten its copies of
+  keys and rows, even if the parent has exited meanwhile. A child of a program that forks without Python keeps the lock.
 - No file lock is acquired or released while another thread forks.
 
-    watch(lock)      # every forked child calls lock.disown()
+    watch(memory)                   # every forked child calls memory.disown()
+    watch(lock, is_lock=True)       # and lock.disown() after those
 """
 
 import os
@@ -36,13 +39,18 @@ class Disownable(Protocol):
 
 
 _watched: "weakref.WeakSet[Disownable]" = weakref.WeakSet()
+_locks: "weakref.WeakSet[Disownable]" = weakref.WeakSet()
 FORK_LOCK = threading.RLock()
 """The lock that is held during a fork, and while a file lock is acquired or released."""
 
 
-def watch(item: Disownable) -> None:
-    """Register `item`: every child that this process forks from now on calls `item.disown()`."""
-    _watched.add(item)
+def watch(item: Disownable, *, is_lock: bool = False) -> None:
+    """Register `item`: every child that this process forks from now on calls `item.disown()`.
+
+    Args:
+        is_lock: True for a file lock. The child disowns its locks after everything else.
+    """
+    (_locks if is_lock else _watched).add(item)
 
 
 class ProcessLock:
@@ -122,9 +130,10 @@ class ProcessLock:
 
 def _after_fork_in_child() -> None:
     FORK_LOCK.release()
-    for item in list(_watched):
-        item.disown()
-    _watched.clear()
+    for items in (_watched, _locks):
+        for item in list(items):
+            item.disown()
+        items.clear()
 
 
 os.register_at_fork(before=FORK_LOCK.acquire, after_in_parent=FORK_LOCK.release, after_in_child=_after_fork_in_child)

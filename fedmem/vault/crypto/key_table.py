@@ -29,6 +29,7 @@ from typing import Any
 from fedmem.errors import FedmemError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
+from fedmem.storage.private_memory import Readable
 from fedmem.vault.crypto import container, table_log
 from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.keystore import Keystore
@@ -64,13 +65,13 @@ def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> bytes:
     return _LENGTH.pack(len(encoded_facts)) + encoded_facts + b"".join(bytes.fromhex(i) + keys[i] for i in sorted(keys))
 
 
-def decode(payload: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+def decode(payload: Readable) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the facts and keys of a payload that `encode` wrote. Raises VerificationFailed if its size is wrong."""
     start = _LENGTH.size + (_LENGTH.unpack_from(payload)[0] if len(payload) >= _LENGTH.size else 0)
     if start > len(payload) or (len(payload) - start) % ROW:
         raise VerificationFailed("The key table has a damaged payload. Restore the vault from a backup.")
-    facts: dict[str, Any] = json.loads(payload[_LENGTH.size : start])
-    rows = (payload[i : i + ROW] for i in range(start, len(payload), ROW))
+    facts: dict[str, Any] = json.loads(bytes(payload[_LENGTH.size : start]))
+    rows = (bytes(payload[i : i + ROW]) for i in range(start, len(payload), ROW))
     return facts, {row[:ID_BYTES].hex(): row[ID_BYTES:] for row in rows}
 
 

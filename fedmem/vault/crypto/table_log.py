@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from fedmem.errors import VerificationFailed
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 
 MAGIC = b"FMT\x01"
@@ -66,7 +67,7 @@ class LogEntries:
         is_torn: True if bytes follow that are no whole entry.
     """
 
-    payloads: list[bytes] = field(repr=False)
+    payloads: list[PrivateBuffer] = field(repr=False)
     position: LogPosition
     is_torn: bool
 
@@ -129,7 +130,7 @@ def read_entries(key: bytes, vault_id: str, position: LogPosition, data: bytes) 
     Raises:
         VerificationFailed: an entry before the last one does not open.
     """
-    payloads, at = list[bytes](), 0
+    payloads, at = list[PrivateBuffer](), 0
     if position.offset == 0:
         if not continues(data, position):
             return LogEntries([], position, is_torn=False)
