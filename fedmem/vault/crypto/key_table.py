@@ -26,7 +26,7 @@ from typing import Any
 from fedmem.errors import FedmemError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
-from fedmem.storage.private_memory import Readable
+from fedmem.storage.private_memory import PrivateBuffer, Readable, overwrite_values
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.keystore import Keystore
@@ -45,15 +45,21 @@ class RolledBack(VerificationFailed):
     """An error: the table, or another part of the vault, is an older version than the keystore has noted."""
 
 
-def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> bytes:
-    """Return the payload of a table.
+def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> PrivateBuffer:
+    """Return the payload of a table, in a buffer that is overwritten when it is dropped.
 
     Args:
         facts: sealed facts that JSON can represent.
         keys: id (32 hex digits) -> 32-byte data key.
     """
     encoded_facts = canonical_json(dict(facts))
-    return _LENGTH.pack(len(encoded_facts)) + encoded_facts + b"".join(bytes.fromhex(i) + keys[i] for i in sorted(keys))
+    start = _LENGTH.size + len(encoded_facts)
+    payload = PrivateBuffer(start + ROW * len(keys))
+    view = memoryview(payload)
+    view[:start] = _LENGTH.pack(len(encoded_facts)) + encoded_facts
+    for at, item in zip(range(start, len(payload), ROW), sorted(keys), strict=True):
+        view[at : at + ID_BYTES], view[at + ID_BYTES : at + ROW] = bytes.fromhex(item), keys[item]
+    return payload
 
 
 def decode(payload: Readable) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -61,9 +67,10 @@ def decode(payload: Readable) -> tuple[dict[str, Any], dict[str, bytes]]:
     start = _LENGTH.size + (_LENGTH.unpack_from(payload)[0] if len(payload) >= _LENGTH.size else 0)
     if start > len(payload) or (len(payload) - start) % ROW:
         raise VerificationFailed("The key table has a damaged payload. Restore the vault from a backup.")
-    facts: dict[str, Any] = json.loads(bytes(payload[_LENGTH.size : start]))
-    rows = (bytes(payload[i : i + ROW]) for i in range(start, len(payload), ROW))
-    return facts, {row[:ID_BYTES].hex(): row[ID_BYTES:] for row in rows}
+    view = memoryview(payload)
+    facts: dict[str, Any] = json.loads(bytes(view[_LENGTH.size : start]))
+    rows = range(start, len(payload), ROW)  # each key is copied once: a slice of a row would leave a second copy
+    return facts, {view[i : i + ID_BYTES].hex(): bytes(view[i + ID_BYTES : i + ROW]) for i in rows}
 
 
 def epoch_name(epoch: int) -> str:
@@ -193,8 +200,17 @@ class KeyTable:
                 "An older version of the key table was put back. Put the newest back, or restore the whole vault with "
                 "`fedmem backup restore`, table and database from one backup."
             )
-        self.facts, self.keys = facts, keys
+        self._replace_keys(keys)
+        self.facts = facts
         self.epoch, self.generation, self.serial = numbers
+
+    def forget(self) -> None:
+        """Forget all keys in memory, and overwrite those that nothing else refers to. `load` reads them again."""
+        self._replace_keys({})
+
+    def _replace_keys(self, keys: dict[str, bytes]) -> None:
+        old_keys, self.keys = self.keys, keys
+        overwrite_values(old_keys)
 
     def load_any_age(self) -> None:
         """Read the table even if the keystore has noted a newer one. Use it for inspection only, and never write it."""
@@ -271,7 +287,8 @@ class KeyTable:
 
     def _write(self, rows: dict[str, bytes], key: bytes, numbers: Numbers, facts: dict[str, Any]) -> None:
         self._files.replace(self._path, seal(key, self._vault_id, numbers, facts, rows))
-        self.facts, self.keys = facts, rows
+        self._replace_keys(rows)
+        self.facts = facts
         self.epoch, self.generation, self.serial = numbers
 
     def _note(self) -> None:

@@ -123,7 +123,7 @@ class Core:
     def _forget(self) -> None:
         """Overwrite rows, vectors, caches and keys, and then release the lease."""
         self.memory.clear()
-        self.table.keys = {}
+        self.table.forget()
         if self.lease is not None:
             self.lease.release()
 
@@ -184,7 +184,7 @@ class Core:
 
     def disown(self) -> None:
         """Forget the keys in a forked child, which inherited this object. `memory` is overwritten by itself."""
-        self.table.keys = {}
+        self.table.forget()
 
     def _check_open(self) -> None:
         if self.is_closed:
