@@ -18,6 +18,7 @@ b'\\x00\\x00\\x00\\x00\\x00\\x00'
 """
 
 import ctypes
+import sys
 from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -103,3 +104,14 @@ def overwrite_bytes(data: bytes) -> None:
     """Overwrite `data` in place. It must be new, and nothing else may refer to it (see `moved`)."""
     if len(data) > 1:  # Python shares one object for each shorter value
         _set(_address_of_bytes(data), 0, len(data))
+
+
+def overwrite_values(values: dict[str, bytes]) -> None:
+    """Empty a dictionary of new `bytes`, such as keys, and overwrite each value that nothing else refers to.
+
+    A value that other code still refers to is left as it is: it could be about to seal something with this key.
+    """
+    while values:
+        _, value = values.popitem()
+        if sys.getrefcount(value) == 2:  # the variable, and the argument of `getrefcount`
+            overwrite_bytes(value)

@@ -121,12 +121,13 @@ class Needles:
     def __init__(self, client: Client, block: BlockInfo) -> None:
         vault = client._vault
         self.block = bytes(vault.block_rows(block.id))[-4 * 2 * 3 * 4 * 64 :]
+        self.keys = b"".join(bytearray(key) for key in vault.core.table.keys.values())
         self.root = vault.root
 
-    def left(self, process: int) -> int:
-        """The number of words of the block in the memory of a process."""
+    def left(self, process: int, name: str = "block") -> int:
+        """The number of words of the block, or of the keys, in the memory of a process."""
         try:
-            return words_left(process, {"block": self.block})["block"]
+            return words_left(process, {name: getattr(self, name)})[name]
         except PermissionError:
             pytest.skip("the memory of another process cannot be read here")
 
@@ -174,6 +175,7 @@ def test_a_stream_that_ends_early_leaves_no_row(reader: Program, vault_with_bloc
     assert vault_with_block.left(reader.process.pid) > 500  # the test can see them
     assert reader(end) == "done"
     assert vault_with_block.left(reader.process.pid) == 0
+    assert (vault_with_block.left(reader.process.pid, "keys") == 0) == (end != "abandon")
     assert erase() == ("partial 5" if end == "abandon" else "completed")  # abandoned: the client is still open
 
 
@@ -212,7 +214,7 @@ def test_a_forked_child_has_no_row_and_does_not_count(reader: Program, vault_wit
     child = int(reader("fork python"))
     try:
         reader.process.wait()  # it ended without closing anything
-        assert vault_with_block.left(child) == 0
+        assert vault_with_block.left(child) == vault_with_block.left(child, "keys") == 0
         assert erase() == "completed"
     finally:
         os.kill(child, signal.SIGKILL)

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from fedmem.storage.private_memory import PrivateBuffer, PrivateMemory, moved, overwrite_bytes
+from fedmem.storage.private_memory import PrivateBuffer, PrivateMemory, moved, overwrite_bytes, overwrite_values
 
 
 def test_a_buffer_holds_its_content_until_it_is_overwritten() -> None:
@@ -85,3 +85,12 @@ def test_bytes_that_python_shares_are_left_alone(data: bytes) -> None:
     copy = bytearray(data)
     overwrite_bytes(data)
     assert data == copy
+
+
+def test_values_that_other_code_refers_to_are_left_alone() -> None:
+    """`tests/sdk/test_let_go.py` looks into the memory for those that are overwritten."""
+    used = os.urandom(32)
+    copy, values = bytes(bytearray(used)), {"used": used, "other": os.urandom(32)}
+    overwrite_values(values)
+    assert values == {}
+    assert used == copy
