@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from fedmem.errors import VerificationFailed
-from fedmem.storage.private_memory import PrivateBuffer
+from fedmem.storage.private_memory import PrivateBuffer, Readable
 from fedmem.vault.crypto import container
 
 MAGIC = b"FMT\x01"
@@ -101,7 +101,7 @@ def entry_key(epoch_key: bytes, position: LogPosition) -> bytes:
     return HKDFExpand(SHA256(), 32, _SUBKEY + position.base).derive(epoch_key)
 
 
-def seal_entry(key: bytes, vault_id: str, position: LogPosition, payload: bytes) -> tuple[bytes, LogPosition]:
+def seal_entry(key: bytes, vault_id: str, position: LogPosition, payload: Readable) -> tuple[bytes, LogPosition]:
     """Return the bytes to write at `position.offset`, and the place after them.
 
     Guarantees
