@@ -286,7 +286,7 @@ class Core:
                 self.lease.release()
             self.lease = Lease(self.root / "leases", self.table.generation)
             watcher.watch(self)
-            weakref.finalize(self, _let_go, self.memory, self.lease)
+            weakref.finalize(self, _let_go, self.table, self.memory, self.lease)
             if self.writer is None:  # an erasure may have ended before the mark was visible
                 self.refresh()
 
@@ -320,7 +320,8 @@ def forget_in_this_process(marks: Collection[str]) -> None:
             core.notice()
 
 
-def _let_go(memory: PrivateMemory, lease: Lease) -> None:
+def _let_go(table: KeyTable, memory: PrivateMemory, lease: Lease) -> None:
+    table.forget()
     memory.clear()
     lease.release()
 
