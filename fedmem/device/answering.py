@@ -3,6 +3,8 @@
 Invariants
 - Private rows are read from the vault for one answer. They are attached while a token is computed, and detached after
   it. They are written to no file, to no cache that outlives the answer, and to no other process.
+- Rows and KV cache are overwritten when the answer ends or is abandoned, and when the vault is closed or notices an
+  erasure, also while the reader of a stream is waiting.
 - The vault is checked before each piece. If it was closed, or any thread or process has erased something, the answer
   ends with an error.
 - Several threads may answer at once. A stream may be read by another thread than the one that started it.
@@ -12,13 +14,15 @@ Invariants
         ...
 """
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedmem.anchor.tokenizer import end_of_document
-from fedmem.device.private_fetch import private_sources, shared_and_private
+from fedmem.device.private_fetch import overwrite_products, private_sources, shared_and_private
 from fedmem.errors import Busy, UsageError
 from fedmem.memory.attach import attach
 from fedmem.memory.kinds import ActiveMemory
@@ -59,7 +63,8 @@ class Answerer:
         generation = vault.generation
         sources = self.sources(path, vault, blocks)
         ids = [self.end, *self.release.tokenizer.encode(prompt, add_special_tokens=False).ids[1 - room :]]
-        return self._pieces(self.tokens(ids, sources, limit), vault, generation)
+        cache = vault.core.memory.keep(AnswerCache())
+        return self._pieces(self.tokens(ids, sources, limit, cache, blocks), vault, generation)
 
     def _pieces(self, tokens: Iterator[int], vault: Vault, generation: int) -> Iterator[str]:
         ids: list[int] = []
@@ -78,22 +83,62 @@ class Answerer:
         """Return the memory sources of an answer: the shared rows of the path, then the private rows of each block."""
         return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
-    def tokens(self, ids: Sequence[int], sources: Sequence[ActiveMemory], limit: int) -> Iterator[int]:
+    def tokens(
+        self,
+        ids: Sequence[int],
+        sources: Sequence[ActiveMemory],
+        limit: int,
+        cache: "AnswerCache",
+        blocks: Sequence[BlockInfo],
+    ) -> Iterator[int]:
         """Return the tokens of the greedy continuation of `ids`, until the document ends or after `limit` tokens.
 
-        The sources are attached only while a token is computed.
+        The sources, which include those of `blocks`, are attached only while a token is computed. `cache`, which is
+        empty, is overwritten at the end.
         """
         tokens_1T = torch.tensor([list(ids)])
-        cache: Any = None
-        for _ in range(limit):
-            # Never attached across a yield: the code that reads the generator would then compute with them too.
-            with torch.no_grad(), self.memory.using(*sources):
-                output = self.model(input_ids=tokens_1T, past_key_values=cache, use_cache=True)
-            cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
-            if token == self.end:
-                return
-            yield token
-            tokens_1T = torch.tensor([[token]])
+        try:
+            for _ in range(limit):
+                # Never attached across a yield: the code that reads the generator would then compute with them too.
+                with torch.no_grad(), self.memory.using(*sources):
+                    output = self.model(input_ids=tokens_1T, past_key_values=cache.states, use_cache=True)
+                    if tokens_1T.shape[1] > 1:  # one token is multiplied without a copy of the rows
+                        overwrite_products(self.release, blocks, tokens_1T.shape[1])
+                cache.states, token = output.past_key_values, int(output.logits[0, -1].argmax())
+                del output
+                if token == self.end:
+                    return
+                yield token
+                tokens_1T = torch.tensor([[token]])
+        finally:
+            cache.overwrite()
+
+
+class AnswerCache:
+    """The keys and values of the tokens of one answer, which depend on private rows."""
+
+    def __init__(self) -> None:
+        self.states: Any = None
+
+    def overwrite(self) -> None:
+        """Overwrite the keys and values with zeros, and drop them. Calling it twice is fine."""
+        states, self.states = self.states, None
+        for layer in getattr(states, "layers", ()):
+            for values in (layer.keys, layer.values):
+                if values is not None:
+                    overwrite_tensor(values)
+
+
+def overwrite_tensor(values: Tensor) -> None:
+    """Overwrite the memory of a tensor and of all its views with zeros.
+
+    On the CPU no thread of torch is used: in a forked child a call of torch could wait for ever.
+    """
+    storage = values.untyped_storage()
+    if storage.device.type == "cpu":
+        ctypes.memset(storage.data_ptr(), 0, storage.nbytes())
+    else:
+        values.zero_()
 
 
 def _check_generation(vault: Vault, generation: int) -> None:

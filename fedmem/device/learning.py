@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
+from fedmem.device.private_fetch import tensors_in
 from fedmem.errors import BudgetExceeded, Busy, NothingMatched, Refused
 from fedmem.memory.attach import attach
 from fedmem.memory.block import make_source, new_blocks
@@ -236,7 +237,7 @@ def _state(vault: Vault, run: TrainingRun) -> State | None:
     checkpoint = vault.checkpoint(run) if run.resumed else None
     if checkpoint is None:
         return None
-    step, tensors = checkpoint[0], load(checkpoint[1])
+    step, tensors = checkpoint[0], tensors_in(checkpoint[1])
     return State(step, tensors["block"], tensors["first"], tensors["second"])
 
 

@@ -7,6 +7,7 @@ Invariants
 
 import json
 import sys
+from collections.abc import Sequence
 
 from fedmem.device.private_fetch import block_for, private_sources, shared_and_private
 from fedmem.eval.perplexity import mean, sequence_losses
@@ -28,15 +29,18 @@ def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = Tr
     """
     release, texts = first_release(sim), sim.population.private_heldout[device, topic]
     sequences = sim.encode(texts)
-    paths_NP, private_blocks = paths_of(sim, texts, sequences), list[ActiveMemory]()
-    if private:
-        with open_vault(sim, device, write=False) as vault:
-            block = block_for(vault, topic, release.digest)
-            private_blocks = private_sources(vault, release, [block] if block else [])
-    model = release.anchor()
+    paths_NP, model = paths_of(sim, texts, sequences), release.anchor()
     memory = attach(model)
-    fetch = lambda numbers: shared_and_private(release, paths_NP[numbers], private_blocks)  # noqa: E731
-    return mean(sequence_losses(model, sequences.tokens_NT, memory, fetch))
+
+    def loss(private_blocks: Sequence[ActiveMemory]) -> float:
+        fetch = lambda numbers: shared_and_private(release, paths_NP[numbers], private_blocks)  # noqa: E731
+        return mean(sequence_losses(model, sequences.tokens_NT, memory, fetch))
+
+    if not private:
+        return loss([])
+    with open_vault(sim, device, write=False) as vault:  # closing it overwrites the rows
+        block = block_for(vault, topic, release.digest)
+        return loss(private_sources(vault, release, [block] if block else []))
 
 
 def main(arguments: list[str]) -> None:

@@ -5,11 +5,14 @@ Invariants
   runs. From then on the object refuses every use in the child.
 - A file lock (flock) belongs to an open file description, which a child shares. The child closes its copy. So it
   does not release the parent's lock, and it does not keep the lock after the parent has exited.
+- The child gives up its locks last. So the parent's lock counts as held until the child has overwritten its copies of
+  keys and rows, even if the parent has exited meanwhile. A child of a program that forks without Python keeps the lock.
 - No file lock is acquired or released while another thread forks.
 - SQLite keeps state of its own for each open file, which a child would inherit and take for its own. So connections are
   closed before a fork (`Suspendable`). A file whose connection was in use for too long is never opened in the child.
 
-    watch(lock)      # every forked child calls lock.disown()
+    watch(memory)                   # every forked child calls memory.disown()
+    watch(lock, is_lock=True)       # and lock.disown() after those
 """
 
 import os
@@ -52,6 +55,7 @@ class Suspendable(Protocol):
 
 
 _watched: "weakref.WeakSet[Disownable]" = weakref.WeakSet()
+_locks: "weakref.WeakSet[Disownable]" = weakref.WeakSet()
 _suspendable: "weakref.WeakSet[Suspendable]" = weakref.WeakSet()
 _forking = threading.local()
 PATIENCE = 5.0  # seconds that a fork waits for objects in use
@@ -59,13 +63,14 @@ FORK_LOCK = threading.RLock()
 """The lock that is held during a fork, and while a file lock is acquired or released."""
 
 
-def watch(item: Disownable) -> None:
+def watch(item: Disownable, *, is_lock: bool = False) -> None:
     """Register `item`: every child that this process forks from now on calls `item.disown()`.
 
     Args:
         item: an object of this process; watching it does not keep it alive.
+        is_lock: True for a file lock. The child disowns its locks after everything else.
     """
-    _watched.add(item)
+    (_locks if is_lock else _watched).add(item)
 
 
 def suspend_at_fork(item: Suspendable) -> None:
@@ -182,13 +187,14 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     FORK_LOCK.release()
-    for item in list(_suspendable):
-        if item not in _forking.suspended:
-            item.forbid()
-    for disownable in list(_watched):
-        disownable.disown()
+    for suspendable in list(_suspendable):
+        if suspendable not in _forking.suspended:
+            suspendable.forbid()
     _suspendable.clear()
-    _watched.clear()
+    for items in (_watched, _locks):
+        for item in list(items):
+            item.disown()
+        items.clear()
     _forking.suspended = []
 
 

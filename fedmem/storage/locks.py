@@ -28,25 +28,26 @@ NEXT = ".next"
 
 
 class FileLock:
-    """An exclusive flock on one file, held from construction until `release`.
+    """A flock on one file, held from construction until `release`.
 
     Args:
         path: the file to lock.
         flags: flags of `os.open` in addition to O_RDWR; with O_CREAT a missing file is created with mode 0600.
+        is_shared: True for a lock that excludes exclusive ones only; by default the lock is exclusive.
 
     Raises:
         BlockingIOError: another holder has the lock. OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, flags: int = os.O_CREAT) -> None:
+    def __init__(self, path: Path, flags: int = os.O_CREAT, *, is_shared: bool = False) -> None:
         with FORK_LOCK:
             self.handle = os.open(path, os.O_RDWR | flags, 0o600)
             try:
-                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.handle, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BaseException:
                 os.close(self.handle)
                 raise
-            watch(self)
+            watch(self, is_lock=True)
 
     def release(self) -> None:
         """Release the lock; do nothing if it is released already."""

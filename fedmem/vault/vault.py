@@ -32,6 +32,7 @@ from sqlalchemy.orm import Session
 
 from fedmem.errors import Refused, VersionMismatch
 from fedmem.storage.files import Files
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault import opening
 from fedmem.vault.backup.backup_registry import CopyStore
 from fedmem.vault.crypto.keystore import Ask
@@ -279,7 +280,7 @@ class Vault:
         """
         self._runs.save(run, step, data)
 
-    def checkpoint(self, run: TrainingRun) -> tuple[int, bytes] | None:
+    def checkpoint(self, run: TrainingRun) -> tuple[int, PrivateBuffer] | None:
         """Return (step, data) of the last checkpoint of an open run; None if it has none. Raises NothingMatched."""
         return self._runs.saved(run)
 
@@ -334,8 +335,12 @@ class Vault:
         """Return the block with this id, or the newest block of this topic. Raises NothingMatched."""
         return self._blocks.get(id_or_topic)
 
-    def block_rows(self, block_id: str) -> bytes:
-        """Return the serialised rows (safetensors) of a block. Raises NothingMatched, VerificationFailed."""
+    def block_rows(self, block_id: str) -> PrivateBuffer:
+        """Return the serialised rows (safetensors) of a block. Raises NothingMatched, VerificationFailed.
+
+        The buffer is overwritten with zeros when it is dropped, when the vault is closed, and when an erasure is
+        noticed. So a result that was computed from it counts only if `generation` is the same afterwards.
+        """
         return self._blocks.rows(block_id)
 
     def register(self, store: ContentStore) -> None:

@@ -60,7 +60,7 @@ def spends(vault):
 
 
 def rows(vault, block):
-    return load(vault.block_rows(block.id))["rows"]
+    return load(bytes(vault.block_rows(block.id)))["rows"]
 
 
 def test_a_topic_is_learned_charged_and_sealed(vault, release):

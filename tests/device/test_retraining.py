@@ -72,8 +72,8 @@ def test_retraining_is_the_training_of_a_vault_that_never_held_the_record(
             never.add(note, topic="health")
         monkeypatch.setattr(never._policy, "topics", generous)
         other = learn(never, release, silent)
-        expected = load(never._vault.block_rows(other.id))["rows"]
-    found = load(client._vault.block_rows(block.id))["rows"]
+        expected = load(bytes(never._vault.block_rows(other.id)))["rows"]
+    found = load(bytes(client._vault.block_rows(block.id)))["rows"]
     assert found.abs().max() > 0
     assert bool((found == expected).all())
 

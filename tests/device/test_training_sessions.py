@@ -101,7 +101,7 @@ def test_sessions_add_up_to_the_bytes_of_one_run(
                 ended = go(vault, release, steps=steps)
         assert (ended.state, ended.step, ended.steps) == ("done", 6, 6)
         with Vault.open(tmp_path / name, subject="ana") as vault:
-            found.append(load(vault.block_rows(ended.block))["rows"])
+            found.append(load(bytes(vault.block_rows(ended.block)))["rows"])
             assert kinds(vault) == ["spend", "run_finished"]
     assert found[0].abs().max() > 0
     assert torch.equal(*found)
@@ -411,7 +411,7 @@ def test_a_lower_memory_limit_gives_the_same_block(
                 [NewRecord(text, "health", (0, i % 4), vectors[i], release.digest) for i, text in enumerate(texts)]
             )
             ended = go(vault, release, limits=Limits(memory=memory))
-            found.append(load(vault.block_rows(ended.block))["rows"])
+            found.append(load(bytes(vault.block_rows(ended.block)))["rows"])
     assert [one.micro_batch for one in sizes] == [1, footprint.MOST]
     assert torch.allclose(*found, atol=1e-5)
 

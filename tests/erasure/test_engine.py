@@ -71,7 +71,7 @@ def test_after_it_the_vault_answers_like_one_that_never_held_it(vaults) -> None:
     def seen(one) -> object:
         records = [(r.topic, r.text, r.path, r.vector.tobytes(), r.release) for r in one.records(ALL)]
         blocks = [(b.topic, b.release, b.version, b.layers, b.width, b.d_model, b.bytes) for b in one.blocks()]
-        return records, blocks, [one.block_rows(b.id) for b in one.blocks()]
+        return records, blocks, [bytes(one.block_rows(b.id)) for b in one.blocks()]
 
     assert seen(vault) == seen(never)
 

@@ -63,7 +63,7 @@ def test_the_private_block_of_the_prompts_topic_answers(
         without = client.generate(PROMPT, max_new_tokens=12)
         client.add(HEALTH, topic="health")
         block = finish_block(client._vault, "health", release.digest, scale=1.0)
-        extra = load(client._vault.block_rows(block.id))["rows"]
+        extra = load(bytes(client._vault.block_rows(block.id)))["rows"]
         answer = client.generate(PROMPT, max_new_tokens=12)
         assert answer != without
         assert oracle(release, client, PROMPT, 12, [extra]).startswith(answer)

@@ -150,6 +150,6 @@ def test_rows_are_those_of_a_vault_that_learned_on_the_new_release_alone(
         other.add(NOTE, topic="health")
         monkeypatch.setattr(other._policy, "topics", generous)
         alone = learn(other, newer, silent)
-        expected = other._vault.block_rows(alone.id)
+        expected = bytes(other._vault.block_rows(alone.id))
     assert client._vault.block_rows(moved.id) == expected
     assert torch.tensor(list(expected[-64:])).any()

@@ -1,7 +1,11 @@
 """The container: opens whole, or is refused with the right class; a second reader agrees."""
 
+import secrets
 import struct
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 from fedmem.errors import UsageError, VerificationFailed, VersionMismatch
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.container import ContainerCorrupt, TruncatedContainer, WrongKey
+from tests.heap import words_left
 
 KEY = bytes(range(32))
 HEADER = {"id": "b1", "release": "r1"}
@@ -128,3 +133,41 @@ def test_same_payload_twice_shares_no_bytes() -> None:
     one, two = (container.seal_cell(KEY, b"text" * 9, identity="i") for _ in range(2))
     assert one[:24] != two[:24]
     assert one[56:] != two[56:]
+
+
+DECRYPT = """
+import os, sys
+from fedmem.vault.crypto import container
+key, size = bytes(range(32)), int(sys.argv[1])
+with open(sys.argv[2], "rb") as file:
+    sealed = file.read()
+content = container.unseal(key, sealed, identity="block/b")[1]
+assert len(content) == size
+print("opened", flush=True)
+sys.stdin.readline()
+del content
+print("dropped", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("size", [100, 16384, 100_000])
+def test_nothing_of_the_content_stays_in_memory_once_it_is_dropped(tmp_path: Path, size: int) -> None:
+    """The last chunk comes from the library as `bytes`, so all sizes around a chunk matter."""
+    payload = secrets.token_bytes(size)
+    (tmp_path / "sealed").write_bytes(container.seal(bytes(range(32)), {}, payload, identity="block/b"))
+    command = [sys.executable, "-c", DECRYPT, str(size), str(tmp_path / "sealed")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        left = []
+        for _ in range(2):
+            process.stdout.readline()
+            try:
+                left.append(words_left(process.pid, {"content": payload})["content"])
+            except PermissionError:
+                pytest.skip("the memory of another process cannot be read here")
+            process.stdin.write("\n")
+            process.stdin.flush()
+    assert left[0] >= size // 8 - 1
+    assert left[1] <= 2  # the cipher leaves its last block, 16 bytes, on the stack

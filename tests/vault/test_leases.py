@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmem.storage.locks import FileLock
 from fedmem.vault.store.leases import Lease, stale_readers
 
 HOLD = """
@@ -45,7 +46,7 @@ def hold(tmp_path: Path) -> Iterator[object]:
 def test_another_process_is_seen_until_it_lets_go(tmp_path: Path, hold) -> None:
     folder = tmp_path / "leases"
     process = hold(4)
-    assert stale_readers(folder, 5) == [process.pid]
+    assert [lease.process for lease in stale_readers(folder, 5)] == [process.pid]
     assert stale_readers(folder, 4) == []  # it is of this generation
     process.stdin.write("\n")
     process.stdin.flush()
@@ -73,13 +74,38 @@ def test_a_mark_that_names_a_live_process_and_is_not_held_is_dead(tmp_path: Path
     assert list(folder.iterdir()) == []
 
 
-def test_the_own_process_is_not_waited_for(tmp_path: Path) -> None:
-    lease = Lease(tmp_path / "leases", 0)
-    assert stale_readers(tmp_path / "leases", 1) == []
-    assert len(list((tmp_path / "leases").iterdir())) == 1  # and not swept either
+def test_only_the_opening_that_asks_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "leases"
+    own, other = Lease(folder, 0), Lease(folder, 0)  # two openings of one process
+    assert [lease.mark for lease in stale_readers(folder, 1, own)] == [other.path.name]
+    assert len(stale_readers(folder, 1)) == 2
+    other.release()
+    assert stale_readers(folder, 1, own) == []
+    assert list(folder.iterdir()) == [own.path]  # it is not swept
+    own.release()
+    own.release()
+    assert list(folder.iterdir()) == []
+
+
+def test_two_that_look_at_once_do_not_take_each_other_for_a_reader(tmp_path: Path) -> None:
+    folder = tmp_path / "leases"
+    folder.mkdir()
+    (folder / "0-abc").touch()
+    looking = FileLock(folder / "0-abc", flags=0, is_shared=True)  # another process that looks at a dead mark
+    assert stale_readers(folder, 1) == []
+    looking.release()
+
+
+def test_a_child_that_still_holds_its_copies_keeps_the_mark(tmp_path: Path) -> None:
+    """It has the open file, as a child of a C library's fork has: no handler of Python has run in it."""
+    folder = tmp_path / "leases"
+    lease = Lease(folder, 0)
+    copy = os.dup(lease._lock.handle)
     lease.release()
-    lease.release()
-    assert list((tmp_path / "leases").iterdir()) == []
+    assert [stale.mark for stale in stale_readers(folder, 1)] == [lease.path.name]
+    os.close(copy)
+    assert stale_readers(folder, 1) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_a_new_reader_sweeps_the_dead(tmp_path: Path) -> None:

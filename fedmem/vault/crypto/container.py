@@ -8,6 +8,8 @@ Invariants
 - Sizes in the file are checked against the real size and a fixed limit before memory is allocated.
 - The header is public: random ids, spec, release, version. It holds no topic name and no text.
 - The key commitment distinguishes a wrong key from damage.
+- Content is decrypted into a `PrivateBuffer`. No copy of it stays in the heap after the buffer is dropped; the cipher
+  leaves its last block, 16 bytes, on the stack.
 
 Guarantees
     Cobblestone-256 (C2SP chunked-encryption): 24-byte salt, 32-byte key commitment, 16 KiB AES-256-GCM chunks;
@@ -23,7 +25,7 @@ Guarantees
 
 >>> sealed = seal(bytes(32), {"id": "b1"}, b"rows", identity="block/b1")
 >>> unseal(bytes(32), sealed, identity="block/b1")[1]
-b'rows'
+PrivateBuffer(4 bytes)
 """
 
 import json
@@ -35,6 +37,7 @@ from cryptography.exceptions import InvalidTag
 
 from fedmem.errors import UsageError, VerificationFailed, VersionMismatch
 from fedmem.storage.canonical import canonical_json
+from fedmem.storage.private_memory import PrivateBuffer, Readable, overwrite_bytes
 
 MAGIC = b"FMB\x00"
 VERSION = 1
@@ -43,6 +46,7 @@ PREFIX = struct.Struct(">4sHIQ")
 MAX_HEADER = 4096
 MAX_BODY = 1 << 40
 _COMMITTED = SALT_BYTES + 32  # salt and key commitment come before the first chunk
+_CHUNK, _TAG = 16384, 16
 _CELL = b"fedmem/cell/1\x00"
 
 
@@ -63,7 +67,7 @@ def new_key() -> bytes:
     return Cobblestone256Encryptor.generate_key()
 
 
-def seal_cell(key: bytes, data: bytes, *, identity: str) -> bytes:
+def seal_cell(key: Readable, data: Readable, *, identity: str) -> bytes:
     """Seal `data` for one database cell, bound to `identity`.
 
     Guarantees
@@ -78,7 +82,7 @@ def seal_cell(key: bytes, data: bytes, *, identity: str) -> bytes:
     return _encrypt(key, _CELL + identity.encode(), data)
 
 
-def open_cell(key: bytes, sealed: bytes, *, identity: str) -> bytes:
+def open_cell(key: Readable, sealed: bytes, *, identity: str) -> PrivateBuffer:
     """Open a sealed cell and return its data.
 
     Args:
@@ -91,7 +95,7 @@ def open_cell(key: bytes, sealed: bytes, *, identity: str) -> bytes:
     return _decrypt(key, _CELL + identity.encode(), sealed, identity.split("/")[0])
 
 
-def seal(key: bytes, header: dict[str, Any], payload: bytes, *, identity: str) -> bytes:
+def seal(key: Readable, header: dict[str, Any], payload: Readable, *, identity: str) -> bytes:
     """Return a container with a public `header` and a sealed `payload`.
 
     Guarantees
@@ -110,7 +114,7 @@ def seal(key: bytes, header: dict[str, Any], payload: bytes, *, identity: str) -
     if len(header_bytes) > MAX_HEADER:
         raise UsageError("A container header holds at most 4096 bytes. Shorten the release name.")
     # Salt and key commitment, then a 16-byte tag for each 16 KiB chunk; the last chunk is shorter and may be empty.
-    body_length = _COMMITTED + len(payload) + 16 * (len(payload) // 16384 + 1)
+    body_length = _COMMITTED + len(payload) + _TAG * (len(payload) // _CHUNK + 1)
     prefix = PREFIX.pack(MAGIC, VERSION, len(header_bytes), body_length) + header_bytes
     return prefix + _encrypt(key, prefix + identity.encode(), payload)
 
@@ -143,7 +147,7 @@ def read_header(data: bytes, *, whole: bool = True) -> tuple[dict[str, Any], int
     return _parse_header(data[PREFIX.size : start]), start
 
 
-def unseal(key: bytes, data: bytes, *, identity: str) -> tuple[dict[str, Any], bytes]:
+def unseal(key: Readable, data: bytes, *, identity: str) -> tuple[dict[str, Any], PrivateBuffer]:
     """Open a container and return its public header and its payload.
 
     Guarantees
@@ -179,12 +183,12 @@ def _parse_header(header_bytes: bytes) -> dict[str, Any]:
     return header
 
 
-def _encrypt(key: bytes, context: bytes, data: bytes) -> bytes:
+def _encrypt(key: Readable, context: bytes, data: Readable) -> bytes:
     encryptor = Cobblestone256Encryptor(key, context)
     return encryptor.update(data) + encryptor.finalize()
 
 
-def _decrypt(key: bytes, context: bytes, sealed: bytes, kind: str) -> bytes:
+def _decrypt(key: Readable, context: bytes, sealed: Readable, kind: str) -> PrivateBuffer:
     if len(sealed) < _COMMITTED:
         raise TruncatedContainer(f"A sealed {kind} ends too early. Restore it from a backup.")
     decryptor = Cobblestone256Decryptor(key, context)
@@ -193,6 +197,17 @@ def _decrypt(key: bytes, context: bytes, sealed: bytes, kind: str) -> bytes:
     except InvalidTag:
         raise WrongKey(f"A sealed {kind} does not open with its key. Restore it from a backup.") from None
     try:
-        return decryptor.update(memoryview(sealed)[_COMMITTED:]) + decryptor.finalize()
+        return _chunks(decryptor, memoryview(sealed)[_COMMITTED:])
     except InvalidTag:
         raise ContainerCorrupt(f"A sealed {kind} was changed or cut. Restore it from a backup.") from None
+
+
+def _chunks(decryptor: Cobblestone256Decryptor, sealed: memoryview) -> PrivateBuffer:
+    """Return the content of all chunks. Raises InvalidTag."""
+    chunks = max(len(sealed) - _TAG, 0) // (_CHUNK + _TAG) + 1
+    content = PrivateBuffer(max(len(sealed) - chunks * _TAG, 0))
+    start = decryptor.update_into(sealed, content)
+    last = decryptor.finalize()  # the last chunk comes as `bytes`
+    memoryview(content)[start:] = last
+    overwrite_bytes(last)
+    return content

@@ -29,6 +29,7 @@ from typing import Any
 from fedmem.errors import FedmemError, KeystoreError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
+from fedmem.storage.private_memory import PrivateBuffer, Readable, overwrite_values
 from fedmem.vault.crypto import container, table_log
 from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.keystore import Keystore
@@ -53,25 +54,32 @@ class RolledBack(VerificationFailed):
     """An error: the table, or another part of the vault, is an older version than the keystore has noted."""
 
 
-def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> bytes:
-    """Return the payload of a table.
+def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> PrivateBuffer:
+    """Return the payload of a table, in a buffer that is overwritten when it is dropped.
 
     Args:
         facts: sealed facts that JSON can represent.
         keys: id (32 hex digits) -> 32-byte data key.
     """
     encoded_facts = canonical_json(dict(facts))
-    return _LENGTH.pack(len(encoded_facts)) + encoded_facts + b"".join(bytes.fromhex(i) + keys[i] for i in sorted(keys))
+    start = _LENGTH.size + len(encoded_facts)
+    payload = PrivateBuffer(start + ROW * len(keys))
+    view = memoryview(payload)
+    view[:start] = _LENGTH.pack(len(encoded_facts)) + encoded_facts
+    for at, item in zip(range(start, len(payload), ROW), sorted(keys), strict=True):
+        view[at : at + ID_BYTES], view[at + ID_BYTES : at + ROW] = bytes.fromhex(item), keys[item]
+    return payload
 
 
-def decode(payload: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+def decode(payload: Readable) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the facts and keys of a payload that `encode` wrote. Raises VerificationFailed if its size is wrong."""
     start = _LENGTH.size + (_LENGTH.unpack_from(payload)[0] if len(payload) >= _LENGTH.size else 0)
     if start > len(payload) or (len(payload) - start) % ROW:
         raise VerificationFailed("The key table has a damaged payload. Restore the vault from a backup.")
-    facts: dict[str, Any] = json.loads(payload[_LENGTH.size : start])
-    rows = (payload[i : i + ROW] for i in range(start, len(payload), ROW))
-    return facts, {row[:ID_BYTES].hex(): row[ID_BYTES:] for row in rows}
+    view = memoryview(payload)
+    facts: dict[str, Any] = json.loads(bytes(view[_LENGTH.size : start]))
+    rows = range(start, len(payload), ROW)  # each key is copied once: a slice of a row would leave a second copy
+    return facts, {view[i : i + ID_BYTES].hex(): bytes(view[i + ID_BYTES : i + ROW]) for i in rows}
 
 
 def epoch_name(epoch: int) -> str:
@@ -218,6 +226,10 @@ class KeyTable:
                 "`fedmem backup restore`, table and database from one backup."
             )
 
+    def _replace_keys(self, keys: dict[str, bytes]) -> None:
+        old_keys, self.keys = self.keys, keys
+        overwrite_values(old_keys)
+
     def load_any_age(self) -> None:
         """Read the table even if the keystore has noted a newer one. Use it for inspection only, and never write it."""
         self._read()
@@ -231,8 +243,9 @@ class KeyTable:
             self._read_entries(self._files.read(self._log))
 
     def forget(self) -> None:
-        """Forget all keys and topics in memory. `load` reads them again."""
-        self.keys, self._entry_key = {}, b""
+        """Forget all keys and topics, and overwrite keys that nothing else refers to. `load` reads them again."""
+        self._replace_keys({})
+        self._entry_key = b""
         self.facts = self.facts | {"topics": {}, "retention": {}}
 
     @property
@@ -277,7 +290,8 @@ class KeyTable:
     ) -> None:
         if "topics" in facts:  # a copy, since `_add` changes it in place
             facts = facts | {"topics": {topic: list(ids) for topic, ids in facts["topics"].items()}}
-        self.facts, self.keys = facts, keys
+        self._replace_keys(keys)
+        self.facts = facts
         self.epoch, self.generation, _ = numbers
         self._start = self._position = start
         self._entry_key = table_log.entry_key(epoch_key, start)

@@ -87,7 +87,7 @@ class PassphraseKeys:
         if len(slot) <= SECRET_BYTES:
             return self._derive(name, self._slots.load(name))
         try:
-            return open_cell(self._wrapping_key(name, slot), slot[SECRET_BYTES:], identity=f"slot/{name}")
+            return bytes(open_cell(self._wrapping_key(name, slot), slot[SECRET_BYTES:], identity=f"slot/{name}"))
         except VerificationFailed:
             raise missing(name) from None  # a damaged slot is treated as missing
 

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from fedmem.errors import VerificationFailed
+from fedmem.storage.private_memory import PrivateBuffer, Readable
 from fedmem.vault.crypto import container
 
 MAGIC = b"FMT\x01"
@@ -66,7 +67,7 @@ class LogEntries:
         is_torn: True if bytes follow that are no whole entry.
     """
 
-    payloads: list[bytes] = field(repr=False)
+    payloads: list[PrivateBuffer] = field(repr=False)
     position: LogPosition
     is_torn: bool
 
@@ -100,7 +101,7 @@ def entry_key(epoch_key: bytes, position: LogPosition) -> bytes:
     return HKDFExpand(SHA256(), 32, _SUBKEY + position.base).derive(epoch_key)
 
 
-def seal_entry(key: bytes, vault_id: str, position: LogPosition, payload: bytes) -> tuple[bytes, LogPosition]:
+def seal_entry(key: bytes, vault_id: str, position: LogPosition, payload: Readable) -> tuple[bytes, LogPosition]:
     """Return the bytes to write at `position.offset`, and the place after them.
 
     Guarantees
@@ -129,7 +130,7 @@ def read_entries(key: bytes, vault_id: str, position: LogPosition, data: bytes) 
     Raises:
         VerificationFailed: an entry before the last one does not open.
     """
-    payloads, at = list[bytes](), 0
+    payloads, at = list[PrivateBuffer](), 0
     if position.offset == 0:
         if not continues(data, position):
             return LogEntries([], position, is_torn=False)

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import select
 
 from fedmem.errors import NothingMatched, VerificationFailed
+from fedmem.storage.private_memory import PrivateBuffer, Readable
 from fedmem.vault.crypto import container
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import BlockRow
@@ -76,8 +77,11 @@ class BlockStore:
             raise NothingMatched("No block has this id or topic. `fedmem block list` shows what there is.")
         return max(blocks, key=lambda block: block.version)
 
-    def rows(self, block_id: str) -> bytes:
+    def rows(self, block_id: str) -> PrivateBuffer:
         """Return the serialised rows of a block (safetensors).
+
+        The buffer is overwritten with zeros when it is dropped, when the vault is closed, and when an erasure is
+        noticed. So a result that was computed from it counts only if `generation` is the same afterwards.
 
         Raises:
             NothingMatched: there is no such block.
@@ -99,7 +103,7 @@ class BlockStore:
             raise container.ContainerCorrupt(
                 "The header of a block belongs to another block. Restore the vault from a backup."
             )
-        return rows
+        return self._core.memory.keep(rows)
 
     def facts(
         self, topic: str, release: str, run_id: str, layers: int, width: int, d_model: int, size: int
@@ -110,7 +114,7 @@ class BlockStore:
         return {"topic": topic, "release": release, "version": version, **spec, "run_id": run_id, "bytes": size,
                 "created": time.time()}  # fmt: skip
 
-    def write(self, block_id: str, key: bytes, facts: dict[str, Any], rows: bytes) -> None:
+    def write(self, block_id: str, key: Readable, facts: dict[str, Any], rows: Readable) -> None:
         """Write the container of a block. The block stays invisible until its row is live."""
         sealed = container.seal(
             key, _header(block_id, self._core.id, facts), rows, identity=self._core.identity("block", block_id)

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 from fedmem.vault.store.content_stores import StoredItem, container_item
 from fedmem.vault.store.core import Core
@@ -54,7 +55,7 @@ class Checkpoints:
         self._core.files.make_folder(self.path(key_id).parent)
         self._core.files.replace(self.path(key_id), sealed)
 
-    def load(self, key_id: str, run_key: bytes) -> tuple[int, bytes] | None:
+    def load(self, key_id: str, run_key: bytes) -> tuple[int, PrivateBuffer] | None:
         """Return (step, data) of a run's checkpoint; None if there is none, or a damaged one."""
         identity = self._core.identity("checkpoint", key_id)
         with contextlib.suppress(NothingMatched, VerificationFailed, VersionMismatch):

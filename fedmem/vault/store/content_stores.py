@@ -20,9 +20,9 @@ from sqlalchemy import delete, select
 from fedmem.errors import Refused
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import epoch_name
-from fedmem.vault.store.core import Core, batches
+from fedmem.vault.store.core import Core, batches, forget_in_this_process
 from fedmem.vault.store.database import BlockRow, RecordRow, RunRow
-from fedmem.vault.store.leases import stale_readers
+from fedmem.vault.store.leases import StaleLease, stale_readers
 from fedmem.vault.store.topics import rewrite
 
 PATIENCE = 2.0  # seconds that an erasure waits for readers to notice it
@@ -181,10 +181,14 @@ class DatabaseStore:
 
 
 class ReaderStore:
-    """The memory of other processes that opened the vault for reading: a server, another app."""
+    """The memory of every program that opened the vault: this one, a server, another app.
+
+    Keys, rows of blocks, vectors and caches of answers are overwritten. Other openings of this process are told; other
+    processes notice by themselves.
+    """
 
     name, order = "readers", 3
-    method = "given up by each reader at its next fetch, or with its process"
+    method = "overwritten in this process; given up by each other reader at its next fetch, or with its process"
     claims = frozenset({"leases"})
 
     def __init__(self, core: Core) -> None:
@@ -194,13 +198,20 @@ class ReaderStore:
         return []  # the vault cannot list a reader's memory; `scan` reports that it may hold something
 
     def erase(self, ids: frozenset[str]) -> None:
+        self._core.memory.clear()
         deadline = time.monotonic() + PATIENCE
-        while self.scan(ids) and time.monotonic() < deadline:
+        while (readers := self._stale_readers()) and time.monotonic() < deadline:
+            forget_in_this_process({reader.mark for reader in readers})
             time.sleep(0.02)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        processes = stale_readers(self._core.root / "leases", self._core.table.generation)
-        return [f"process {process} opened the vault before the erasure and still has it open" for process in processes]
+        return [
+            f"process {reader.process} opened the vault before the erasure and still has it open"
+            for reader in self._stale_readers()
+        ]
+
+    def _stale_readers(self) -> list[StaleLease]:
+        return stale_readers(self._core.root / "leases", self._core.table.generation, self._core.lease)
 
 
 # These hold random ids, chain digests and public facts only. The content of the two ledgers is sealed and has no topic.

@@ -10,14 +10,16 @@ Invariants
 - Every opened vault holds a lease of the generation that it saw, and checks the generation before each fetch. After an
   erasure by another process it forgets its keys and content and gives the lease back (I4). A vault that is open for
   writing then reads the new table; one that is open for reading must be opened again.
+- To forget is to overwrite: keys, rows of blocks and vectors, before the lease is released (see `PrivateMemory`).
 - An item without a key does not exist, even if the database holds its row.
 """
 
 import contextlib
 import functools
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -27,6 +29,7 @@ from fedmem.storage import forks
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
+from fedmem.storage.private_memory import PrivateBuffer, PrivateMemory, Readable
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.header import NAME as HEADER
 from fedmem.vault.crypto.key_table import KeyTable
@@ -76,6 +79,7 @@ class Core:
         is_settled: False during a change, and after a failed one.
         lease: the lease of this opened vault; None while it is being opened.
         trained_topics: topics whose training runs in this process.
+        memory: rows, vectors and caches of answers that were made from this vault.
     """
 
     root: Path
@@ -95,12 +99,15 @@ class Core:
     lease: Lease | None = None
     trained_topics: set[str] = field(default_factory=set)
     writer: WriterLock | None = None
+    memory: PrivateMemory = field(default_factory=PrivateMemory)
     _is_changing: bool = field(default=False, init=False)
     _uses: Counter[Lease] = field(default_factory=Counter, init=False)
     _using_threads: Counter[int] = field(default_factory=Counter, init=False)
 
     def __post_init__(self) -> None:
         forks.watch(self)
+        self.forget.append(self.memory.clear)
+        _openings.add(self)
 
     @property
     def lock(self) -> forks.ProcessLock:
@@ -221,11 +228,11 @@ class Core:
             if self.lease is not None:
                 self.take_lease()
 
-    def seal(self, kind: str, item: str, key: bytes, data: bytes) -> bytes:
+    def seal(self, kind: str, item: str, key: Readable, data: Readable) -> bytes:
         """Return `data` as a sealed cell, bound to this vault, the kind and the item."""
         return container.seal_cell(key, data, identity=self.identity(kind, item))
 
-    def open_cell(self, kind: str, item: str, sealed: bytes) -> bytes:
+    def open_cell(self, kind: str, item: str, sealed: bytes) -> PrivateBuffer:
         """Return the content of a cell, opened with the item's own key. Raises VerificationFailed."""
         return container.open_cell(self.table.keys[item], sealed, identity=self.identity(kind, item))
 
@@ -279,6 +286,7 @@ class Core:
                 self.lease.release()
             self.lease = Lease(self.root / "leases", self.table.generation)
             watcher.watch(self)
+            weakref.finalize(self, _let_go, self.table, self.memory, self.lease)
             if self.writer is None:  # an erasure may have ended before the mark was visible
                 self.refresh()
 
@@ -294,6 +302,28 @@ class Core:
     def _check_open(self) -> None:
         if self.is_closed:
             raise UsageError("This vault object is closed. Open the vault again.")
+
+
+_openings: "weakref.WeakSet[Core]" = weakref.WeakSet()
+
+
+def forget_in_this_process(marks: Collection[str]) -> None:
+    """Make the openings of this process that hold these leases forget everything, as `Core.stop_reading` does.
+
+    An opening that another thread is using at the moment is left out: waiting for it could be a deadlock.
+
+    Args:
+        marks: names of the leases, as `stale_readers` returns them.
+    """
+    for core in list(_openings):
+        if core.lease is not None and core.lease.path.name in marks:
+            core.notice()
+
+
+def _let_go(table: KeyTable, memory: PrivateMemory, lease: Lease) -> None:
+    table.forget()
+    memory.clear()
+    lease.release()
 
 
 Rest = ParamSpec("Rest")

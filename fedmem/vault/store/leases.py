@@ -1,12 +1,14 @@
-"""Leases of readers: the other processes that opened this vault, and the generation that each of them saw.
+"""Leases: the openings of a vault, in any thread, process or container, and the generation that each of them saw.
 
 Invariants
-- A reader's mark is one file under `leases/`. A lock (flock) holds it, which the system releases when the process
-  ends. So `kill -9`, a reused process id or a process in another container never make a live reader look dead, or a
-  dead one look alive.
-- The file's name holds the generation that the reader saw, and random letters. Its content is process id and start
+- An opening's mark is one file under `leases/`. A lock (flock) on the open file holds it. So an opening is known by its
+  open file, never by a process id: two containers may both have a process 1.
+- The system releases the lock when the last process with the open file ends or closes it. A forked child has the open
+  file too, and closes it after it has overwritten its copies of keys and rows (see `forks`). Until then the mark holds,
+  even if the parent has ended. A stopped process (SIGSTOP) holds it as well.
+- The file's name holds the generation that the opening saw, and random letters. Its content is process id and start
   time, for people to read. Neither is private (I8).
-- The next process that looks removes the marks of ended readers.
+- The next process that looks removes the marks that nothing holds.
 
     lease = Lease(root / "leases", generation)
     stale_readers(root / "leases", generation + 1)        # an erasure still has to wait for these
@@ -17,20 +19,30 @@ import contextlib
 import json
 import os
 import time
-import weakref
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import storage_errors
-from fedmem.storage.forks import FORK_LOCK
 from fedmem.storage.ids import new_id
 from fedmem.storage.locks import FileLock
 
-_leases: "weakref.WeakSet[Lease]" = weakref.WeakSet()
+
+@dataclass(frozen=True, order=True)
+class StaleLease:
+    """A live opening that saw an earlier generation.
+
+    Attributes:
+        process: its process id, as its own container counts; 0 if its mark has no readable content.
+        mark: the name of its mark.
+    """
+
+    process: int
+    mark: str
 
 
 class Lease:
-    """The mark of one reader, from construction until `release` or the end of the process. Raises StorageError."""
+    """The mark of one opening, from construction until `release` or the end of the process. Raises StorageError."""
 
     def __init__(self, folder: Path, generation: int) -> None:
         with storage_errors("mark this process as a reader of the vault"):
@@ -39,8 +51,6 @@ class Lease:
                 _is_held(path)
             self._lock, self.path = _new_mark(folder.absolute(), generation)
         self.generation = generation
-        with FORK_LOCK:
-            _leases.add(self)
 
     @property
     def is_held(self) -> bool:
@@ -48,38 +58,32 @@ class Lease:
         return self._lock.handle >= 0
 
     def release(self) -> None:
-        """Remove the mark. Calling it twice is fine. In a forked child it leaves the parent's mark in place."""
+        """Release the mark; calling it twice is fine. In a forked child it does nothing.
+
+        The file stays as long as a forked child still has it open, with keys and rows in its memory.
+        """
         if self.is_held:
-            with contextlib.suppress(OSError):  # an unlocked mark counts as dead, and the next process removes it
-                self.path.unlink(missing_ok=True)
             self._lock.release()
+            with contextlib.suppress(OSError):  # an unlocked mark counts as dead, and the next process removes it
+                _is_held(self.path)
 
 
-def stale_readers(folder: Path, generation: int) -> list[int]:
-    """Return the process ids of live readers in other processes that saw a generation before this one, sorted.
-
-    Readers of this process are left out: they stop at their next fetch. They are recognised by their open files: a
-    process in another container may have the same process id.
+def stale_readers(folder: Path, generation: int, own: Lease | None = None) -> list[StaleLease]:
+    """Return the live openings that saw a generation before this one, sorted.
 
     Args:
         folder: the vault's folder `leases`, which may be missing.
         generation: the vault's current generation.
-
-    Returns:
-        The process ids; 0 stands for a reader whose mark has no readable content.
+        own: the lease of the opening that asks; it is left out. Other openings of this process are not.
 
     Raises:
         StorageError: the folder could not be read.
     """
     with storage_errors("look for readers of the vault"):
-        held_marks = [path for path in folder.absolute().iterdir() if _is_held(path)] if folder.is_dir() else []
-        with FORK_LOCK:
-            marks_of_this_process = {lease.path for lease in _leases if lease.is_held}
-        return sorted(
-            _process(path)
-            for path in held_marks
-            if _generation(path) < generation and path not in marks_of_this_process
-        )
+        marks = [path for path in folder.iterdir() if _is_held(path)] if folder.is_dir() else []
+        if own is not None and own.is_held:
+            marks = [path for path in marks if path.name != own.path.name]
+        return sorted(StaleLease(_process(path), path.name) for path in marks if _generation(path) < generation)
 
 
 def _new_mark(folder: Path, generation: int) -> tuple[FileLock, Path]:
@@ -98,7 +102,7 @@ def _new_mark(folder: Path, generation: int) -> tuple[FileLock, Path]:
 def _is_held(path: Path) -> bool:
     """Return True if a live process holds this mark; remove the mark if no process does."""
     try:
-        lock = FileLock(path, flags=0)
+        lock = FileLock(path, flags=0, is_shared=True)  # shared: two processes that look do not block each other
     except FileNotFoundError:
         return False
     except BlockingIOError:

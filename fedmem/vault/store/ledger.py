@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from fedmem.errors import FedmemError, UsageError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.hash_chained_log import chain
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 from fedmem.vault.store import ledger_anchor
 from fedmem.vault.store.core import Core, serialised_methods
@@ -135,5 +136,5 @@ class Ledger:
     def _key(self) -> bytes:
         return self.core.table.keys[self.core.table.facts["ledger"]]
 
-    def _open(self, seq: int, sealed: bytes) -> bytes:
+    def _open(self, seq: int, sealed: bytes) -> PrivateBuffer:
         return container.open_cell(self._key(), sealed, identity=self.core.identity("event", str(seq)))

@@ -22,6 +22,7 @@ from sqlalchemy import insert, select, text
 from fedmem.errors import NothingMatched, UsageError, VersionMismatch
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.ids import new_id
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import RecordRow
@@ -197,16 +198,16 @@ def _encode(record: NewRecord) -> bytes:
     return _LENGTH.pack(len(public)) + public + _row(record.vector).tobytes()
 
 
-def _decode(item: str, data: bytes) -> Record:
-    facts = json.loads(data[_LENGTH.size : _vector_start(data)])
-    vector = _vector(data).astype(np.float32)
+def _decode(item: str, data: PrivateBuffer) -> Record:
+    facts = json.loads(bytes(memoryview(data)[_LENGTH.size : _vector_start(data)]))
+    vector = np.frombuffer(PrivateBuffer(memoryview(data)[_vector_start(data) :]), dtype="<f4")
     return Record(item, facts["topic"], facts["text"], tuple(facts["path"]), vector, facts["release"])
 
 
-def _vector(data: bytes) -> Vector:
+def _vector(data: PrivateBuffer) -> Vector:
     """Return the vector of an encoded record, as a view of it."""
     return np.frombuffer(data, dtype="<f4", offset=_vector_start(data))
 
 
-def _vector_start(data: bytes) -> int:
+def _vector_start(data: PrivateBuffer) -> int:
     return _LENGTH.size + int(_LENGTH.unpack_from(data)[0])

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from fedmem.errors import NothingMatched, Refused, UsageError
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.ids import new_id
+from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints
@@ -157,7 +158,7 @@ class Runs:
         with self._core.writing():
             self._checkpoints.save(self._open_row(run).key_id, run.key, step, data)
 
-    def saved(self, run: TrainingRun) -> tuple[int, bytes] | None:
+    def saved(self, run: TrainingRun) -> tuple[int, PrivateBuffer] | None:
         """Return (step, data) of the last checkpoint of an open run; None if there is none. Raises NothingMatched."""
         self._core.reading()
         return self._checkpoints.load(self._open_row(run).key_id, run.key)
