@@ -120,7 +120,7 @@ def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     block_rows = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
     return {
         "device": figures.readers if math.isfinite(figures.readers) else None,
-        "device_reason": figures.reason or "Poisson sampling of devices, readers of released anchors",
+        "device_reason": figures.reason or f"readers of released anchors; {figures.adjacency}; {figures.accounting}",
         "device_delta": figures.delta,
         "coordinator": None,
         "coordinator_reason": "infinite: the coordinator sees each update until secure aggregation carries the noise",
