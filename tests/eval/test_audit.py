@@ -74,6 +74,14 @@ def test_the_audit_sees_gross_bugs(bug):
     assert found["p_value"] < 1 - room.CONFIDENCE
 
 
+def test_decoding_shows_more_than_products_where_the_noise_is_missing():
+    """With 500 canaries, which a block cannot keep apart as well as 120."""
+    plan = room.audited_plan(500)
+    with BUGS["no_noise"](plan):
+        found, _ = room.OneRun(AuditSetup.new(500), plan, stream()).measure("correct")
+    assert found["white_box_decoded"] > found["white_box_product"] + 0.5
+
+
 def test_the_black_box_has_power_too():
     with BUGS["no_noise"](PLAN):
         assert bounds("correct")["black_box"] > 0.2
