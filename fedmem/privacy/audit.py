@@ -41,15 +41,15 @@ from numpy.typing import NDArray
 
 from fedmem.privacy.accounting import COARSE, epsilon_pld
 from fedmem.privacy.spend import SpendEvent
-from fedmem.privacy.tradeoff import Curve, curve
+from fedmem.privacy.tradeoff import TradeoffCurve, curve
 
 Scores = Mapping[str, NDArray[np.floating]]
 SHARES = (0.1, 0.2)
 """Shares of the canaries that are guessed at each end of the ranking; each share is one attempt."""
 RATIO, REACH = 1.01, 350
 """The noise of the claim times RATIO to a power of at most REACH, either way: the noise that an audit looks for."""
-PRECISION, LEAST = 1e-3, 1e-12
-"""Rounding of epsilon, and the least p-value that is told apart from 0."""
+LEAST, ROUNDING = 1e-12, 1e-9
+"""The least p-value that is told apart from 0, and a bound on the float errors of the recursion."""
 
 
 def lower_bounds(
@@ -140,10 +140,10 @@ def refuted_epsilon(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_noise_refuted(middle) else (middle, high)
-    return math.floor(epsilon_pld([with_noise(high)], delta, grid=COARSE) / PRECISION) * PRECISION
+    return math.floor(1000 * epsilon_pld([with_noise(high)], delta, grid=COARSE)) / 1000
 
 
-def p_value(claim: Curve, canaries: int, guesses: int, right: int) -> float:
+def p_value(claim: TradeoffCurve, canaries: int, guesses: int, right: int) -> float:
     """Return an upper bound on the chance of at least `right` right guesses for a run with this curve.
 
     It is exact to 1 %, rounded up, and at least `LEAST`. Arguments and errors are those of `is_refuted`.
@@ -157,7 +157,7 @@ def p_value(claim: Curve, canaries: int, guesses: int, right: int) -> float:
     return high
 
 
-def is_refuted(claim: Curve, canaries: int, guesses: int, right: int, chance: float) -> bool:
+def is_refuted(claim: TradeoffCurve, canaries: int, guesses: int, right: int, chance: float) -> bool:
     """Return True if a run with this curve makes at least `right` right guesses with a probability below `chance`.
 
     Guarantees: the recursion of the module's docstring. It may return False where True is right, never the other way.
@@ -179,6 +179,6 @@ def is_refuted(claim: Curve, canaries: int, guesses: int, right: int, chance: fl
         grown = max(least, (canaries * claim.least_alarms(detection) + later) / (guesses - j))
         detection += j * (grown - least) / canaries
         least, later = grown, later + grown
-        if least > 1 + PRECISION:
+        if least > 1 + ROUNDING:
             return True
     return False

@@ -27,7 +27,7 @@ EPSILONS_E = np.linspace(-20.0, 20.0, 2001)
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class TradeoffCurve:
     """The delta of a mechanism at each of `EPSILONS_E`, at least the true one."""
 
     deltas_E: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Curve:
 
 
 @lru_cache(maxsize=1024)
-def curve(spend: SpendEvent) -> Curve:
+def curve(spend: SpendEvent) -> TradeoffCurve:
     """Return the curve of a spend with noise, for adding or removing one record that took part in all its steps.
 
     Args:
@@ -56,4 +56,4 @@ def curve(spend: SpendEvent) -> Curve:
         value_discretization_interval=COARSE,
         use_connect_dots=True,
     )
-    return Curve(np.clip(step.self_compose(spend.steps).get_delta_for_epsilon(EPSILONS_E), 0.0, 1.0))
+    return TradeoffCurve(np.clip(step.self_compose(spend.steps).get_delta_for_epsilon(EPSILONS_E), 0.0, 1.0))
