@@ -69,6 +69,7 @@ def epsilon_fixed_pld(rate: float, noise_multiplier: float, steps: int, delta: f
     return max(0.0, float(composed.get_epsilon_for_delta(delta)))
 
 
+@lru_cache(maxsize=4)
 def fixed_pld(rate: float, noise_multiplier: float, grid: float = FINE) -> "PrivacyLossDistribution":
     """Return the discretised privacy loss distribution of one round, which may be composed with others.
 

@@ -20,6 +20,7 @@ from fedmem.sim.phases.private import open_vault, private_devices
 from fedmem.storage.canonical import digest
 
 STATE_FILES = ("pretrained", "control", "cotrained")
+READERS = "readers of released anchors"
 PER_STEP = 4
 """Bytes for each parameter and step if gradients were exchanged as bf16: 2 up, 2 down."""
 
@@ -120,7 +121,8 @@ def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     block_rows = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
     return {
         "device": figures.readers if math.isfinite(figures.readers) else None,
-        "device_reason": figures.reason or f"readers of released anchors; {figures.adjacency}; {figures.accounting}",
+        "device_reason": figures.reason
+        or f"{READERS}; {figures.adjacency}, or zeros in its place; {figures.accounting}",
         "device_delta": figures.delta,
         "coordinator": None,
         "coordinator_reason": "infinite: the coordinator sees each update until secure aggregation carries the noise",
