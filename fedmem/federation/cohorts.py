@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.privacy import accounting
+from fedmem.privacy.accounting import FINE
 from fedmem.privacy.accounting_fixed import epsilon_fixed_pld
 from fedmem.privacy.spend import SpendEvent
 
@@ -37,6 +38,8 @@ POISSON_PLD, POISSON_RDP = (
 FIXED_PLD = "PLD of fixed-size samples (Zhu, Dong and Wang 2022)"
 FIXED_RDP = "RDP of fixed-size samples (Wang, Balle and Kasiviswanathan 2019)"
 ADD_OR_REMOVE, REPLACE = "add or remove one device", "replace one device by another"
+TAIL_MASS, MOST_LOSS = 1e-15, 1e5
+"""The tail that dp_accounting cuts off PLD's grid, and the largest loss on it: two million cells at a width of 0.1."""
 MECHANISM = "fixed-gaussian/1"
 # Above order 128 the exact bound takes seconds; higher orders lower ε only where it is below 0.1.
 ORDERS = accounting.ORDERS[accounting.ORDERS <= 128]
@@ -98,7 +101,7 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
 
     Guarantees: an upper bound, for noise of `noise_multiplier` clip norms on a sum whose sensitivity is two clip norms.
     It is the lesser of the PLD figure (`accounting_fixed`) and `fixed_epsilon_bound`. Without dp_accounting, and where
-    ε is near 100 or above, it is `fixed_epsilon_bound`; `fixed_accounting` names the one.
+    the losses are too large for a grid, it is `fixed_epsilon_bound`; `fixed_accounting` names the one.
 
     | input | ε |
     |---|---|
@@ -107,19 +110,21 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
     | cohort = population | that of the plain Gaussian mechanism |
     """
     bound = fixed_epsilon_bound(spend, delta)
-    if fixed_accounting(spend, delta) == FIXED_RDP:
+    if fixed_accounting(spend) == FIXED_RDP:
         return bound
-    rate = spend.cohort / spend.population
-    return min(bound, epsilon_fixed_pld(rate, spend.noise_multiplier, spend.steps, delta))
+    rate, grid = spend.cohort / spend.population, FINE * max(1.0, _loss_range(spend) / accounting.HOPELESS)
+    return min(bound, epsilon_fixed_pld(rate, spend.noise_multiplier, spend.steps, delta, grid))
 
 
-def fixed_accounting(spend: FixedSpend, delta: float) -> str:
+def fixed_accounting(spend: FixedSpend) -> str:
     """Return the name of the accounting behind `fixed_epsilon`: `FIXED_PLD` or `FIXED_RDP`."""
-    if not find_spec("dp_accounting"):
-        return FIXED_RDP
-    # The same rounds with Poisson cohorts and half the noise: a little less, so it tells if PLD's grid is affordable.
+    return FIXED_PLD if find_spec("dp_accounting") and _loss_range(spend) <= MOST_LOSS else FIXED_RDP
+
+
+def _loss_range(spend: FixedSpend) -> float:
+    """Return about the largest loss on PLD's grid: by RDP, of such rounds with Poisson cohorts and half the noise."""
     similar = SpendEvent(spend.cohort / spend.population, spend.noise_multiplier / 2, spend.steps)
-    return FIXED_PLD if accounting.epsilon_rdp([similar], delta) <= accounting.HOPELESS else FIXED_RDP
+    return accounting.epsilon_rdp([similar], TAIL_MASS)
 
 
 def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:

@@ -168,7 +168,7 @@ def figures(plan: DevicePlan, rounds: int) -> Figures:
         return Figures(math.inf, math.inf, plan.delta, reason, plan.adjacency)
     event = spend(plan, rounds)
     if isinstance(event, FixedSpend):
-        readers, method = cohorts.fixed_epsilon(event, plan.delta), cohorts.fixed_accounting(event, plan.delta)
+        readers, method = cohorts.fixed_epsilon(event, plan.delta), cohorts.fixed_accounting(event)
     else:
         readers = accounting.epsilon_pld([event], plan.delta)
         method = cohorts.POISSON_PLD if readers <= accounting.HOPELESS else cohorts.POISSON_RDP

@@ -12,6 +12,7 @@ from fedmem.errors import BudgetExceeded, UsageError
 from fedmem.federation import cohorts, device_dp
 from fedmem.federation.cohorts import FixedSpend
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.privacy.accounting_fixed import epsilon_fixed_pld
 from fedmem.privacy.stream import PrivacyStream
 
 KEY = bytes(range(32))
@@ -84,16 +85,24 @@ def test_everyone_every_round_is_the_gaussian_mechanism_with_twice_the_sensitivi
 def test_without_the_library_the_figure_is_the_bound_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     spend = FixedSpend(1000, 50, 4.0, 100)
     tight = cohorts.fixed_epsilon(spend, 1e-5)
-    assert cohorts.fixed_accounting(spend, 1e-5) == cohorts.FIXED_PLD
+    assert cohorts.fixed_accounting(spend) == cohorts.FIXED_PLD
     monkeypatch.setattr(cohorts, "find_spec", lambda _: None)
-    assert cohorts.fixed_accounting(spend, 1e-5) == cohorts.FIXED_RDP
+    assert cohorts.fixed_accounting(spend) == cohorts.FIXED_RDP
     assert cohorts.fixed_epsilon(spend, 1e-5) == cohorts.fixed_epsilon_bound(spend, 1e-5) > 2 * tight
 
 
-def test_an_epsilon_that_protects_nothing_is_bounded_without_a_grid() -> None:
+def test_losses_too_large_for_a_grid_are_bounded_without_one() -> None:
     spend = FixedSpend(1000, 500, 0.01, 10**4)
-    assert cohorts.fixed_accounting(spend, 1e-5) == cohorts.FIXED_RDP
-    assert 100 < cohorts.fixed_epsilon(spend, 1e-5) < math.inf
+    assert cohorts.fixed_accounting(spend) == cohorts.FIXED_RDP
+    assert 1e5 < cohorts.fixed_epsilon(spend, 1e-5) < math.inf
+
+
+def test_a_grid_fits_where_rdp_says_thousands() -> None:
+    """Rare and large losses, of which RDP sees the largest only; a coarser grid bounds them well."""
+    spend = FixedSpend(1000, 1, 0.5, 1000)
+    assert cohorts.fixed_epsilon_bound(spend, 1e-5) > 2900
+    fine = epsilon_fixed_pld(0.001, 0.5, 1000, 1e-5, grid=1e-3)
+    assert fine <= cohorts.fixed_epsilon(spend, 1e-5) <= 1.01 * fine < 120
 
 
 def test_the_figure_of_a_noisy_federation_fell() -> None:
