@@ -104,6 +104,27 @@ class TopicSpent:
 
 
 @dataclass(frozen=True)
+class LifetimeSpent:
+    """The account of a device over all federations that it answered.
+
+    Attributes:
+        epsilon: ε of all of them together, against readers of released anchors; infinite if it is not bounded.
+        delta: the δ of this ε.
+        budget: the greatest ε that the device's policy allows.
+        left: the budget minus `epsilon`, at least 0.
+        federations: number of plans that the device answered and was charged for.
+        adjacency: the change that ε protects.
+    """
+
+    epsilon: float
+    delta: float
+    budget: float
+    left: float
+    federations: int
+    adjacency: str
+
+
+@dataclass(frozen=True)
 class Statement:
     """The content of a privacy report.
 

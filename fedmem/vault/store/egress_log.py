@@ -14,6 +14,7 @@ Invariants
     | message, number, nbytes, run, plan | the wire schema and the coordinator's request name them, for every device |
     | digest | of bytes that the coordinator holds |
     | spend, delta | follow from the plan, equal for every device |
+    | rounds | follows from the plan, the policy's limits and the lines before |
 
 The lines are sealed all the same: a thief of the disk must not learn in which federations the device takes part.
 
