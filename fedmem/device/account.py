@@ -16,7 +16,7 @@ Invariants
     | line of the ledger | charge |
     |---|---|
     | of a plan without noise, or without a spend | infinite |
-    | of an earlier version, which noted no `rounds` | each line a round; a sampling plan up to its last answered round |
+    | of an earlier version, without `rounds` | each line a round; of a sampling plan all up to the last answered one |
     | lines that a restored backup is known to lack | infinite |
 
 >>> account, plan = Account(FederationLimits()), DevicePlan(population=100, rounds=5, noise_multiplier=2.0)
@@ -25,7 +25,7 @@ Invariants
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused
@@ -38,6 +38,7 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.vault.store.egress_entry import EgressEntry
 from fedmem.vault.store.egress_log import EgressLog
 
+Accountant = Callable[[Iterable[Spend], float], float]
 UNLIMITED = FederationLimits(math.inf, 1e-5, allow_no_dp=True)
 """The limits of a simulated device, and of a test."""
 
@@ -83,9 +84,7 @@ class Account:
     Raises VerificationFailed for a spend that this version does not know.
     """
 
-    def __init__(
-        self, limits: FederationLimits, entries: Iterable[EgressEntry] = (), is_complete: bool = True
-    ) -> None:
+    def __init__(self, limits: FederationLimits, entries: Iterable[EgressEntry] = (), is_complete: bool = True) -> None:
         self._limits, self._is_complete = limits, is_complete
         self._plans: dict[tuple[str, bytes], _Participation] = {}
         self._granted: dict[str, int] = {}
@@ -127,8 +126,8 @@ class Account:
     def admit(self, plan: DevicePlan, number: int) -> None:
         """Return if an update may leave in round `number` of `plan`.
 
-        Guarantees: after the answer of an admitted round is charged, `epsilon` is at most the limit, or infinite only by
-        plans without noise that the policy allows.
+        Guarantees: after the answer of an admitted round is charged, `epsilon` is at most the limit, except for plans
+        without noise that the policy allows.
 
         Raises:
             BoundaryViolation: the plan has no such round.
@@ -147,7 +146,7 @@ class Account:
     def admit_answer(self, plan: DevicePlan, number: int, digest: str) -> None:
         """Return if an update with this digest may leave in round `number`.
 
-        Raises as `admit`, and BoundaryViolation if another answer was given in this round. The same one may be repeated.
+        The same answer may be repeated. Raises as `admit`, and BoundaryViolation if this round got another answer.
         """
         self.admit(plan, number)
         digests = {one for lines in self._lines(plan) for one in lines.answers.get(number, ())}
@@ -188,23 +187,22 @@ class Account:
     def _most_rounds(self, plan: DevicePlan) -> int:
         """Return the greatest number of rounds that keeps ε at or below the limit."""
         others = self._spends(but=plan.digest())
-        if others is None or not self._fits(others):
+        if others is None or not self._fits(others, composition.epsilon):
             return 0
-        if self._fits([*others, device_dp.spend(plan, plan.rounds)]):
-            return plan.rounds
-        fitting, beyond = 0, plan.rounds
-        while beyond - fitting > 1:
-            middle = (fitting + beyond) // 2
-            if self._fits([*others, device_dp.spend(plan, middle)]):
-                fitting = middle
-            else:
-                beyond = middle
-        return fitting
 
-    def _fits(self, spends: list[Spend]) -> bool:
-        limit, delta = self._limits.epsilon, self._limits.delta
-        # The bound takes no time, and decides most cases.
-        return composition.epsilon_bound(spends, delta) <= limit or composition.epsilon(spends, delta) <= limit
+        def fits(rounds: int, accountant: Accountant) -> bool:
+            return self._fits([*others, device_dp.spend(plan, rounds)], accountant)
+
+        # The bound takes no time and is close, so the exact figure is asked for near its answer only.
+        fitting = _greatest(0, plan.rounds, lambda rounds: fits(rounds, composition.epsilon_bound))
+        step = 1 + fitting // 16
+        while fitting < plan.rounds and fits(min(fitting + step, plan.rounds), composition.epsilon):
+            fitting, step = min(fitting + step, plan.rounds), 2 * step
+        beyond = min(fitting + step, plan.rounds)
+        return _greatest(fitting, beyond, lambda rounds: fits(rounds, composition.epsilon))
+
+    def _fits(self, spends: list[Spend], accountant: Accountant) -> bool:
+        return accountant(spends, self._limits.delta) <= self._limits.epsilon
 
     def _spends(self, but: str) -> list[Spend] | None:
         """Return what all plans but one are charged with; None if it is infinite.
@@ -239,6 +237,16 @@ class Account:
         for lines in self._lines(plan):
             rounds |= lines.rounds | (set(lines.answers) if lines.lines else set())
         return rounds
+
+
+def _greatest(fitting: int, last: int, fits: Callable[[int], bool]) -> int:
+    """Return the greatest number from `fitting`, which fits, to `last` that fits. What is below a fit fits."""
+    if fits(last):
+        return last
+    while last - fitting > 1:
+        middle = (fitting + last) // 2
+        fitting, last = (middle, last) if fits(middle) else (fitting, middle)
+    return fitting
 
 
 def account_of(ledger: EgressLog, limits: FederationLimits) -> Account:

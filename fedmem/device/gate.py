@@ -101,9 +101,7 @@ class Gate:
             if is_update:
                 self.account.admit_answer(self.terms.plan, number, digest)
             rounds = self.account.charge(self.terms.plan, number)
-            entry = EgressEntry(
-                self.schema.message, number, fields.nbytes, digest, rounds=rounds, **self._entry_facts
-            )
+            entry = EgressEntry(self.schema.message, number, fields.nbytes, digest, rounds=rounds, **self._entry_facts)
             self.enter(entry)
             self.account.add(entry)
         return fields

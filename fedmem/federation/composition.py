@@ -64,9 +64,11 @@ def epsilon(spends: Iterable[Spend], delta: float) -> float:
         delta: strictly between 0 and 1.
     """
     poisson, fixed = _split(spends)
+    bound = epsilon_bound([*poisson, *fixed], delta)
     if not find_spec("dp_accounting") or (fixed and (poisson or len(fixed) > 1)):
-        return epsilon_bound([*poisson, *fixed], delta)
-    return cohorts.fixed_epsilon(fixed[0], delta) if fixed else accounting.epsilon_pld(poisson, delta)
+        return bound
+    exact = cohorts.fixed_epsilon(fixed[0], delta) if fixed else accounting.epsilon_pld(poisson, delta)
+    return min(exact, bound)  # PLD's grid may round up past the bound
 
 
 def epsilon_bound(spends: Iterable[Spend], delta: float) -> float:
