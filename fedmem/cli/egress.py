@@ -65,12 +65,11 @@ def egress(
 
 def print_egress(out: "Console", lines: list[dict[str, Any]], account: "LifetimeSpent") -> None:
     """Print the messages and the account of the device."""
-    from fedmem.privacy.report import down, up
+    from fedmem.privacy.report import lifetime_rows
 
     table(out, COLUMNS, [[line[name] for name in COLUMNS] for line in lines])
     out.print("")
-    pairs(out, [("lifetime ε", up(account.epsilon)), ("δ", f"{account.delta:g}"), ("budget", f"{account.budget:g}"),
-                ("left", down(account.left)), ("federations", account.federations)])  # fmt: skip
+    pairs(out, lifetime_rows(account))
 
 
 def account_data(account: "LifetimeSpent") -> dict[str, Any]:
