@@ -57,7 +57,10 @@ def egress(
     if export is not None:
         export_envelope(export, data)
     if not complete:
-        say("This vault was restored from a backup: messages that left after that backup are not in the list.")
+        say(
+            "This vault was restored from a backup: messages that left after that backup are not in the list. So ε"
+            " of all federations is not bounded."
+        )
     if not lines:
         say("No message left this device." if since is None else "No message left this device since then.")
     emit(SCHEMA, data, lambda out: print_egress(out, lines, account))

@@ -114,7 +114,7 @@ class EgressLog:
         return [self._opened(line) for line in self._checked()]
 
     def complete(self) -> bool:
-        """Return False if a line is known to be missing: a restored backup lacks the lines after it."""
+        """Return False if a line is missing or may be: a restored backup lacks the lines after it."""
         noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
         return GAP not in self.core.table.facts and (noted_head is None or holds(self._checked(), noted_head))
 
