@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fedmem import Client
+from fedmem.cli.main import main
 from fedmem.federation import device_dp, wire
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
@@ -116,9 +117,8 @@ def answers(runtime: Runtime, numbers: list[int]) -> list[tuple[bool, bool]]:
 
 
 def account(policy: str = "default") -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    words = ["client", "egress", "--subject", "ana", "--policy", policy, "--json"]
-    out, _ = start(words).communicate(timeout=60)
-    data = json.loads(out)["data"]
+    result = CliRunner().invoke(main, ["client", "egress", "--subject", "ana", "--policy", policy, "--json"])
+    data = json.loads(result.stdout)["data"]
     return data["epsilon"], data["entries"]
 
 
@@ -150,7 +150,6 @@ def test_a_second_federation_is_refused_where_both_together_pass_the_budget(comm
 
 def test_a_plan_without_noise_is_joined_where_the_devices_own_policy_says_so(command) -> None:
     assert refused(command("first", **UNSAFE)) == (4, "Refused")
-    assert refused(command("first", "allow_no_dp = false", **UNSAFE)) == (4, "Refused")
     with joined(command("first", "allow_no_dp = true", **UNSAFE)) as (runtime, _):
         assert answers(runtime, [1]) == [(True, True)]
     spent, _ = account()
@@ -164,18 +163,17 @@ def test_a_policy_can_name_less_and_never_more(command) -> None:
     assert refused(command("first", "epsilon = 1000.0", **costly)) == (4, "BudgetExceeded")
 
 
-@pytest.mark.parametrize("change", ["cut", "edit", "gone"])
-def test_an_edited_or_shortened_account_joins_nothing(command, ana: Path, change: str) -> None:
+def test_an_edited_or_shortened_account_joins_nothing(command, ana: Path) -> None:
     with joined(command("first", **NOISY)) as (runtime, _):
         answers(runtime, [1, 2, 3])
     log = ana / egress.NAME
-    lines = log.read_bytes().splitlines(keepends=True)
-    if change == "gone":
-        os.unlink(log)
-    else:
-        log.write_bytes(b"".join(lines[:1] if change == "cut" else [lines[1], lines[0], lines[2]]))
-    assert refused(command("second", **NOISY)) == (6, "VerificationFailed")
-    assert refused(command("first", **NOISY)) == (6, "VerificationFailed")
+    whole = log.read_bytes()
+    first, second, third = whole.splitlines(keepends=True)
+    for content in (first, second + first + third, None):
+        os.unlink(log) if content is None else log.write_bytes(content)
+        assert refused(command("second", **NOISY)) == (6, "VerificationFailed")
+    log.write_bytes(whole)
+    assert account()[0]["federations"] == 1
 
 
 def test_another_answer_in_a_round_is_refused_after_a_restart(command) -> None:
@@ -191,6 +189,4 @@ def test_another_answer_in_a_round_is_refused_after_a_restart(command) -> None:
         other = Device(0, port, plan, shapes, lambda params, _: {n: v + np.float32(0.5) for n, v in params.items()})
         assert not any(array.any() for array in other.answer(request).arrays.values())
         port.close()
-    started = time.monotonic()
     assert account()[0]["lifetime"] == pytest.approx(device_dp.figures(DevicePlan(**NOISY), 2).readers)
-    assert time.monotonic() - started < 30
