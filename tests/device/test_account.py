@@ -158,6 +158,8 @@ class TestLimit:
         assert tight.granted(second) == 0
         with pytest.raises(BudgetExceeded):
             tight.check_joining(second)
+        with pytest.raises(BudgetExceeded):
+            answered(second, 1, account=tight)
         tight.check_joining(first)  # all its rounds are answered: it costs nothing more
 
     def test_a_stricter_policy_counts_from_now_on(self) -> None:

@@ -4,7 +4,9 @@ Invariants
 - Append only. A line is durable before `enter` returns, and is entered before its message may leave. A crash in
   between reports a message too many, never one too few.
 - Lines are chained (`storage.hash_chained_log`): none can be changed, moved or dropped. The keystore notes the head
-  after each line, so that a lost end is noticed. A line that a crash cut short was never acknowledged.
+  after each line, so that a lost end is noticed. A line that a crash cut short was never acknowledged. A copy that
+  includes the keystore is not noticed when it is put back.
+- A device's account over all federations is computed from it (`fedmem.device.account`).
 - Entering needs no writer lock of the vault: a message that waited for a private training would reveal it (I1).
 - An erasure changes nothing in it, because every field is public:
 
