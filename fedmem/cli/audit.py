@@ -49,6 +49,7 @@ def print_audit(out: "Console", data: Mapping[str, Any]) -> None:
     confidence = f"{data['confidence']:.0%} sure, {data['canaries']} canaries, δ = {data['delta']:g}"
     pairs(out, [("claimed ε", data["claimed"]), ("at least, white box", data["white_box"])])
     pairs(out, [("at least, black box", data["black_box"]), ("these bounds are", confidence)])
+    pairs(out, [("p-value of the claim", data["p_value"]), ("by", data["method"])])
     rows = [[words, data["exposure"][name], data["extraction"][name]] for name, words in MOMENTS.items()]
     table(out, ("canaries", "exposure, bits", "extracted"), rows)
     bugs = [[name, bug["caught"], bug["by"], bug["lower_bound"]] for name, bug in data["planted"].items()]

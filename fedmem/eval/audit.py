@@ -2,8 +2,8 @@
 
 The audit trains once with `train_block` at a claimed epsilon of 2. A fair coin decides for each canary if it is
 included. The run is attacked with everything that it releases (white box) and with its block alone (black box). Correct
-guesses refute a small epsilon, and the greatest refuted epsilon must stay below the claim. Then each planted bug is put
-in. The same audit or an exact test must catch it.
+guesses refute mechanisms with too much noise, and the greatest refuted epsilon must stay below the claim. Then each
+planted bug is put in. The same audit or an exact test must catch it.
 
 Invariants
 - No vault of a user is opened: anchor, canaries, sentences and vaults are made for the audit.
@@ -26,13 +26,14 @@ from fedmem.errors import UsageError
 from fedmem.eval.exposed import measure_exposure
 from fedmem.eval.one_run import AuditSetup, attacks
 from fedmem.eval.planted import BUGS, EXACT, first_failed
-from fedmem.privacy.audit import lower_bounds
+from fedmem.privacy.audit import claim_p_value, lower_bounds
 from fedmem.privacy.plan import DELTA, PrivacyPlan
 from fedmem.privacy.stream import KEY_BYTES, PrivacyStream
 
 Progress = Callable[[str, int, int, str], None]
 """`(phase, done, total, note)`."""
 
+METHOD = "f-DP in one run (Mahloujifar, Melis and Chaudhuri 2025)"
 EPSILON, CONFIDENCE, CAP = 2.0, 0.95, 10_000
 CANARIES, QUICK, MOST = 1000, 500, 2000
 """The usual number of canaries; the least; and the most, since the rows of the block cannot tell more apart."""
@@ -47,17 +48,22 @@ class OneRun:
     plan: PrivacyPlan
     stream: PrivacyStream
 
-    def bounds(self, name: str) -> dict[str, float]:
-        """Train once with the mechanism as it is now, and return the lower bound on epsilon of each attack.
+    def measure(self, name: str) -> tuple[dict[str, float], float]:
+        """Train once with the mechanism as it is now, and attack the run.
 
         Args:
             name: the label of the run's random stream.
+
+        Returns:
+            The lower bound on epsilon of each attack, and the p-value of the claim.
         """
         stream = self.stream.substream(name.encode())
         included_M = stream.substream(b"coins").bernoulli(len(self.setup.tokens_MT), 0.5)
         trace = self.setup.run(self.setup.canaries(included_M), self.plan, stream.substream(b"run"))
         scores = attacks(self.setup, self.plan, trace)
-        return lower_bounds(scores, included_M, delta=self.plan.delta, confidence=CONFIDENCE)
+        claim = self.plan.spend
+        bounds = lower_bounds(scores, included_M, spend=claim, delta=self.plan.delta, confidence=CONFIDENCE)
+        return bounds, claim_p_value(scores, included_M, claim)
 
     def exact(self) -> dict[str, bool]:
         """Return for each exact test True if the mechanism passes it as it is now."""
@@ -71,12 +77,14 @@ class OneRun:
             claimed: the epsilon that the bug must exceed to be caught by the audit.
 
         Returns:
-            `caught`, `by` (`audit`, `exact: <test>` or None) and the `lower_bound` of the audit.
+            `caught`, `by` (`audit`, `exact: <test>` or None), the `lower_bound` of the audit, and the `p_value` of the
+            claim.
         """
         with BUGS[name](self.plan):
-            lower_bound = max(self.bounds(name).values())
+            bounds, p_value = self.measure(name)
+            lower_bound = max(bounds.values())
             by = "audit" if lower_bound > claimed else self._failed_exact_test(name)
-        return {"caught": by is not None, "by": by, "lower_bound": lower_bound}
+        return {"caught": by is not None, "by": by, "lower_bound": lower_bound, "p_value": p_value}
 
     def _failed_exact_test(self, name: str) -> str | None:
         failed = first_failed(self.setup, self.plan, self.stream.substream(b"exact-" + name.encode()))
@@ -119,7 +127,7 @@ def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress
     plan, stream = audited_plan(canaries), PrivacyStream(key or secrets.token_bytes(KEY_BYTES), b"audit")
     run, claimed = OneRun(AuditSetup.new(canaries), plan, stream), plan.epsilon()
     progress("audit", 0, total, "the mechanism as it is")
-    bounds, exact, planted = run.bounds("correct"), run.exact(), dict[str, Any]()
+    (bounds, p_value), exact, planted = run.measure("correct"), run.exact(), dict[str, Any]()
     for done, name in enumerate(BUGS, start=1):
         progress("audit", done, total, name)
         planted[name] = run.verdict(name, claimed)
@@ -129,6 +137,9 @@ def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress
         "lower_bound": max(bounds.values()),
         "white_box": max(value for name, value in bounds.items() if name.startswith("white")),
         "black_box": bounds["black_box"],
+        "attacks": bounds,
+        "p_value": p_value,
+        "method": METHOD,
         "canaries": canaries,
         "confidence": CONFIDENCE,
         "delta": plan.delta,

@@ -10,7 +10,7 @@ Invariants
 | kind | adjacency | sensitivity of the sum | accounting |
 |---|---|---|---|
 | Poisson | add or remove one device | clip | PLD (Mironov, Talwar and Zhang 2019 for the gate) |
-| fixed size | replace one device by another | 2 × clip | RDP (Wang, Balle and Kasiviswanathan 2019, Theorem 27) |
+| fixed size | replace one device by another | 2 × clip | PLD (`accounting_fixed`); RDP without dp_accounting |
 
 >>> spend = FixedSpend(population=1000, cohort=50, noise_multiplier=4.0, steps=100)
 >>> fixed_epsilon(spend, 1e-5) < fixed_epsilon_bound(spend, 1e-5)
@@ -20,14 +20,26 @@ True
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.privacy import accounting
+from fedmem.privacy.accounting import FINE
+from fedmem.privacy.accounting_fixed import epsilon_fixed_pld
+from fedmem.privacy.spend import SpendEvent
 
+POISSON_PLD, POISSON_RDP = (
+    "PLD of Poisson samples (Koskela et al. 2020)",
+    "RDP of Poisson samples (Mironov et al. 2019)",
+)
+FIXED_PLD = "PLD of fixed-size samples (Zhu, Dong and Wang 2022)"
+FIXED_RDP = "RDP of fixed-size samples (Wang, Balle and Kasiviswanathan 2019)"
 ADD_OR_REMOVE, REPLACE = "add or remove one device", "replace one device by another"
+TAIL_MASS, MOST_LOSS = 1e-15, 1e5
+"""The tail that dp_accounting cuts off PLD's grid, and the largest loss on it: two million cells at a width of 0.1."""
 MECHANISM = "fixed-gaussian/1"
 # Above order 128 the exact bound takes seconds; higher orders lower ε only where it is below 0.1.
 ORDERS = accounting.ORDERS[accounting.ORDERS <= 128]
@@ -84,13 +96,12 @@ def _distinct_keys(count: int, noise: Noise) -> NDArray[np.uint64]:
             return keys
 
 
-@lru_cache(maxsize=256)
 def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
     """Return ε at `delta` of fixed-size rounds, for replacing one device's update by any other.
 
-    Guarantees: an upper bound by RDP (Wang et al. 2019, Theorem 27, through dp_accounting), for noise of
-    `noise_multiplier` clip norms on a sum whose sensitivity is two clip norms. dp_accounting's RDP does not double the
-    sensitivity under replace-one, so this function halves the noise.
+    Guarantees: an upper bound, for noise of `noise_multiplier` clip norms on a sum whose sensitivity is two clip norms.
+    It is the lesser of the PLD figure (`accounting_fixed`) and `fixed_epsilon_bound`. Without dp_accounting, and where
+    the losses are too large for a grid, it is `fixed_epsilon_bound`; `fixed_accounting` names the one.
 
     | input | ε |
     |---|---|
@@ -98,22 +109,28 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
     | noise_multiplier 0 | inf |
     | cohort = population | that of the plain Gaussian mechanism |
     """
-    if spend.steps == 0 or spend.noise_multiplier == 0:
-        return math.inf if spend.steps else 0.0
-    import dp_accounting
-    from dp_accounting.rdp import RdpAccountant
+    bound = fixed_epsilon_bound(spend, delta)
+    if fixed_accounting(spend) == FIXED_RDP:
+        return bound
+    rate, grid = spend.cohort / spend.population, FINE * max(1.0, _loss_range(spend) / accounting.HOPELESS)
+    return min(bound, epsilon_fixed_pld(rate, spend.noise_multiplier, spend.steps, delta, grid))
 
-    accountant = RdpAccountant(ORDERS.tolist(), dp_accounting.NeighboringRelation.REPLACE_ONE)
-    gaussian = dp_accounting.GaussianDpEvent(spend.noise_multiplier / 2)
-    sampled = dp_accounting.SampledWithoutReplacementDpEvent(spend.population, spend.cohort, gaussian)
-    accountant.compose(sampled, spend.steps)
-    return float(accountant.get_epsilon(delta))
+
+def fixed_accounting(spend: FixedSpend) -> str:
+    """Return the name of the accounting behind `fixed_epsilon`: `FIXED_PLD` or `FIXED_RDP`."""
+    return FIXED_PLD if find_spec("dp_accounting") and _loss_range(spend) <= MOST_LOSS else FIXED_RDP
+
+
+def _loss_range(spend: FixedSpend) -> float:
+    """Return about the largest loss on PLD's grid: by RDP, of such rounds with Poisson cohorts and half the noise."""
+    similar = SpendEvent(spend.cohort / spend.population, spend.noise_multiplier / 2, spend.steps)
+    return accounting.epsilon_rdp([similar], TAIL_MASS)
 
 
 def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:
-    """Return an upper bound on `fixed_epsilon`, computed in numpy alone: Wang et al. 2019, Theorem 9.
+    """Return an upper bound on ε by RDP, computed in numpy alone: Wang et al. 2019, Theorem 9.
 
-    `check_budget` uses it before a round opens. The edge cases are those of `fixed_epsilon`.
+    The edge cases are those of `fixed_epsilon`.
     """
     if spend.steps == 0:
         return 0.0

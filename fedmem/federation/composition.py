@@ -11,7 +11,8 @@ Invariants
 
 - `epsilon` is the figure that is shown and compared with budgets; `epsilon_bound` is never below it and needs numpy
   alone. Order has no effect.
-- Spends of both kinds together are composed by Rényi DP: their divergences add up at every order.
+- Spends of both kinds together are composed as dominating pairs: the PLD of each round bounds both directions of
+  zero-out, and PLDs compose by convolution.
 
     | spends | ε |
     |---|---|
@@ -25,16 +26,20 @@ True
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 from fedmem.errors import VerificationFailed
 from fedmem.federation import cohorts
 from fedmem.federation.cohorts import FixedSpend
 from fedmem.privacy import accounting
+from fedmem.privacy.accounting import FINE
+from fedmem.privacy.accounting_fixed import fixed_pld
 from fedmem.privacy.spend import SpendEvent
 
 Spend = SpendEvent | FixedSpend
+Kind = TypeVar("Kind", SpendEvent, FixedSpend)
 ZERO_OUT = "in all rounds of all federations, the device's updates count or are zeros"
 
 
@@ -56,8 +61,9 @@ def is_sampled(spend: Spend) -> bool:
 def epsilon(spends: Iterable[Spend], delta: float) -> float:
     """Return ε at `delta` of all spends together, under zero-out.
 
-    Guarantees: an upper bound. Poisson cohorts alone are composed by PLD, equal cohorts of fixed size as in
-    `cohorts.fixed_epsilon`, both kinds together as in `epsilon_bound`; without `dp-accounting` all as there.
+    Guarantees: an upper bound, by PLD (`accounting.epsilon_pld` for Poisson cohorts, `accounting_fixed` for cohorts of
+    fixed size, the convolution of both where a device met both). It is `epsilon_bound` without `dp-accounting`, and
+    where that is above `accounting.HOPELESS`.
 
     Args:
         spends: the spends, each of any number of rounds.
@@ -65,10 +71,31 @@ def epsilon(spends: Iterable[Spend], delta: float) -> float:
     """
     poisson, fixed = _split(spends)
     bound = epsilon_bound([*poisson, *fixed], delta)
-    if not find_spec("dp_accounting") or (fixed and (poisson or len(fixed) > 1)):
+    if not find_spec("dp_accounting") or bound > accounting.HOPELESS:
         return bound
-    exact = cohorts.fixed_epsilon(fixed[0], delta) if fixed else accounting.epsilon_pld(poisson, delta)
+    if not fixed:
+        exact = accounting.epsilon_pld(poisson, delta)
+    elif not poisson and len(fixed) == 1:
+        exact = cohorts.fixed_epsilon(fixed[0], delta)
+    else:
+        exact = _convolved(frozenset(_added_up(poisson)), frozenset(fixed), delta)
     return min(exact, bound)  # PLD's grid may round up past the bound
+
+
+@lru_cache(maxsize=64)
+def _convolved(poisson: frozenset[SpendEvent], fixed: frozenset[FixedSpend], delta: float) -> float:
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism, identity
+
+    composed = identity(FINE)
+    for event in poisson:
+        one = from_gaussian_mechanism(
+            event.noise_multiplier, value_discretization_interval=FINE, sampling_prob=event.sampling_rate
+        )
+        composed = composed.compose(one.self_compose(event.steps))
+    for spend in fixed:
+        one = fixed_pld(spend.cohort / spend.population, spend.noise_multiplier)
+        composed = composed.compose(one.self_compose(spend.steps))
+    return float(composed.get_epsilon_for_delta(delta))
 
 
 def epsilon_bound(spends: Iterable[Spend], delta: float) -> float:
@@ -90,8 +117,8 @@ def _split(spends: Iterable[Spend]) -> tuple[list[SpendEvent], list[FixedSpend]]
     )
 
 
-def _added_up(spends: Sequence[FixedSpend]) -> list[FixedSpend]:
-    rounds = dict[FixedSpend, int]()
+def _added_up(spends: Sequence[Kind]) -> list[Kind]:
+    rounds = dict[Kind, int]()
     for spend in spends:
         kind = replace(spend, steps=0)
         rounds[kind] = rounds.get(kind, 0) + spend.steps

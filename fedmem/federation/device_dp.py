@@ -34,6 +34,9 @@ from fedmem.privacy import accounting
 from fedmem.privacy.spend import SpendEvent
 from fedmem.storage.canonical import digest
 
+FIXED_BOUNDS = cohorts.fixed_epsilon_bound, cohorts.fixed_epsilon
+"""Upper bounds on the ε of fixed-size rounds, the fast one first."""
+
 
 @dataclass(frozen=True)
 class DevicePlan:
@@ -136,6 +139,7 @@ class Figures:
     | delta | δ of both |
     | reason | why the plan claims no ε; empty where it claims one |
     | adjacency | the adjacency of `readers` |
+    | accounting | name of the method that computed `readers`; empty without an ε |
     """
 
     readers: float
@@ -143,15 +147,16 @@ class Figures:
     delta: float
     reason: str
     adjacency: str = cohorts.ADD_OR_REMOVE
+    accounting: str = ""
 
 
 def figures(plan: DevicePlan, rounds: int) -> Figures:
     """Return both values of ε after `rounds` rounds.
 
     Guarantees: `readers` is an upper bound against someone who sees every released anchor and does not see the samples.
-    For Poisson cohorts (Mironov, Talwar and Zhang 2019) the adjacency is to add or remove one device; for fixed-size
-    cohorts (Wang, Balle and Kasiviswanathan 2019) it is to replace one. The coordinator sees each update in the clear,
-    so its ε is infinite until secure aggregation adds the noise.
+    For Poisson cohorts (`accounting.epsilon_pld`) the adjacency is to add or remove one device; for fixed-size cohorts
+    (`cohorts.fixed_epsilon`) it is to replace one. The coordinator sees each update in the clear, so its ε is infinite
+    until secure aggregation adds the noise.
 
     | plan | readers |
     |---|---|
@@ -163,10 +168,11 @@ def figures(plan: DevicePlan, rounds: int) -> Figures:
         return Figures(math.inf, math.inf, plan.delta, reason, plan.adjacency)
     event = spend(plan, rounds)
     if isinstance(event, FixedSpend):
-        readers = cohorts.fixed_epsilon(event, plan.delta)
+        readers, method = cohorts.fixed_epsilon(event, plan.delta), cohorts.fixed_accounting(event)
     else:
         readers = accounting.epsilon_pld([event], plan.delta)
-    return Figures(readers, math.inf, plan.delta, "", plan.adjacency)
+        method = cohorts.POISSON_PLD if readers <= accounting.HOPELESS else cohorts.POISSON_RDP
+    return Figures(readers, math.inf, plan.delta, "", plan.adjacency, method)
 
 
 def spend(plan: DevicePlan, rounds: int) -> SpendEvent | FixedSpend:
@@ -184,13 +190,13 @@ def check_budget(plan: DevicePlan, rounds_after: int) -> None:
         )
     if plan.epsilon_max is None or plan.unsafe_no_dp:
         return
-    # An upper bound that needs no dp_accounting: it may stop the rounds too early, never too late.
+    # Upper bounds: they may stop the rounds too early, never too late.
     event = spend(plan, rounds_after)
     if isinstance(event, FixedSpend):
-        bound = cohorts.fixed_epsilon_bound(event, plan.delta)
+        is_over = all(bound(event, plan.delta) > plan.epsilon_max for bound in FIXED_BOUNDS)
     else:
-        bound = accounting.epsilon_rdp([event], plan.delta)
-    if bound > plan.epsilon_max:
+        is_over = accounting.epsilon_rdp([event], plan.delta) > plan.epsilon_max
+    if is_over:
         raise BudgetExceeded("Another round would pass the plan's epsilon_max; none was opened.")
 
 

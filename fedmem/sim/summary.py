@@ -117,10 +117,11 @@ def _losses(facts: dict[str, Facts], evaluation: Facts, erasure_facts: Facts) ->
 
 def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     figures, blocks = epsilon(sim), facts.get("private", {}).get("blocks", [])
+    terms = f"readers of released anchors; {figures.adjacency}, or zeros in its place; {figures.accounting}"
     block_rows = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
     return {
         "device": figures.readers if math.isfinite(figures.readers) else None,
-        "device_reason": figures.reason or "Poisson sampling of devices, readers of released anchors",
+        "device_reason": figures.reason or terms,
         "device_delta": figures.delta,
         "coordinator": None,
         "coordinator_reason": "infinite: the coordinator sees each update until secure aggregation carries the noise",

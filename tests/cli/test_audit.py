@@ -30,6 +30,9 @@ def told(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[int]:
         "lower_bound": 0.45,
         "white_box": 0.45,
         "black_box": 0.25,
+        "attacks": {"white_box_product": 0.45, "white_box_decoded": 0.0, "black_box": 0.25},
+        "p_value": 1.0,
+        "method": "f-DP in one run",
         "canaries": 1000,
         "confidence": 0.95,
         "delta": 1e-5,
@@ -74,6 +77,7 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ["after", "DP", "1.900", "0"] in [[*line[:-1], line[-1][0]] for line in lines]
     assert ["half_noise", "yes", "exact:", "noise_std", "1.200"] in lines
     assert "95% sure, 1000 canaries" in result.stdout
+    assert ["p-value", "of", "the", "claim", "1.000"] in lines
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,8 @@ def test_a_real_audit(fedmem: Call, home: Path) -> None:
     result, envelope = fedmem("privacy", "audit", "--quick")
     data = envelope["data"]
     assert (result.exit_code, data["canaries"], data["holds"]) == (0, 500, True)
+    assert max(data["attacks"].values()) == data["lower_bound"]
+    assert data["p_value"] > 0.05 > data["planted"]["no_noise"]["p_value"]
     assert set(data["planted"]) == {
         "no_noise",
         "noise_over_b",

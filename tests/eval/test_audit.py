@@ -56,12 +56,14 @@ def test_a_step_that_is_not_seen_ends_the_audit(monkeypatch):
 
 
 def bounds(name):
-    return room.OneRun(audit_setup(), PLAN, stream()).bounds(name)
+    return room.OneRun(audit_setup(), PLAN, stream()).measure(name)[0]
 
 
 def test_the_correct_mechanism_stays_below_its_claim():
     assert PLAN.epsilon() == pytest.approx(2.0, abs=0.01)
-    assert max(bounds("correct").values()) < PLAN.epsilon()
+    found, p_value = room.OneRun(audit_setup(), PLAN, stream()).measure("correct")
+    assert max(found.values()) < PLAN.epsilon()
+    assert p_value > 1 - room.CONFIDENCE
 
 
 @pytest.mark.parametrize("bug", ["no_noise", "noise_over_b", "no_clip"])
@@ -69,6 +71,15 @@ def test_the_audit_sees_gross_bugs(bug):
     found = room.OneRun(audit_setup(), PLAN, stream()).verdict(bug, PLAN.epsilon())
     assert (found["caught"], found["by"]) == (True, "audit")
     assert found["lower_bound"] > PLAN.epsilon()
+    assert found["p_value"] < 1 - room.CONFIDENCE
+
+
+def test_decoding_shows_more_than_products_where_the_noise_is_missing():
+    """With 500 canaries, which a block cannot keep apart as well as 120."""
+    plan = room.audited_plan(500)
+    with BUGS["no_noise"](plan):
+        found, _ = room.OneRun(AuditSetup.new(500), plan, stream()).measure("correct")
+    assert found["white_box_decoded"] > found["white_box_product"] + 0.5
 
 
 def test_the_black_box_has_power_too():
@@ -143,7 +154,7 @@ def test_an_attack_reads_the_release_alone():
 def test_coins_and_noise_follow_the_key():
     short = replace(PLAN, steps=2, noise_multiplier=0.5)
     keys = (KEY, KEY, bytes(32))
-    found = [room.OneRun(audit_setup(), short, PrivacyStream(key, b"audit")).bounds("correct") for key in keys]
+    found = [room.OneRun(audit_setup(), short, PrivacyStream(key, b"audit")).measure("correct")[0] for key in keys]
     assert found[0] == found[1]
     assert found[0] != found[2]
 

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fedmem.errors import UsageError
 from fedmem.federation.device import TrainConfig
-from fedmem.sim import scenario
+from fedmem.sim import scenario, summary
 from fedmem.sim.phases.federated import local_train
 from fedmem.sim.run import run
 from fedmem.sim.terms import device_plan, rate_left, steps_by_round
@@ -41,6 +41,19 @@ def test_quickstart_says_why_it_has_no_noise_and_those_with_devices_to_protect_h
         assert noisy.noise_multiplier > 0
         assert noisy.epsilon_max == 10.0
         assert not noisy.unsafe_no_dp
+
+
+@pytest.mark.parametrize("size", [0, 25])
+def test_a_report_names_adjacency_and_accounting_of_its_cohorts(size):
+    chosen = scenario.load("thousand")
+    terms = {"cohort_size": size, "sampling_rate": 1.0 if size else 0.025, "noise_multiplier": 4.0}
+    federation = replace(chosen.federation, **terms)
+    said = summary._epsilon(SimpleNamespace(scenario=replace(chosen, federation=federation)), {})
+    kind, accounting = ("replace", "fixed-size") if size else ("add or remove", "Poisson")
+    assert 0 < said["device"] < 10
+    assert f"{kind} one device" in said["device_reason"]
+    assert f"PLD of {accounting} samples" in said["device_reason"]
+    assert "zeros in its place" in said["device_reason"]
 
 
 def test_pretrain_and_its_central_counterpart_see_as_many_tokens_of_the_same_text():
