@@ -7,9 +7,9 @@ Invariants
 - The figure is ε of the device against readers of released anchors, at the policy's δ, under zero-out
   (`fedmem.federation.composition`). Against a coordinator it is infinite.
 - A plan is charged before an answer leaves. No answer is granted that would bring the account above the policy's limit.
-- A plan that samples is charged with all rounds that the account grants it, at its first answer. Its ε per round holds
-  only for a device that does not know when it is drawn, so rounds in which it was not drawn count too. A plan that
-  asks every device is charged with the rounds that were answered.
+- A plan that samples is charged with all rounds that the account grants it, when the device joins, before the first
+  draw. Its ε per round averages over draws that nobody sees, so rounds in which this device was not drawn count too,
+  and the charge must not follow from the draws. A plan that asks every device is charged with the answered rounds.
 - Zeros that follow from public facts cost nothing: for no round of the plan, or for a round that was not granted.
 - No clock, file or private record is read. The account is a function of plans, answers and limits alone (I1).
 
@@ -27,6 +27,7 @@ Invariants
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused
 from fedmem.federation import composition, device_dp
@@ -36,9 +37,13 @@ from fedmem.policy.policy import FederationLimits
 from fedmem.privacy.statement import LifetimeSpent
 from fedmem.storage.canonical import canonical_json
 from fedmem.vault.store.egress_entry import EgressEntry
-from fedmem.vault.store.egress_log import EgressLog
+
+if TYPE_CHECKING:
+    from fedmem.vault.store.egress_log import EgressLog
 
 Accountant = Callable[[Iterable[Spend], float], float]
+JOINED = "join"
+"""The message of an entry that charges a plan before any message of it has left; it has no bytes."""
 UNLIMITED = FederationLimits(math.inf, 1e-5, allow_no_dp=True)
 """The limits of a simulated device, and of a test."""
 
@@ -64,7 +69,7 @@ class _Participation:
         if entry.rounds is None:
             self.lines, self.last = self.lines + 1, max(self.last, entry.number)
         elif entry.rounds:
-            self.rounds.add(entry.number)
+            self.rounds |= {entry.number} - {0}
             self.granted = max(self.granted, entry.rounds)
 
     def charged(self) -> int:
@@ -171,6 +176,16 @@ class Account:
         if is_spent and len(self._rounds(plan)) < plan.rounds:
             raise self._refusal()
 
+    def joining_entry(self, plan: DevicePlan) -> EgressEntry | None:
+        """Return the entry that charges a sampling plan when the device joins; None if there is nothing to charge.
+
+        Raises Refused as `granted`.
+        """
+        granted = self.granted(plan)
+        if not plan.sampled or self._charged(plan) >= granted:
+            return None
+        return EgressEntry(JOINED, 0, 0, "", rounds=granted, **entry_facts(plan))
+
     def _check(self, plan: DevicePlan) -> None:
         if plan.unsafe_no_dp and not self._limits.allow_no_dp:
             raise Refused(
@@ -239,6 +254,13 @@ class Account:
         return rounds
 
 
+def entry_facts(plan: DevicePlan) -> dict[str, Any]:
+    """Return the fields of an egress entry that follow from the plan: run, plan, spend and δ."""
+    # A plan that claims no ε has no event to compute one from.
+    spend = {} if plan.unsafe_no_dp else device_dp.spend(plan, rounds=1).to_dict()
+    return {"run": plan.run, "plan": plan.digest(), "spend": spend, "delta": plan.delta}
+
+
 def _greatest(fitting: int, last: int, fits: Callable[[int], bool]) -> int:
     """Return the greatest number from `fitting`, which fits, to `last` that fits. What is below a fit fits."""
     if fits(last):
@@ -249,7 +271,7 @@ def _greatest(fitting: int, last: int, fits: Callable[[int], bool]) -> int:
     return fitting
 
 
-def account_of(ledger: EgressLog, limits: FederationLimits) -> Account:
+def account_of(ledger: "EgressLog", limits: FederationLimits) -> Account:
     """Return the account of an egress ledger. Raises VerificationFailed for an edited or shortened one."""
     return Account(limits, [line.entry for line in ledger.entries()], ledger.complete())
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from fedmem.device.account import UNLIMITED, Account
+from fedmem.device.account import UNLIMITED, Account, entry_facts
 from fedmem.errors import BoundaryViolation
-from fedmem.federation import device_dp, fixedpoint, wire
+from fedmem.federation import fixedpoint, wire
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields, Schema
 from fedmem.vault.store.egress_entry import EgressEntry
@@ -54,12 +54,8 @@ class Gate:
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        plan = self.terms.plan
-        # A plan that claims no ε has no event to compute one from.
-        spend = {} if plan.unsafe_no_dp else device_dp.spend(plan, rounds=1).to_dict()
-        object.__setattr__(self, "schema", wire.anchor_reply(self.terms.shapes, plan.clip))
-        facts = {"run": plan.run, "plan": plan.digest(), "spend": spend, "delta": plan.delta}
-        object.__setattr__(self, "_entry_facts", facts)
+        object.__setattr__(self, "schema", wire.anchor_reply(self.terms.shapes, self.terms.plan.clip))
+        object.__setattr__(self, "_entry_facts", entry_facts(self.terms.plan))
 
     def admit(self, number: int) -> None:
         """Return if an update may leave in round `number`. It is asked before a training, and again by `release`.

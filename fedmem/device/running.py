@@ -2,6 +2,7 @@
 
 Invariants
 - Release, terms and the device's account are checked before the vault's socket exists.
+- A plan that samples is charged to the device's account before the socket exists.
 - The vault process ends when its SuperNode ends, and the SuperNode ends when the vault process ends.
 
     running = Running(open_vault, policy, agreement, release)
@@ -19,6 +20,7 @@ from fedmem.device.served_vault import ServedVault
 from fedmem.device.supernode import Options
 from fedmem.device.vault_process import listening
 from fedmem.errors import RemoteError
+from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.release_shapes import shapes_of
 from fedmem.federation.runtime import Runtime
 from fedmem.federation.terms import Agreement
@@ -67,13 +69,23 @@ class Running:
         shapes = shapes_of(self.release, self.agreement)
         with contextlib.ExitStack() as stack:
             vault = stack.enter_context(ServedVault(self.open_vault, self.policy))
-            account = vault.account()
-            account.check_joining(self.agreement.plan)
             runtime = stack.enter_context(runtime_folder(self.root, self.agreement, shapes, self.release))
+            granted = _joined(vault, self.agreement.plan)  # by the only vault process of this vault
             server = stack.enter_context(listening(runtime, vault, training=self.agreement.rounds.deadline))
-            ready(runtime, account.granted(self.agreement.plan))
+            ready(runtime, granted)
             node = stack.enter_context(supernode.supernode(runtime, options)) if options else None
             server.serve(lambda: until() or (node is not None and node.poll() is not None))
             if node is not None and node.poll() is not None and not until():
                 raise RemoteError(f"The SuperNode ended with code {node.returncode}. Its output says why.")
         return server.released
+
+
+def _joined(vault: ServedVault, plan: DevicePlan) -> int:
+    """Charge the device's account for a plan that samples, and return the number of the plan's rounds it is granted."""
+    account = vault.account()
+    account.check_joining(plan)
+    entry = account.joining_entry(plan)
+    if entry is not None:
+        vault.enter(entry)
+        vault.settle()
+    return account.granted(plan)

@@ -3,6 +3,8 @@
 Invariants
 - Every read checks the whole ledger. A ledger that was edited or shortened is VerificationFailed.
 - ε is computed from the round's public event when it is asked for, and never stored.
+- A line `join` of no bytes charges a plan that samples, before any message of it has left. Its ε is that of all rounds
+  that it charges.
 - ε of a message is the cost of its round alone, against readers of released anchors. Against the coordinator, which
   sees the update, it is infinite. `lifetime` composes all rounds of all federations.
 
@@ -17,11 +19,11 @@ Invariants
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from fedmem.device.account import account_of
+from fedmem.device.account import JOINED, account_of
 from fedmem.federation import composition
 from fedmem.policy.policy import FederationLimits
 from fedmem.privacy.statement import LifetimeSpent
@@ -99,11 +101,15 @@ class Egress:
 def _sent(line: EgressLine) -> SentMessage:
     entry = line.entry
     fields = entry.message, entry.number, entry.nbytes, entry.digest, entry.run, entry.plan
-    epsilon = _epsilon(canonical_json(dict(entry.spend)), entry.delta)
+    rounds = entry.rounds or 1 if entry.message == JOINED else 1
+    epsilon = _epsilon(canonical_json(dict(entry.spend)), rounds, entry.delta)
     return SentMessage(datetime.fromtimestamp(line.when, UTC), *fields, epsilon, entry.delta, line.chain)
 
 
 @lru_cache
-def _epsilon(event: bytes, delta: float) -> float:
-    spend = json.loads(event)
-    return composition.epsilon([composition.spend_from(spend)], delta) if spend else math.inf
+def _epsilon(event: bytes, rounds: int, delta: float) -> float:
+    values = json.loads(event)
+    if not values:
+        return math.inf
+    spend = composition.spend_from(values)
+    return composition.epsilon([replace(spend, steps=rounds * spend.steps)], delta)

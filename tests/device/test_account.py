@@ -155,6 +155,19 @@ class TestLimit:
         lines, _ = answered(plan, 3, account=account)
         assert lines[0].rounds == granted
 
+    def test_a_sampling_plan_is_charged_before_the_first_draw_and_once(self) -> None:
+        account = Account(LIMITS)
+        entry = account.joining_entry(SAMPLED)
+        assert entry is not None
+        assert (entry.message, entry.number, entry.nbytes, entry.rounds) == ("join", 0, 0, 9)
+        account.add(entry)
+        charged = account.epsilon()
+        assert charged == pytest.approx(device_dp.figures(SAMPLED, 9).readers)
+        assert account.joining_entry(SAMPLED) is None
+        answered(SAMPLED, 1, 5, account=account)
+        assert account.epsilon() == charged
+        assert Account(LIMITS).joining_entry(EVERYONE) is None
+
     def test_a_second_federation_is_refused_where_both_would_pass(self) -> None:
         first = DevicePlan(population=100, rounds=9, noise_multiplier=2.0, run="1")
         second = DevicePlan(population=100, rounds=9, noise_multiplier=2.0, run="2")

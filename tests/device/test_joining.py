@@ -157,6 +157,17 @@ def test_a_plan_without_noise_is_joined_where_the_devices_own_policy_says_so(com
     assert refused(command("second", **NOISY)) == (4, "BudgetExceeded")
 
 
+def test_a_plan_that_samples_is_charged_when_it_is_joined(command) -> None:
+    plan = {"population": 1000, "sampling_rate": 0.3, "rounds": 3, "noise_multiplier": 1.0}
+    for _ in range(2):
+        with joined(command("first", **plan)):
+            pass
+    spent, (line,) = account()
+    expected = device_dp.figures(DevicePlan(**plan), 3).readers
+    assert spent["lifetime"] == pytest.approx(expected)
+    assert (line["message"], line["bytes"], line["epsilon"]) == ("join", 0, pytest.approx(expected))
+
+
 def test_a_policy_can_name_less_and_never_more(command) -> None:
     assert refused(command("first", "epsilon = 0.5", **NOISY)) == (4, "BudgetExceeded")
     costly = {"population": 100, "rounds": 1, "noise_multiplier": 0.3}
