@@ -251,8 +251,9 @@ def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Ser
     """
     with storage_errors("listen on the device's socket"):
         listener = listen(runtime.folder, MOST_CONNECTIONS)
-    server = Server(listener, runtime.terms(), runtime.token(), vault, **seconds)
-    try:
-        yield server
-    finally:
-        server.close()
+    with contextlib.closing(listener):  # also where a damaged account stops the server before it serves
+        server = Server(listener, runtime.terms(), runtime.token(), vault, **seconds)
+        try:
+            yield server
+        finally:
+            server.close()
