@@ -7,7 +7,7 @@ outcome = erasure.execute(vault, planned, planned.digest)
 erasure.verify(vault, outcome.id).clean
 """
 
-from fedmem.erasure import openings, receipt, residue
+from fedmem.erasure import not_covered, openings, receipt, residue
 from fedmem.erasure.engine import Outcome, Status, cancel, execute, resume, status
 from fedmem.erasure.forgetting import Choice, Retrain, Retraining
 from fedmem.erasure.planning import Plan, Scope, plan
@@ -24,6 +24,7 @@ __all__ = [
     "Verification",
     "cancel",
     "execute",
+    "not_covered",
     "openings",
     "plan",
     "receipt",

@@ -15,11 +15,10 @@ Invariants
 import contextlib
 from pathlib import Path
 
-from fedmem.erasure import journal, receipt, states
+from fedmem.erasure import journal, not_covered, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
-from fedmem.vault.backup.backup_registry import out_of_reach
 from fedmem.vault.crypto.key_table import epoch_name
 from fedmem.vault.opening import DEVICE_KEY
 from fedmem.vault.store.core import serialised
@@ -86,19 +85,13 @@ def _write_receipt(vault: Vault, entry: journal.JournalEntry, verification: Veri
         verification,
         previous,
         blocks=entry.blocks,
-        not_covered=_copies_out_of_reach(vault),
+        not_covered=not_covered.remaining(vault.core, entry.items),
     )
     data = receipt.sign(content, vault.core.keystore.load(DEVICE_KEY))
     path = receipt_path(vault, entry)
     vault.core.files.replace(path, data)
     journal.move(vault, entry, states.COMPLETED, receipt=digest(data))
     return path
-
-
-def _copies_out_of_reach(vault: Vault) -> list[str]:
-    return [
-        f"backup or recovery kit {item}, which was made before and is out of reach" for item in out_of_reach(vault.core)
-    ]
 
 
 def _failure(vault: Vault, entry: journal.JournalEntry, error: FedmemError) -> FedmemError:

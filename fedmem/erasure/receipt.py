@@ -51,14 +51,6 @@ PREDICATE_TYPE = "urn:fedmem:erasure-receipt:v1"
 SCHEME = "HMAC-SHA256(opening, canonical JSON of the scope)"
 KEYID = "device"
 LIMIT = 64 << 20
-NOT_COVERED = [
-    "file-system snapshots, cloud synchronisation and copies of the disk made before",
-    "swap, hibernation images and memory of running processes",
-    "cells of the storage device that it no longer addresses",
-    "older copies of the key slots together with older copies of the vault",
-    "exported copies and backups made by the subject",
-    "what other devices hold or learned while this one was connected",
-]
 Statement = dict[str, Any]
 
 
@@ -98,7 +90,7 @@ def statement(
         stores: the registered stores.
         verification: the clean result of the rescan.
         previous: digest of the receipt before it, or "".
-        not_covered: places that this erasure could not reach, beside NOT_COVERED, such as backups by id.
+        not_covered: sentences about what this erasure does not reach; see `not_covered`.
         blocks: the fate of blocks that had learned an erased record, by random ids, such as
             {"id": old, "outcome": "retrained", "successor": new} or {"id": old, "outcome": "deleted"}.
     """
@@ -114,7 +106,7 @@ def statement(
         "erased": [{"id": item, "kind": kind} for item, kind in kinds],
         "stores": _stores(entry, stores, verification),
         "executed": datetime.now(UTC).isoformat(timespec="seconds"),
-        "not_covered": [*NOT_COVERED, *not_covered],
+        "not_covered": list(not_covered),
         "residual_epsilon": entry.residual,
         "previous": previous or None,
     }

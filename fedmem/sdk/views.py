@@ -103,8 +103,9 @@ class PlannedErasure:
 
     Attributes:
         digest: Digest of this plan, hexadecimal.
-        counts: Number of items in scope by kind.
+        counts: Number of items in scope by kind. Backups and recovery kits that the erasure removes are counted too.
         items: Number of items in scope by store.
+        not_covered: Copies and places that the erasure does not reach.
         blocks: Ids of the blocks that learned a record of the scope and are erased too.
         retrained: Number of blocks that are trained anew in their place.
     """
@@ -114,6 +115,7 @@ class PlannedErasure:
         self.digest = plan.digest
         self.counts = plan.counts
         self.items = dict(Counter(item.store for item in plan.items))
+        self.not_covered = erasure.not_covered.predicted(vault.core, plan.items)
         self.blocks, self.retrained = list(plan.deleted), len(plan.retrain)
 
     def execute(self, digest: str | None = None) -> Erased:

@@ -43,8 +43,6 @@ from fedmem.vault.store.database import RunRow
 from fedmem.vault.vault import Vault
 
 SCHEMA = "fedmem.backup/1"
-FOLDERS = ("blocks", "receipts")
-MANIFEST_LIMIT = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -110,11 +108,11 @@ def create(vault: Vault, place: Path) -> BackupManifest:
     check_place(core.root, place)
     with core.writing():
         copies.retire(core)
-        sweep(core)
+        copies.sweep(core)
         rekey.finish_move(core.files, core.root, core.table)
         key, backup_id = _backup_key(core), new_id()
         copies.register(core, backup_id, copies.BACKUP, place)
-        staging = staging_folder(place, backup_id)
+        staging = copies.staging_folder(place, backup_id)
         try:
             manifest = _write(core, staging, backup_id, key)
             core.files.rename_folder(staging, place)
@@ -126,15 +124,6 @@ def create(vault: Vault, place: Path) -> BackupManifest:
     return manifest
 
 
-def sweep(core: Core) -> None:
-    """Remove the incomplete backups that a crash left, and their entries in the register."""
-    for copy in copies.known(core):
-        staging = staging_folder(copy.place, copy.id)
-        if copy.kind == copies.BACKUP and staging.is_dir():
-            core.files.remove_folder(staging)
-            copies.forget(core, copy.id)
-
-
 def read(place: Path, files: Files | None = None) -> BackupManifest:
     """Return the manifest of a backup after comparing every file with it. This needs no key.
 
@@ -143,7 +132,7 @@ def read(place: Path, files: Files | None = None) -> BackupManifest:
         VersionMismatch: another format. StorageError.
     """
     files = files or Files()
-    manifest = _manifest(files.read(place / copies.MANIFEST, limit=MANIFEST_LIMIT))
+    manifest = _manifest(files.read(place / copies.MANIFEST, limit=copies.MANIFEST_LIMIT))
     for name, expected in {**manifest.files, TABLE: manifest.table}.items():
         try:
             is_unchanged = hmac.compare_digest(files.digest(place / name), expected)
@@ -190,7 +179,7 @@ def _backup_key(core: Core) -> bytes:
 
 def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManifest:
     files, table = core.files, core.table
-    for folder in (staging, *(staging / name for name in FOLDERS)):
+    for folder in (staging, *(staging / name for name in copies.FOLDERS)):
         files.make_folder(folder)
     core.database.copy_to(staging / DATABASE)
     files.sync_file(staging / DATABASE)
@@ -203,14 +192,14 @@ def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManif
     sealed = seal(key, core.id, numbers, {**facts, "manifest": manifest.sealed()}, rows)
     files.replace(staging / TABLE, sealed)
     manifest = replace(manifest, table=digest(sealed))
-    for name in FOLDERS:
+    for name in copies.FOLDERS:
         files.sync_folder(staging / name)
     files.replace(staging / copies.MANIFEST, canonical_json({"schema": SCHEMA, **vars(manifest)}))
     return manifest
 
 
 def _files_of(root: Path) -> list[str]:
-    paths = (path.relative_to(root) for name in FOLDERS for path in (root / name).iterdir())
+    paths = (path.relative_to(root) for name in copies.FOLDERS for path in (root / name).iterdir())
     egress_file = [egress.NAME] if (root / egress.NAME).exists() else []
     return [public.NAME, "device.pub", *egress_file, *sorted(str(path) for path in paths if path.suffix != TEMPORARY)]
 
@@ -318,8 +307,3 @@ def _key_in_keystore(keystore: Keystore, manifest: BackupManifest) -> bytes:
             "the backup's time together with the newest receipts."
         )
     return keystore.load(name)
-
-
-def staging_folder(place: Path, folder_id: str) -> Path:
-    """Return the temporary folder in which `place` is built; it is renamed to `place` at the end."""
-    return place.with_name(f".{folder_id}{TEMPORARY}")

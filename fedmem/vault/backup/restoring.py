@@ -32,16 +32,15 @@ from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.vault.backup.backup import (
-    FOLDERS,
     BackupManifest,
     OpenedBackup,
     current_header,
     keystore_for,
     open_backup,
     read,
-    staging_folder,
     table_without,
 )
+from fedmem.vault.backup.backup_registry import FOLDERS, staging_folder
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey

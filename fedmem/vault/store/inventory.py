@@ -12,6 +12,7 @@ import json
 from sqlalchemy import select
 
 from fedmem.errors import VerificationFailed
+from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.store import acknowledgement
 from fedmem.vault.store.acknowledgement import Items, items_of, keys_without_items
@@ -43,6 +44,7 @@ class Inventory:
         self._core.table.settle()
         self._runs.recover()
         self._reconcile(note)
+        copies.sweep(self._core)
         self._core.is_settled = True
 
     def index(self, records: Records) -> None:
