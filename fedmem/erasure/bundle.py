@@ -34,7 +34,7 @@ from fedmem.storage.canonical import digest
 
 UNSTATED: dict[str, Any] = {
     "wording": "", "erasure": "", "vault": "", "plan": "", "executed": "", "generation": 0,
-    "scope": {}, "residual_epsilon": {}, "erased": [], "stores": [], "blocks": [], "not_covered": [],
+    "scope": {}, "items": {}, "residual_epsilon": {}, "erased": [], "stores": [], "blocks": [], "not_covered": [],
 }  # fmt: skip
 
 
@@ -56,6 +56,12 @@ def facts(content: Mapping[str, Any]) -> dict[str, Any]:
             "The receipt has a field of unknown form. Update fedmem, or ask for the receipt again."
         )
     return fields
+
+
+def counts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return kind -> number of erased items, from the fields that `facts` returned."""
+    kinds = fields["items"].get("kinds")
+    return kinds if isinstance(kinds, dict) else Counter(str(row.get("kind")) for row in fields["erased"])
 
 
 def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +95,8 @@ def page(file: bytes, public_key_pem: bytes) -> str:
         "evidence.html.j2",
         **{name: fields[name] or None for name in ("erasure", "executed", "vault", "generation", "plan")},
         wording=fields["wording"] or "erased",
-        counts=sorted(Counter(printable(kind) for kind, _ in erased).items()),
+        counts=sorted((printable(kind), count) for kind, count in counts(fields).items()),
+        items_root=fields["items"].get("root"),
         erased=erased,
         blocks=[_stated(row, "id", "outcome", "successor") for row in fields["blocks"]],
         stores=[_store(row) for row in fields["stores"]],

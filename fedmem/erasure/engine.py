@@ -23,6 +23,7 @@ from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
+from fedmem.vault.store import item_list
 from fedmem.vault.store.core import serialised
 from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import RunRecord, Vault
@@ -176,14 +177,17 @@ def status(vault: Vault) -> list[Status]:
 
 
 def _begin(vault: Vault, planned: Plan, opening: bytes, residual: Mapping[str, Any] | None) -> journal.JournalEntry:
-    """Write the erasure, its sealed opening and its planned runs, in one transaction."""
+    """Write the erasure, its sealed opening and its planned runs, in one transaction; before it, a large list."""
     runs = [(retraining, retraining.planned_run()) for retraining in planned.retrain]
     shared = dict(residual) if residual is not None else _residual(planned)
     rows = _outcomes(planned, {block: run for retraining, run in runs for block in retraining.blocks})
     erasure_id, commitment = new_id(), receipt.commit(planned.scope, opening)
     facts = planned.digest, commitment, vault.generation, planned.ids, planned.items, shared, rows
-    entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening))
-    vault.plan_runs([run for _, run in runs], lambda session: journal.add(session, entry))
+    with vault.core.writing():
+        is_large = len(planned.items) > journal.INLINE_ITEMS
+        listed = item_list.write(vault.core, erasure_id, planned.items) if is_large else {}
+        entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening), listed=listed)
+        vault.plan_runs([run for _, run in runs], lambda session: journal.add(session, entry))
     return entry
 
 
@@ -222,10 +226,10 @@ def _retraining(vault: Vault, entry: journal.JournalEntry) -> str:
 
 
 def _status(vault: Vault, entry: journal.JournalEntry) -> Status:
-    kinds = {(item.id, item.kind) for item in entry.items}
-    counts = {kind: sum(k == kind for _, k in kinds) for kind in sorted({kind for _, kind in kinds})}
     path = receipt_path(vault, entry) if entry.state == states.COMPLETED else None
-    return Status(entry.id, entry.state, entry.created, counts, path, _retraining(vault, entry), openings.state(entry))
+    return Status(
+        entry.id, entry.state, entry.created, entry.counts, path, _retraining(vault, entry), openings.state(entry)
+    )
 
 
 def _residual(planned: Plan) -> dict[str, Any]:

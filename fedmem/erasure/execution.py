@@ -37,8 +37,10 @@ def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
     Raises:
         PartialErasure: the erasure has begun and is not finished.
         StorageError, KeystoreError, Busy: nothing was destroyed.
+        NothingMatched, VerificationFailed: the list of its items is missing or was changed; nothing was changed now.
     """
     is_resumed = entry.state != states.PENDING
+    entry = journal.with_items(vault, entry)
     try:
         with vault.core.writing():
             entry = journal.move(vault, entry, states.IN_PROGRESS)
@@ -75,9 +77,7 @@ def _checkpoint(vault: Vault) -> None:
 
 
 def _write_receipt(vault: Vault, entry: journal.JournalEntry, verification: Verification) -> Path:
-    # In the order of completion: a resumed erasure may have begun before the one that was completed last.
-    completed_ids = [event.payload["erasure"] for event in vault.ledger.events() if event.kind == "erased"]
-    previous = journal.read(vault, completed_ids[-1]).receipt if completed_ids else ""
+    previous = journal.last_receipt(vault)
     content = receipt.statement(
         vault.id,
         entry,

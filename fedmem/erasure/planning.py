@@ -135,7 +135,9 @@ def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
              "blocks": blocks, "retrain": sorted(retraining.run for retraining in effects.retrain)}  # fmt: skip
     kinds = Counter(item.kind for item in set(items) if item.store != "block-files")
     counts, shared = dict(sorted(kinds.items())), scope.kind == "subject" or effects.shared
-    return Plan(digest(facts), scope, effects.ids, tuple(items), counts, blocks, effects.deleted, effects.retrain, shared)
+    return Plan(
+        digest(facts), scope, effects.ids, tuple(items), counts, blocks, effects.deleted, effects.retrain, shared
+    )
 
 
 def _stored(vault: Vault, ids: frozenset[str]) -> list[StoredItem]:

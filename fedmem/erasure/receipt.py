@@ -2,6 +2,8 @@
 
 Invariants
 - A receipt names items by random ids and digests of ciphertext; the scope is a salted commitment.
+- The receipt of a large erasure (predicate type v2) holds a Merkle root over its items and their number by kind. The
+  list of the items is sealed beside it in the vault, and `lists_items` checks an exported list against the receipt.
 - It is signed by the device key, which no erasure destroys, and names the receipt before it by digest.
 - The places that an erasure cannot reach are listed under `not_covered`. The word is crypto-erased, never wiped.
 
@@ -42,12 +44,15 @@ from fedmem.erasure.journal import JournalEntry
 from fedmem.erasure.planning import Scope
 from fedmem.erasure.verification import DEEP, Verification
 from fedmem.errors import VerificationFailed
+from fedmem.storage import merkle
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.vault.store.content_stores import ContentStore
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:fedmem:erasure-receipt:v1"
+LISTED_TYPE = "urn:fedmem:erasure-receipt:v2"
+TREE = "RFC 6962 Merkle tree, SHA-256, one leaf for each line of the list of items"
 SCHEME = "HMAC-SHA256(opening, canonical JSON of the scope)"
 KEYID = "device"
 LIMIT = 64 << 20
@@ -94,8 +99,6 @@ def statement(
         blocks: the fate of blocks that had learned an erased record, by random ids, such as
             {"id": old, "outcome": "retrained", "successor": new} or {"id": old, "outcome": "deleted"}.
     """
-    subjects = [{"name": item.id, "digest": {"sha256": item.digest}} for item in entry.items if item.digest]
-    kinds = sorted({(item.id, item.kind) for item in entry.items})
     predicate = {
         "wording": "crypto-erased",
         "erasure": entry.id,
@@ -103,7 +106,6 @@ def statement(
         "plan": entry.plan,
         "scope": {"commitment": entry.commitment, "scheme": SCHEME},
         "generation": entry.generation + 1,
-        "erased": [{"id": item, "kind": kind} for item, kind in kinds],
         "stores": _stores(entry, stores, verification),
         "executed": datetime.now(UTC).isoformat(timespec="seconds"),
         "not_covered": list(not_covered),
@@ -112,7 +114,32 @@ def statement(
     }
     if blocks:
         predicate["blocks"] = [dict(block) for block in blocks]
+    if entry.listed:
+        subjects = [{"name": "items", "digest": {"merkleSha256": entry.listed["root"]}}]
+        predicate["items"] = {"scheme": TREE, **{name: entry.listed[name] for name in ("root", "count", "kinds")}}
+        return {"_type": STATEMENT_TYPE, "subject": subjects, "predicateType": LISTED_TYPE, "predicate": predicate}
+    subjects = [{"name": item.id, "digest": {"sha256": item.digest}} for item in entry.items if item.digest]
+    kinds = sorted({(item.id, item.kind) for item in entry.items})
+    predicate["erased"] = [{"id": item, "kind": kind} for item, kind in kinds]
     return {"_type": STATEMENT_TYPE, "subject": subjects, "predicateType": PREDICATE_TYPE, "predicate": predicate}
+
+
+def lists_items(content: Mapping[str, Any], lines: bytes) -> bool:
+    """Return True if the exported list of items is the one that a receipt is about.
+
+    Args:
+        content: the statement of the receipt.
+        lines: the list: one line for each item, as `fedmem receipt items` writes it.
+
+    Raises:
+        VerificationFailed: the receipt names its items itself and has no list.
+    """
+    items = content["predicate"].get("items")
+    expected = items.get("root") if isinstance(items, dict) else None
+    if content["predicateType"] != LISTED_TYPE or not isinstance(expected, str):
+        raise _refusal("It names its items itself. There is no list of items to check.")
+    leaves = lines.removesuffix(b"\n").split(b"\n")
+    return hmac.compare_digest(merkle.root(leaves).hex().encode(), expected.encode())
 
 
 def sign(content: Statement, device_seed: bytes) -> bytes:
@@ -212,7 +239,8 @@ def _json(data: bytes) -> Any:
 def _is_about_an_erasure(content: Statement) -> bool:
     subjects = content.get("subject")
     return (
-        (content.get("_type"), content.get("predicateType")) == (STATEMENT_TYPE, PREDICATE_TYPE)
+        content.get("_type") == STATEMENT_TYPE
+        and content.get("predicateType") in (PREDICATE_TYPE, LISTED_TYPE)
         and isinstance(content.get("predicate"), dict)
         and isinstance(subjects, list)
         and all(isinstance(subject, dict) and isinstance(subject.get("digest"), dict) for subject in subjects)

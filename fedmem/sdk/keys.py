@@ -9,7 +9,7 @@ Invariants
         print(status(vault).backend, [copy.state for copy in status(vault).copies])
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto.key_table import noted
+from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.vault import Vault
 
@@ -119,10 +120,13 @@ def newest(place: Path, receipts: Path) -> LaterErasures:
     if any(predicate.get("vault") != manifest.vault for _, predicate in receipts_in_order):
         raise VerificationFailed("A receipt is about another vault. Give the receipts of the vault of this backup.")
     later = [(file, fields) for file, fields in receipts_in_order if fields["generation"] > manifest.generation]
-    erased_ids = frozenset(str(item["id"]) for _, fields in later for item in fields["erased"])
+    erased_ids = frozenset(str(item["id"]) for _, fields in later for item in fields.get("erased", ()))
     files = {f"{fields['erasure']}.dsse.json": file for file, fields in later}
+    roots = {str(fields["erasure"]): str(fields["items"]["root"]) for _, fields in later if "items" in fields}
+    files |= {path.name: Files().read(path) for path in _item_lists(receipts, roots)}
     rows = tuple(_journal_row(file, fields) for file, fields in later)
-    return LaterErasures(max(fields["generation"] for _, fields in receipts_in_order), erased_ids, files, rows)
+    newest_generation = max(fields["generation"] for _, fields in receipts_in_order)
+    return LaterErasures(newest_generation, erased_ids, files, rows, roots)
 
 
 def _copy_state(vault: Vault, copy: copies.RegisteredCopy) -> CopyState:
@@ -135,6 +139,18 @@ def _receipt_files(folder: Path) -> dict[str, bytes]:
     with storage_errors(f"look into {folder.name}"):
         names = sorted(folder.glob("*.dsse.json"))
     return {path.name: Files().read(path, limit=receipt.LIMIT + 1) for path in names}
+
+
+def _item_lists(folder: Path, erasures: Iterable[str]) -> list[Path]:
+    """Return the files of the item lists of large erasures. Raises NothingMatched if one is missing."""
+    paths = [folder / f"{erasure}{item_list.SUFFIX}" for erasure in erasures]
+    for path in paths:
+        if not path.is_file():
+            raise NothingMatched(
+                f"The list {path.name} is missing beside its receipt in {folder}. It names what must not be restored: "
+                "give the whole folder of receipts."
+            )
+    return paths
 
 
 def _verified_chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Statement]]:
@@ -151,8 +167,10 @@ def _verified_chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, rec
 
 def _journal_row(file: bytes, predicate: dict[str, Any]) -> dict[str, Any]:
     """Return the row of the erasure journal for a receipt."""
-    ids = frozenset(str(item["id"]) for item in predicate["erased"])
-    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in predicate["erased"])
+    rows = predicate.get("erased", ())
+    ids = frozenset(str(item["id"]) for item in rows)
+    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in rows)
+    listed = {name: predicate["items"][name] for name in ("root", "count", "kinds")} if "items" in predicate else {}
     created = datetime.fromisoformat(predicate["executed"]).timestamp()
     entry = JournalEntry(
         predicate["erasure"],
@@ -165,5 +183,6 @@ def _journal_row(file: bytes, predicate: dict[str, Any]) -> dict[str, Any]:
         items,
         predicate["residual_epsilon"],
         digest(file),
+        listed=listed,
     )
     return {"id": entry.id, "state": entry.state, "created": entry.created, "journal": entry.encode()}

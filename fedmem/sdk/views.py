@@ -240,6 +240,18 @@ class Erase:
         """
         return erasure.openings.read(self._vault, erasure_id)
 
+    def items(self, erasure_id: str) -> list[str]:
+        """Return the list of the items of an erasure: one line of JSON for each item, in the order of the receipt.
+
+        A line is a list: store, random id, kind, SHA-256 (hex) of the ciphertext, and its salt (hex). The receipt of a
+        large erasure holds the Merkle root over these lines.
+
+        Raises:
+            NothingMatched: The id is unknown, or the list is missing.
+            VerificationFailed: The list was changed.
+        """
+        return [line.decode() for line in erasure.item_lines(self._vault, erasure_id)]
+
     def confirm_delivery(self, erasure_id: str) -> None:
         """Remove the sealed opening of an erasure from the vault. Call it when the person has the opening.
 

@@ -30,6 +30,7 @@ from fedmem.vault.backup.salvage import Remains, open_remains
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import egress_log as egress
+from fedmem.vault.store import item_list
 from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.core import Core
@@ -252,6 +253,14 @@ def _save_erasures(old: Core, core: Core, session: Session, counts: _Counts) -> 
         with contextlib.suppress(NothingMatched):
             name = f"receipts/{item}.dsse.json"
             core.files.replace(core.root / name, old.files.read(old.root / name))
+        with contextlib.suppress(FedmemError):
+            _reseal_list(old, core, item, facts.get("listed") or {})
+
+
+def _reseal_list(old: Core, core: Core, erasure: str, listed: dict[str, Any]) -> None:
+    """Copy the list of items of a large erasure, sealed for the new vault. A list that does not open is left out."""
+    if listed:
+        item_list.write(core, erasure, item_list.read(old, erasure, listed["root"]))
 
 
 def _reseal_opening(old: Core, core: Core, erasure: str, sealed: str) -> str:

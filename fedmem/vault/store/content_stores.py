@@ -9,18 +9,19 @@ Invariants
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, func, select
 
 from fedmem.errors import Refused
+from fedmem.storage.files import storage_errors
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import epoch_name
-from fedmem.vault.store.core import Core, batches
+from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import BlockRow, RecordRow, RunRow
 from fedmem.vault.store.leases import stale_readers
 from fedmem.vault.store.topics import rewrite
@@ -28,14 +29,13 @@ from fedmem.vault.store.topics import rewrite
 PATIENCE = 2.0  # seconds that an erasure waits for readers to notice it
 
 
-@dataclass(frozen=True, order=True)
-class StoredItem:
+class StoredItem(NamedTuple):
     """One item that a store holds.
 
     Attributes:
         store: name of the store.
         id: random id of the item.
-        kind: key, retention, record, block, run or checkpoint.
+        kind: key, retention, record, block, run, checkpoint, backup or kit.
         digest: SHA-256 of its ciphertext, hex; "" if the item has no ciphertext of its own.
         salt: the first 24 bytes of its ciphertext, which are random, hex; "" if there is none.
     """
@@ -112,21 +112,15 @@ class BlockFileStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return [self._item(block_id) for block_id in sorted(ids) if self._core.block_file(block_id).exists()]
+        return [self._item(block_id) for block_id in stems_in(self._folder, ids)]
 
     def erase(self, ids: frozenset[str]) -> None:
-        paths = [self._core.block_file(block_id) for block_id in sorted(ids)]
-        existing = [path for path in paths if path.exists()]
-        for path in existing:
-            self._core.files.unlink(path)
+        for block_id in stems_in(self._folder, ids):
+            self._core.files.unlink(self._core.block_file(block_id))
         self._core.files.sync_folder(self._folder)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        return [
-            f"the file of block {block_id} exists"
-            for block_id in sorted(ids)
-            if self._core.block_file(block_id).exists()
-        ]
+        return [f"the file of block {block_id} exists" for block_id in stems_in(self._folder, ids)]
 
     @property
     def _folder(self) -> Path:
@@ -134,6 +128,12 @@ class BlockFileStore:
 
     def _item(self, block_id: str) -> StoredItem:
         return container_item(self.name, block_id, "block", self._core.files.read(self._core.block_file(block_id)))
+
+
+def stems_in(folder: Path, ids: frozenset[str]) -> list[str]:
+    """Return the ids that are the name, without its suffix, of a file in a folder, sorted. It lists the folder once."""
+    with storage_errors(f"look into the folder {folder.name}"):
+        return sorted(ids.intersection(path.stem for path in folder.iterdir())) if folder.is_dir() else []
 
 
 def container_item(store: str, item: str, kind: str, data: bytes) -> StoredItem:
@@ -161,23 +161,34 @@ class DatabaseStore:
         items = []
         with self._core.database.session() as session:
             for kind, table in self._tables:
-                for batch in batches(ids):
-                    rows = session.execute(select(table.id, table.sealed).where(table.id.in_(batch)))
-                    items += [self._item(kind, item, sealed) for item, sealed in rows]
+                rows = session.execute(select(table.id, table.sealed).where(table.id.in_(_all_of(ids))))
+                items += [self._item(kind, item, sealed) for item, sealed in rows]
         return sorted(items)
 
     def erase(self, ids: frozenset[str]) -> None:
         with self._core.database.session() as session:
             for _, table in self._tables:
-                for batch in batches(ids):
-                    session.execute(delete(table).where(table.id.in_(batch)))
+                session.execute(
+                    delete(table).where(table.id.in_(_all_of(ids))).execution_options(synchronize_session=False)
+                )
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        return [f"the row of {item.kind} {item.id} exists" for item in self.enumerate(ids)]
+        with self._core.database.session() as session:
+            existing = [
+                (kind, item)
+                for kind, table in self._tables
+                for item in session.execute(select(table.id).where(table.id.in_(_all_of(ids)))).scalars()
+            ]
+        return [f"the row of {kind} {item} exists" for kind, item in sorted(existing)]
 
     def _item(self, kind: str, item: str, sealed: bytes) -> StoredItem:
         salt = sealed[: container.SALT_BYTES].hex()
         return StoredItem(self.name, item, kind, hashlib.sha256(sealed).hexdigest(), salt)
+
+
+def _all_of(ids: frozenset[str]) -> Select[Any]:
+    """Return the subquery of all `ids`: one parameter, whatever their number, and a look-up by the index."""
+    return select(func.json_each(json.dumps(sorted(ids))).table_valued("value").c.value)
 
 
 class ReaderStore:
