@@ -10,6 +10,7 @@ Invariants
     outcome = execute(vault, planned, planned.digest)
 """
 
+import contextlib
 import hmac
 import secrets
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from fedmem.erasure.forgetting import Retrain
 from fedmem.erasure.planning import Plan, plan
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
-from fedmem.vault.store import item_list
+from fedmem.vault.store import item_list, reserve
 from fedmem.vault.store.core import serialised
 from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import RunRecord, Vault
@@ -118,8 +119,14 @@ def _execute_plan(
             raise Refused("Retraining needs the release that the block belongs to. Give it, or delete the block.")
         retrain.check(vault, retraining)
     opening = secrets.token_bytes(32)
-    entry = _begin(vault, planned, opening, residual)
-    return Outcome(entry.id, states.COMPLETED, execute_entry(vault, entry), opening.hex()), entry
+    with _reserve_released(vault):
+        entry = _begin(vault, planned, opening, residual)
+        return Outcome(entry.id, states.COMPLETED, execute_entry(vault, entry), opening.hex()), entry
+
+
+def _reserve_released(vault: Vault) -> contextlib.AbstractContextManager[None]:
+    """Free the space that the vault keeps for an erasure on a full disk, for the duration of a block."""
+    return contextlib.nullcontext() if vault.simulated else reserve.released(vault.core.files, vault.root)
 
 
 def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
@@ -138,9 +145,9 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     done = []
     for entry in journal.read_all(vault):
         if entry.state in states.UNFINISHED:
-            outcome = Outcome(
-                entry.id, states.COMPLETED, execute_entry(vault, entry), openings.unseal(vault.core, entry)
-            )
+            with _reserve_released(vault):
+                path = execute_entry(vault, entry)
+            outcome = Outcome(entry.id, states.COMPLETED, path, openings.unseal(vault.core, entry))
         elif retrain is None or _retraining(vault, entry) != "pending":
             continue
         else:

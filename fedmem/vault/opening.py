@@ -45,7 +45,7 @@ CREATING = "creating.tmp"
 """The name of the file that marks an unfinished creation. A writer removes it with other temporary files."""
 _FOLDERS = ("blocks", "receipts")
 _CONTENT = {TABLE, DATABASE, "vault.db-wal", "device.pub", "egress.log"}
-_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, "vault.db-shm", "vault.db-journal", "leases", "training"}
+_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, "reserve", "vault.db-shm", "vault.db-journal", "leases", "training"}
 
 
 class VaultExists(Refused):

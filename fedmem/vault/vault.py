@@ -7,7 +7,7 @@ Invariants
 - The keystore backend is chosen at creation, or when keys move. A simulated vault stays simulated for ever.
 - A vault with a file or table that no registered store claims does not open.
 
-Layout of the root: vault.json, device.pub, table.fmk, vault.db, egress.log, lock, blocks/, receipts/, leases/,
+Layout of the root: vault.json, device.pub, table.fmk, vault.db, egress.log, reserve, lock, blocks/, receipts/, leases/,
 training/.
 
 A method that reads items raises UsageError after `close`, and StaleReader if an erasure happened since the opening.
@@ -23,6 +23,7 @@ A method that changes items raises Refused in a vault that is open for reading o
 1
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,12 +31,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from fedmem.errors import Refused, VersionMismatch
+from fedmem.errors import Refused, StorageError, VersionMismatch
 from fedmem.storage.files import Files
 from fedmem.vault import opening
 from fedmem.vault.backup.backup_registry import CopyStore
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement, ledger_anchor
+from fedmem.vault.store import acknowledgement, ledger_anchor, reserve
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, unclaimed_names, valid_store
@@ -108,7 +109,9 @@ class Vault:
         core = opening.make(
             Path(root), subject=subject, keystore=keystore, ask=ask, simulated=simulated, files=files, timeout=timeout
         )
-        return cls(core)
+        vault = cls(core)
+        vault._keep_reserve()
+        return vault
 
     @classmethod
     def open(
@@ -142,7 +145,15 @@ class Vault:
             VerificationFailed: damaged, incomplete, or older than the last acknowledged change. Nothing was changed.
             VersionMismatch: another format.
         """
-        core = opening.unlock(Path(root), subject=subject, ask=ask, write=write, files=files, timeout=timeout)
+        unlock = functools.partial(
+            opening.unlock, Path(root), subject=subject, ask=ask, write=write, files=files, timeout=timeout
+        )
+        try:
+            core = unlock()
+        except StorageError:
+            if not reserve.is_full(Path(root)) or not reserve.free(files or Files(), Path(root)):
+                raise
+            core = unlock()  # SQLite needs a little space to open its log
         try:
             vault = cls(core)
             vault._start()
@@ -181,7 +192,9 @@ class Vault:
             UsageError: a vector is not one finite row, or a text is not valid Unicode.
             StorageError: nothing was added.
         """
-        return self._records.add(records)
+        ids = self._records.add(records)
+        self._keep_reserve()
+        return ids
 
     def records(self, topic: str | Everything | None) -> list[Record]:
         """Return the records of one topic, the shareable ones (None), or `ALL`, in the order they were added."""
@@ -377,8 +390,14 @@ class Vault:
         if self.core.write:
             self.core.recover()
             acknowledgement.acknowledge(self.core)
+            self._keep_reserve()
         else:
             self._take_lease()
+
+    def _keep_reserve(self) -> None:
+        """Make the space that an erasure uses on a full disk. A simulated vault has none."""
+        if not self.simulated:
+            reserve.keep(self.core.files, self.root)
 
     def _take_lease(self) -> None:
         """Mark this process as a reader. If an erasure ended before the mark was visible, load the table again."""

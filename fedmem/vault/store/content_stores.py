@@ -214,8 +214,9 @@ class ReaderStore:
         return [f"process {process} opened the vault before the erasure and still has it open" for process in processes]
 
 
-# These hold random ids, chain digests and public facts only. The content of the two ledgers is sealed and has no topic.
-NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log",
+# These hold random ids, chain digests, zeros and public facts only. The content of the two ledgers and of lists of
+# erased items is sealed and has no topic.
+NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log", "reserve",
                         "table:events", "table:erasures", "table:revision"})  # fmt: skip
 
 

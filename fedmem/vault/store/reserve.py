@@ -1,0 +1,82 @@
+"""The reserve: a file of zeros whose space an erasure uses if the disk is full.
+
+Invariants
+- The file holds zeros only, so it holds no content. Its blocks are really allocated.
+- It is made when the vault is created. An opening for writing, a batch of new records and the end of an erasure make it
+  again and adapt its size, as far as the disk has room. A missing or small reserve is no error.
+- An erasure removes it before its first write. Adding a record never does, so a full disk stays full for everything
+  else. An opening that a full disk stops removes it too, and makes it again at once with the room that is left.
+- A simulated vault has none.
+
+    reserve.free(files, root)
+    ...                                 # the erasure
+    reserve.keep(files, root)
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedmem.errors import FedmemError
+from fedmem.storage.files import Files, storage_errors
+
+NAME = "reserve"
+LEAST = 512 << 10  # bytes: the log of a small erasure, a key, a receipt
+FULL = 256 << 10  # bytes of free space below which a disk counts as full
+_CONTENT = ("vault.db", "table.fmk")
+
+
+def keep(files: Files, root: Path) -> None:
+    """Make the reserve of the vault at `root`, or adapt its size; take less if the disk has no room for all of it."""
+    path, size = root / NAME, size_for(root)
+    present = path.stat().st_size if path.is_file() else 0
+    if size <= present <= 4 * size:
+        return
+    with contextlib.suppress(FedmemError, OSError):
+        if present > size:
+            files.unlink(path)
+            present = 0
+        room = shutil.disk_usage(root).free + present - FULL // 2
+        if room > present:
+            files.allocate(path, min(size + size // 2, room))  # half more, so that it seldom has to grow
+
+
+def free(files: Files, root: Path) -> bool:
+    """Remove the reserve, so that its space can be used. Return False if there is none.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    path = root / NAME
+    if not path.is_file():
+        return False
+    files.unlink(path)
+    files.sync_folder(root)
+    return True
+
+
+@contextlib.contextmanager
+def released(files: Files, root: Path) -> Iterator[None]:
+    """Remove the reserve for the duration of the block, and make it again afterwards."""
+    with contextlib.suppress(FedmemError):
+        free(files, root)
+    try:
+        yield
+    finally:
+        keep(files, root)
+
+
+def is_full(root: Path) -> bool:
+    """Return True if the file system of the vault at `root` has almost no free space."""
+    with storage_errors("read the free space of the disk"):
+        return shutil.disk_usage(root).free < FULL
+
+
+def size_for(root: Path) -> int:
+    """Return the bytes that an erasure may need: twice the key table, and the database, which may be rebuilt.
+
+    The list of erased items and its receipt are smaller than the database.
+    """
+    sizes = {name: path.stat().st_size for name in _CONTENT if (path := root / name).is_file()}
+    return LEAST + 2 * sizes.get("vault.db", 0) + 2 * sizes.get("table.fmk", 0)
