@@ -151,9 +151,9 @@ class Vault:
         try:
             core = unlock()
         except StorageError:
-            if not reserve.is_full(Path(root)) or not reserve.free(files or Files(), Path(root)):
+            if not reserve.yield_some(files or Files(), Path(root)):
                 raise
-            core = unlock()  # SQLite needs a little space to open its log
+            core = unlock()
         try:
             vault = cls(core)
             vault._start()

@@ -5,12 +5,11 @@ Invariants
 - It is made when the vault is created. An opening for writing, a batch of new records and the end of an erasure make it
   again and adapt its size, as far as the disk has room. A missing or small reserve is no error.
 - An erasure removes it before its first write. Adding a record never does, so a full disk stays full for everything
-  else. An opening that a full disk stops removes it too, and makes it again at once with the room that is left.
+  else. An opening that a full disk stops takes `OPENING` bytes of it: SQLite needs a file beside the database.
 - A simulated vault has none.
 
-    reserve.free(files, root)
-    ...                                 # the erasure
-    reserve.keep(files, root)
+    with reserve.released(files, root):
+        ...                             # the erasure
 """
 
 import contextlib
@@ -22,8 +21,9 @@ from fedmem.errors import FedmemError
 from fedmem.storage.files import Files, storage_errors
 
 NAME = "reserve"
-LEAST = 512 << 10  # bytes: the log of a small erasure, a key, a receipt
-FULL = 256 << 10  # bytes of free space below which a disk counts as full
+LEAST = 1 << 20  # bytes: the log of a small erasure, a key, a receipt, and some openings on a full disk
+FULL = 256 << 10  # bytes of free space below which a disk counts as full; the reserve leaves them free
+OPENING = 96 << 10  # bytes that an opening needs: SQLite's index of its log, a lease, a log
 _CONTENT = ("vault.db", "table.fmk")
 
 
@@ -37,22 +37,22 @@ def keep(files: Files, root: Path) -> None:
         if present > size:
             files.unlink(path)
             present = 0
-        room = shutil.disk_usage(root).free + present - FULL // 2
+        room = shutil.disk_usage(root).free + present - FULL
         if room > present:
             files.allocate(path, min(size + size // 2, room))  # half more, so that it seldom has to grow
 
 
-def free(files: Files, root: Path) -> bool:
-    """Remove the reserve, so that its space can be used. Return False if there is none.
+def yield_some(files: Files, root: Path) -> bool:
+    """Cut the reserve by `OPENING` bytes if the disk is full. Return False if there was nothing to cut.
 
     Raises:
-        StorageError: it cannot be removed.
+        StorageError: it cannot be cut.
     """
     path = root / NAME
-    if not path.is_file():
+    size = path.stat().st_size if path.is_file() else 0
+    if not size or not is_full(root):
         return False
-    files.unlink(path)
-    files.sync_folder(root)
+    files.append(path, max(0, size - OPENING), b"")
     return True
 
 
@@ -60,7 +60,8 @@ def free(files: Files, root: Path) -> bool:
 def released(files: Files, root: Path) -> Iterator[None]:
     """Remove the reserve for the duration of the block, and make it again afterwards."""
     with contextlib.suppress(FedmemError):
-        free(files, root)
+        files.unlink(root / NAME)
+        files.sync_folder(root)
     try:
         yield
     finally:
