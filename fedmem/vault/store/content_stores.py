@@ -216,7 +216,7 @@ class ReaderStore:
 
 # These hold random ids, chain digests, zeros and public facts only. The content of the two ledgers and of lists of
 # erased items is sealed and has no topic.
-NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log", "reserve",
+NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "receipts", "egress.log", "reserve", "removing",
                         "table:events", "table:erasures", "table:revision"})  # fmt: skip
 
 
