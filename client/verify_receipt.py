@@ -29,7 +29,7 @@ from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -54,19 +54,41 @@ def check(receipt: bytes, key_pem: bytes) -> dict[str, Any]:
     return statement(payload)
 
 
-def check_chain(receipts: Sequence[bytes], key_pem: bytes) -> list[dict[str, Any]]:
-    """Return the statements of a chain of receipts, oldest first. Raises NotVerified."""
+def check_by_any(receipt: bytes, key_pems: Sequence[bytes]) -> tuple[dict[str, Any], bytes]:
+    """Return the statement of one receipt, and the key that signed it. Raises NotVerified if none of the keys did."""
+    for key_pem in key_pems[:-1]:
+        try:
+            return check(receipt, key_pem), key_pem
+        except NotVerified:
+            continue
+    return check(receipt, key_pems[-1]), key_pems[-1]
+
+
+def fingerprint(key_pem: bytes) -> str:
+    """Return the SHA-256, hex, of a public key's SubjectPublicKeyInfo in DER."""
+    return hashlib.sha256(load_key(key_pem).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def check_chain(receipts: Sequence[bytes], *key_pems: bytes) -> list[dict[str, Any]]:
+    """Return the statements of a chain of receipts, oldest first. Raises NotVerified.
+
+    Where the key changes, the later receipt must name the earlier key's fingerprint in `earlier_keys`.
+    """
     statements: list[dict[str, Any]] = []
-    expected = None
+    expected, last_key = None, b""
     for number, receipt in enumerate(receipts, 1):
         try:
-            statements.append(check(receipt, key_pem))
+            verified, key = check_by_any(receipt, key_pems)
+            statements.append(verified)
+            keys = verified["predicate"].get("earlier_keys")
+            if last_key and key != last_key and not (isinstance(keys, list) and fingerprint(last_key) in keys):
+                raise NotVerified("another key signed it, and it does not name the earlier key")
         except NotVerified as error:
             raise NotVerified(f"receipt {number}: {error}") from None
         if statements[-1]["predicate"].get("previous") != expected:
             raise NotVerified(f"receipt {number} does not follow on receipt {number - 1}" if number > 1
                               else "receipt 1 is not the first: it names one before it")  # fmt: skip
-        expected = hashlib.sha256(receipt).hexdigest()
+        expected, last_key = hashlib.sha256(receipt).hexdigest(), key
     return statements
 
 
@@ -151,14 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Verify the receipts that the command line names, and return the exit code."""
     parser = argparse.ArgumentParser(description="Check fedmem's erasure receipts; several, oldest first, as a chain.")
     parser.add_argument("receipts", nargs="+", type=Path, metavar="RECEIPT")
-    parser.add_argument("--key", required=True, type=Path, help="the device's public key, PEM")
+    parser.add_argument("--key", required=True, type=Path, action="append",
+                        help="the device's public key, PEM; repeat it if the device's key changed")  # fmt: skip
     parser.add_argument("--items", type=Path, help="the list of erased items; only with one receipt")
     options = parser.parse_args(arguments)
     if options.items is not None and len(options.receipts) > 1:
         parser.error("a list of items belongs to one receipt")
     try:
-        files, key = [path.read_bytes() for path in options.receipts], options.key.read_bytes()
-        statements = check_chain(files, key) if len(files) > 1 else [check(files[0], key)]
+        files, keys = [path.read_bytes() for path in options.receipts], [path.read_bytes() for path in options.key]
+        statements = check_chain(files, *keys) if len(files) > 1 else [check_by_any(files[0], keys)[0]]
         if options.items is not None:
             check_items(statements[0], options.items.read_bytes())
     except OSError as error:

@@ -33,6 +33,14 @@ key_option = click.option(
     required=True,
     help="The device's public key (PEM), as you got it earlier.",
 )
+keys_option = click.option(
+    "--key",
+    "keys",
+    type=FILE,
+    required=True,
+    multiple=True,
+    help="The device's public key (PEM), as you got it earlier. Repeatable, if the device's key changed.",
+)
 
 
 @click.group()
@@ -60,28 +68,29 @@ def show(file: Path) -> None:
 
 @receipt.command(epilog="Example: fedmem receipt verify erasure.dsse.json --key device.pub")
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
-@key_option
+@keys_option
 @click.option("--items", type=FILE, help="Also check that this list, from `receipt items`, is the list of the receipt.")
 @click.option("--scope", metavar="KIND:NAME", help="Also check the scope of the receipt, such as block:health.")
 @click.option("--opening", type=FILE, help="Read the opening of the scope's commitment from a file.")
 @click.option("--opening-fd", type=int, help="Read the opening from an open descriptor.")
 @json_option
-def verify(files: tuple[Path, ...], key: Path, items: Path | None, scope: str | None, **of_scope: Any) -> None:
+def verify(
+    files: tuple[Path, ...], keys: tuple[Path, ...], items: Path | None, scope: str | None, **of_scope: Any
+) -> None:
     """Check the signature of the receipt in FILE and show its statement. The exit code is 6 if it does not verify.
 
     With several files, the chain is checked too. Give all receipts of the vault, oldest first. The files cannot show
     that the newest receipts are missing: compare the last digest with one that you know.
     """
-    from fedmem.erasure.receipt import lists_items, verify_chain
-    from fedmem.erasure.receipt import verify as verify_receipt
+    from fedmem.erasure.receipt import lists_items, verify_by_any, verify_chain
 
     opening, opening_fd = of_scope["opening"], of_scope["opening_fd"]
     if scope is None and (opening is not None or opening_fd is not None):
         raise UsageError("An opening belongs to a scope: add --scope, as in --scope block:health.")
     if (scope is not None or items is not None) and len(files) > 1:
         raise UsageError("An opening or a list of items belongs to one receipt: give one file with --scope or --items.")
-    contents, pem = [read_file(file) for file in files], read_file(key)
-    statements = verify_chain(contents, pem) if len(files) > 1 else [verify_receipt(contents[0], pem)]
+    contents, pems = [read_file(file) for file in files], [read_file(key) for key in keys]
+    statements = verify_chain(contents, *pems) if len(files) > 1 else [verify_by_any(contents[0], pems)[0]]
     links = [chain_link(*pair) for pair in zip(contents, statements, strict=True)]
     data: dict[str, Any] = {"verified": True, "statement": statements[-1], "receipts": links}
     lines = statement_rows(statements[-1], "valid")

@@ -17,7 +17,6 @@ Invariants
 """
 
 import base64
-import hashlib
 import json
 import textwrap
 from collections import Counter
@@ -31,6 +30,7 @@ from fedmem.erasure.planning import Scope
 from fedmem.errors import VerificationFailed
 from fedmem.pages import Cell, printable, rendered
 from fedmem.storage.canonical import digest
+from fedmem.vault.crypto import device_key
 
 UNSTATED: dict[str, Any] = {
     "wording": "", "erasure": "", "vault": "", "plan": "", "executed": "", "generation": 0,
@@ -71,8 +71,8 @@ def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(public_key_pem: bytes) -> str:
     """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed."""
-    key = receipt.public_key(public_key_pem)
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    receipt.public_key(public_key_pem)
+    return device_key.fingerprint(public_key_pem)
 
 
 def page(file: bytes, public_key_pem: bytes) -> str:

@@ -19,8 +19,8 @@ from fedmem.erasure import journal, not_covered, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
+from fedmem.vault.crypto.device_key import DEVICE_KEY, earlier_keys
 from fedmem.vault.crypto.key_table import epoch_name
-from fedmem.vault.opening import DEVICE_KEY
 from fedmem.vault.store.core import serialised
 from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault
@@ -86,6 +86,7 @@ def _write_receipt(vault: Vault, entry: journal.JournalEntry, verification: Veri
         previous,
         blocks=entry.blocks,
         not_covered=not_covered.remaining(vault.core, entry.items),
+        earlier_keys=earlier_keys(vault.core.table.facts),
     )
     data = receipt.sign(content, vault.core.keystore.load(DEVICE_KEY))
     path = receipt_path(vault, entry)

@@ -4,7 +4,8 @@ Invariants
 - A receipt names items by random ids and digests of ciphertext; the scope is a salted commitment.
 - The receipt of a large erasure (predicate type v2) holds a Merkle root over its items and their number by kind. The
   list of the items is sealed beside it in the vault, and `lists_items` checks an exported list against the receipt.
-- It is signed by the device key, which no erasure destroys, and names the receipt before it by digest.
+- It is signed by the device key, which no erasure destroys, and names the receipt before it by digest. A vault whose
+  keystore was lost has a new device key; its receipts name the earlier keys by fingerprint.
 - The places that an erasure cannot reach are listed under `not_covered`. The word is crypto-erased, never wiped.
 
 Guarantees
@@ -17,6 +18,7 @@ Guarantees
     | a changed byte, another key, no signature, two signatures | VerificationFailed |
     | not JSON, not an envelope, another payload or predicate type, NaN | VerificationFailed |
     | more than 64 MiB | VerificationFailed before parsing |
+    | a chain in which the key changes and the later receipt does not name the earlier key | VerificationFailed |
     | a receipt missing, repeated or out of order in a chain | VerificationFailed that names the link |
     | the newest receipts missing from a chain | not visible in the files: compare the last digest with a known one |
     | no file at all in a chain | an empty list |
@@ -25,6 +27,7 @@ Guarantees
     opens(statements[0], Scope.block("health"), opening)
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -46,6 +49,7 @@ from fedmem.erasure.verification import DEEP, Verification
 from fedmem.errors import VerificationFailed
 from fedmem.storage import merkle
 from fedmem.storage.canonical import canonical_json, digest
+from fedmem.vault.crypto.device_key import fingerprint
 from fedmem.vault.store.content_stores import ContentStore
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -86,6 +90,7 @@ def statement(
     *,
     not_covered: Sequence[str] = (),
     blocks: Sequence[Mapping[str, Any]] = (),
+    earlier_keys: Sequence[str] = (),
 ) -> Statement:
     """Return the statement of one finished erasure.
 
@@ -98,6 +103,7 @@ def statement(
         not_covered: sentences about what this erasure does not reach; see `not_covered`.
         blocks: the fate of blocks that had learned an erased record, by random ids, such as
             {"id": old, "outcome": "retrained", "successor": new} or {"id": old, "outcome": "deleted"}.
+        earlier_keys: fingerprints of the device keys that this vault had before, oldest first.
     """
     predicate = {
         "wording": "crypto-erased",
@@ -114,6 +120,8 @@ def statement(
     }
     if blocks:
         predicate["blocks"] = [dict(block) for block in blocks]
+    if earlier_keys:
+        predicate["earlier_keys"] = list(earlier_keys)
     if entry.listed:
         subjects = [{"name": "items", "digest": {"merkleSha256": entry.listed["root"]}}]
         predicate["items"] = {"scheme": TREE, **{name: entry.listed[name] for name in ("root", "count", "kinds")}}
@@ -172,27 +180,48 @@ def verify(file: bytes, public_key_pem: bytes) -> Statement:
     return _content(envelope)
 
 
-def verify_chain(files: Sequence[bytes], public_key_pem: bytes) -> list[Statement]:
+def verify_by_any(file: bytes, public_keys: Sequence[bytes]) -> tuple[Statement, bytes]:
+    """Return the statement of a receipt, and the key of `public_keys` (PEM) that signed it.
+
+    Raises:
+        VerificationFailed: none of the keys did, or the file is no receipt.
+    """
+    for key in public_keys[:-1]:
+        with contextlib.suppress(VerificationFailed):
+            return verify(file, key), key
+    return verify(file, public_keys[-1]), public_keys[-1]
+
+
+def verify_chain(files: Sequence[bytes], *public_keys: bytes) -> list[Statement]:
     """Return the statements of a vault's receipts, of which each one names the one before it.
 
     Args:
         files: every receipt file of the vault, oldest first.
-        public_key_pem: the device's public key, PEM.
+        public_keys: the device's public key, PEM; several if the device's key changed.
 
     Raises:
         VerificationFailed: the error names the receipt that does not verify, or the place where the chain breaks.
     """
     statements: list[Statement] = []
-    previous = None
+    previous, last_key = None, b""
     for number, file in enumerate(files, 1):
         try:
-            statements.append(verify(file, public_key_pem))
+            content, key = verify_by_any(file, public_keys)
+            if last_key and key != last_key:
+                _check_change_of_key(content, last_key)
         except VerificationFailed as error:
             raise VerificationFailed(f"Receipt {number} of {len(files)}: {error}") from None
-        if statements[-1]["predicate"].get("previous") != previous:
+        if content["predicate"].get("previous") != previous:
             raise _chain_error(number)
-        previous = digest(file)
+        statements.append(content)
+        previous, last_key = digest(file), key
     return statements
+
+
+def _check_change_of_key(content: Statement, earlier: bytes) -> None:
+    keys = content["predicate"].get("earlier_keys")
+    if not isinstance(keys, list) or fingerprint(earlier) not in keys:
+        raise _refusal("Another key signed it than the receipt before it, and it does not name that key as its own.")
 
 
 def public_key(pem: bytes) -> Ed25519PublicKey:

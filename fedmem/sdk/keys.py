@@ -25,6 +25,7 @@ from fedmem.vault.backup import backup
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto.device_key import SUFFIX
 from fedmem.vault.crypto.key_table import noted
 from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
@@ -94,12 +95,13 @@ def copies_of(vault: Vault, kind: str | None = None) -> list[CopyState]:
     return [_copy_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
 
 
-def newest(place: Path, receipts: Path) -> LaterErasures:
+def newest(place: Path, receipts: Path, public_keys: Sequence[bytes] = ()) -> LaterErasures:
     """Return the erasures that happened after a backup, from receipts.
 
     Args:
         place: Folder of the backup. It contains the receipts of earlier erasures, and the device's public key.
         receipts: Folder of the newest receipts.
+        public_keys: Further public keys (PEM) of the device, if its key changed after the backup.
 
     Returns:
         The newest generation, and the erased ids, receipts and journal rows after the backup.
@@ -115,7 +117,9 @@ def newest(place: Path, receipts: Path) -> LaterErasures:
             f"There is no receipt (*.dsse.json) in {receipts}. Give the folder of the newest receipts."
         )
     backup_files = _receipt_files(place / "receipts")
-    chain = _verified_chain([*newest_files.values(), *backup_files.values()], (place / "device.pub").read_bytes())
+    earlier_keys = [path.read_bytes() for path in sorted((place / "receipts").glob(f"*{SUFFIX}"))]
+    keys = [(place / "device.pub").read_bytes(), *earlier_keys, *public_keys]
+    chain = _verified_chain([*newest_files.values(), *backup_files.values()], keys)
     receipts_in_order = [(file, statement["predicate"]) for file, statement in chain]
     if any(predicate.get("vault") != manifest.vault for _, predicate in receipts_in_order):
         raise VerificationFailed("A receipt is about another vault. Give the receipts of the vault of this backup.")
@@ -153,16 +157,16 @@ def _item_lists(folder: Path, erasures: Iterable[str]) -> list[Path]:
     return paths
 
 
-def _verified_chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Statement]]:
+def _verified_chain(files: Sequence[bytes], keys: Sequence[bytes]) -> list[tuple[bytes, receipt.Statement]]:
     """Return the distinct receipts in the order of their chain, with their statements. Verify the whole chain."""
     distinct = {digest(file): file for file in files}
-    next_of = {receipt.verify(file, key)["predicate"].get("previous"): file for file in distinct.values()}
+    next_of = {receipt.verify_by_any(file, keys)[0]["predicate"].get("previous"): file for file in distinct.values()}
     ordered, last_digest = [], None
     while last_digest in next_of:
         ordered.append(next_of.pop(last_digest))
         last_digest = digest(ordered[-1])
     unlinked = [file for file in distinct.values() if file not in ordered]
-    return list(zip([*ordered, *unlinked], receipt.verify_chain([*ordered, *unlinked], key), strict=True))
+    return list(zip([*ordered, *unlinked], receipt.verify_chain([*ordered, *unlinked], *keys), strict=True))
 
 
 def _journal_row(file: bytes, predicate: dict[str, Any]) -> dict[str, Any]:

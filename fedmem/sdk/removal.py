@@ -20,10 +20,11 @@ from fedmem.errors import KeystoreError, Refused
 from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto.device_key import DEVICE_KEY
 from fedmem.vault.crypto.key_table import backup_name, epoch_name, numbers_of
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.crypto.rekey import slots_of
-from fedmem.vault.opening import DEVICE_KEY, LOCK, TABLE, table_header
+from fedmem.vault.opening import LOCK, TABLE, table_header
 from fedmem.vault.vault import ALL, Vault
 
 __all__ = ["Removed", "remove"]

@@ -19,8 +19,8 @@ SYNC_NAMES = frozenset({
     "amazon drive", "box", "box sync", "cloudstation", "cloudstorage", "com~apple~clouddocs", "dropbox", "filen",
     "google drive", "googledrive", "icloud", "icloud drive", "iclouddrive", "insync", "internxt", "jottacloud",
     "kdrive", "mega", "megasync", "mobile documents", "my drive", "nextcloud", "nutstore", "onedrive", "owncloud",
-    "pcloud drive", "pclouddrive", "proton drive", "protondrive", "resilio sync", "seadrive", "seafile", "spideroak hive",
-    "sugarsync", "synologydrive", "tresorit", "yandex.disk",
+    "pcloud drive", "pclouddrive", "proton drive", "protondrive", "resilio sync", "seadrive", "seafile",
+    "spideroak hive", "sugarsync", "synologydrive", "tresorit", "yandex.disk",
 })  # fmt: skip
 """Names of folders, in lower case. `cloudstorage` and `mobile documents` are those of macOS."""
 MARKERS = (

@@ -22,8 +22,8 @@ from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup import recovery
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.crypto import passphrase, rekey
+from fedmem.vault.crypto.device_key import public_pem
 from fedmem.vault.crypto.key_table import RolledBack
-from fedmem.vault.opening import public_pem
 from fedmem.vault.vault import ALL, Vault
 
 PASS = {"ask": lambda: "tulip"}

@@ -33,10 +33,11 @@ from fedmem.vault.backup.recovery import check_place
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import Numbers, backup_name, noted, seal, unseal
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, public_pem
+from fedmem.vault.opening import DATABASE, TABLE
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import RunRow
@@ -79,7 +80,7 @@ class OpenedBackup:
         header: the vault's header, with the present place of its keys.
         key: the key of the backup's key table, 32 bytes.
         numbers, facts, rows: the content of the backup's key table.
-        device: the device key, 32 bytes.
+        device: the device key, 32 bytes; None if a kit opened the backup, which does not carry it.
     """
 
     manifest: BackupManifest
@@ -88,7 +89,7 @@ class OpenedBackup:
     numbers: Numbers
     facts: dict[str, Any] = field(repr=False)
     rows: dict[str, bytes] = field(repr=False)
-    device: bytes = field(repr=False)
+    device: bytes | None = field(repr=False)
 
 
 def create(vault: Vault, place: Path) -> BackupManifest:
@@ -285,11 +286,12 @@ def open_backup(
     """
     sealed = files.read(place / TABLE)
     if kit is not None:
-        key, device = kit.key_of(sealed), kit.device
+        key, device = kit.key_of(sealed), None
     elif keystore is not None:
         key, device = _key_in_keystore(keystore, manifest), keystore.load(DEVICE_KEY)
     numbers, facts, rows = unseal(key, header.id, sealed)
-    is_same_device = hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
+    # Without the device key, the sealed digest of the manifest vouches for `device.pub`.
+    is_same_device = device is None or hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
     if (
         not is_same_device
         or numbers[1:] != (manifest.generation, manifest.serial)

@@ -17,6 +17,7 @@ from fedmem.errors import FedmemError, VerificationFailed
 from fedmem.storage.canonical import digest
 from fedmem.vault import opening
 from fedmem.vault.backup.salvage import Fault, Remains, open_remains
+from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import acknowledgement, inventory, item_list
 from fedmem.vault.store import ledger_anchor as heads
@@ -69,7 +70,7 @@ def _check_core(remains: Remains, core: Core) -> None:
     with remains.part("item lists"):
         _require_none(list(unreadable_lists(core)), f"list(s) of erased items are missing or changed. {ADVICE}")
     with remains.part("device.pub"):
-        pem = opening.public_pem(core.keystore.load(opening.DEVICE_KEY))
+        pem = public_pem(core.keystore.load(DEVICE_KEY))
         path = core.root / "device.pub"
         if not path.is_file() or core.files.read(path) != pem:
             raise VerificationFailed(f"device.pub is missing or of another device. {ADVICE}")

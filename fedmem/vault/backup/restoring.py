@@ -44,10 +44,11 @@ from fedmem.vault.backup.backup_registry import FOLDERS, staging_folder
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto.device_key import DEVICE_KEY
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, seal
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, check_sealed
+from fedmem.vault.opening import DATABASE, TABLE, check_sealed
 from fedmem.vault.store import acknowledgement, item_list
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store import ledger_anchor as heads
@@ -194,7 +195,7 @@ def _restored_keystore(
     header = public.new_facts(backup.header.id, backend, backup.header.simulated, secrets.token_hex(8))
     keystore = public.start_keystore(header, files, rekey.slots_of(header.id), ask)
     try:
-        keystore.put(DEVICE_KEY, backup.device)
+        keystore.create(DEVICE_KEY)
         yield header, keystore
     except BaseException:
         with contextlib.suppress(FedmemError):
@@ -233,8 +234,7 @@ def _build(
         facts["backup"] = backup.key.hex()
         keystore.put(backup_name(backup.manifest.generation), backup.key)
     if header != backup.header:  # the next writer destroys the remains of the lost keystore
-        moving = {"old": backup.header.encode().decode(), "new": header.encode().decode(), "lost": True}
-        facts[rekey.MOVING] = moving
+        facts[rekey.MOVING] = rekey.move_facts(files, staging, backup.header, header, lost=True)
     epoch, generation, serial = _next_numbers(backup, old_keystore)
     numbers = (epoch, max(generation, erasures.generation), serial)
     files.replace(staging / TABLE, seal(keystore.create(epoch_name(epoch)), header.id, numbers, facts, rows))
