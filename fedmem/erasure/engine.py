@@ -21,7 +21,7 @@ from typing import Any
 from fedmem.erasure import journal, openings, receipt, states
 from fedmem.erasure.execution import execute_entry, receipt_path
 from fedmem.erasure.forgetting import Retrain
-from fedmem.erasure.planning import Plan, plan
+from fedmem.erasure.planning import Plan, still_holds
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
 from fedmem.vault.store import item_list, reserve
@@ -112,7 +112,7 @@ def _execute_plan(
     """Check the plan and execute it under one lock: no other thread changes the vault in between."""
     if not hmac.compare_digest(digest, planned.digest):
         raise Refused("The digest is not that of the plan. Plan again, and execute with the digest that it gives.")
-    if not hmac.compare_digest(plan(vault, planned.scope, blocks=planned.blocks).digest, planned.digest):
+    if not still_holds(vault, planned):
         raise Refused("The vault changed since the plan was made. Plan again; nothing was erased.")
     for retraining in planned.retrain:
         if retrain is None:

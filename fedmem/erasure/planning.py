@@ -90,6 +90,8 @@ class Plan:
         deleted: ids of the blocks that had learned a record of the scope.
         retrain: the blocks to retrain without the scope's records.
         shared: True if a part of the scope was shareable.
+        effects: everything that the scope takes, as it was when `state` was the state of the vault.
+        state: (serial of the key table, revision of the database) at the time of the plan.
     """
 
     digest: str
@@ -101,6 +103,8 @@ class Plan:
     deleted: tuple[str, ...] = ()
     retrain: tuple[Retraining, ...] = ()
     shared: bool = False
+    effects: Forgetting = field(default_factory=lambda: Forgetting(frozenset()), repr=False)
+    state: tuple[int, int] = (0, 0)
 
 
 @serialised
@@ -118,12 +122,35 @@ def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
     """
     if blocks is not None and (blocks not in CHOICES or scope.kind in WHOLE):
         raise UsageError("retrain or delete is the choice for blocks that learned erased records; this scope has none.")
-    is_whole = scope.kind in WHOLE
-    effects = (
-        Forgetting(_ids_in_whole_scope(vault, scope))
-        if is_whole
-        else forgetting(vault, *_records_in_scope(vault, scope), blocks)
-    )
+    state = _state(vault)
+    if scope.kind in WHOLE:
+        effects = Forgetting(_ids_in_whole_scope(vault, scope))
+    else:
+        effects = forgetting(vault, *_records_in_scope(vault, scope), blocks)
+    return _planned(vault, scope, blocks, effects, state)
+
+
+@serialised
+def still_holds(vault: Vault, planned: Plan) -> bool:
+    """Return True if a plan made now would be the same. Every store is asked again.
+
+    The lineage of runs is read again only if key table or database changed: it is in sealed cells, so it is slow.
+
+    Raises:
+        NothingMatched: the vault holds nothing of the scope any more.
+    """
+    if _state(vault) == planned.state:
+        again = _planned(vault, planned.scope, planned.blocks, planned.effects, planned.state)
+    else:
+        again = plan(vault, planned.scope, blocks=planned.blocks)
+    return again.digest == planned.digest
+
+
+def _state(vault: Vault) -> tuple[int, int]:
+    return vault.core.table.serial, vault.core.database.revision()
+
+
+def _planned(vault: Vault, scope: Scope, blocks: Choice | None, effects: Forgetting, state: tuple[int, int]) -> Plan:
     items = _stored(vault, effects.ids)
     if not effects.ids or not items:
         raise NothingMatched("The vault holds nothing of this scope. `fedmem block list` shows what there is.")
@@ -135,9 +162,8 @@ def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
              "blocks": blocks, "retrain": sorted(retraining.run for retraining in effects.retrain)}  # fmt: skip
     kinds = Counter(item.kind for item in set(items) if item.store != "block-files")
     counts, shared = dict(sorted(kinds.items())), scope.kind == "subject" or effects.shared
-    return Plan(
-        digest(facts), scope, effects.ids, tuple(items), counts, blocks, effects.deleted, effects.retrain, shared
-    )
+    rest = blocks, effects.deleted, effects.retrain, shared, effects, state
+    return Plan(digest(facts), scope, effects.ids, tuple(items), counts, *rest)
 
 
 def _stored(vault: Vault, ids: frozenset[str]) -> list[StoredItem]:
