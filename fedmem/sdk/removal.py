@@ -9,6 +9,7 @@ Invariants
     remove(root, Path("evidence"), subject="ana", ask=None)
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto.device_key import DEVICE_KEY
 from fedmem.vault.crypto.key_table import backup_name, epoch_name, numbers_of
-from fedmem.vault.crypto.keystore import Ask
+from fedmem.vault.crypto.keystore import Ask, KeyfileKeys
 from fedmem.vault.crypto.rekey import slots_of
 from fedmem.vault.opening import LOCK, TABLE, table_header
 from fedmem.vault.vault import ALL, Vault
@@ -39,7 +40,7 @@ class Removed:
     """The result of a removal.
 
     Attributes:
-        vault: Id of the vault.
+        vault: Id of the vault; "" if an earlier call had removed it up to the folder.
         evidence: Names of the files that were copied out.
     """
 
@@ -63,8 +64,11 @@ def remove(root: Path, evidence: Path, *, subject: str, ask: Ask | None = None, 
         NothingMatched: There is no vault.
         StorageError, KeystoreError: The removal is not complete; the same call completes it.
     """
-    files, header = files or Files(), public.read_facts(files or Files(), root)[0]
-    names: tuple[str, ...] = ()
+    files = files or Files()
+    if (root / MARK).is_file() and not (root / TABLE).is_file():  # an earlier call destroyed the keys and got this far
+        _remove_folder(files, root)
+        return Removed("", ())
+    header, names = public.read_facts(files, root)[0], tuple[str, ...]()
     checked_table = ""
     try:
         with Vault.open(root, subject=subject, ask=ask, files=files) as vault, vault.core.writing():
@@ -81,7 +85,7 @@ def remove(root: Path, evidence: Path, *, subject: str, ask: Ask | None = None, 
             raise Refused("Another program changed the vault meanwhile. Nothing was removed; look into it again.")
         _remove_runtime_folder(files, root)
         _destroy_keys(files, root, header)
-        files.remove_folder(root)
+        _remove_folder(files, root)
     finally:
         lock.release()
     return Removed(header.id, names)
@@ -89,9 +93,13 @@ def remove(root: Path, evidence: Path, *, subject: str, ask: Ask | None = None, 
 
 def _has_lost_keys(files: Files, root: Path, header: public.Header) -> bool:
     """Return True if an earlier call has marked the vault as removed, and has destroyed its epoch key."""
-    epoch = numbers_of(table_header(files, root))[0]
+    name = epoch_name(numbers_of(table_header(files, root))[0])
     keystore = public.bare_keystore(header, files, slots_of(header.id))
-    return (root / MARK).is_file() and not keystore.exists(epoch_name(epoch))
+    if isinstance(keystore, KeyfileKeys):  # a crash may leave a slot of zeros
+        with contextlib.suppress(KeystoreError):
+            return not keystore.slot(name)
+        return (root / MARK).is_file()
+    return (root / MARK).is_file() and not keystore.exists(name)
 
 
 def _check(vault: Vault) -> None:
@@ -146,6 +154,19 @@ def _destroy_keys(files: Files, root: Path, header: public.Header) -> None:
     keystore.destroy(epoch_name(epoch))  # first: its absence shows that the removal has begun
     keystore.discard([DEVICE_KEY, *epochs, *backups])
     files.remove_folder(slots_of(header.id))
+
+
+def _remove_folder(files: Files, root: Path) -> None:
+    """Remove the vault's folder: the key table first and the mark last, so that a further call knows how far it got."""
+    files.unlink(root / TABLE)
+    files.sync_folder(root)
+    for path in sorted(root.iterdir()):
+        if path.is_dir():
+            files.remove_folder(path)
+        elif path.name != MARK:
+            files.unlink(path)
+    files.sync_folder(root)
+    files.remove_folder(root)
 
 
 def _remove_runtime_folder(files: Files, root: Path) -> None:

@@ -24,7 +24,7 @@ NAME = "reserve"
 LEAST = 1 << 20  # bytes: the log of a small erasure, a key, a receipt, and some openings on a full disk
 FULL = 256 << 10  # bytes of free space below which a disk counts as full; the reserve leaves them free
 OPENING = 96 << 10  # bytes that an opening needs: SQLite's index of its log, a lease, a log
-_CONTENT = ("vault.db", "table.fmk")
+_CONTENT = ("vault.db", "vault.db-wal", "table.fmk")
 
 
 def keep(files: Files, root: Path) -> None:
@@ -75,9 +75,8 @@ def is_full(root: Path) -> bool:
 
 
 def size_for(root: Path) -> int:
-    """Return the bytes that an erasure may need: twice the key table, and the database, which may be rebuilt.
+    """Return the bytes that an erasure may need: twice the key table and the database, which may be rebuilt.
 
     The list of erased items and its receipt are smaller than the database.
     """
-    sizes = {name: path.stat().st_size for name in _CONTENT if (path := root / name).is_file()}
-    return LEAST + 2 * sizes.get("vault.db", 0) + 2 * sizes.get("table.fmk", 0)
+    return LEAST + 2 * sum(path.stat().st_size for name in _CONTENT if (path := root / name).is_file())
