@@ -10,7 +10,6 @@ Invariants
     outcome = execute(vault, planned, planned.digest)
 """
 
-import contextlib
 import hmac
 import secrets
 from collections.abc import Mapping
@@ -119,14 +118,9 @@ def _execute_plan(
             raise Refused("Retraining needs the release that the block belongs to. Give it, or delete the block.")
         retrain.check(vault, retraining)
     opening = secrets.token_bytes(32)
-    with _reserve_released(vault):
+    with reserve.released(vault.core):
         entry = _begin(vault, planned, opening, residual)
         return Outcome(entry.id, states.COMPLETED, execute_entry(vault, entry), opening.hex()), entry
-
-
-def _reserve_released(vault: Vault) -> contextlib.AbstractContextManager[None]:
-    """Free the space that the vault keeps for an erasure on a full disk, for the duration of a block."""
-    return contextlib.nullcontext() if vault.simulated else reserve.released(vault.core.files, vault.root)
 
 
 def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
@@ -145,7 +139,7 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     done = []
     for entry in journal.read_all(vault):
         if entry.state in states.UNFINISHED:
-            with _reserve_released(vault):
+            with reserve.released(vault.core):
                 path = execute_entry(vault, entry)
             outcome = Outcome(entry.id, states.COMPLETED, path, openings.unseal(vault.core, entry))
         elif retrain is None or _retraining(vault, entry) != "pending":

@@ -31,7 +31,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from fedmem.errors import Refused, StorageError, VersionMismatch
+from fedmem.errors import Refused, VersionMismatch
 from fedmem.storage.files import Files
 from fedmem.vault import opening
 from fedmem.vault.backup.backup_registry import CopyStore
@@ -109,9 +109,8 @@ class Vault:
         core = opening.make(
             Path(root), subject=subject, keystore=keystore, ask=ask, simulated=simulated, files=files, timeout=timeout
         )
-        vault = cls(core)
-        vault._keep_reserve()
-        return vault
+        reserve.keep(core)
+        return cls(core)
 
     @classmethod
     def open(
@@ -145,15 +144,9 @@ class Vault:
             VerificationFailed: damaged, incomplete, or older than the last acknowledged change. Nothing was changed.
             VersionMismatch: another format.
         """
-        unlock = functools.partial(
-            opening.unlock, Path(root), subject=subject, ask=ask, write=write, files=files, timeout=timeout
-        )
-        try:
-            core = unlock()
-        except StorageError:
-            if not reserve.yield_some(files or Files(), Path(root)):
-                raise
-            core = unlock()
+        root, files = Path(root), files or Files()
+        unlock = functools.partial(opening.unlock, root, subject=subject, ask=ask, write=write, files=files)
+        core = reserve.with_room(files, root, functools.partial(unlock, timeout=timeout))
         try:
             vault = cls(core)
             vault._start()
@@ -189,11 +182,10 @@ class Vault:
             The new ids, in the order of `records`.
 
         Raises:
-            UsageError: a vector is not one finite row, or a text is not valid Unicode.
-            StorageError: nothing was added.
+            UsageError: a vector is not one finite row, or a text is not valid Unicode. StorageError: nothing was added.
         """
         ids = self._records.add(records)
-        self._keep_reserve()
+        reserve.keep(self.core)
         return ids
 
     def records(self, topic: str | Everything | None) -> list[Record]:
@@ -390,14 +382,9 @@ class Vault:
         if self.core.write:
             self.core.recover()
             acknowledgement.acknowledge(self.core)
-            self._keep_reserve()
+            reserve.keep(self.core)
         else:
             self._take_lease()
-
-    def _keep_reserve(self) -> None:
-        """Make the space that an erasure uses on a full disk. A simulated vault has none."""
-        if not self.simulated:
-            reserve.keep(self.core.files, self.root)
 
     def _take_lease(self) -> None:
         """Mark this process as a reader. If an erasure ended before the mark was visible, load the table again."""

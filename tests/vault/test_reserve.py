@@ -107,7 +107,7 @@ def test_a_full_disk_can_be_erased_on(vaults, full_disk: Path, scope: erasure.Sc
 
 def test_without_the_reserve_it_could_not(vaults, full_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = full_disk / "v"
-    monkeypatch.setattr(reserve, "keep", lambda files, root: None)
+    monkeypatch.setattr(reserve, "keep", lambda core: None)
     with Vault.create(root, subject="alice") as vault:
         vault.add_records(vaults.records(400, "one"))
         planned = erasure.plan(vault, erasure.Scope.topic("one"))

@@ -8,27 +8,33 @@ Invariants
   else. An opening that a full disk stops takes `OPENING` bytes of it: SQLite needs a file beside the database.
 - A simulated vault has none.
 
-    with reserve.released(files, root):
+    with reserve.released(vault.core):
         ...                             # the erasure
 """
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from fedmem.errors import FedmemError
+from fedmem.errors import FedmemError, StorageError
 from fedmem.storage.files import Files, storage_errors
+from fedmem.vault.store.core import Core
 
 NAME = "reserve"
+Result = TypeVar("Result")
 LEAST = 1 << 20  # bytes: the log of a small erasure, a key, a receipt, and some openings on a full disk
 FULL = 256 << 10  # bytes of free space below which a disk counts as full; the reserve leaves them free
 OPENING = 96 << 10  # bytes that an opening needs: SQLite's index of its log, a lease, a log
 _CONTENT = ("vault.db", "vault.db-wal", "table.fmk")
 
 
-def keep(files: Files, root: Path) -> None:
-    """Make the reserve of the vault at `root`, or adapt its size; take less if the disk has no room for all of it."""
+def keep(core: Core) -> None:
+    """Make the reserve of an open vault, or adapt its size; take less if the disk has no room for all of it."""
+    if core.simulated:
+        return
+    files, root = core.files, core.root
     path, size = root / NAME, size_for(root)
     present = path.stat().st_size if path.is_file() else 0
     if size <= present <= 4 * size:
@@ -57,15 +63,26 @@ def yield_some(files: Files, root: Path) -> bool:
 
 
 @contextlib.contextmanager
-def released(files: Files, root: Path) -> Iterator[None]:
+def released(core: Core) -> Iterator[None]:
     """Remove the reserve for the duration of the block, and make it again afterwards."""
-    with contextlib.suppress(FedmemError):
-        files.unlink(root / NAME)
-        files.sync_folder(root)
+    if (core.root / NAME).exists():
+        with contextlib.suppress(FedmemError):
+            core.files.unlink(core.root / NAME)
+            core.files.sync_folder(core.root)
     try:
         yield
     finally:
-        keep(files, root)
+        keep(core)
+
+
+def with_room(files: Files, root: Path, work: Callable[[], Result]) -> Result:
+    """Return the result of `work`. If a full disk stops it, cut the reserve once and repeat it. Raises as `work`."""
+    try:
+        return work()
+    except StorageError:
+        if not yield_some(files, root):
+            raise
+        return work()
 
 
 def is_full(root: Path) -> bool:
