@@ -72,6 +72,9 @@ def verify(place: Path, secret: Secret, kit: Path | None, code: Secret) -> None:
 @click.argument("place", type=FOLDER)
 @vault_options
 @click.option("--receipts", type=FOLDER, help="Folder of the newest receipts, if something was erased since.")
+@click.option(
+    "--key", "public_keys", type=FOLDER, multiple=True, help="With --receipts: a later public key of the device."
+)
 @click.option("--nothing-erased-since", is_flag=True, help="Declare that nothing was, if the keystore is lost.")
 @click.option("--kit", type=FOLDER, help="A recovery kit, if the keystore is lost.")
 @secret_options("code", "the recovery code", into="code")
@@ -92,6 +95,7 @@ def restore(
     from fedmem.errors import UsageError
     from fedmem.sdk.keys import newest as later_erasures
     from fedmem.sdk.places import vault_root
+    from fedmem.storage.files import Files
     from fedmem.vault.backup.backup import verify as verify_backup
     from fedmem.vault.backup.restoring import LaterErasures
     from fedmem.vault.backup.restoring import restore as restore_backup
@@ -107,7 +111,8 @@ def restore(
         data: dict[str, Any] = {"vault": manifest.vault, "place": root.absolute(), "done": False}
         emit("backup.restore", data, lambda out: pairs(out, data.items()))
         return
-    newest = later_erasures(place, receipts) if receipts is not None else None
+    public_keys = [Files().read(file) for file in options["public_keys"]]
+    newest = later_erasures(place, receipts, public_keys) if receipts is not None else None
     if options["nothing_erased_since"]:
         newest = LaterErasures(generation=0)
     confirm(f"Restore into {root}? Other copies of this vault will not open any more.", yes)

@@ -106,7 +106,7 @@ def delete(name: str, subject: str, vault_path: str | None, secret: Secret, dry_
 def plan_data(planned: "PlannedErasure") -> dict[str, Any]:
     """Return a planned erasure as data of the JSON envelope."""
     facts = {"plan": planned.digest, "counts": planned.counts, "items": planned.items}
-    return facts | {"blocks": planned.blocks, "retrain": planned.retrained}
+    return facts | {"blocks": planned.blocks, "retrain": planned.retrained, "not_covered": planned.not_covered}
 
 
 def run_erasure(
@@ -149,19 +149,19 @@ def run_erasure(
 
 
 def print_inventory(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the number of items in scope, by store."""
+    """Print the number of items in scope, by store, and what the erasure does not cover."""
     out.print(f"in scope: {counts_text(data['counts'])}")
     if data["blocks"]:
         retrained = f"; {data['retrain']} trained anew" if data["retrain"] else "; none is trained anew"
         out.print(f"blocks that learned from it and go with it: {len(data['blocks'])}{retrained}")
     table(out, ("store", "items"), list(data["items"].items()))
+    pairs(out, [("not covered", line) for line in data["not_covered"]])
 
 
 def print_outcome(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print what was erased, what the erasure does not cover, and the receipt."""
+    """Print what was erased and what the erasure does not cover, and the receipt."""
     print_inventory(out, data)
     pairs(out, [("state", data["state"]), ("verified", data["verified"])])
-    pairs(out, [("not covered", line) for line in data["not_covered"]])
     pairs(out, [("trained anew", block) for block in data["retrained"]])
     pairs(out, [("receipt", data["receipt"]), ("opening", data["opening"])])
 

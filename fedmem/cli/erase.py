@@ -88,6 +88,11 @@ def run(
         planned = view.plan(**scope_arguments(scope))
         check_digest(planned.digest, digest)
         run_erasure("erase.run", view, planned, dry_run, yes, digest)
+    if scope["whole_subject"] and not dry_run:
+        say(
+            "The vault's folder, the subject's name in it and the privacy ledger are still there. "
+            "`fedmem vault remove` removes them and the keys."
+        )
 
 
 @erase.command(epilog="Example: fedmem erase due --subject ana --blocks delete --yes")

@@ -1,14 +1,13 @@
 """`fedmem receipt`: show, verify and export signed receipts.
 
 Invariants
-- `show`, `verify` and `export` need files and the public key only, and no vault.
+- `show`, `verify` and `export` need files and the public key only, and no vault. `items` and `opening` need the vault.
 - `show` checks nothing and says so. `export` writes no page of a receipt that does not verify.
 - The opening of a commitment comes from a file, a descriptor or a prompt, never from an argument.
 """
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedmem.cli.openings import opening as opening_command
+from fedmem.cli.options import Secret, open_vault, vault_options
 from fedmem.cli.output import changing, emit, json_option, pairs, say, table
 from fedmem.cli.streams import is_terminal
 from fedmem.errors import UsageError, VerificationFailed
@@ -32,6 +32,14 @@ key_option = click.option(
     type=FILE,
     required=True,
     help="The device's public key (PEM), as you got it earlier.",
+)
+keys_option = click.option(
+    "--key",
+    "keys",
+    type=FILE,
+    required=True,
+    multiple=True,
+    help="The device's public key (PEM), as you got it earlier. Repeatable, if the device's key changed.",
 )
 
 
@@ -60,37 +68,65 @@ def show(file: Path) -> None:
 
 @receipt.command(epilog="Example: fedmem receipt verify erasure.dsse.json --key device.pub")
 @click.argument("files", type=FILE, nargs=-1, required=True, metavar="FILE...")
-@key_option
+@keys_option
+@click.option("--items", type=FILE, help="Also check that this list, from `receipt items`, is the list of the receipt.")
 @click.option("--scope", metavar="KIND:NAME", help="Also check the scope of the receipt, such as block:health.")
 @click.option("--opening", type=FILE, help="Read the opening of the scope's commitment from a file.")
 @click.option("--opening-fd", type=int, help="Read the opening from an open descriptor.")
 @json_option
-def verify(files: tuple[Path, ...], key: Path, scope: str | None, opening: Path | None, opening_fd: int | None) -> None:
+def verify(
+    files: tuple[Path, ...], keys: tuple[Path, ...], items: Path | None, scope: str | None, **of_scope: Any
+) -> None:
     """Check the signature of the receipt in FILE and show its statement. The exit code is 6 if it does not verify.
 
     With several files, the chain is checked too. Give all receipts of the vault, oldest first. The files cannot show
     that the newest receipts are missing: compare the last digest with one that you know.
     """
-    from fedmem.erasure.receipt import verify as verify_receipt
-    from fedmem.erasure.receipt import verify_chain
+    from fedmem.erasure.receipt import lists_items, verify_by_any, verify_chain
 
+    opening, opening_fd = of_scope["opening"], of_scope["opening_fd"]
     if scope is None and (opening is not None or opening_fd is not None):
         raise UsageError("An opening belongs to a scope: add --scope, as in --scope block:health.")
-    if scope is not None and len(files) > 1:
-        raise UsageError("An opening belongs to one receipt: give one file with --scope.")
-    contents, pem = [read_file(file) for file in files], read_file(key)
-    statements = verify_chain(contents, pem) if len(files) > 1 else [verify_receipt(contents[0], pem)]
+    if (scope is not None or items is not None) and len(files) > 1:
+        raise UsageError("An opening or a list of items belongs to one receipt: give one file with --scope or --items.")
+    contents, pems = [read_file(file) for file in files], [read_file(key) for key in keys]
+    statements = verify_chain(contents, *pems) if len(files) > 1 else [verify_by_any(contents[0], pems)[0]]
     links = [chain_link(*pair) for pair in zip(contents, statements, strict=True)]
     data: dict[str, Any] = {"verified": True, "statement": statements[-1], "receipts": links}
     lines = statement_rows(statements[-1], "valid")
     if scope is not None:
         data["about_scope"] = is_about(statements[0], scope, read_opening(opening, opening_fd))
         lines.append(("about the scope given", data["about_scope"]))
+    if items is not None:
+        data["lists_items"] = lists_items(statements[0], items.read_bytes())
+        lines.append(("the list of items given", data["lists_items"]))
     emit("receipt.verify", data, lambda out: print_receipts(out, lines, links))
+    if data.get("lists_items") is False:
+        raise VerificationFailed("The receipt is signed, but it is about another list of items.")
     if data.get("about_scope") is False:
         raise VerificationFailed(
             "The receipt is signed, but its commitment does not open to this scope with this opening."
         )
+
+
+@receipt.command(epilog="Example: fedmem receipt items 0d3c… --subject ana --to erased-items")
+@click.argument("erasure")
+@vault_options
+@click.option("--to", "file", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write.")
+@json_option
+def items(erasure: str, subject: str, vault_path: str | None, secret: Secret, file: Path) -> None:
+    """Write the list of the items of an ERASURE (its id) to a new file, one line for each item.
+
+    The receipt of a large erasure holds a Merkle root over these lines, and `receipt verify --items` checks the list
+    against it. A line is a JSON list: store, random id, kind, digest and salt of the ciphertext.
+    """
+    from fedmem.sdk.views import Erase
+
+    with open_vault(subject, vault_path, secret, write=False) as vault:
+        lines = Erase(vault).items(erasure)
+    write_new(file, "".join(f"{line}\n" for line in lines))
+    data = {"erasure": erasure, "file": file, "items": len(lines)}
+    emit("receipt.items", data, lambda out: pairs(out, data.items()))
 
 
 @receipt.command(epilog="Example: fedmem receipt export erasure.dsse.json --key device.pub --html evidence.html")
@@ -115,17 +151,18 @@ def export(file: Path, key: Path, html: Path) -> None:
 
 def statement_rows(statement: Mapping[str, Any], signature: str) -> list[tuple[str, Any]]:
     """Return the facts of a receipt's statement as names and values for a person."""
-    from fedmem.erasure.bundle import facts, unknown
+    from fedmem.erasure.bundle import counts, facts, unknown
 
     fields = facts(statement)
-    kinds = Counter(str(item.get("kind")) for item in fields["erased"])
+    root = fields["items"].get("root")
     residual = fields["residual_epsilon"]
     stores = [(store.get("name"), store.get("clean") is True) for store in fields["stores"]]
     return [
         ("signature", signature),
         ("erasure", fields["erasure"]),
         ("executed", fields["executed"]),
-        (fields["wording"] or "erased", ", ".join(f"{count} {kind}" for kind, count in kinds.items())),
+        (fields["wording"] or "erased", ", ".join(f"{count} {kind}" for kind, count in counts(fields).items())),
+        *([("root of the list of items", root)] if root else []),
         *((f"store {name}", "clean" if is_clean else "NOT clean") for name, is_clean in stores),
         *((f"block {block.get('id')}", block.get("outcome")) for block in fields["blocks"]),
         ("residual ε", residual.get("epsilon")),

@@ -1,7 +1,8 @@
-"""`fedmem vault`: check that the parts of a vault fit together, and save the readable parts of a damaged vault.
+"""`fedmem vault`: check that the parts of a vault fit together, save the readable parts of a damaged vault, and remove
+an empty one.
 
 Invariants
-- `check` changes nothing. `repair` changes nothing in the damaged vault.
+- `check` changes nothing. `repair` changes nothing in the damaged vault. `remove` refuses a vault that holds anything.
 - Output contains parts, counts and random ids, never the text of a record.
 """
 
@@ -10,13 +11,13 @@ from pathlib import Path
 import click
 
 from fedmem.cli.block import counts_text
-from fedmem.cli.options import Secret, find_vault, vault_options
+from fedmem.cli.options import Secret, confirm, find_vault, vault_options
 from fedmem.cli.output import changing, emit, json_option, pairs, say, table
 
 
 @click.group()
 def vault() -> None:
-    """Check a vault, and save the readable parts of a damaged one."""
+    """Check a vault, save the readable parts of a damaged one, and remove an empty one."""
 
 
 @vault.command(epilog="Example: fedmem vault check --subject ana")
@@ -68,3 +69,32 @@ def repair(subject: str, vault_path: str | None, secret: Secret, place: Path) ->
     emit("vault.repair", data, lambda out: pairs(out, rows))
     if result.is_unbounded:
         say("The ledger may lack spends. ε of the new vault is infinite, and training is refused there.")
+
+
+@vault.command(epilog="Example: fedmem vault remove --subject ana --evidence evidence --yes")
+@vault_options
+@click.option(
+    "--evidence",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for the receipts, the public key and the lists of erased items: new or empty.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask. Needed without a terminal.")
+@json_option
+def remove(subject: str, vault_path: str | None, secret: Secret, evidence: Path, yes: bool) -> None:
+    """Remove the vault's folder and its keys, after an erasure of the whole subject.
+
+    An erasure leaves the folder, its name, the subject's name, the privacy ledger and the receipts. This removes them.
+    A vault that still holds anything is refused with exit code 4.
+    """
+    from dataclasses import asdict
+
+    from fedmem.sdk.removal import remove as remove_vault
+
+    root = find_vault(subject, vault_path)
+    confirm(f"Remove the vault at {root}, its privacy ledger and its keys for good?", yes)
+    changing()
+    removed = remove_vault(root, evidence.absolute(), subject=subject, ask=secret)
+    data = asdict(removed) | {"place": evidence.absolute()}
+    rows = [("removed", root), ("evidence", evidence.absolute()), ("files", len(removed.evidence))]
+    emit("vault.remove", data, lambda out: pairs(out, rows), "The vault is removed.")

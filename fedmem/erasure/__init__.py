@@ -7,9 +7,10 @@ outcome = erasure.execute(vault, planned, planned.digest)
 erasure.verify(vault, outcome.id).clean
 """
 
-from fedmem.erasure import openings, receipt, residue
+from fedmem.erasure import not_covered, openings, receipt, residue
 from fedmem.erasure.engine import Outcome, Status, cancel, execute, resume, status
 from fedmem.erasure.forgetting import Choice, Retrain, Retraining
+from fedmem.erasure.journal import item_lines
 from fedmem.erasure.planning import Plan, Scope, plan
 from fedmem.erasure.verification import Verification, verify
 
@@ -24,6 +25,8 @@ __all__ = [
     "Verification",
     "cancel",
     "execute",
+    "item_lines",
+    "not_covered",
     "openings",
     "plan",
     "receipt",

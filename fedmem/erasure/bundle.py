@@ -17,7 +17,6 @@ Invariants
 """
 
 import base64
-import hashlib
 import json
 import textwrap
 from collections import Counter
@@ -31,10 +30,11 @@ from fedmem.erasure.planning import Scope
 from fedmem.errors import VerificationFailed
 from fedmem.pages import Cell, printable, rendered
 from fedmem.storage.canonical import digest
+from fedmem.vault.crypto import device_key
 
 UNSTATED: dict[str, Any] = {
     "wording": "", "erasure": "", "vault": "", "plan": "", "executed": "", "generation": 0,
-    "scope": {}, "residual_epsilon": {}, "erased": [], "stores": [], "blocks": [], "not_covered": [],
+    "scope": {}, "items": {}, "residual_epsilon": {}, "erased": [], "stores": [], "blocks": [], "not_covered": [],
 }  # fmt: skip
 
 
@@ -58,6 +58,12 @@ def facts(content: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def counts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return kind -> number of erased items, from the fields that `facts` returned."""
+    kinds = fields["items"].get("kinds")
+    return kinds if isinstance(kinds, dict) else Counter(str(row.get("kind")) for row in fields["erased"])
+
+
 def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `facts` that this version does not know."""
     return {name: value for name, value in fields.items() if name not in UNSTATED and name != "previous"}
@@ -65,8 +71,8 @@ def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(public_key_pem: bytes) -> str:
     """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed."""
-    key = receipt.public_key(public_key_pem)
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    receipt.public_key(public_key_pem)
+    return device_key.fingerprint(public_key_pem)
 
 
 def page(file: bytes, public_key_pem: bytes) -> str:
@@ -89,7 +95,8 @@ def page(file: bytes, public_key_pem: bytes) -> str:
         "evidence.html.j2",
         **{name: fields[name] or None for name in ("erasure", "executed", "vault", "generation", "plan")},
         wording=fields["wording"] or "erased",
-        counts=sorted(Counter(printable(kind) for kind, _ in erased).items()),
+        counts=sorted((printable(kind), count) for kind, count in counts(fields).items()),
+        items_root=fields["items"].get("root"),
         erased=erased,
         blocks=[_stated(row, "id", "outcome", "successor") for row in fields["blocks"]],
         stores=[_store(row) for row in fields["stores"]],

@@ -20,9 +20,10 @@ from typing import Any
 from fedmem.erasure import journal, openings, receipt, states
 from fedmem.erasure.execution import execute_entry, receipt_path
 from fedmem.erasure.forgetting import Retrain
-from fedmem.erasure.planning import Plan, plan
+from fedmem.erasure.planning import Plan, still_holds
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
+from fedmem.vault.store import item_list, reserve
 from fedmem.vault.store.core import in_turn, serialised
 from fedmem.vault.store.ledger import PLANNED
 from fedmem.vault.vault import RunRecord, Vault
@@ -110,15 +111,16 @@ def _execute_plan(
     """Check the plan and execute it in one turn: no other thread or process changes the vault in between."""
     if not hmac.compare_digest(digest, planned.digest):
         raise Refused("The digest is not that of the plan. Plan again, and execute with the digest that it gives.")
-    if not hmac.compare_digest(plan(vault, planned.scope, blocks=planned.blocks).digest, planned.digest):
+    if not still_holds(vault, planned):
         raise Refused("The vault changed since the plan was made. Plan again; nothing was erased.")
     for retraining in planned.retrain:
         if retrain is None:
             raise Refused("Retraining needs the release that the block belongs to. Give it, or delete the block.")
         retrain.check(vault, retraining)
     opening = secrets.token_bytes(32)
-    entry = _begin(vault, planned, opening, residual)
-    return Outcome(entry.id, states.COMPLETED, execute_entry(vault, entry), opening.hex()), entry
+    with reserve.released(vault.core):
+        entry = _begin(vault, planned, opening, residual)
+        return Outcome(entry.id, states.COMPLETED, execute_entry(vault, entry), opening.hex()), entry
 
 
 def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
@@ -137,9 +139,9 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
     done = []
     for entry in journal.read_all(vault):
         if entry.state in states.UNFINISHED:
-            outcome = Outcome(
-                entry.id, states.COMPLETED, execute_entry(vault, entry), openings.unseal(vault.core, entry)
-            )
+            with reserve.released(vault.core):
+                path = execute_entry(vault, entry)
+            outcome = Outcome(entry.id, states.COMPLETED, path, openings.unseal(vault.core, entry))
         elif retrain is None or _retraining(vault, entry) != "pending":
             continue
         else:
@@ -176,14 +178,17 @@ def status(vault: Vault) -> list[Status]:
 
 
 def _begin(vault: Vault, planned: Plan, opening: bytes, residual: Mapping[str, Any] | None) -> journal.JournalEntry:
-    """Write the erasure, its sealed opening and its planned runs, in one transaction."""
+    """Write the erasure, its sealed opening and its planned runs, in one transaction; before it, a large list."""
     runs = [(retraining, retraining.planned_run()) for retraining in planned.retrain]
     shared = dict(residual) if residual is not None else _residual(planned)
     rows = _outcomes(planned, {block: run for retraining, run in runs for block in retraining.blocks})
     erasure_id, commitment = new_id(), receipt.commit(planned.scope, opening)
     facts = planned.digest, commitment, vault.generation, planned.ids, planned.items, shared, rows
-    entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening))
-    vault.plan_runs([run for _, run in runs], lambda session: journal.add(session, entry))
+    with vault.core.writing():
+        is_large = len(planned.items) > journal.INLINE_ITEMS
+        listed = item_list.write(vault.core, erasure_id, planned.items) if is_large else {}
+        entry = journal.new(erasure_id, *facts, opening=openings.seal(vault.core, erasure_id, opening), listed=listed)
+        vault.plan_runs([run for _, run in runs], lambda session: journal.add(session, entry))
     return entry
 
 
@@ -222,10 +227,10 @@ def _retraining(vault: Vault, entry: journal.JournalEntry) -> str:
 
 
 def _status(vault: Vault, entry: journal.JournalEntry) -> Status:
-    kinds = {(item.id, item.kind) for item in entry.items}
-    counts = {kind: sum(k == kind for _, k in kinds) for kind in sorted({kind for _, kind in kinds})}
     path = receipt_path(vault, entry) if entry.state == states.COMPLETED else None
-    return Status(entry.id, entry.state, entry.created, counts, path, _retraining(vault, entry), openings.state(entry))
+    return Status(
+        entry.id, entry.state, entry.created, entry.counts, path, _retraining(vault, entry), openings.state(entry)
+    )
 
 
 def _residual(planned: Plan) -> dict[str, Any]:

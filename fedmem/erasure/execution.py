@@ -15,13 +15,12 @@ Invariants
 import contextlib
 from pathlib import Path
 
-from fedmem.erasure import journal, receipt, states
+from fedmem.erasure import journal, not_covered, receipt, states
 from fedmem.erasure.verification import FILES, Verification, earlier_epochs, rescan
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
-from fedmem.vault.backup.backup_registry import out_of_reach
+from fedmem.vault.crypto.device_key import DEVICE_KEY, earlier_keys
 from fedmem.vault.crypto.key_table import epoch_name
-from fedmem.vault.opening import DEVICE_KEY
 from fedmem.vault.store.core import in_turn
 from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault
@@ -38,8 +37,10 @@ def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
     Raises:
         PartialErasure: the erasure has begun and is not finished.
         StorageError, KeystoreError, Busy: nothing was destroyed.
+        NothingMatched, VerificationFailed: the list of its items is missing or was changed; nothing was changed now.
     """
     is_resumed = entry.state != states.PENDING
+    entry = journal.with_items(vault, entry)
     try:
         with vault.core.writing():
             entry = journal.move(vault, entry, states.IN_PROGRESS)
@@ -76,9 +77,7 @@ def _checkpoint(vault: Vault) -> None:
 
 
 def _write_receipt(vault: Vault, entry: journal.JournalEntry, verification: Verification) -> Path:
-    # In the order of completion: a resumed erasure may have begun before the one that was completed last.
-    completed_ids = [event.payload["erasure"] for event in vault.ledger.events() if event.kind == "erased"]
-    previous = journal.read(vault, completed_ids[-1]).receipt if completed_ids else ""
+    previous = journal.last_receipt(vault)
     content = receipt.statement(
         vault.id,
         entry,
@@ -86,19 +85,14 @@ def _write_receipt(vault: Vault, entry: journal.JournalEntry, verification: Veri
         verification,
         previous,
         blocks=entry.blocks,
-        not_covered=_copies_out_of_reach(vault),
+        not_covered=not_covered.remaining(vault.core, entry.items),
+        earlier_keys=earlier_keys(vault.core.table.facts),
     )
     data = receipt.sign(content, vault.core.keystore.load(DEVICE_KEY))
     path = receipt_path(vault, entry)
     vault.core.files.replace(path, data)
     journal.move(vault, entry, states.COMPLETED, receipt=digest(data))
     return path
-
-
-def _copies_out_of_reach(vault: Vault) -> list[str]:
-    return [
-        f"backup or recovery kit {item}, which was made before and is out of reach" for item in out_of_reach(vault.core)
-    ]
 
 
 def _failure(vault: Vault, entry: journal.JournalEntry, error: FedmemError) -> FedmemError:

@@ -4,25 +4,31 @@ Invariants
 - Each step is committed before the next one starts, so that a resumed erasure knows it (I5).
 - The journal holds random ids, salts and digests of ciphertext, a salted commitment to the scope and its sealed
   opening. It holds no topic name.
+- Of an erasure with more than `INLINE_ITEMS` items the journal holds the Merkle root; `item_list` holds the items. An
+  entry from `read` then has no items, and `with_items` adds them.
 """
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from fedmem.erasure import states
 from fedmem.errors import NothingMatched
 from fedmem.storage.canonical import canonical_json
+from fedmem.vault.backup.backup_registry import BACKUP, KIT
+from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import serialised
 from fedmem.vault.store.database import ErasureRow
 from fedmem.vault.vault import Vault
 
+INLINE_ITEMS = 256  # more items would make journal and receipt large
 WITHOUT_RECEIPT = (states.FAILED, states.CANCELLED)
 
 
@@ -45,6 +51,8 @@ class JournalEntry:
             is retrained, "successor" and "run".
         opening: hex; the sealed opening of the commitment, "" if the vault does not hold it. See `openings`.
         delivered: True after the opening reached the person.
+        listed: the facts of the item list of a large erasure, as `item_list.write` returns them; else empty.
+        completed: number of the ledger's event that says that it is completed; None before, and in older vaults.
     """
 
     id: str
@@ -60,6 +68,15 @@ class JournalEntry:
     blocks: tuple[dict[str, str], ...] = ()
     opening: str = ""
     delivered: bool = False
+    listed: dict[str, Any] = field(default_factory=dict)
+    completed: int | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of items by kind."""
+        if self.listed:
+            return dict(self.listed["kinds"])
+        return dict(sorted(Counter(kind for _, kind in {(item.id, item.kind) for item in self.items}).items()))
 
     @property
     def runs(self) -> frozenset[str]:
@@ -70,8 +87,10 @@ class JournalEntry:
         """Return the value of the journal column."""
         names = ("plan", "commitment", "generation", "residual", "receipt", "blocks", "opening", "delivered")
         facts = {name: getattr(self, name) for name in names}
-        items = [asdict(item) for item in self.items]
-        return canonical_json({**facts, "ids": sorted(self.ids), "items": items}).decode()
+        facts |= {name: value for name in ("listed", "completed") if (value := getattr(self, name)) not in ({}, None)}
+        items = [] if self.listed else [item._asdict() for item in self.items]
+        ids = self.ids.difference(item.id for item in self.items) if self.listed else self.ids
+        return canonical_json({**facts, "ids": sorted(ids), "items": items}).decode()
 
 
 def add(session: Session, entry: JournalEntry) -> None:
@@ -96,6 +115,50 @@ def read_all(vault: Vault) -> Sequence[JournalEntry]:
         return [_decode(row) for row in rows]
 
 
+def with_items(vault: Vault, entry: JournalEntry) -> JournalEntry:
+    """Return the entry with its items and all its ids, which a large erasure keeps in a list of their own.
+
+    Raises:
+        NothingMatched, VerificationFailed: the list is missing, or was changed.
+    """
+    if not entry.listed or entry.items:
+        return entry
+    items = item_list.read(vault.core, entry.id, entry.listed["root"])
+    return replace(entry, items=items, ids=entry.ids | scope_ids(items))
+
+
+def item_lines(vault: Vault, erasure_id: str) -> list[bytes]:
+    """Return the lines of the items of an erasure. They are the leaves of the Merkle tree of a large erasure.
+
+    Raises:
+        NothingMatched: there is no such erasure, or its list is missing. VerificationFailed: the list was changed.
+    """
+    vault.core.reading()
+    return item_list.lines_of(with_items(vault, read(vault, erasure_id)).items)
+
+
+def scope_ids(items: Sequence[StoredItem]) -> frozenset[str]:
+    """Return the ids of the items in scope. Backups and kits are retired with every scope and belong to none."""
+    return frozenset(item.id for item in items if item.kind not in (BACKUP, KIT))
+
+
+def last_receipt(vault: Vault) -> str:
+    """Return the SHA-256 of the receipt of the erasure that was completed last; "" if there is none.
+
+    A resumed erasure may have begun before it. So the number of the ledger's event counts, not the time.
+    """
+    completed, receipt = (func.json_extract(ErasureRow.journal, f"$.{name}") for name in ("completed", "receipt"))
+    query = select(completed, receipt, ErasureRow.id).where(ErasureRow.state == states.COMPLETED)
+    with vault.core.database.session() as session:
+        row = session.execute(query.order_by(completed.desc()).limit(1)).first()
+    if row is None:
+        return ""
+    if row[0] is None:  # completed by an earlier fedmem, which did not keep the number
+        ids = [event.payload["erasure"] for event in vault.ledger.events() if event.kind == "erased"]
+        return read(vault, ids[-1]).receipt
+    return str(row[1])
+
+
 def move(vault: Vault, entry: JournalEntry, state: str, *, receipt: str = "") -> JournalEntry:
     """Change the state of an erasure, durably, and return the new entry.
 
@@ -114,9 +177,10 @@ def move(vault: Vault, entry: JournalEntry, state: str, *, receipt: str = "") ->
     moved = replace(entry, state=state, receipt=receipt, opening=opening)
     with vault.core.database.session() as session:
         row = session.get_one(ErasureRow, entry.id)
-        row.state, row.journal = state, moved.encode()
         if state == states.COMPLETED:
-            vault.ledger.append_in(session, "erased", {"erasure": entry.id, "ids": sorted(entry.ids)})
+            event = vault.ledger.append_in(session, "erased", {"erasure": entry.id, "ids": sorted(entry.ids)})
+            moved = replace(moved, completed=event.seq)
+        row.state, row.journal = state, moved.encode()
     return moved
 
 
@@ -138,10 +202,11 @@ def new(
     blocks: tuple[dict[str, str], ...] = (),
     *,
     opening: str,
+    listed: dict[str, Any],
 ) -> JournalEntry:
     """Return a pending entry. `opening` is sealed, in hex."""
     facts = plan, commitment, generation, ids, items, residual
-    return JournalEntry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening)
+    return JournalEntry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening, listed=listed)
 
 
 def _decode(row: ErasureRow) -> JournalEntry:

@@ -3,6 +3,7 @@
 Invariants
 - Planning has no side effect; the same vault and scope give the same digest.
 - The digest covers every item of every registered store in scope, the fate of blocks, and the vault's generation.
+  It also covers the backups and recovery kits in reach, because the erasure removes them.
   So exactly the plan is executed.
 - The digest contains no topic name, so a receipt with the digest reveals nothing about the topic.
 - The cost depends on the scope (and, for a date, on the list of records), not on the size of the vault.
@@ -22,10 +23,12 @@ from datetime import UTC, datetime
 from fedmem.erasure.forgetting import CHOICES, Choice, Forgetting, Retraining, forgetting
 from fedmem.errors import NothingMatched, UsageError
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.vault.store.content_stores import StoredItem
+from fedmem.vault.backup.backup_registry import in_reach
+from fedmem.vault.store.content_stores import KeyTableStore, StoredItem
 from fedmem.vault.store.core import serialised
 from fedmem.vault.vault import ALL, Vault
 
+KEY_TABLE = KeyTableStore.name
 WHOLE = ("block", "topic", "subject")
 
 
@@ -81,12 +84,14 @@ class Plan:
         digest: hex; `execute` asks for it.
         scope: the part of the vault to erase.
         ids: random ids of everything in scope.
-        items: the items of each store in scope.
-        counts: number of items by kind: record, block, run, key, retention.
+        items: the items of each store in scope, and the backups and recovery kits in reach, which the erasure removes.
+        counts: number of items by kind: record, block, run, key, retention, backup, kit.
         blocks: retrain or delete, as the caller chose; None if the scope gives no choice.
         deleted: ids of the blocks that had learned a record of the scope.
         retrain: the blocks to retrain without the scope's records.
         shared: True if a part of the scope was shareable.
+        effects: everything that the scope takes, as it was when `state` was the state of the vault.
+        state: (serial of the key table, revision of the database) at the time of the plan.
     """
 
     digest: str
@@ -98,6 +103,8 @@ class Plan:
     deleted: tuple[str, ...] = ()
     retrain: tuple[Retraining, ...] = ()
     shared: bool = False
+    effects: Forgetting = field(default_factory=lambda: Forgetting(frozenset()), repr=False)
+    state: tuple[int, int] = (0, 0)
 
 
 @serialised
@@ -115,21 +122,52 @@ def plan(vault: Vault, scope: Scope, *, blocks: Choice | None = None) -> Plan:
     """
     if blocks is not None and (blocks not in CHOICES or scope.kind in WHOLE):
         raise UsageError("retrain or delete is the choice for blocks that learned erased records; this scope has none.")
-    is_whole = scope.kind in WHOLE
-    effects = (
-        Forgetting(_ids_in_whole_scope(vault, scope))
-        if is_whole
-        else forgetting(vault, *_records_in_scope(vault, scope), blocks)
-    )
-    items = tuple(sorted(item for store in vault.stores for item in store.enumerate(effects.ids)))
+    state = _state(vault)
+    if scope.kind in WHOLE:
+        effects = Forgetting(_ids_in_whole_scope(vault, scope))
+    else:
+        effects = forgetting(vault, *_records_in_scope(vault, scope), blocks)
+    return _planned(vault, scope, blocks, effects, state)
+
+
+@serialised
+def still_holds(vault: Vault, planned: Plan) -> bool:
+    """Return True if a plan made now would be the same. Every store is asked again.
+
+    The lineage of runs is read again only if key table or database changed: it is in sealed cells, so it is slow.
+
+    Raises:
+        NothingMatched: the vault holds nothing of the scope any more.
+    """
+    if _state(vault) == planned.state:
+        again = _planned(vault, planned.scope, planned.blocks, planned.effects, planned.state)
+    else:
+        again = plan(vault, planned.scope, blocks=planned.blocks)
+    return again.digest == planned.digest
+
+
+def _state(vault: Vault) -> tuple[int, int]:
+    return vault.core.table.serial, vault.core.database.revision()
+
+
+def _planned(vault: Vault, scope: Scope, blocks: Choice | None, effects: Forgetting, state: tuple[int, int]) -> Plan:
+    items = _stored(vault, effects.ids)
     if not effects.ids or not items:
         raise NothingMatched("The vault holds nothing of this scope. `fedmem block list` shows what there is.")
+    if any(item.store == KEY_TABLE for item in items):  # only a new generation retires copies
+        items += _stored(vault, frozenset(copy.id for copy in in_reach(vault.core)))
+    items.sort()
     rows = [[item.store, item.id, item.kind, item.digest] for item in items]
     facts = {"vault": vault.id, "generation": vault.generation, "ids": sorted(effects.ids), "items": rows,
              "blocks": blocks, "retrain": sorted(retraining.run for retraining in effects.retrain)}  # fmt: skip
     kinds = Counter(item.kind for item in set(items) if item.store != "block-files")
     counts, shared = dict(sorted(kinds.items())), scope.kind == "subject" or effects.shared
-    return Plan(digest(facts), scope, effects.ids, items, counts, blocks, effects.deleted, effects.retrain, shared)
+    rest = blocks, effects.deleted, effects.retrain, shared, effects, state
+    return Plan(digest(facts), scope, effects.ids, tuple(items), counts, *rest)
+
+
+def _stored(vault: Vault, ids: frozenset[str]) -> list[StoredItem]:
+    return [item for store in vault.stores for item in store.enumerate(ids)]
 
 
 def _ids_in_whole_scope(vault: Vault, scope: Scope) -> frozenset[str]:

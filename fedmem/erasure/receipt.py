@@ -2,7 +2,10 @@
 
 Invariants
 - A receipt names items by random ids and digests of ciphertext; the scope is a salted commitment.
-- It is signed by the device key, which no erasure destroys, and names the receipt before it by digest.
+- The receipt of a large erasure (predicate type v2) holds a Merkle root over its items and their number by kind. The
+  list of the items is sealed beside it in the vault, and `lists_items` checks an exported list against the receipt.
+- It is signed by the device key, which no erasure destroys, and names the receipt before it by digest. A vault whose
+  keystore was lost has a new device key; its receipts name the earlier keys by fingerprint.
 - The places that an erasure cannot reach are listed under `not_covered`. The word is crypto-erased, never wiped.
 
 Guarantees
@@ -15,6 +18,7 @@ Guarantees
     | a changed byte, another key, no signature, two signatures | VerificationFailed |
     | not JSON, not an envelope, another payload or predicate type, NaN | VerificationFailed |
     | more than 64 MiB | VerificationFailed before parsing |
+    | a chain in which the key changes and the later receipt does not name the earlier key | VerificationFailed |
     | a receipt missing, repeated or out of order in a chain | VerificationFailed that names the link |
     | the newest receipts missing from a chain | not visible in the files: compare the last digest with a known one |
     | no file at all in a chain | an empty list |
@@ -23,6 +27,7 @@ Guarantees
     opens(statements[0], Scope.block("health"), opening)
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -42,23 +47,19 @@ from fedmem.erasure.journal import JournalEntry
 from fedmem.erasure.planning import Scope
 from fedmem.erasure.verification import DEEP, Verification
 from fedmem.errors import VerificationFailed
+from fedmem.storage import merkle
 from fedmem.storage.canonical import canonical_json, digest
+from fedmem.vault.crypto.device_key import fingerprint
 from fedmem.vault.store.content_stores import ContentStore
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:fedmem:erasure-receipt:v1"
+LISTED_TYPE = "urn:fedmem:erasure-receipt:v2"
+TREE = "RFC 6962 Merkle tree, SHA-256, one leaf for each line of the list of items"
 SCHEME = "HMAC-SHA256(opening, canonical JSON of the scope)"
 KEYID = "device"
 LIMIT = 64 << 20
-NOT_COVERED = [
-    "file-system snapshots, cloud synchronisation and copies of the disk made before",
-    "swap, hibernation images and memory of running processes",
-    "cells of the storage device that it no longer addresses",
-    "older copies of the key slots together with older copies of the vault",
-    "exported copies and backups made by the subject",
-    "what other devices hold or learned while this one was connected",
-]
 Statement = dict[str, Any]
 
 
@@ -89,6 +90,7 @@ def statement(
     *,
     not_covered: Sequence[str] = (),
     blocks: Sequence[Mapping[str, Any]] = (),
+    earlier_keys: Sequence[str] = (),
 ) -> Statement:
     """Return the statement of one finished erasure.
 
@@ -98,12 +100,11 @@ def statement(
         stores: the registered stores.
         verification: the clean result of the rescan.
         previous: digest of the receipt before it, or "".
-        not_covered: places that this erasure could not reach, beside NOT_COVERED, such as backups by id.
+        not_covered: sentences about what this erasure does not reach; see `not_covered`.
         blocks: the fate of blocks that had learned an erased record, by random ids, such as
             {"id": old, "outcome": "retrained", "successor": new} or {"id": old, "outcome": "deleted"}.
+        earlier_keys: fingerprints of the device keys that this vault had before, oldest first.
     """
-    subjects = [{"name": item.id, "digest": {"sha256": item.digest}} for item in entry.items if item.digest]
-    kinds = sorted({(item.id, item.kind) for item in entry.items})
     predicate = {
         "wording": "crypto-erased",
         "erasure": entry.id,
@@ -111,16 +112,42 @@ def statement(
         "plan": entry.plan,
         "scope": {"commitment": entry.commitment, "scheme": SCHEME},
         "generation": entry.generation + 1,
-        "erased": [{"id": item, "kind": kind} for item, kind in kinds],
         "stores": _stores(entry, stores, verification),
         "executed": datetime.now(UTC).isoformat(timespec="seconds"),
-        "not_covered": [*NOT_COVERED, *not_covered],
+        "not_covered": list(not_covered),
         "residual_epsilon": entry.residual,
         "previous": previous or None,
     }
     if blocks:
         predicate["blocks"] = [dict(block) for block in blocks]
+    if earlier_keys:
+        predicate["earlier_keys"] = list(earlier_keys)
+    if entry.listed:
+        subjects = [{"name": "items", "digest": {"merkleSha256": entry.listed["root"]}}]
+        predicate["items"] = {"scheme": TREE, **{name: entry.listed[name] for name in ("root", "count", "kinds")}}
+        return {"_type": STATEMENT_TYPE, "subject": subjects, "predicateType": LISTED_TYPE, "predicate": predicate}
+    subjects = [{"name": item.id, "digest": {"sha256": item.digest}} for item in entry.items if item.digest]
+    kinds = sorted({(item.id, item.kind) for item in entry.items})
+    predicate["erased"] = [{"id": item, "kind": kind} for item, kind in kinds]
     return {"_type": STATEMENT_TYPE, "subject": subjects, "predicateType": PREDICATE_TYPE, "predicate": predicate}
+
+
+def lists_items(content: Mapping[str, Any], lines: bytes) -> bool:
+    """Return True if the exported list of items is the one that a receipt is about.
+
+    Args:
+        content: the statement of the receipt.
+        lines: the list: one line for each item, as `fedmem receipt items` writes it.
+
+    Raises:
+        VerificationFailed: the receipt names its items itself and has no list.
+    """
+    items = content["predicate"].get("items")
+    expected = items.get("root") if isinstance(items, dict) else None
+    if content["predicateType"] != LISTED_TYPE or not isinstance(expected, str):
+        raise _refusal("It names its items itself. There is no list of items to check.")
+    leaves = lines.removesuffix(b"\n").split(b"\n")
+    return hmac.compare_digest(merkle.root(leaves).hex().encode(), expected.encode())
 
 
 def sign(content: Statement, device_seed: bytes) -> bytes:
@@ -153,27 +180,48 @@ def verify(file: bytes, public_key_pem: bytes) -> Statement:
     return _content(envelope)
 
 
-def verify_chain(files: Sequence[bytes], public_key_pem: bytes) -> list[Statement]:
+def verify_by_any(file: bytes, public_keys: Sequence[bytes]) -> tuple[Statement, bytes]:
+    """Return the statement of a receipt, and the key of `public_keys` (PEM) that signed it.
+
+    Raises:
+        VerificationFailed: none of the keys did, or the file is no receipt.
+    """
+    for key in public_keys[:-1]:
+        with contextlib.suppress(VerificationFailed):
+            return verify(file, key), key
+    return verify(file, public_keys[-1]), public_keys[-1]
+
+
+def verify_chain(files: Sequence[bytes], *public_keys: bytes) -> list[Statement]:
     """Return the statements of a vault's receipts, of which each one names the one before it.
 
     Args:
         files: every receipt file of the vault, oldest first.
-        public_key_pem: the device's public key, PEM.
+        public_keys: the device's public key, PEM; several if the device's key changed.
 
     Raises:
         VerificationFailed: the error names the receipt that does not verify, or the place where the chain breaks.
     """
     statements: list[Statement] = []
-    previous = None
+    previous, last_key = None, b""
     for number, file in enumerate(files, 1):
         try:
-            statements.append(verify(file, public_key_pem))
+            content, key = verify_by_any(file, public_keys)
+            if last_key and key != last_key:
+                _check_change_of_key(content, last_key)
         except VerificationFailed as error:
             raise VerificationFailed(f"Receipt {number} of {len(files)}: {error}") from None
-        if statements[-1]["predicate"].get("previous") != previous:
+        if content["predicate"].get("previous") != previous:
             raise _chain_error(number)
-        previous = digest(file)
+        statements.append(content)
+        previous, last_key = digest(file), key
     return statements
+
+
+def _check_change_of_key(content: Statement, earlier: bytes) -> None:
+    keys = content["predicate"].get("earlier_keys")
+    if not isinstance(keys, list) or fingerprint(earlier) not in keys:
+        raise _refusal("Another key signed it than the receipt before it, and it does not name that key as its own.")
 
 
 def public_key(pem: bytes) -> Ed25519PublicKey:
@@ -220,7 +268,8 @@ def _json(data: bytes) -> Any:
 def _is_about_an_erasure(content: Statement) -> bool:
     subjects = content.get("subject")
     return (
-        (content.get("_type"), content.get("predicateType")) == (STATEMENT_TYPE, PREDICATE_TYPE)
+        content.get("_type") == STATEMENT_TYPE
+        and content.get("predicateType") in (PREDICATE_TYPE, LISTED_TYPE)
         and isinstance(content.get("predicate"), dict)
         and isinstance(subjects, list)
         and all(isinstance(subject, dict) and isinstance(subject.get("digest"), dict) for subject in subjects)

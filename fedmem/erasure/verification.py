@@ -63,10 +63,11 @@ def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification
         deep: also read every file under the root.
 
     Raises:
-        NothingMatched: there is no erasure with this id.
+        NothingMatched: there is no erasure with this id, or the list of its items is missing.
+        VerificationFailed: the list of its items was changed.
         StorageError: a file could not be read.
     """
-    return rescan(vault, journal.read(vault, erasure_id), deep=deep)
+    return rescan(vault, journal.with_items(vault, journal.read(vault, erasure_id)), deep=deep)
 
 
 @serialised

@@ -5,8 +5,7 @@ Invariants
 - `failed` means that a promise cannot be kept on this machine. `warning` means that it holds with a stated limit.
 - The content of vaults is not read.
 
->>> is_synced(Path("/home/ana/Dropbox/fedmem"))
-True
+    failed = [check for check in examine(vaults_dir()) if check.state == "failed"]
 """
 
 import importlib.metadata
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedmem import __version__, paths
+from fedmem.sdk.synced import is_synced
 
 __all__ = ["Check", "State", "examine", "has_keyring"]
 State = Literal["ok", "warning", "failed"]
@@ -29,30 +29,12 @@ LOW_BYTES = 2 << 30  # a quickstart run with two releases needs less than this
 FULL_BYTES = 64 << 20
 # These write a changed block to a new place, or keep a lower layer: old bytes stay until a snapshot is deleted.
 SNAPSHOTS = {"btrfs", "zfs", "bcachefs", "apfs", "nilfs2", "overlay", "overlayfs", "aufs", "fuse.mergerfs", "refs"}
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "9p", "fuse.sshfs", "fuse.rclone", "fuse.s3fs"}
-SYNC_NAMES = {
-    "dropbox",
-    "onedrive",
-    "google drive",
-    "googledrive",
-    "icloud",
-    "icloud drive",
-    "iclouddrive",
-    "com~apple~clouddocs",
-    "mobile documents",
-    "nextcloud",
-    "owncloud",
-    "my drive",
-    "box",
-    "box sync",
-    "pclouddrive",
-    "megasync",
-    "seafile",
-    "synologydrive",
-    "tresorit",
-    "proton drive",
-}
-MARKERS = (".stfolder", ".dropbox", ".dropbox.cache", ".sync", ".seafile-data")  # files of such programs
+NETWORK = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.davfs2", "fuse.gcsfuse",
+    "fuse.glusterfs", "fuse.google-drive-ocamlfuse", "fuse.gvfsd-fuse", "fuse.onedriver", "fuse.rclone", "fuse.s3fs",
+    "fuse.seadrive", "fuse.sshfs", "gfs2", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3", "smbfs",
+    "vboxsf",
+}  # fmt: skip
 PACKAGES = ("cryptography", "sqlalchemy", "numpy", "torch", "transformers", "opacus", "dp-accounting", "flwr", "ray")
 
 
@@ -85,6 +67,7 @@ def examine(root: Path) -> list[Check]:
         check_filesystem(slots, "file system of key slots"),
         check_synced(root),
         check_synced(paths.slots_dir(), "synced key slots"),
+        check_apart(root),
         check_space(here),
     ]
 
@@ -119,9 +102,9 @@ def has_keyring() -> bool:
     """Return True if `keyring` has a backend that an operating system protects (not `fail`, `null` or a plain file)."""
     import keyring
 
-    backend = keyring.get_keyring()
-    # `keyring` gives a priority below 1 to backends without protection: none at all, or a plain file.
-    return any(float(part.priority) >= 1 for part in getattr(backend, "backends", [backend]))
+    from fedmem.vault.crypto.os_keyring import protected_backends
+
+    return bool(protected_backends(keyring.get_keyring()))
 
 
 def check_folder(name: str, folder: Path, worst: State) -> Check:
@@ -217,13 +200,18 @@ def check_synced(root: Path, name: str = "synced folder") -> Check:
     return Check(name, "ok", "no sign of one")
 
 
-def is_synced(root: Path) -> bool:
-    """Return True if a parent folder has the name or a marker file of a synchronising program."""
-    parents = [root, *root.parents]
-    return any(
-        parent.name.lower().split(" - ")[0] in SYNC_NAMES or any((parent / mark).exists() for mark in MARKERS)
-        for parent in parents
-    )
+def check_apart(root: Path) -> Check:
+    """Check that key slots and vaults do not lie in one tree, which a backup would copy together."""
+    slots, vaults = paths.slots_dir().resolve(), root.resolve()
+    if slots.is_relative_to(vaults) or vaults.is_relative_to(slots) or slots.parent == vaults.parent:
+        tree = slots.parent if slots.parent == vaults.parent else min(slots, vaults)
+        return Check(
+            "slots apart from vaults",
+            "warning",
+            f"key slots and vaults share the tree {tree}: an old copy of it opens what was erased since. Leave "
+            f"{slots} out of backups, or keep the keys in the operating system's keyring",
+        )
+    return Check("slots apart from vaults", "ok", "they lie in different trees")
 
 
 def check_space(here: Path) -> Check:

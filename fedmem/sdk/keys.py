@@ -9,7 +9,7 @@ Invariants
         print(status(vault).backend, [copy.state for copy in status(vault).copies])
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,9 @@ from fedmem.vault.backup import backup
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto.device_key import SUFFIX
 from fedmem.vault.crypto.key_table import noted
+from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.vault import Vault
 
@@ -93,12 +95,13 @@ def copies_of(vault: Vault, kind: str | None = None) -> list[CopyState]:
     return [_copy_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
 
 
-def newest(place: Path, receipts: Path) -> LaterErasures:
+def newest(place: Path, receipts: Path, public_keys: Sequence[bytes] = ()) -> LaterErasures:
     """Return the erasures that happened after a backup, from receipts.
 
     Args:
         place: Folder of the backup. It contains the receipts of earlier erasures, and the device's public key.
         receipts: Folder of the newest receipts.
+        public_keys: Further public keys (PEM) of the device, if its key changed after the backup.
 
     Returns:
         The newest generation, and the erased ids, receipts and journal rows after the backup.
@@ -114,15 +117,20 @@ def newest(place: Path, receipts: Path) -> LaterErasures:
             f"There is no receipt (*.dsse.json) in {receipts}. Give the folder of the newest receipts."
         )
     backup_files = _receipt_files(place / "receipts")
-    chain = _verified_chain([*newest_files.values(), *backup_files.values()], (place / "device.pub").read_bytes())
+    earlier_keys = [path.read_bytes() for path in sorted((place / "receipts").glob(f"*{SUFFIX}"))]
+    keys = [(place / "device.pub").read_bytes(), *earlier_keys, *public_keys]
+    chain = _verified_chain([*newest_files.values(), *backup_files.values()], keys)
     receipts_in_order = [(file, statement["predicate"]) for file, statement in chain]
     if any(predicate.get("vault") != manifest.vault for _, predicate in receipts_in_order):
         raise VerificationFailed("A receipt is about another vault. Give the receipts of the vault of this backup.")
     later = [(file, fields) for file, fields in receipts_in_order if fields["generation"] > manifest.generation]
-    erased_ids = frozenset(str(item["id"]) for _, fields in later for item in fields["erased"])
+    erased_ids = frozenset(str(item["id"]) for _, fields in later for item in fields.get("erased", ()))
     files = {f"{fields['erasure']}.dsse.json": file for file, fields in later}
+    roots = {str(fields["erasure"]): str(fields["items"]["root"]) for _, fields in later if "items" in fields}
+    files |= {path.name: Files().read(path) for path in _item_lists(receipts, roots)}
     rows = tuple(_journal_row(file, fields) for file, fields in later)
-    return LaterErasures(max(fields["generation"] for _, fields in receipts_in_order), erased_ids, files, rows)
+    newest_generation = max(fields["generation"] for _, fields in receipts_in_order)
+    return LaterErasures(newest_generation, erased_ids, files, rows, roots)
 
 
 def _copy_state(vault: Vault, copy: copies.RegisteredCopy) -> CopyState:
@@ -137,22 +145,36 @@ def _receipt_files(folder: Path) -> dict[str, bytes]:
     return {path.name: Files().read(path, limit=receipt.LIMIT + 1) for path in names}
 
 
-def _verified_chain(files: Sequence[bytes], key: bytes) -> list[tuple[bytes, receipt.Statement]]:
+def _item_lists(folder: Path, erasures: Iterable[str]) -> list[Path]:
+    """Return the files of the item lists of large erasures. Raises NothingMatched if one is missing."""
+    paths = [folder / f"{erasure}{item_list.SUFFIX}" for erasure in erasures]
+    for path in paths:
+        if not path.is_file():
+            raise NothingMatched(
+                f"The list {path.name} is missing beside its receipt in {folder}. It names what must not be restored: "
+                "give the whole folder of receipts."
+            )
+    return paths
+
+
+def _verified_chain(files: Sequence[bytes], keys: Sequence[bytes]) -> list[tuple[bytes, receipt.Statement]]:
     """Return the distinct receipts in the order of their chain, with their statements. Verify the whole chain."""
     distinct = {digest(file): file for file in files}
-    next_of = {receipt.verify(file, key)["predicate"].get("previous"): file for file in distinct.values()}
+    next_of = {receipt.verify_by_any(file, keys)[0]["predicate"].get("previous"): file for file in distinct.values()}
     ordered, last_digest = [], None
     while last_digest in next_of:
         ordered.append(next_of.pop(last_digest))
         last_digest = digest(ordered[-1])
     unlinked = [file for file in distinct.values() if file not in ordered]
-    return list(zip([*ordered, *unlinked], receipt.verify_chain([*ordered, *unlinked], key), strict=True))
+    return list(zip([*ordered, *unlinked], receipt.verify_chain([*ordered, *unlinked], *keys), strict=True))
 
 
 def _journal_row(file: bytes, predicate: dict[str, Any]) -> dict[str, Any]:
     """Return the row of the erasure journal for a receipt."""
-    ids = frozenset(str(item["id"]) for item in predicate["erased"])
-    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in predicate["erased"])
+    rows = predicate.get("erased", ())
+    ids = frozenset(str(item["id"]) for item in rows)
+    items = tuple(StoredItem("receipt", str(item["id"]), str(item["kind"])) for item in rows)
+    listed = {name: predicate["items"][name] for name in ("root", "count", "kinds")} if "items" in predicate else {}
     created = datetime.fromisoformat(predicate["executed"]).timestamp()
     entry = JournalEntry(
         predicate["erasure"],
@@ -165,5 +187,6 @@ def _journal_row(file: bytes, predicate: dict[str, Any]) -> dict[str, Any]:
         items,
         predicate["residual_epsilon"],
         digest(file),
+        listed=listed,
     )
     return {"id": entry.id, "state": entry.state, "created": entry.created, "journal": entry.encode()}

@@ -102,8 +102,9 @@ class PlannedErasure:
 
     Attributes:
         digest: Digest of this plan, hexadecimal.
-        counts: Number of items in scope by kind.
+        counts: Number of items in scope by kind. Backups and recovery kits that the erasure removes are counted too.
         items: Number of items in scope by store.
+        not_covered: Copies and places that the erasure does not reach.
         blocks: Ids of the blocks that learned a record of the scope and are erased too.
         retrained: Number of blocks that are trained anew in their place.
     """
@@ -113,6 +114,7 @@ class PlannedErasure:
         self.digest = plan.digest
         self.counts = plan.counts
         self.items = dict(Counter(item.store for item in plan.items))
+        self.not_covered = erasure.not_covered.predicted(vault.core, plan.items)
         self.blocks, self.retrained = list(plan.deleted), len(plan.retrain)
 
     def execute(self, digest: str | None = None) -> Erased:
@@ -236,6 +238,18 @@ class Erase:
             NothingMatched: The id is unknown, or the vault does not hold the opening, since its delivery was confirmed.
         """
         return erasure.openings.read(self._vault, erasure_id)
+
+    def items(self, erasure_id: str) -> list[str]:
+        """Return the list of the items of an erasure: one line of JSON for each item, in the order of the receipt.
+
+        A line is a list: store, random id, kind, SHA-256 (hex) of the ciphertext, and its salt (hex). The receipt of a
+        large erasure holds the Merkle root over these lines.
+
+        Raises:
+            NothingMatched: The id is unknown, or the list is missing.
+            VerificationFailed: The list was changed.
+        """
+        return [line.decode() for line in erasure.item_lines(self._vault, erasure_id)]
 
     def confirm_delivery(self, erasure_id: str) -> None:
         """Remove the sealed opening of an erasure from the vault. Call it when the person has the opening.

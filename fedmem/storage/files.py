@@ -218,6 +218,23 @@ class Files:
             self._hook("truncate", path)
             os.truncate(path, size)
 
+    def allocate(self, path: Path, size: int) -> None:
+        """Make a file of `size` zero bytes whose blocks are really allocated; enlarge it if it exists.
+
+        Raises:
+            StorageError: the disk has no room; the file then has any size up to `size`.
+        """
+        with storage_errors(f"allocate {path.name}"):
+            self._hook("write", path)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                _allocate(handle, size)
+                self._hook("fsync", path)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self.sync_folder(path.parent)
+
     def copy(self, source: Path, target: Path) -> str:
         """Copy a file and return the SHA-256 of its bytes, hex. The copy is durable after `sync_folder`.
 
@@ -357,3 +374,13 @@ class Files:
         for path in temporary_files:
             self.unlink(path)
         return len(temporary_files)
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Allocate the first `size` bytes of a file. Systems without `posix_fallocate` get written zeros."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+        return
+    present = os.fstat(handle).st_size
+    while present < size:
+        present += os.pwrite(handle, bytes(min(CHUNK_BYTES, size - present)), present)

@@ -19,9 +19,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from fedmem import paths
 from fedmem.errors import Refused, VerificationFailed
 from fedmem.storage.canonical import digest
@@ -31,6 +28,7 @@ from fedmem.storage.locks import NEXT, WriterLock
 from fedmem.vault.crypto import container, rekey
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto.container import new_key
+from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import LOG, KeyTable
 from fedmem.vault.crypto.keystore import Ask
@@ -40,7 +38,6 @@ from fedmem.vault.store.core import LOCK, Core, take_writer_lock
 from fedmem.vault.store.database import SCHEMA, SEE_CHECK, Database
 from fedmem.vault.store.topics import FACTS
 
-DEVICE_KEY = "device"
 TABLE, DATABASE = "table.fmk", "vault.db"
 CREATING = "creating.tmp"
 """The name of the file that marks an unfinished creation. A writer removes it with other temporary files."""
@@ -48,7 +45,8 @@ TIMEOUT = 30.0
 """Seconds that a program waits for other writers, unless it asks for another time."""
 _FOLDERS = ("blocks", "receipts")
 _CONTENT = {TABLE, LOG, DATABASE, "vault.db-wal", "device.pub", "egress.log"}
-_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, LOCK + NEXT, "vault.db-shm", "vault.db-journal", "leases", "training"}
+_VAULT_NAMES = {*_CONTENT, *_FOLDERS, LOCK, LOCK + NEXT, "reserve", "vault.db-shm", "vault.db-journal", "leases",
+                "training"}  # fmt: skip
 
 
 class VaultExists(Refused):
@@ -255,16 +253,6 @@ def check_subject(table: KeyTable, subject: str) -> None:
     """Check that the key table belongs to a vault of this subject. Raises Refused."""
     if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
         raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
-
-
-def public_pem(seed: bytes) -> bytes:
-    """Return the public key of a device as PEM, the content of `device.pub`.
-
-    Args:
-        seed: the device key, 32 bytes: an Ed25519 private key.
-    """
-    key = Ed25519PrivateKey.from_private_bytes(seed).public_key()
-    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def disable_core_dumps() -> None:

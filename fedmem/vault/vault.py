@@ -7,7 +7,7 @@ Invariants
 - The keystore backend is chosen at creation, or when keys move. A simulated vault stays simulated for ever.
 - A vault with a file or table that no registered store claims does not open.
 
-Layout of the root: vault.json, device.pub, table.fmk, vault.db, egress.log, lock, blocks/, receipts/, leases/,
+Layout of the root: vault.json, device.pub, table.fmk, vault.db, egress.log, reserve, lock, blocks/, receipts/, leases/,
 training/.
 
 A method that reads items raises UsageError after `close`, and StaleReader if an erasure happened since the opening.
@@ -23,6 +23,7 @@ A method that changes items raises Refused in a vault that is open for reading o
 1
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,16 +31,16 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from fedmem.errors import Refused, VersionMismatch
+from fedmem.errors import VersionMismatch
 from fedmem.storage.files import Files
 from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault import opening
 from fedmem.vault.backup.backup_registry import CopyStore
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement, ledger_anchor
+from fedmem.vault.store import acknowledgement, ledger_anchor, reserve
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
-from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, unclaimed_names, valid_store
+from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, check_claims, valid_store
 from fedmem.vault.store.core import Core, StaleReader, serialised_methods
 from fedmem.vault.store.inventory import Inventory
 from fedmem.vault.store.ledger import Event, Ledger
@@ -102,8 +103,7 @@ class Vault:
             The open vault.
 
         Raises:
-            VaultExists: there is a vault already.
-            Refused: the folder holds something else.
+            VaultExists: there is a vault already. Refused: the folder holds something else.
             VerificationFailed: a vault in the folder lost its header.
             Busy, KeystoreError, StorageError, UsageError.
         """
@@ -113,6 +113,7 @@ class Vault:
         try:
             vault = cls(core)
             core.take_lease()
+            reserve.keep(core)
         except BaseException:
             core.close()
             raise
@@ -144,14 +145,14 @@ class Vault:
             The open vault.
 
         Raises:
-            NothingMatched: there is no vault here.
-            Busy: other programs changed it for longer than `timeout`.
-            KeystoreError: wrong passphrase or missing key.
-            Refused: the vault of another subject, or a file or table that no store claims.
+            NothingMatched: there is no vault here. Busy: other programs changed it for longer than `timeout`.
+            KeystoreError: wrong passphrase or missing key. Refused: another subject, or a file that no store claims.
             VerificationFailed: damaged, incomplete, or older than the last acknowledged change. Nothing was changed.
             VersionMismatch: another format.
         """
-        core = opening.unlock(Path(root), subject=subject, ask=ask, write=write, files=files, timeout=timeout)
+        root, files = Path(root), files or Files()
+        unlock = functools.partial(opening.unlock, root, subject=subject, ask=ask, write=write, files=files)
+        core = reserve.with_room(files, root, functools.partial(unlock, timeout=timeout))
         try:
             vault = cls(core)
             vault._start()
@@ -187,11 +188,13 @@ class Vault:
             The new ids, in the order of `records`.
 
         Raises:
-            UsageError: a vector is not one finite row, or a text is not valid Unicode.
+            UsageError: a vector is not one finite row, or a text is not valid Unicode. StorageError: nothing was added.
             VersionMismatch: the vectors are of another embedder than those of the vault.
-            StorageError: nothing was added.
         """
-        return self._records.add(records)
+        with self.core.turn():
+            ids = self._records.add(records)
+            reserve.keep(self.core)
+        return ids
 
     def records(self, topic: str | Everything | None) -> list[Record]:
         """Return the records of one topic, the shareable ones (None), or `ALL`, in the order they were added."""
@@ -223,8 +226,7 @@ class Vault:
             days: above 0 and below 36500; None removes the rule.
 
         Raises:
-            UsageError: another topic or number of days.
-            StorageError: the rule is as it was.
+            UsageError: another topic or number of days. StorageError: the rule is as it was.
         """
         with self.core.writing():
             keep(self.core.table, topic, days)
@@ -275,8 +277,7 @@ class Vault:
             data: the serialised state.
 
         Raises:
-            NothingMatched: the run is not open.
-            StorageError: the earlier checkpoint is still in place.
+            NothingMatched: the run is not open. StorageError: the earlier checkpoint is still in place.
         """
         self._runs.save(run, step, data)
 
@@ -383,13 +384,7 @@ class Vault:
         return acknowledgement.sealed_serial(self.core)
 
     def _start(self) -> None:
-        present = [path.name for path in self.root.iterdir() if not path.name.endswith(".tmp")]
-        unclaimed = unclaimed_names(self.stores, [*present, *(f"table:{name}" for name in self.core.database.tables())])
-        if unclaimed:
-            raise Refused(
-                f"The vault holds {len(unclaimed)} file(s) or table(s) that no content store answers for, so nothing "
-                "could be erased with certainty. Move foreign files out of its folder."
-            )
+        check_claims(self.core, self.stores)
         if not FACTS.keys() <= self.core.table.facts.keys():
             if not self.core.write:
                 raise VersionMismatch(
@@ -400,5 +395,6 @@ class Vault:
             self._inventory.sweep()
             self._inventory.catch_up()
             self.core.table.settle()
+            reserve.keep(self.core)
         self.core.take_lease()
         self.core.end_turn()

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fedmem.cli.main import main
-from fedmem.sdk import doctor
+from fedmem.sdk import doctor, synced
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +122,41 @@ def test_slots_in_a_synced_folder_are_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "Dropbox" / "fedmem"))
     states = {check.name: check.state for check in doctor.examine(tmp_path / "vaults")}
     assert (states["synced folder"], states["synced key slots"]) == ("ok", "warning")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "/Users/a/Library/CloudStorage/OneDrive-Work/v", "/Users/a/Library/CloudStorage/GoogleDrive-a@example.org/v",
+        "/home/a/Dropbox (Personal)/v", "/home/a/GoogleDrive-a@example.org/v", "/home/a/OneDrive-Personal/v",
+        "/home/a/Nextcloud/v", "/home/a/SeaDrive/v",
+    ],
+)  # fmt: skip
+def test_folders_of_the_published_list_are_found(folder: str) -> None:
+    assert doctor.is_synced(Path(folder))
+
+
+def test_the_published_list_is_the_one_that_is_used() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "erasure.md").read_text("utf-8").lower()
+    names = [*synced.SYNC_NAMES, *synced.MARKERS, *synced.MARKER_STARTS]
+    assert [name for name in names if f"`{name}" not in text] == []
+
+
+@pytest.mark.parametrize("mark", [".stfolder", "._sync_5f0c.db", ".tmp.drivedownload"])
+def test_a_link_into_a_synced_folder_is_found(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "shared" / "inner").mkdir(parents=True)
+    (tmp_path / "shared" / mark).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "shared" / "inner")
+    assert doctor.is_synced(tmp_path / "link" / "vaults")
+    assert not doctor.is_synced(tmp_path)
+
+
+def test_slots_in_one_tree_with_vaults_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    for root in ("home/vaults", "home", "home/slots/vaults", "link/vaults"):
+        assert doctor.check_apart(tmp_path / root).state == "warning"
+    assert doctor.check_apart(tmp_path / "elsewhere" / "vaults").state == "ok"
 
 
 def test_a_full_disk_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

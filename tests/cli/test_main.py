@@ -72,6 +72,7 @@ def test_every_command_has_json_an_example_and_help() -> None:
         *("client train", "client status", "client pause", "client cancel", "client egress", "client run"),
         *("keys status", "keys rotate", "keys change-passphrase", "backup create", "backup list", "backup verify"),
         *("keys recovery create", "keys recovery test", "keys recovery restore", "backup restore"),
+        *("receipt items", "vault remove"),
         *("block migrate", "anchor train", "bank build", "bank train", "bank show", "bank verify", "eval unlearn"),
     }
     for words, command in commands:

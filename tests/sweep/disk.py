@@ -24,7 +24,7 @@ from pathlib import Path
 from fedmem.storage.files import Files
 
 SQLITE = ("vault.db", "vault.db-wal", "vault.db-shm")
-IGNORED = frozenset({*SQLITE, "lock", "leases"})
+IGNORED = frozenset({*SQLITE, "lock", "leases", "reserve"})
 DROPPED, KEPT, TORN = 0, 1, 2
 Name = tuple[int, str]  # inode of the folder, name in it
 

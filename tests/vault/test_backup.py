@@ -29,6 +29,7 @@ from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto.device_key import fingerprint
 from fedmem.vault.crypto.key_table import RolledBack
 from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import ALL, Vault
@@ -225,7 +226,8 @@ class TestKit:
         again = vaults.open(**({"ask": lambda: "tulip"} if backend == "passphrase" else {}))
         assert not EgressLog(again.core).complete()  # nor that nothing left the device since
         assert held(again)[:2] == before[:2]
-        assert (again.root / "device.pub").read_bytes() == key
+        assert (again.root / "device.pub").read_bytes() != key
+        assert again.core.table.facts["device_keys"] == [fingerprint(key)]
         assert "moving" not in again.core.table.facts
         again.add_records(vaults.records(1))
         backup.create(again, tmp_path / "next")
@@ -260,7 +262,8 @@ class TestKit:
         again.add_records(vaults.records(1))
         third = erase(again, vaults.TOPIC).receipt_path
         files = [again.root / "receipts" / path.name for path in [*erased, third]]
-        assert len(erasure.receipt.verify_chain([path.read_bytes() for path in files], public)) == 3
+        keys = public, (again.root / "device.pub").read_bytes()
+        assert len(erasure.receipt.verify_chain([path.read_bytes() for path in files], *keys)) == 3
 
     def test_an_erasure_that_ended_late_follows_what_it_names(self, vaults, vault: Vault, tmp_path: Path) -> None:
         backup.create(vault, tmp_path / "backup")

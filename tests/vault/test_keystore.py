@@ -4,6 +4,7 @@ from pathlib import Path
 
 import keyring.backend
 import keyring.backends.fail
+import keyring.backends.null
 import keyring.errors
 import pytest
 
@@ -149,6 +150,37 @@ def test_no_os_keystore_is_an_error_and_never_a_file(tmp_path: Path) -> None:
     with pytest.raises(KeystoreError, match="no OS keystore"):
         KeyringKeys("fedmem:test", keyring.backends.fail.Keyring())
     assert list(tmp_path.iterdir()) == []
+
+
+class WeakKeyring(MemoryKeyring):
+    """A keyring that keeps its secrets in a plain file."""
+
+    priority = 0.5
+
+
+class Chain(MemoryKeyring):
+    """Several keyrings, as keyring's chainer puts them together."""
+
+    priority = 10
+
+    def __init__(self, *backends: keyring.backend.KeyringBackend) -> None:
+        super().__init__()
+        self.backends = backends
+
+
+@pytest.mark.parametrize(
+    "backend", [WeakKeyring(), keyring.backends.null.Keyring(), keyring.backends.fail.Keyring(), Chain(WeakKeyring())]
+)
+def test_a_keyring_below_the_priority_of_auto_is_refused(backend: keyring.backend.KeyringBackend) -> None:
+    with pytest.raises(KeystoreError, match="--keystore passphrase"):
+        KeyringKeys("fedmem:test", backend)
+
+
+def test_a_chain_writes_to_its_protected_keyring() -> None:
+    strong, weak = MemoryKeyring(), WeakKeyring()
+    KeyringKeys("fedmem:test", Chain(strong, weak)).create("epoch-1")
+    assert len(strong.held) == 1
+    assert not weak.held
 
 
 def test_slots_are_for_this_user_only(tmp_path: Path) -> None:

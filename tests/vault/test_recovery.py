@@ -1,7 +1,9 @@
 """Recovery kits and moving keys: what opens after a loss, and what nothing opens after an erasure."""
 
+import base64
 import contextlib
 import hashlib
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -21,12 +23,20 @@ from fedmem.errors import (
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup import recovery
 from fedmem.vault.backup import recovery_kit as kits
-from fedmem.vault.crypto import passphrase, rekey
+from fedmem.vault.backup.check import check
+from fedmem.vault.crypto import container, passphrase, rekey
+from fedmem.vault.crypto.device_key import fingerprint, public_pem
 from fedmem.vault.crypto.key_table import RolledBack
-from fedmem.vault.opening import public_pem
 from fedmem.vault.vault import ALL, Vault
 
 PASS = {"ask": lambda: "tulip"}
+_spec = importlib.util.spec_from_file_location(
+    "verify_receipt", Path(__file__).parents[2] / "client" / "verify_receipt.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+second_verifier = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(second_verifier)
 
 
 @pytest.fixture
@@ -78,6 +88,10 @@ class TestCode:
 @pytest.mark.parametrize("backend", ["keyfile", "passphrase"])
 def test_a_lost_keystore_comes_back_and_nothing_is_lost(vaults, kitted, backend: str) -> None:
     vault, kit, code = kitted
+    vault.add_records(vaults.records(1, "gone"))
+    first = erase(vault, "gone").receipt_path.read_bytes()
+    code = recovery.create(vault, kit.with_name("third"))[1]
+    kit = kit.with_name("third")
     before, key = held(vault), (vault.root / "device.pub").read_bytes()
     vault.close()
     lose_keys(vault)
@@ -87,11 +101,52 @@ def test_a_lost_keystore_comes_back_and_nothing_is_lost(vaults, kitted, backend:
     options = PASS if backend == "passphrase" else {}
     vault = vaults.open(**options)
     assert held(vault) == before
-    assert public_pem(vault.core.keystore.load("device")) == key
+    new_key = (vault.root / "device.pub").read_bytes()
+    assert new_key == public_pem(vault.core.keystore.load("device")) != key
+    assert (vault.root / "receipts" / f"{fingerprint(key)}.pub").read_bytes() == key
     vault.add_records(vaults.records(1))
     assert recovery.check(vault.root, kit.read_bytes(), code).vault == vault.id
-    receipt = erase(vault, vaults.TOPIC).receipt_path
-    assert erasure.receipt.verify(receipt.read_bytes(), key)
+    second = erase(vault, vaults.TOPIC).receipt_path.read_bytes()
+    assert erasure.receipt.verify(second, new_key)["predicate"]["earlier_keys"] == [fingerprint(key)]
+    for verify_chain in (erasure.receipt.verify_chain, second_verifier.check_chain):
+        assert len(verify_chain([first, second], key, new_key)) == 2
+        for keys in ((key,), (new_key,), (key, public_pem(bytes(32)))):
+            with pytest.raises((VerificationFailed, second_verifier.NotVerified)):
+                verify_chain([first, second], *keys)
+    assert check(vault.root, subject="alice", ask=PASS["ask"]) == []
+
+
+def test_a_kit_holds_no_key_that_signs(kitted) -> None:
+    vault, kit, code = kitted
+    fields = json.loads(kit.read_bytes())
+    sealing_key = kits._sealing_key(kits.read_code(code), fields)
+    identity = f"recovery/{vault.id}/{fields['id']}/{fields['created']}"
+    plain = container.open_cell(sealing_key, base64.b64decode(fields["sealed"]), identity=identity)
+    assert json.loads(plain).keys() == {"key"}
+    assert vault.core.keystore.load("device").hex().encode() not in plain
+
+
+def test_a_chain_whose_key_changes_without_a_word_is_refused(vaults, kitted) -> None:
+    vault, _, _ = kitted
+    receipts, keys = [], []
+    for topic in ("one", "two"):
+        vault.add_records(vaults.records(1, topic))
+        receipts.append(erase(vault, topic).receipt_path.read_bytes())
+        keys.append((vault.root / "device.pub").read_bytes())
+        vault.core.files.replace(vault.root / "device.pub", public_pem(vault.core.keystore.create("device")))
+    for verify_chain in (erasure.receipt.verify_chain, second_verifier.check_chain):
+        with pytest.raises((VerificationFailed, second_verifier.NotVerified), match="key"):
+            verify_chain(receipts, *keys)
+
+
+def test_a_kit_of_an_earlier_fedmem_still_opens(kitted, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault, _, code = kitted
+    known = vault.core.table.facts["kits"]
+    monkeypatch.setattr(kits, "SCHEMA", "fedmem.recovery-kit/1")
+    kit_id, key = next(iter(known)), kits.X25519PrivateKey.generate()
+    file = kits.encode(vault.id, kit_id, kits.read_code(code), key)
+    assert json.loads(file)["schema"] == "fedmem.recovery-kit/1"
+    assert kits.opened(file, code).id == kit_id
 
 
 def test_a_kit_survives_learning_and_opens_what_came_after_it(vaults, kitted) -> None:
@@ -185,7 +240,7 @@ def test_every_damaged_byte_of_a_kit_is_noticed(kitted) -> None:
 def test_a_kit_of_a_later_format(kitted) -> None:
     vault, kit, code = kitted
     known = json.loads(kit.read_bytes())
-    known["schema"] = "fedmem.recovery-kit/2"
+    known["schema"] = "fedmem.recovery-kit/3"
     del known["checksum"]
     known["checksum"] = kits.digest(known)
     with pytest.raises(VersionMismatch):

@@ -27,7 +27,7 @@ def files(tmp_path: Path, scenario: str) -> list[str]:
 
 def test_it_is_small_and_needs_nothing_of_ours(second: ModuleType) -> None:
     text = Path(str(second.__file__)).read_text("utf-8")
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 200
     named = {
         name.partition(".")[0]
         for node in ast.walk(ast.parse(text))

@@ -33,18 +33,17 @@ from fedmem.vault.backup.recovery import check_place
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import Numbers, backup_name, noted, seal, unseal
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, public_pem
+from fedmem.vault.opening import DATABASE, TABLE
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import RunRow
 from fedmem.vault.vault import Vault
 
 SCHEMA = "fedmem.backup/1"
-FOLDERS = ("blocks", "receipts")
-MANIFEST_LIMIT = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class OpenedBackup:
         header: the vault's header, with the present place of its keys.
         key: the key of the backup's key table, 32 bytes.
         numbers, facts, rows: the content of the backup's key table.
-        device: the device key, 32 bytes.
+        device: the device key, 32 bytes; None if a kit opened the backup, which does not carry it.
     """
 
     manifest: BackupManifest
@@ -90,7 +89,7 @@ class OpenedBackup:
     numbers: Numbers
     facts: dict[str, Any] = field(repr=False)
     rows: dict[str, bytes] = field(repr=False)
-    device: bytes = field(repr=False)
+    device: bytes | None = field(repr=False)
 
 
 def create(vault: Vault, place: Path) -> BackupManifest:
@@ -110,11 +109,11 @@ def create(vault: Vault, place: Path) -> BackupManifest:
     check_place(core.root, place)
     with core.writing():
         copies.retire(core)
-        sweep(core)
+        copies.sweep(core)
         rekey.finish_move(core.files, core.root, core.table)
         key, backup_id = _backup_key(core), new_id()
         copies.register(core, backup_id, copies.BACKUP, place)
-        staging = staging_folder(place, backup_id)
+        staging = copies.staging_folder(place, backup_id)
         try:
             manifest = _write(core, staging, backup_id, key)
             core.files.rename_folder(staging, place)
@@ -126,15 +125,6 @@ def create(vault: Vault, place: Path) -> BackupManifest:
     return manifest
 
 
-def sweep(core: Core) -> None:
-    """Remove the incomplete backups that a crash left, and their entries in the register."""
-    for copy in copies.known(core):
-        staging = staging_folder(copy.place, copy.id)
-        if copy.kind == copies.BACKUP and staging.is_dir():
-            core.files.remove_folder(staging)
-            copies.forget(core, copy.id)
-
-
 def read(place: Path, files: Files | None = None) -> BackupManifest:
     """Return the manifest of a backup after comparing every file with it. This needs no key.
 
@@ -143,7 +133,7 @@ def read(place: Path, files: Files | None = None) -> BackupManifest:
         VersionMismatch: another format. StorageError.
     """
     files = files or Files()
-    manifest = _manifest(files.read(place / copies.MANIFEST, limit=MANIFEST_LIMIT))
+    manifest = _manifest(files.read(place / copies.MANIFEST, limit=copies.MANIFEST_LIMIT))
     for name, expected in {**manifest.files, TABLE: manifest.table}.items():
         try:
             is_unchanged = hmac.compare_digest(files.digest(place / name), expected)
@@ -190,7 +180,7 @@ def _backup_key(core: Core) -> bytes:
 
 def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManifest:
     files, table = core.files, core.table
-    for folder in (staging, *(staging / name for name in FOLDERS)):
+    for folder in (staging, *(staging / name for name in copies.FOLDERS)):
         files.make_folder(folder)
     core.database.copy_to(staging / DATABASE)
     files.sync_file(staging / DATABASE)
@@ -203,14 +193,14 @@ def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManif
     sealed = seal(key, core.id, numbers, {**facts, "manifest": manifest.sealed()}, rows)
     files.replace(staging / TABLE, sealed)
     manifest = replace(manifest, table=digest(sealed))
-    for name in FOLDERS:
+    for name in copies.FOLDERS:
         files.sync_folder(staging / name)
     files.replace(staging / copies.MANIFEST, canonical_json({"schema": SCHEMA, **vars(manifest)}))
     return manifest
 
 
 def _files_of(root: Path) -> list[str]:
-    paths = (path.relative_to(root) for name in FOLDERS for path in (root / name).iterdir())
+    paths = (path.relative_to(root) for name in copies.FOLDERS for path in (root / name).iterdir())
     egress_file = [egress.NAME] if (root / egress.NAME).exists() else []
     return [public.NAME, "device.pub", *egress_file, *sorted(str(path) for path in paths if path.suffix != TEMPORARY)]
 
@@ -296,11 +286,12 @@ def open_backup(
     """
     sealed = files.read(place / TABLE)
     if kit is not None:
-        key, device = kit.key_of(sealed), kit.device
+        key, device = kit.key_of(sealed), None
     elif keystore is not None:
         key, device = _key_in_keystore(keystore, manifest), keystore.load(DEVICE_KEY)
     numbers, facts, rows = unseal(key, header.id, sealed)
-    is_same_device = hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
+    # Without the device key, the sealed digest of the manifest vouches for `device.pub`.
+    is_same_device = device is None or hmac.compare_digest(files.read(place / "device.pub"), public_pem(device))
     if (
         not is_same_device
         or numbers[1:] != (manifest.generation, manifest.serial)
@@ -318,8 +309,3 @@ def _key_in_keystore(keystore: Keystore, manifest: BackupManifest) -> bytes:
             "the backup's time together with the newest receipts."
         )
     return keystore.load(name)
-
-
-def staging_folder(place: Path, folder_id: str) -> Path:
-    """Return the temporary folder in which `place` is built; it is renamed to `place` at the end."""
-    return place.with_name(f".{folder_id}{TEMPORARY}")

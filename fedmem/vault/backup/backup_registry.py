@@ -9,7 +9,10 @@ Invariants
 - All backups of a generation have one key, in the keystore. It is destroyed together with the old epoch key. From then
   on, a backup out of reach opens only with a kit of its own time. Such kits and backups stay registered, and receipts
   list them in `not_covered`.
+- A backup's folder gives up its own files only. Files that a person put there stay, and so does the folder then.
+- An incomplete backup that a crash left is removed at the next opening for writing, and by an erasure.
 
+    in_reach(core)          # copies that an erasure removes
     retire(core)            # removes the invalid copies that can be reached
     out_of_reach(core)      # ids for `not_covered`
 """
@@ -17,13 +20,15 @@ Invariants
 import contextlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sqlalchemy import delete, select
 
 from fedmem.errors import FedmemError
 from fedmem.storage.canonical import canonical_json
+from fedmem.storage.files import TEMPORARY, Files, storage_errors
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import backup_name
@@ -33,6 +38,10 @@ from fedmem.vault.store.database import CopyRow
 
 BACKUP, KIT = "backup", "kit"
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 256 << 20
+FOLDERS = ("blocks", "receipts")
+_OTHER_FILES = ("table.fmk", "vault.db-wal", "vault.db-shm", "vault.db-journal")
+"""The files of a backup that its manifest does not name: the key table, and what SQLite leaves beside a database."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,32 @@ def holds(core: Core, copy: RegisteredCopy) -> bool:
     return copy.generation == core.table.generation
 
 
+def in_reach(core: Core) -> list[RegisteredCopy]:
+    """Return the copies that are at their recorded paths, oldest first. An erasure retires and removes them."""
+    return [copy for copy in known(core) if reachable(core, copy)]
+
+
+def sweep(core: Core) -> None:
+    """Remove the incomplete backups that a crash left, and their entries in the register.
+
+    A folder that cannot be removed is left for the next time: a read-only stick must not close the vault.
+    """
+    for copy in unfinished(core):
+        with contextlib.suppress(FedmemError):
+            core.files.remove_folder(staging_folder(copy.place, copy.id))
+            forget(core, copy.id)
+
+
+def unfinished(core: Core) -> list[RegisteredCopy]:
+    """Return the backups that a crash left incomplete, and whose temporary folder can be reached."""
+    return [copy for copy in known(core) if copy.kind == BACKUP and staging_folder(copy.place, copy.id).is_dir()]
+
+
+def staging_folder(place: Path, folder_id: str) -> Path:
+    """Return the temporary folder in which `place` is built; it is renamed to `place` at the end."""
+    return place.with_name(f".{folder_id}{TEMPORARY}")
+
+
 def retire(core: Core) -> list[str]:
     """Remove the invalid copies that can be reached; return the ids of the invalid copies that remain."""
     for copy in known(core):
@@ -108,12 +143,9 @@ def out_of_reach(core: Core) -> list[str]:
 
 def reachable(core: Core, copy: RegisteredCopy) -> bool:
     """Return True if the copy with this id is at its recorded path."""
-    file = copy.place if copy.kind == KIT else copy.place / MANIFEST
-    try:
-        fields = json.loads(core.files.read(file, limit=kits.LIMIT if copy.kind == KIT else None))
-        return isinstance(fields, dict) and fields.get("id") == copy.id
-    except (FedmemError, ValueError, RecursionError):
-        return False
+    if copy.kind == KIT:
+        return _fields(core.files, copy.place, kits.LIMIT).get("id") == copy.id
+    return _fields(core.files, copy.place / MANIFEST, MANIFEST_LIMIT).get("id") == copy.id
 
 
 class CopyStore:
@@ -127,17 +159,20 @@ class CopyStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return []  # a copy may hold any content of its time; without its key it does not reveal which ids
+        """Return the copies with these ids that can be reached. A plan names them beside the items of its scope."""
+        return [StoredItem(self.name, copy.id, copy.kind) for copy in in_reach(self._core) if copy.id in ids]
 
     def erase(self, ids: frozenset[str]) -> None:
         """Retire the copies of older generations. The key table was erased before and has the new generation."""
         if ids:
+            sweep(self._core)
             retire(self._core)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         core, old_generation = self._core, self._core.table.generation - 1
         remaining = [copy for copy in known(core) if not holds(core, copy) and reachable(core, copy)]
         residue = [f"{copy.kind} {copy.id} is at its place" for copy in remaining]
+        residue += [f"the incomplete backup {copy.id} is at its place" for copy in unfinished(core)]
         if old_generation >= 0 and core.keystore.exists(backup_name(old_generation)):
             residue.append("the key of older backups is in the keystore")
         return residue
@@ -148,8 +183,46 @@ def _remove(core: Core, copy: RegisteredCopy) -> None:
         core.files.unlink(copy.place)
         core.files.sync_folder(copy.place.parent)
     else:
-        core.files.remove_folder(copy.place)
+        _remove_backup(core.files, copy.place)
     forget(core, copy.id)
+
+
+def _remove_backup(files: Files, place: Path) -> None:
+    """Remove the files of a backup, the manifest last, and the folders that are empty then."""
+    for name in _own_files(_fields(files, place / MANIFEST, MANIFEST_LIMIT)):
+        if not (place / name).parent.is_symlink():
+            files.unlink(place / name)
+    for folder in (place / name for name in FOLDERS):
+        if folder.is_dir() and not folder.is_symlink():
+            files.sync_folder(folder)
+            _remove_if_empty(folder)
+    files.unlink(place / MANIFEST)
+    files.sync_folder(place)
+    _remove_if_empty(place)
+    files.sync_folder(place.parent)
+
+
+def _own_files(manifest: dict[str, object]) -> Iterable[str]:
+    """Return the names of a backup's files. The manifest has no signature, so other paths in it are left out."""
+    named = manifest.get("files")
+    paths = [PurePosixPath(name) for name in named] if isinstance(named, dict) else []
+    own = [path for path in paths if len(path.parts) == 1 or (len(path.parts) == 2 and path.parts[0] in FOLDERS)]
+    return [*(str(path) for path in own if path.name != ".." and not path.is_absolute()), *_OTHER_FILES]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with storage_errors(f"remove {folder.name}"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _fields(files: Files, file: Path, limit: int) -> dict[str, object]:
+    """Return the JSON object in a file; empty if there is none."""
+    try:
+        fields = json.loads(files.read(file, limit=limit))
+    except (FedmemError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _place(core: Core, row: CopyRow) -> Path:

@@ -17,8 +17,9 @@ from fedmem.errors import FedmemError, VerificationFailed
 from fedmem.storage.canonical import digest
 from fedmem.vault import opening
 from fedmem.vault.backup.salvage import Fault, Remains, open_remains
+from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement, inventory
+from fedmem.vault.store import acknowledgement, inventory, item_list
 from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.blocks import BlockStore
 from fedmem.vault.store.core import Core
@@ -66,8 +67,10 @@ def _check_core(remains: Remains, core: Core) -> None:
         EgressLog(core).entries()
     with remains.part("receipts"):
         _require_none(list(missing_receipts(core)), f"receipt(s) are missing or changed. {ADVICE}")
+    with remains.part("item lists"):
+        _require_none(list(unreadable_lists(core)), f"list(s) of erased items are missing or changed. {ADVICE}")
     with remains.part("device.pub"):
-        pem = opening.public_pem(core.keystore.load(opening.DEVICE_KEY))
+        pem = public_pem(core.keystore.load(DEVICE_KEY))
         path = core.root / "device.pub"
         if not path.is_file() or core.files.read(path) != pem:
             raise VerificationFailed(f"device.pub is missing or of another device. {ADVICE}")
@@ -106,6 +109,15 @@ def missing_receipts(core: Core) -> Iterator[str]:
     for erasure, expected in inventory.receipts(core.database):
         path = core.root / "receipts" / f"{erasure}.dsse.json"
         if not path.is_file() or digest(core.files.read(path)) != expected:
+            yield erasure
+
+
+def unreadable_lists(core: Core) -> Iterator[str]:
+    """Yield the ids of large erasures whose list of items is missing or differs from its Merkle root."""
+    for erasure, root in inventory.item_roots(core.database):
+        try:
+            item_list.read(core, erasure, root)
+        except FedmemError:
             yield erasure
 
 

@@ -7,13 +7,13 @@ Invariants
 - A retired kit still opens a copy of the vault, or a backup, of its own time. So an erasure removes the kits that it
   can reach, and lists the others in `not_covered`.
 - `restore` puts the keys into a new set of slots of the chosen backend. A crash leaves the old state or the new one.
+- A kit does not carry the key that signs receipts. `restore` creates a new one; see `device_key`.
 - If the notes of the keystore still exist, an older version of the vault is not restored: RolledBack.
 
     kit_id, code = create(vault, Path("/media/stick/kit"), show=print)     # the code, once
     restore(root, file, code, subject="ana", keystore="keyring")
 """
 
-import hmac
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedmem import paths
-from fedmem.errors import KeystoreError, Refused, UsageError, VerificationFailed
+from fedmem.errors import KeystoreError, Refused, UsageError
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.vault.backup import backup_registry as copies
@@ -32,7 +32,7 @@ from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DEVICE_KEY, TABLE, TIMEOUT, check_sealed, public_pem
+from fedmem.vault.opening import TABLE, TIMEOUT, check_sealed
 from fedmem.vault.store.core import take_writer_lock
 from fedmem.vault.vault import Vault
 
@@ -63,7 +63,7 @@ def create(vault: Vault, place: Path, show: Callable[[str], None] = lambda code:
     show(spell(code))
     with core.writing():
         copies.register(core, kit_id, copies.KIT, place)
-        core.files.replace(place, encode(vault.id, kit_id, code, key, core.keystore.load(DEVICE_KEY)))
+        core.files.replace(place, encode(vault.id, kit_id, code, key))
         # From here on the kit opens the vault.
         core.table.rewrite(facts={**core.table.facts, "kits": {**kits, kit_id: recipients.public_of(key)}})
     return kit_id, spell(code)
@@ -121,8 +121,6 @@ def restore(
         header, data = public.read_facts(files, root)
         table = _open_table(files, root, kit)
         check_sealed(table, data, subject)
-        if not hmac.compare_digest(files.read(root / "device.pub"), public_pem(kit.device)):
-            raise VerificationFailed("The vault's public key is not that of the kit. Restore device.pub from a backup.")
         rekey.finish_move(files, root, table)
         header = public.read_facts(files, root)[0]
         rekey.renew(files, root, table, header, keystore, ask, lost=True)
@@ -154,7 +152,7 @@ def _open_table(files: Files, root: Path, kit: Kit) -> KeyTable:
     header = public.read_facts(files, root)[0]
     data = files.read(root / TABLE)
     epoch = numbers_of(container.read_header(data)[0])[0]
-    keys = {epoch_name(epoch): kit.key_of(data), DEVICE_KEY: kit.device}
+    keys = {epoch_name(epoch): kit.key_of(data)}
     return KeyTable.open(files, root / TABLE, KitKeys(keys, _lost_keystore(header, files)), header.id)
 
 

@@ -1,8 +1,10 @@
 """The file and the code of a recovery kit: their formats, and opening them.
 
 Invariants
-- The file holds the device key and the kit's private key, sealed under the code of 256 random bits. The file alone
-  opens nothing, and neither does the code. Both have a checksum, so a mistyped letter is detected at once.
+- The file holds the kit's private key, sealed under the code of 256 random bits. The file alone opens nothing, and
+  neither does the code. Both have a checksum, so a mistyped letter is detected at once.
+- A kit does not hold the device key, so nobody can sign a receipt with it. The device key in a kit of an earlier fedmem
+  is not used.
 - The kit's private key opens the vault: the public header of the key table holds the epoch key, sealed to this key.
 
 Guarantees
@@ -41,7 +43,8 @@ from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.key_table import numbers_of
 from fedmem.vault.crypto.keystore import Keystore
 
-SCHEMA = "fedmem.recovery-kit/1"
+SCHEMA = "fedmem.recovery-kit/2"
+SCHEMAS = ("fedmem.recovery-kit/1", SCHEMA)
 CODE_BYTES, CHECK_BYTES = 32, 3
 LIMIT = 1 << 16  # bytes that are read of a kit's file; a kit is much smaller
 _CODE_LETTERS = str.maketrans("018", "OIB", " -\t\r\n")  # 0, 1 and 8 mean O, I and B; blanks and dashes are ignored
@@ -55,14 +58,12 @@ class Kit:
         id, vault: ids of the kit and of its vault, 32 hex digits.
         created: time of creation, ISO 8601 in UTC.
         key: the kit's private key.
-        device: the device key, 32 bytes.
     """
 
     id: str
     vault: str
     created: str
     key: X25519PrivateKey = field(repr=False)
-    device: bytes = field(repr=False)
 
     def key_of(self, table: bytes) -> bytes:
         """Return the key under which a key table of this vault is sealed.
@@ -121,20 +122,19 @@ class KitKeys:
         self._keys.clear()
 
 
-def encode(vault_id: str, kit_id: str, code: bytes, key: X25519PrivateKey, device: bytes) -> bytes:
+def encode(vault_id: str, kit_id: str, code: bytes, key: X25519PrivateKey) -> bytes:
     """Return the content of a new kit file.
 
     Guarantees
-        The keys are sealed under the code. The ids and the time of creation are public.
+        The key is sealed under the code. The ids and the time of creation are public.
 
     Args:
         code: 32 new random bytes.
         key: the private key of a new key pair.
-        device: the device key, 32 bytes.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     fields = {"schema": SCHEMA, "id": kit_id, "vault": vault_id, "created": created}
-    plain = canonical_json({"key": key.private_bytes_raw().hex(), "device": device.hex()})
+    plain = canonical_json({"key": key.private_bytes_raw().hex()})
     sealed = container.seal_cell(_sealing_key(code, fields), plain, identity=_identity(fields))
     content = {**fields, "sealed": base64.b64encode(sealed).decode()}
     return json.dumps({**content, "checksum": digest(content)}, indent=1).encode() + b"\n"
@@ -144,7 +144,7 @@ def opened(file: bytes, code: str) -> Kit:
     """Open a kit file with its code.
 
     Guarantees
-        The keys are those that `encode` was given with this code. The module's table lists the edge cases.
+        The key is the one that `encode` was given with this code. The module's table lists the edge cases.
 
     Args:
         file: the content of the kit's file.
@@ -163,7 +163,7 @@ def opened(file: bytes, code: str) -> Kit:
         raise KeystoreError("This code does not open this recovery kit. Use the code that was shown with it.") from None
     keys = json.loads(plain)
     private = X25519PrivateKey.from_private_bytes(bytes.fromhex(keys["key"]))
-    return Kit(fields["id"], fields["vault"], fields["created"], private, bytes.fromhex(keys["device"]))
+    return Kit(fields["id"], fields["vault"], fields["created"], private)
 
 
 def spell(code: bytes) -> str:
@@ -200,7 +200,7 @@ def _parse(file: bytes) -> dict[str, str]:
         base64.b64decode(fields["sealed"], validate=True)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise VerificationFailed("This is not a recovery kit, or it was damaged. Use another copy of it.") from None
-    if fields["schema"] != SCHEMA:
+    if fields["schema"] not in SCHEMAS:
         raise VersionMismatch("This recovery kit has a format that this fedmem does not read. Update fedmem.")
     typed_fields: dict[str, str] = fields
     return typed_fields

@@ -24,12 +24,13 @@ from sqlalchemy.orm import Session
 
 from fedmem.errors import FedmemError, NothingMatched, VerificationFailed
 from fedmem.storage.canonical import canonical_json
-from fedmem.vault import opening
 from fedmem.vault.backup.restoring import append_unbounded
 from fedmem.vault.backup.salvage import Remains, open_remains
 from fedmem.vault.crypto import container
+from fedmem.vault.crypto.device_key import DEVICE_KEY, EARLIER, SUFFIX, earlier_keys, public_pem
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import egress_log as egress
+from fedmem.vault.store import item_list
 from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.core import Core
@@ -94,10 +95,13 @@ def _save(remains: Remains, old: Core, vault: Vault) -> Repaired:
     counts = _Counts()
     core = vault.core
     with contextlib.suppress(FedmemError):
-        device = old.keystore.load(opening.DEVICE_KEY)
-        core.keystore.put(opening.DEVICE_KEY, device)
-        core.files.replace(core.root / "device.pub", opening.public_pem(device))
+        device = old.keystore.load(DEVICE_KEY)
+        core.keystore.put(DEVICE_KEY, device)
+        core.files.replace(core.root / "device.pub", public_pem(device))
+    for file in (old.root / "receipts").glob(f"*{SUFFIX}"):  # earlier device keys
+        core.files.replace(core.root / "receipts" / file.name, old.files.read(file))
     with core.writing():
+        core.table.rewrite(facts={**core.table.facts, EARLIER: earlier_keys(old.table.facts)})
         events, is_whole = _events(old)
         charged = {str(event.payload.get("run")) for event in events if event.kind == SPEND}
         _save_records(old, core, counts)
@@ -252,6 +256,14 @@ def _save_erasures(old: Core, core: Core, session: Session, counts: _Counts) -> 
         with contextlib.suppress(NothingMatched):
             name = f"receipts/{item}.dsse.json"
             core.files.replace(core.root / name, old.files.read(old.root / name))
+        with contextlib.suppress(FedmemError):
+            _reseal_list(old, core, item, facts.get("listed") or {})
+
+
+def _reseal_list(old: Core, core: Core, erasure: str, listed: dict[str, Any]) -> None:
+    """Copy the list of items of a large erasure, sealed for the new vault. A list that does not open is left out."""
+    if listed:
+        item_list.write(core, erasure, item_list.read(old, erasure, listed["root"]))
 
 
 def _reseal_opening(old: Core, core: Core, erasure: str, sealed: str) -> str:

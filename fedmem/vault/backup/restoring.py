@@ -20,7 +20,7 @@ import hmac
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,28 +29,28 @@ from sqlalchemy.orm import Session
 
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
 from fedmem.privacy.spend import SpendEvent
-from fedmem.storage.canonical import digest
+from fedmem.storage.canonical import canonical_json, digest
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.vault.backup.backup import (
-    FOLDERS,
     BackupManifest,
     OpenedBackup,
     current_header,
     keystore_for,
     open_backup,
     read,
-    staging_folder,
     table_without,
 )
+from fedmem.vault.backup.backup_registry import FOLDERS, staging_folder
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import header as public
 from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto.device_key import DEVICE_KEY
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, noted_serial, seal
 from fedmem.vault.crypto.keystore import Ask, Keystore
-from fedmem.vault.opening import DATABASE, DEVICE_KEY, TABLE, check_sealed
-from fedmem.vault.store import acknowledgement
+from fedmem.vault.opening import DATABASE, TABLE, check_sealed
+from fedmem.vault.store import acknowledgement, item_list
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.core import Core, batches
@@ -66,14 +66,16 @@ class LaterErasures:
     Attributes:
         generation: the vault's generation after the last of these erasures.
         erased: ids of the erased items.
-        receipts: file name -> content of the receipt.
+        receipts: file name -> content of the receipt, or of a sealed list of items.
         journal: rows for the journal of erasures, in the order of the receipts: id, state, created, journal.
+        roots: erasure -> Merkle root (hex) of its list of items, for a large erasure. The backup's key opens the list.
     """
 
     generation: int
     erased: frozenset[str] = frozenset()
     receipts: Mapping[str, bytes] = field(default_factory=dict)
     journal: tuple[dict[str, Any], ...] = ()
+    roots: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def restore(
         ask = public.passphrase(ask)
     old_keystore = keystore_for(files, header, ask, kit)
     backup = open_backup(files, place, manifest, header, old_keystore, kit)
-    erasures = _complete_erasures(backup, old_keystore, newest, is_lost=kit is not None)
+    erasures = _with_listed_ids(backup, _complete_erasures(backup, old_keystore, newest, is_lost=kit is not None))
     noted_serial = noted(old_keystore)[2] if old_keystore is not None else 0
     staging = staging_folder(root, new_id())
     try:
@@ -169,6 +171,20 @@ def _complete_erasures(
     return erasures
 
 
+def _with_listed_ids(backup: OpenedBackup, erasures: LaterErasures) -> LaterErasures:
+    """Return the erasures with the ids of their sealed lists, in `erased` and in the rows of the journal."""
+    key, erased, rows = backup.rows[backup.facts["ledger"]], erasures.erased, list[dict[str, Any]]()
+    for row in erasures.journal:
+        erasure, facts = str(row["id"]), json.loads(row["journal"])
+        if erasure in erasures.roots:
+            data = erasures.receipts[f"{erasure}{item_list.SUFFIX}"]
+            items = item_list.opened(key, backup.header.id, erasure, data, erasures.roots[erasure])
+            facts["ids"] = sorted({item.id for item in items})
+            erased |= frozenset(facts["ids"])
+        rows.append({**row, "ids": facts["ids"]})
+    return replace(erasures, erased=erased, journal=tuple(rows))
+
+
 @contextlib.contextmanager
 def _restored_keystore(
     files: Files, backup: OpenedBackup, old_keystore: Keystore | None, kit: Kit | None, backend: str, ask: Ask | None
@@ -180,7 +196,7 @@ def _restored_keystore(
     header = public.new_facts(backup.header.id, backend, backup.header.simulated, secrets.token_hex(8))
     keystore = public.start_keystore(header, files, rekey.slots_of(header.id), ask)
     try:
-        keystore.put(DEVICE_KEY, backup.device)
+        keystore.create(DEVICE_KEY)
         yield header, keystore
     except BaseException:
         with contextlib.suppress(FedmemError):
@@ -219,8 +235,7 @@ def _build(
         facts["backup"] = backup.key.hex()
         keystore.put(backup_name(backup.manifest.generation), backup.key)
     if header != backup.header:  # the next writer destroys the remains of the lost keystore
-        moving = {"old": backup.header.encode().decode(), "new": header.encode().decode(), "lost": True}
-        facts[rekey.MOVING] = moving
+        facts[rekey.MOVING] = rekey.move_facts(files, staging, backup.header, header, lost=True)
     epoch, generation, serial = _next_numbers(backup, old_keystore)
     numbers = (epoch, max(generation, erasures.generation), serial)
     files.replace(staging / TABLE, seal(keystore.create(epoch_name(epoch)), header.id, numbers, facts, rows))
@@ -272,8 +287,9 @@ def _update_database(
                 for batch in batches(erasures.erased):
                     session.execute(delete(row_type).where(row_type.id.in_(batch)))
             for row in erasures.journal:
-                session.merge(ErasureRow(**row))
-                ledger.append_in(session, "erased", {"erasure": row["id"], "ids": json.loads(row["journal"])["ids"]})
+                event = ledger.append_in(session, "erased", {"erasure": row["id"], "ids": row["ids"]})
+                journal = canonical_json({**json.loads(row["journal"]), "completed": event.seq}).decode()
+                session.merge(ErasureRow(id=row["id"], state=row["state"], created=row["created"], journal=journal))
             if is_unbounded:
                 append_unbounded(ledger, session)
         note = acknowledgement.noted(old_keystore) if old_keystore is not None else None

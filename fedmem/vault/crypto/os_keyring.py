@@ -2,6 +2,8 @@
 
 Invariants
 - On a machine without such a keystore, creating `KeyringKeys` raises an error. Secrets never go to a file instead.
+- A backend counts only from the priority 1 on. `keyring` gives a lower one to backends without protection: none at all,
+  the null backend, a plain file. In a chain of backends, secrets are written to a protected one only.
 - A damaged entry is treated as missing.
 """
 
@@ -13,6 +15,15 @@ from typing import Any
 from fedmem.errors import KeystoreError
 from fedmem.vault.crypto.keystore import NOTE, NOTES, SECRET_BYTES, missing
 
+LEAST_PRIORITY = 1.0
+"""The priority from which `keyring` recommends a backend."""
+
+
+def protected_backends(backend: Any) -> list[Any]:
+    """Return the backends that an operating system protects, the strongest first: of a chain, or the one given."""
+    parts = list(getattr(backend, "backends", [backend]))
+    return [part for part in parts if float(getattr(part, "priority", 0)) >= LEAST_PRIORITY]
+
 
 class KeyringKeys:
     """A keystore that stores its secrets in the keystore of the operating system, through `keyring`.
@@ -22,7 +33,7 @@ class KeyringKeys:
         backend: a keyring backend; None selects the default one of this machine.
 
     Raises:
-        KeystoreError: this machine has no such keystore.
+        KeystoreError: this machine has no such keystore, or one without protection only.
     """
 
     def __init__(self, service: str, backend: Any = None) -> None:
@@ -32,11 +43,14 @@ class KeyringKeys:
         self._errors = keyring.errors
         self._service = service
         self._backend = keyring.get_keyring() if backend is None else backend
-        if getattr(self._backend, "priority", 0) <= 0:
+        protected = protected_backends(self._backend)
+        if not protected:
             raise KeystoreError(
-                "This machine has no OS keystore that keyring can use. Start one, or create the vault with "
-                "--keystore keyfile or --keystore passphrase."
+                "This machine has no OS keystore that protects a key: keyring offers none, or a plain file. Start one, "
+                "or create the vault with --keystore passphrase or --keystore keyfile. A recovery kit opens a vault "
+                "whose keys are there: `fedmem keys recovery restore`."
             )
+        self._writer = protected[0]
 
     def exists(self, name: str) -> bool:
         return self._read(name) is not None
@@ -48,7 +62,7 @@ class KeyringKeys:
 
     def put(self, name: str, secret: bytes) -> None:
         try:
-            self._backend.set_password(self._service, name, base64.b64encode(secret).decode())
+            self._writer.set_password(self._service, name, base64.b64encode(secret).decode())
         except self._errors.KeyringError as error:
             raise KeystoreError("The OS keystore did not accept a key. Unlock it and try again.") from error
 

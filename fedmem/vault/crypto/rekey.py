@@ -17,21 +17,23 @@ Order: write both headers into the table -> put the keys into the new set -> rep
 import contextlib
 import functools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedmem import paths
 from fedmem.errors import KeystoreError, Refused
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.crypto import device_key
 from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto.device_key import DEVICE_KEY
 from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import KeyTable, backup_name, epoch_name
 from fedmem.vault.crypto.keystore import NOTES, Ask, Keystore
 from fedmem.vault.store.core import Core
 
-DEVICE = "device"
 MOVING = "moving"
 
 
@@ -52,7 +54,7 @@ def move_keys(
     Raises:
         StorageError, KeystoreError: the move failed. Until vault.json is replaced, the old keystore stays valid.
     """
-    moving = {"old": old.encode().decode(), "new": new.encode().decode(), "lost": lost}
+    moving = move_facts(files, root, old, new, lost=lost)
     table.rewrite(facts={**table.facts, MOVING: moving})
     keystore = start()
     copy_keys(table, keystore)
@@ -60,6 +62,12 @@ def move_keys(
     table.use_keystore(keystore)
     finish_move(files, root, table)
     return keystore
+
+
+def move_facts(files: Files, root: Path, old: Header, new: Header, *, lost: bool) -> dict[str, Any]:
+    """Return the sealed fact of a move of keys that has begun: both headers, and the present device key."""
+    device = device_key.fingerprint(files.read(root / device_key.NAME))
+    return {"old": old.encode().decode(), "new": new.encode().decode(), "lost": lost, "device": device}
 
 
 def renew(
@@ -126,10 +134,13 @@ def rotate(core: Core) -> None:
 
 
 def copy_keys(table: KeyTable, keystore: Keystore) -> None:
-    """Copy the keys and the notes of the table's keystore into another keystore."""
-    old = table.keystore
-    for name in (DEVICE, epoch_name(table.epoch)):
-        keystore.put(name, old.load(name))
+    """Copy the keys and the notes of the table's keystore into another keystore. A lost device key is replaced."""
+    old, epoch = table.keystore, epoch_name(table.epoch)
+    keystore.put(epoch, old.load(epoch))
+    if old.exists(DEVICE_KEY):
+        keystore.put(DEVICE_KEY, old.load(DEVICE_KEY))
+    else:
+        keystore.create(DEVICE_KEY)
     if "backup" in table.facts:
         keystore.put(backup_name(table.generation), bytes.fromhex(table.facts["backup"]))
     for name in NOTES:
@@ -154,7 +165,21 @@ def finish_move(files: Files, root: Path, table: KeyTable) -> None:
         _discard(files, table, invalid)
     public.keep_copy(files, valid)  # an older backup does not know where the keys lie now
     facts = {name: fact for name, fact in table.facts.items() if name != MOVING}
+    if is_replaced:
+        facts |= _changed_device(files, root, table, moving)
     table.rewrite(facts={**facts, "facts": digest(valid.encode())}, rotate=is_replaced)
+
+
+def _changed_device(files: Files, root: Path, table: KeyTable, moving: Mapping[str, Any]) -> dict[str, Any]:
+    """Publish the device key of the new keystore. Return the sealed fact about the earlier one; empty if it is kept."""
+    if not table.keystore.exists(DEVICE_KEY):  # a recovery kit: its restore creates the key in a further move
+        return {}
+    pem = device_key.public_pem(table.keystore.load(DEVICE_KEY))
+    earlier = moving.get("device") or device_key.fingerprint(files.read(root / device_key.NAME))
+    device_key.change(files, root, pem)
+    if earlier == device_key.fingerprint(pem):
+        return {}
+    return {device_key.EARLIER: [*device_key.earlier_keys(table.facts), earlier]}
 
 
 def is_own_header(table: KeyTable, data: bytes) -> bool:
@@ -171,5 +196,5 @@ def slots_of(vault_id: str) -> Path:
 
 def _discard(files: Files, table: KeyTable, header: Header) -> None:
     epochs = [epoch_name(table.epoch + step) for step in (-1, 0, 1)]
-    names = [DEVICE, *epochs, *(backup_name(table.generation + step) for step in (-1, 0))]
+    names = [DEVICE_KEY, *epochs, *(backup_name(table.generation + step) for step in (-1, 0))]
     public.bare_keystore(header, files, slots_of(header.id)).discard(names)

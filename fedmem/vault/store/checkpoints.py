@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
-from fedmem.vault.store.content_stores import StoredItem, container_item
+from fedmem.vault.store.content_stores import StoredItem, container_item, stems_in
 from fedmem.vault.store.core import Core
 
 FOLDER = "training"
@@ -101,10 +101,10 @@ class CheckpointStore:
         self._core, self._checkpoints = core, Checkpoints(core)
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return [self._item(key_id) for key_id in sorted(ids) if self._checkpoints.path(key_id).exists()]
+        return [self._item(key_id) for key_id in stems_in(self._core.root / FOLDER, ids)]
 
     def erase(self, ids: frozenset[str]) -> None:
-        self._checkpoints.drop(sorted(ids))
+        self._checkpoints.drop(stems_in(self._core.root / FOLDER, ids))
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         return [f"the checkpoint of run key {item.id} exists" for item in self.enumerate(ids)]

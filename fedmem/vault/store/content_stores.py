@@ -9,18 +9,19 @@ Invariants
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, func, select
 
 from fedmem.errors import Refused
+from fedmem.storage.files import storage_errors
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import epoch_name
-from fedmem.vault.store.core import Core, batches, forget_in_this_process
+from fedmem.vault.store.core import Core, forget_in_this_process
 from fedmem.vault.store.database import BlockRow, RecordRow, RunRow
 from fedmem.vault.store.leases import StaleLease, stale_readers
 from fedmem.vault.store.topics import rewrite
@@ -28,14 +29,13 @@ from fedmem.vault.store.topics import rewrite
 PATIENCE = 2.0  # seconds that an erasure waits for readers to notice it
 
 
-@dataclass(frozen=True, order=True)
-class StoredItem:
+class StoredItem(NamedTuple):
     """One item that a store holds.
 
     Attributes:
         store: name of the store.
         id: random id of the item.
-        kind: key, retention, record, block, run or checkpoint.
+        kind: key, retention, record, block, run, checkpoint, backup or kit.
         digest: SHA-256 of its ciphertext, hex; "" if the item has no ciphertext of its own.
         salt: the first 24 bytes of its ciphertext, which are random, hex; "" if there is none.
     """
@@ -112,21 +112,15 @@ class BlockFileStore:
         self._core = core
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        return [self._item(block_id) for block_id in sorted(ids) if self._core.block_file(block_id).exists()]
+        return [self._item(block_id) for block_id in stems_in(self._folder, ids)]
 
     def erase(self, ids: frozenset[str]) -> None:
-        paths = [self._core.block_file(block_id) for block_id in sorted(ids)]
-        existing = [path for path in paths if path.exists()]
-        for path in existing:
-            self._core.files.unlink(path)
+        for block_id in stems_in(self._folder, ids):
+            self._core.files.unlink(self._core.block_file(block_id))
         self._core.files.sync_folder(self._folder)
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        return [
-            f"the file of block {block_id} exists"
-            for block_id in sorted(ids)
-            if self._core.block_file(block_id).exists()
-        ]
+        return [f"the file of block {block_id} exists" for block_id in stems_in(self._folder, ids)]
 
     @property
     def _folder(self) -> Path:
@@ -134,6 +128,12 @@ class BlockFileStore:
 
     def _item(self, block_id: str) -> StoredItem:
         return container_item(self.name, block_id, "block", self._core.files.read(self._core.block_file(block_id)))
+
+
+def stems_in(folder: Path, ids: frozenset[str]) -> list[str]:
+    """Return the ids that are the name, without its suffix, of a file in a folder, sorted. It lists the folder once."""
+    with storage_errors(f"look into the folder {folder.name}"):
+        return sorted(ids.intersection(path.stem for path in folder.iterdir())) if folder.is_dir() else []
 
 
 def container_item(store: str, item: str, kind: str, data: bytes) -> StoredItem:
@@ -161,23 +161,34 @@ class DatabaseStore:
         items = []
         with self._core.database.session() as session:
             for kind, table in self._tables:
-                for batch in batches(ids):
-                    rows = session.execute(select(table.id, table.sealed).where(table.id.in_(batch)))
-                    items += [self._item(kind, item, sealed) for item, sealed in rows]
+                rows = session.execute(select(table.id, table.sealed).where(table.id.in_(_all_of(ids))))
+                items += [self._item(kind, item, sealed) for item, sealed in rows]
         return sorted(items)
 
     def erase(self, ids: frozenset[str]) -> None:
         with self._core.database.session() as session:
             for _, table in self._tables:
-                for batch in batches(ids):
-                    session.execute(delete(table).where(table.id.in_(batch)))
+                session.execute(
+                    delete(table).where(table.id.in_(_all_of(ids))).execution_options(synchronize_session=False)
+                )
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        return [f"the row of {item.kind} {item.id} exists" for item in self.enumerate(ids)]
+        with self._core.database.session() as session:
+            existing = [
+                (kind, item)
+                for kind, table in self._tables
+                for item in session.execute(select(table.id).where(table.id.in_(_all_of(ids)))).scalars()
+            ]
+        return [f"the row of {kind} {item} exists" for kind, item in sorted(existing)]
 
     def _item(self, kind: str, item: str, sealed: bytes) -> StoredItem:
         salt = sealed[: container.SALT_BYTES].hex()
         return StoredItem(self.name, item, kind, hashlib.sha256(sealed).hexdigest(), salt)
+
+
+def _all_of(ids: frozenset[str]) -> Select[Any]:
+    """Return the subquery of all `ids`: one parameter, whatever their number, and a look-up by the index."""
+    return select(func.json_each(json.dumps(sorted(ids))).table_valued("value").c.value)
 
 
 class ReaderStore:
@@ -214,9 +225,10 @@ class ReaderStore:
         return stale_readers(self._core.root / "leases", self._core.table.generation, self._core.lease)
 
 
-# These hold random ids, chain digests and public facts only. The content of the two ledgers is sealed and has no topic.
-NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "lock.next", "receipts", "egress.log",
-                        "table:events", "table:erasures", "table:revision"})  # fmt: skip
+# These hold random ids, chain digests, zeros and public facts only. The content of the two ledgers and of lists of
+# erased items is sealed and has no topic.
+NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "lock.next", "receipts", "egress.log", "reserve",
+                        "removing", "table:events", "table:erasures", "table:revision"})  # fmt: skip
 
 
 def valid_store(store: ContentStore, others: Iterable[ContentStore]) -> ContentStore:
@@ -241,9 +253,33 @@ def valid_store(store: ContentStore, others: Iterable[ContentStore]) -> ContentS
 
 
 def unclaimed_names(stores: Iterable[ContentStore], present: Iterable[str]) -> list[str]:
-    """Return the names of `present` (files, and tables as `table:<name>`) that no store claims, sorted."""
+    """Return the names that no store claims, sorted.
+
+    Args:
+        stores: the registered stores.
+        present: names of files, and of tables as `table:<name>`.
+    """
     claimed = NO_CONTENT.union(*(store.claims for store in stores))
     return sorted(set(present) - claimed)
+
+
+def check_claims(core: Core, stores: Iterable[ContentStore]) -> None:
+    """Check that each file and table of a vault is claimed by a store, or known to hold no content.
+
+    Args:
+        core: the open vault.
+        stores: its registered stores.
+
+    Raises:
+        Refused: a file or table is not.
+    """
+    present = [path.name for path in core.root.iterdir() if not path.name.endswith(".tmp")]
+    unclaimed = unclaimed_names(stores, [*present, *(f"table:{name}" for name in core.database.tables())])
+    if unclaimed:
+        raise Refused(
+            f"The vault holds {len(unclaimed)} file(s) or table(s) that no content store answers for, so nothing "
+            "could be erased with certainty. Move foreign files out of its folder."
+        )
 
 
 BUILT_IN: tuple[Callable[[Core], ContentStore], ...] = (KeyTableStore, BlockFileStore, DatabaseStore, ReaderStore)

@@ -9,11 +9,12 @@ Invariants
 
 import json
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from fedmem.errors import VerificationFailed
+from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.crypto.key_table import KeyTable
-from fedmem.vault.store import acknowledgement
+from fedmem.vault.store import acknowledgement, item_list
 from fedmem.vault.store.acknowledgement import Items, items_of, keys_without_items
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import SEE_CHECK, Database, ErasureRow, EventRow, RecordRow
@@ -55,6 +56,7 @@ class Inventory:
         self._core.table.settle()
         self._runs.recover()
         self._reconcile(note)
+        copies.sweep(self._core)
         self._core.is_settled = True
 
     def sweep(self) -> None:
@@ -87,6 +89,17 @@ class Inventory:
         for path in (self._core.root / "blocks").iterdir():
             if path.stem not in all_ids:
                 self._core.files.unlink(path)
+        self._drop_lists_without_erasure()
+
+    def _drop_lists_without_erasure(self) -> None:
+        """Remove the item lists of erasures that a crash interrupted before they were entered in the journal."""
+        lists = list((self._core.root / "receipts").glob(f"*{item_list.SUFFIX}"))
+        if lists:
+            with self._core.database.session() as session:
+                erasures = set(session.execute(select(ErasureRow.id)).scalars())
+            for path in lists:
+                if path.stem not in erasures:
+                    self._core.files.unlink(path)
 
 
 def unfinished_erasures(database: Database) -> list[str]:
@@ -101,6 +114,13 @@ def receipts(database: Database) -> list[tuple[str, str]]:
     with database.session() as session:
         rows = session.execute(select(ErasureRow.id, ErasureRow.journal).where(ErasureRow.state == "completed")).all()
     return [(erasure, str(json.loads(journal)["receipt"])) for erasure, journal in rows]
+
+
+def item_roots(database: Database) -> list[tuple[str, str]]:
+    """Return (id, Merkle root in hex) of every erasure that has a list of items of its own."""
+    root = func.json_extract(ErasureRow.journal, "$.listed.root")
+    with database.session() as session:
+        return [(erasure, root) for erasure, root in session.execute(select(ErasureRow.id, root)) if root]
 
 
 def check_tables(database: Database) -> None:
