@@ -18,7 +18,7 @@ from fedmem.memory.spec import MemorySpec
 from fedmem.training.release import Release
 
 
-def verify(folder: Path) -> Release:
+def verify_release(folder: Path) -> Release:
     """Open a release; check its files against its manifest, and anchor, tree, tokenizer and bank against each other.
 
     Args:
@@ -110,9 +110,9 @@ class BankFacts:
     share: float
 
 
-def describe(folder: Path) -> BankFacts:
-    """Return the facts of the bank of a release, after its files are checked. Raises as `verify`."""
-    release = verify(folder)
+def describe_bank(folder: Path) -> BankFacts:
+    """Return the facts of the bank of a release, after its files are checked. Raises as `verify_release`."""
+    release = verify_release(folder)
     spec, anchor = release.spec, load_anchor_shape(release)
     parameters = sum(parameter.numel() for parameter in anchor.parameters())
     levels = tuple(_level_facts(spec, number) for number in range(1, spec.levels + 1))

@@ -106,12 +106,12 @@ class ResumePoint:
     """The state from which a federation resumes.
 
     Attributes:
-        done: number of rounds that are over.
+        finished_rounds: number of rounds that are over.
         params: parameters after the last closed round; None if no round was closed.
         state: server state after the last closed round; empty if no round was closed.
     """
 
-    done: int
+    finished_rounds: int
     params: Params | None
     state: Params
 
@@ -142,7 +142,7 @@ class Journal:
         self._index_end(body)
 
     @property
-    def done(self) -> int:
+    def finished_rounds(self) -> int:
         """The number of rounds that are over: closed or aborted."""
         return max(self._ends, default=0)
 
@@ -162,7 +162,7 @@ class Journal:
         Raises:
             Refused: the round is over, or the ledger has an event of this round with other terms.
         """
-        if self.done >= event["round"]:
+        if self.finished_rounds >= event["round"]:
             raise Refused("This round is over; it cannot be spent again. Resume from the journal.")
         body = {"kind": "device-round", **event}
         if not self.ledger.contains(body):
@@ -198,8 +198,8 @@ class Journal:
         """
         if not self._ends:
             return None
-        close_entry = self._last_close(self.done)
-        return ResumePoint(self.done, *(self._read_checkpoint(close_entry) if close_entry else (None, {})))
+        close_entry = self._last_close(self.finished_rounds)
+        return ResumePoint(self.finished_rounds, *(self._read_checkpoint(close_entry) if close_entry else (None, {})))
 
     def params_at(self, number: int) -> Params:
         """Return the parameters after round `number`. An aborted round leaves the parameters as they were.

@@ -10,7 +10,7 @@ Invariants
 - Coins, samples and noise come from one fresh 32-byte key. Without the key they cannot be predicted.
 - Every figure is measured on the installed code; no result of another run is used.
 
-    data = audit(canaries=1000)
+    data = run_audit(canaries=1000)
     data["lower_bound"] < data["claimed"]
 """
 
@@ -25,7 +25,7 @@ import torch
 from fedmem.errors import UsageError
 from fedmem.eval.exposed import measure_exposure
 from fedmem.eval.one_run import AuditSetup, attacks
-from fedmem.eval.planted import BUGS, EXACT, first_failed
+from fedmem.eval.planted import BUGS, EXACT, find_failed_test
 from fedmem.privacy.audit import lower_bounds
 from fedmem.privacy.plan import DELTA, PrivacyPlan
 from fedmem.privacy.stream import KEY_BYTES, PrivacyStream
@@ -47,7 +47,7 @@ class OneRun:
     plan: PrivacyPlan
     stream: PrivacyStream
 
-    def bounds(self, name: str) -> dict[str, float]:
+    def measure_bounds(self, name: str) -> dict[str, float]:
         """Train once with the mechanism as it is now, and return the lower bound on epsilon of each attack.
 
         Args:
@@ -59,11 +59,11 @@ class OneRun:
         scores = attacks(self.setup, self.plan, trace)
         return lower_bounds(scores, included_M, delta=self.plan.delta, confidence=CONFIDENCE)
 
-    def exact(self) -> dict[str, bool]:
+    def run_exact_tests(self) -> dict[str, bool]:
         """Return for each exact test True if the mechanism passes it as it is now."""
         return {name: test(self.setup, self.plan, self.stream.substream(name.encode())) for name, test in EXACT.items()}
 
-    def verdict(self, name: str, claimed: float) -> dict[str, Any]:
+    def audit_bug(self, name: str, claimed: float) -> dict[str, Any]:
         """Audit the mechanism with a planted bug.
 
         Args:
@@ -71,15 +71,15 @@ class OneRun:
             claimed: the epsilon that the bug must exceed to be caught by the audit.
 
         Returns:
-            `caught`, `by` (`audit`, `exact: <test>` or None) and the `lower_bound` of the audit.
+            `caught`, `by` (`run_audit`, `exact: <test>` or None) and the `lower_bound` of the audit.
         """
         with BUGS[name](self.plan):
-            lower_bound = max(self.bounds(name).values())
+            lower_bound = max(self.measure_bounds(name).values())
             by = "audit" if lower_bound > claimed else self._failed_exact_test(name)
         return {"caught": by is not None, "by": by, "lower_bound": lower_bound}
 
     def _failed_exact_test(self, name: str) -> str | None:
-        failed = first_failed(self.setup, self.plan, self.stream.substream(b"exact-" + name.encode()))
+        failed = find_failed_test(self.setup, self.plan, self.stream.substream(b"exact-" + name.encode()))
         return f"exact: {failed}" if failed else None
 
 
@@ -96,7 +96,9 @@ def audited_plan(canaries: int) -> PrivacyPlan:
     return PrivacyPlan(rate, 8, 0.01, 0.0, rate * canaries / 2, DELTA, CAP).calibrate(EPSILON)
 
 
-def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def run_audit(
+    canaries: int = CANARIES, key: bytes | None = None, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
     """Run the audit.
 
     Args:
@@ -119,10 +121,10 @@ def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress
     plan, stream = audited_plan(canaries), PrivacyStream(key or secrets.token_bytes(KEY_BYTES), b"audit")
     run, claimed = OneRun(AuditSetup.new(canaries), plan, stream), plan.epsilon()
     progress("audit", 0, total, "the mechanism as it is")
-    bounds, exact, planted = run.bounds("correct"), run.exact(), dict[str, Any]()
+    bounds, exact, planted = run.measure_bounds("correct"), run.run_exact_tests(), dict[str, Any]()
     for done, name in enumerate(BUGS, start=1):
         progress("audit", done, total, name)
-        planted[name] = run.verdict(name, claimed)
+        planted[name] = run.audit_bug(name, claimed)
     progress("audit", total - 1, total, "planted canaries")
     data = {
         "claimed": claimed,
@@ -145,7 +147,7 @@ def failures(data: dict[str, Any]) -> list[str]:
     """Return a sentence for each check that failed.
 
     Args:
-        data: the result of `audit`.
+        data: the result of `run_audit`.
     """
     exposure = data["exposure"]
     missed = [name for name, verdict in data["planted"].items() if not verdict["caught"]]

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.eval.perplexity import SourcesOf, in_use
+from fedmem.eval.perplexity import SourcesOf, use_memory
 from fedmem.eval.targets import Targets, greedy_matches
 from fedmem.memory.attach import Memory
 
@@ -64,14 +64,14 @@ def extraction_strength(
     while len(open_M := np.flatnonzero(low_N < high_N)):
         shown_M = (low_N[open_M] + high_N[open_M]) // 2
         rest = Targets(targets.tokens_NT[open_M], targets.start_N[open_M] + torch.from_numpy(shown_M))
-        is_completed_M = greedy_matches(model, rest, memory, among(sources, open_M), batch)
+        is_completed_M = greedy_matches(model, rest, memory, select_sources(sources, open_M), batch)
         high_N[open_M[is_completed_M]] = shown_M[is_completed_M]
         low_N[open_M[~is_completed_M]] = shown_M[~is_completed_M] + 1
     strength_N: np.ndarray = 1.0 - high_N / lengths_N
     return strength_N
 
 
-def among(sources: SourcesOf | None, selected_M: np.ndarray) -> SourcesOf | None:
+def select_sources(sources: SourcesOf | None, selected_M: np.ndarray) -> SourcesOf | None:
     """Return `sources` for a selection of the texts: its numbers count the selected texts only."""
     return (lambda numbers_B: sources(selected_M[numbers_B])) if sources else None
 
@@ -109,7 +109,7 @@ def continuations(
         # Padded on the left: the next token is in the same column for all.
         tokens_BT = torch.tensor([[0] * (longest - len(row)) + [*row] for row in rows])
         mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        with in_use(memory, sources, numbers_B):
+        with use_memory(memory, sources, numbers_B):
             out_BT = model.generate(
                 tokens_BT,
                 attention_mask=mask_BT,

@@ -107,10 +107,10 @@ def write_facts(facts: Sequence[Fact], frequency_by_bucket: Sequence[int], seed:
         templates = _templates(fact.relation)
         first = int(rng.integers(len(templates)))  # then in turn, so that sentences are used evenly
         documents += [_state(fact, templates[(first + turn) % len(templates)]) for turn in range(frequency)]
-    return Written([documents[i] for i in rng.permutation(len(documents))], probes(facts, frequency_F))
+    return Written([documents[i] for i in rng.permutation(len(documents))], make_probes(facts, frequency_F))
 
 
-def probes(facts: Sequence[Fact], frequency_F: np.ndarray) -> list[Probe]:
+def make_probes(facts: Sequence[Fact], frequency_F: np.ndarray) -> list[Probe]:
     """Return a probe for each fact.
 
     Args:

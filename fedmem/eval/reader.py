@@ -22,7 +22,7 @@ from fedmem.device.private_fetch import shared_and_private
 from fedmem.eval.buckets import Losses
 from fedmem.eval.extraction import continuations, extraction_strength
 from fedmem.eval.perplexity import SourcesOf
-from fedmem.eval.targets import Targets, join, target_losses
+from fedmem.eval.targets import Targets, join_targets, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.block import source_for_all
 from fedmem.memory.kinds import ActiveMemory
@@ -66,19 +66,19 @@ class Reader:
 
     def text_losses(self, texts: Sequence[str], private: Private) -> Losses:
         """Return what `losses` does, for whole texts without a prompt. Memory is fetched by the text."""
-        targets = join([[self._end]] * len(texts), self._text_ids(texts))
+        targets = join_targets([[self._end]] * len(texts), self._text_ids(texts))
         return target_losses(self._model, targets, self._memory, self._sources(texts, private))
 
-    def strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
+    def extraction_strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
         """Return the extraction strength of each end after its prompt, `[N]`, 0 to 1."""
         targets = self._joined(prompts, ends)
         return extraction_strength(self._model, targets, self._memory, self._sources(prompts, private))
 
-    def answers(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> list[str]:
+    def continue_prompts(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> list[str]:
         """Return the greedy continuation of each prompt, with at most as many tokens as its end in `ends`."""
         return self._continued(self._contexts(prompts), self._targets(ends), self._sources(prompts, private))
 
-    def completed(self, texts: Sequence[str], private: Private) -> tuple[list[str], list[str]]:
+    def complete_halves(self, texts: Sequence[str], private: Private) -> tuple[list[str], list[str]]:
         """Continue the first half of each text, by tokens.
 
         Returns:
@@ -95,7 +95,7 @@ class Reader:
     def logits_digest(self, texts: Sequence[str], private: Private) -> str:
         """Return the SHA-256 over the logits of the texts in their order, in hex."""
         digest, sources = hashlib.sha256(), self._sources(texts, private)
-        tokens_NT = join([[self._end]] * len(texts), self._text_ids(texts)).tokens_NT
+        tokens_NT = join_targets([[self._end]] * len(texts), self._text_ids(texts)).tokens_NT
         for start in range(0, len(texts), BATCH):
             numbers_B = np.arange(start, min(start + BATCH, len(texts)))
             tokens_BT = trim(tokens_NT[numbers_B])
@@ -126,4 +126,4 @@ class Reader:
         return [ids[: self.length - self.length // 2] for ids in self._ids(ends)]
 
     def _joined(self, prompts: Sequence[str], ends: Sequence[str]) -> Targets:
-        return join(self._contexts(prompts), self._targets(ends))
+        return join_targets(self._contexts(prompts), self._targets(ends))

@@ -31,7 +31,7 @@ Vector = NDArray[np.float64]
 _WORD = re.compile(r"(\w+)")
 
 
-def perturbed(pairs: Sequence[Pair], others: Sequence[Pair], count: int, seed: int) -> list[list[str]]:
+def perturb_answers(pairs: Sequence[Pair], others: Sequence[Pair], count: int, seed: int) -> list[list[str]]:
     """Return wrong answers for each pair, with the form of the true one.
 
     Args:

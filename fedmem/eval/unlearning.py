@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from fedmem.errors import UsageError
-from fedmem.eval.arms import FORGET, RETAIN, Arm, Sets, measure
+from fedmem.eval.arms import FORGET, RETAIN, Arm, Sets, measure_figures
 from fedmem.eval.canaries import MOST, plant
 from fedmem.eval.membership import privleak
 from fedmem.eval.reader import Reader
@@ -71,7 +71,7 @@ class UnlearnPlan:
             )
 
 
-def choose(facts: Mapping[str, Sequence[Pair]], plan: UnlearnPlan) -> Sets:
+def choose_sets(facts: Mapping[str, Sequence[Pair]], plan: UnlearnPlan) -> Sets:
     """Draw the authors of the three sets with the plan's seed.
 
     Args:
@@ -119,7 +119,7 @@ def measure_unlearning(
         FedmemError: vault, training or erasure failed.
     """
     torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
-    start, sets, reader = time.monotonic(), choose(facts, plan), Reader(release, embedder, plan.length)
+    start, sets, reader = time.monotonic(), choose_sets(facts, plan), Reader(release, embedder, plan.length)
     learning, arms = Learning(plan.steps, plan.width, reader.length), dict[str, Arm]()
 
     def learn(throwaway: ThrowawayVault, topic: str, steps_before: int) -> None:
@@ -128,7 +128,7 @@ def measure_unlearning(
 
     def measure_arm(throwaway: ThrowawayVault, name: str) -> None:
         progress("measure", len(arms), 3, name)
-        arms[name] = measure(reader, sets, throwaway.sources((FORGET, RETAIN)), public)
+        arms[name] = measure_figures(reader, sets, throwaway.sources((FORGET, RETAIN)), public)
 
     with throwaway_vault(release, embedder) as throwaway:
         learn(throwaway, FORGET, 0)

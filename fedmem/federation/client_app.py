@@ -33,13 +33,13 @@ def make_client_app(device_for: DeviceFor) -> ClientApp:
     app = ClientApp()
 
     def train_anchor(message: Message, context: Context) -> Message:
-        return Message(answer(device_for, message.content, context), reply_to=message)
+        return Message(answer_request(device_for, message.content, context), reply_to=message)
 
     app.train("anchor")(train_anchor)
     return app
 
 
-def answer(device_for: DeviceFor, content: RecordDict, context: Context) -> RecordDict:
+def answer_request(device_for: DeviceFor, content: RecordDict, context: Context) -> RecordDict:
     """Return the reply to a `train.anchor` request.
 
     Guarantees: the reply always has the same shape, and no exception is raised. If the device cannot be built, the

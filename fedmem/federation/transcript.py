@@ -44,24 +44,24 @@ class Evidence(NamedTuple):
     sha256: str
 
 
-def evidence(data: bytes) -> Evidence:
+def measure_payload(data: bytes) -> Evidence:
     """Return size and digest of a payload."""
     return Evidence(len(data), hashlib.sha256(data).hexdigest())
 
 
-def evidence_of(message: Message) -> Evidence:
+def read_evidence(message: Message) -> Evidence:
     """Return size and digest of a message's payload; those it arrived with, where it has them."""
-    return message.__dict__["evidence"] if isinstance(message, Arrived) else evidence(payload(message))
+    return message.__dict__["evidence"] if isinstance(message, Arrived) else measure_payload(serialise_payload(message))
 
 
-def payload(message: Message) -> bytes:
+def serialise_payload(message: Message) -> bytes:
     """Return the content or the error of a message, as Flower serialises it."""
     if message.has_error():
         return bytes(error_to_proto(message.error).SerializeToString(deterministic=True))
-    return encode(message.content)
+    return serialise_content(message.content)
 
 
-def encode(content: RecordDict) -> bytes:
+def serialise_content(content: RecordDict) -> bytes:
     """Return a record dict as Flower serialises it."""
     return bytes(recorddict_to_proto(content).SerializeToString(deterministic=True))
 

@@ -4,7 +4,7 @@ Invariants
 - A refusal is a UsageError that names the scenario and the settings that do not fit together.
 - The device plan, the coordinator and the budget accept every scenario that passes.
 
-    check(scenario)
+    check_scenario(scenario)
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedmem.sim.scenario import Scenario
 
 
-def check(scenario: "Scenario") -> None:
+def check_scenario(scenario: "Scenario") -> None:
     """Refuse a scenario that would fail only later, after the training.
 
     Raises:

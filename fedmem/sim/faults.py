@@ -46,10 +46,10 @@ class Faults:
 
     def training(self, device: int, train: LocalTrain) -> LocalTrain:
         """Return the training of a device: its own, or for a hostile device the reversed one."""
-        return reversed_training(train) if device in self.hostile_devices else train
+        return reverse_training(train) if device in self.hostile_devices else train
 
 
-def reversed_training(train: LocalTrain) -> LocalTrain:
+def reverse_training(train: LocalTrain) -> LocalTrain:
     """Return a training that moves every parameter in the opposite direction, by far more than a clip norm."""
 
     def reversed_train(params: Params, config: TrainConfig) -> Params:

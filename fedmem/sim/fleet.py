@@ -25,7 +25,7 @@ from fedmem.federation.flower import (
     RecordDict,
     recorddict_from_proto,
 )
-from fedmem.federation.transcript import Evidence, encode, evidence, payload
+from fedmem.federation.transcript import Evidence, measure_payload, serialise_content, serialise_payload
 
 NODE_BASE = 1000
 """The node id of device 0; simulated devices have the ids NODE_BASE + index."""
@@ -48,11 +48,11 @@ class Content:
     @cached_property
     def evidence(self) -> Evidence:
         """The size and digest of this content, as a transcript keeps them."""
-        return evidence(self.data)
+        return measure_payload(self.data)
 
     @cached_property
     def _parsed(self) -> RecordDict:
-        return parse(self.data)
+        return parse_content(self.data)
 
     def copy(self) -> RecordDict:
         """Return a copy with new records and arrays; it shares only text, numbers and bytes, which are immutable."""
@@ -65,7 +65,7 @@ class Content:
         return duplicate
 
 
-def parse(data: bytes) -> RecordDict:
+def parse_content(data: bytes) -> RecordDict:
     """Return the record dict that these bytes encode."""
     return recorddict_from_proto(ProtoRecordDict.FromString(data))
 
@@ -113,4 +113,4 @@ class Fleet:
         except Exception as error:  # noqa: BLE001  (Flower itself catches every exception of an app)
             text = f"{type(error)}:<'{error}'>"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=received)
-        return Answer(reply, payload(reply), encode(context.state) if context.state else b"")
+        return Answer(reply, serialise_payload(reply), serialise_content(context.state) if context.state else b"")

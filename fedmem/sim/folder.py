@@ -81,7 +81,7 @@ class RunFolder:
 
     def vault(self, device: int) -> Path:
         """Return the path of a device's vault."""
-        return self.root / "vaults" / subject(device)
+        return self.root / "vaults" / subject_of(device)
 
     def create(self, inputs: Facts) -> None:
         """Create the folder with the inputs of the run; after a crash it is complete or absent.
@@ -116,6 +116,6 @@ class RunFolder:
         return inputs
 
 
-def subject(device: int) -> str:
+def subject_of(device: int) -> str:
     """Return the subject of a simulated device's vault."""
     return f"device-{device}"

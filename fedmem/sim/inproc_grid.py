@@ -28,8 +28,8 @@ from fedmem.federation.flower import (
     Run,
     TaskIdentity,
 )
-from fedmem.federation.transcript import Arrived, Transcript, encode, evidence
-from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse
+from fedmem.federation.transcript import Arrived, Transcript, measure_payload, serialise_content
+from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse_content
 from fedmem.sim.workers import PATIENCE, Workers
 
 __all__ = ["NODE_BASE", "InProcessGrid"]
@@ -109,7 +109,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
             self._sent += 1
             message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
             if message.content is not source:  # serialise a content once for all its devices
-                source, content = message.content, Content(encode(message.content))
+                source, content = message.content, Content(serialise_content(message.content))
             self._waiting[message.metadata.message_id] = Request(message, content)
             ids.append(message.metadata.message_id)
         return ids
@@ -136,12 +136,12 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         self.transcript.add("down", request.message, request.content.evidence)
         reply, payload, state = self._answer(request)
         reply.metadata.__dict__["_message_id"] = f"reply-{request.message.metadata.message_id}"
-        received = evidence(payload)
+        received = measure_payload(payload)
         self.transcript.add("up", reply, received)
         # A SuperNode copies the context's state with each message, so its content has left the device too.
         if state:
-            self.transcript.add("state", reply, evidence(state))
-        return reply if reply.has_error() else Arrived(parse(payload), reply, received)
+            self.transcript.add("state", reply, measure_payload(state))
+        return reply if reply.has_error() else Arrived(parse_content(payload), reply, received)
 
     def _answer(self, request: Request) -> Answer:
         return self._workers.reply(request) if self._workers else self._fleet.answer(request)

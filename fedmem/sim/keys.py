@@ -18,7 +18,7 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
 
 
-def run_key(sim: Simulation, *labels: object) -> bytes:
+def derive_run_key(sim: Simulation, *labels: object) -> bytes:
     """Return a key of 32 bytes for one use; it is the same again when the run is resumed.
 
     Guarantees:

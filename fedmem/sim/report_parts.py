@@ -4,7 +4,7 @@ Invariants
 - Parts hold plain text; only `Plot.svg` is markup.
 - A missing value is a dash, an infinite one is ∞; neither raises.
 
->>> loss(4.60417), size(3_211_264), duration(412.3), loss(None)
+>>> format_loss(4.60417), format_size(3_211_264), format_duration(412.3), format_loss(None)
 ('4.604', '3.2 MB', '6 min 52 s', '–')
 """
 
@@ -69,24 +69,24 @@ def value_at(run: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def number(value: Any, form: str) -> str:
+def format_number(value: Any, form: str) -> str:
     """Format a number by `form`; a dash for None and NaN, ∞ for infinity."""
     if value is None or math.isnan(float(value)):
         return MISSING
     return ("∞" if value > 0 else "−∞") if math.isinf(float(value)) else format(value, form).replace("-", "−")
 
 
-def loss(value: Any) -> str:
+def format_loss(value: Any) -> str:
     """Format a loss in nats per token."""
-    return number(value, ".3f")
+    return format_number(value, ".3f")
 
 
-def epsilon(value: Any) -> str:
+def format_epsilon(value: Any) -> str:
     """Format an ε."""
-    return number(value, ".2f")
+    return format_number(value, ".2f")
 
 
-def size(value: Any) -> str:
+def format_size(value: Any) -> str:
     """Format a number of bytes in decimal units."""
     if value is None:
         return MISSING
@@ -96,14 +96,14 @@ def size(value: Any) -> str:
     return f"{value} B"
 
 
-def duration(value: Any) -> str:
+def format_duration(value: Any) -> str:
     """Format seconds, from one minute on as minutes and seconds."""
     if value is None:
         return MISSING
     return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
 
 
-def headline(run: Mapping[str, Any]) -> list[Headline]:
+def make_headlines(run: Mapping[str, Any]) -> list[Headline]:
     """Return the main figures: losses, ε, traffic, erasure, time."""
     headlines: list[Headline] = []
     public, private, erasure = (
@@ -115,39 +115,43 @@ def headline(run: Mapping[str, Any]) -> list[Headline]:
         headlines.append(
             Headline(
                 "Public loss, block fetched",
-                loss(public["fetched"]),
-                f"anchor alone {loss(public['anchor'])}" if public.get("anchor") is not None else "",
+                format_loss(public["fetched"]),
+                f"anchor alone {format_loss(public['anchor'])}" if public.get("anchor") is not None else "",
             )
         )
     if private.get("with") is not None:
-        detail = f"without it {loss(private.get('without'))}"
-        headlines.append(Headline("Private loss, with the block", loss(private["with"]), detail))
+        detail = f"without it {format_loss(private.get('without'))}"
+        headlines.append(Headline("Private loss, with the block", format_loss(private["with"]), detail))
     if private.get("after_erasure") is not None:
         is_equal = private["after_erasure"] == private.get("without")
         detail = (
             "equal to “without”, to the last bit"
             if is_equal
-            else f"differs from “without”, {loss(private.get('without'))}"
+            else f"differs from “without”, {format_loss(private.get('without'))}"
         )
-        headlines.append(Headline("Private loss, after erasure", loss(private["after_erasure"]), detail))
+        headlines.append(Headline("Private loss, after erasure", format_loss(private["after_erasure"]), detail))
     if value_at(run, "epsilon.blocks_max") is not None:
         headlines.append(
-            Headline("ε, largest of the private blocks", epsilon(value_at(run, "epsilon.blocks_max")), "record level")
+            Headline(
+                "ε, largest of the private blocks", format_epsilon(value_at(run, "epsilon.blocks_max")), "record level"
+            )
         )
     if "epsilon" in run:
         device = value_at(run, "epsilon.device")
         detail = "device level" if device is not None else "no noise: unsafe_no_dp = true"
-        headlines.append(Headline("ε, federated part", "∞" if device is None else epsilon(device), detail))
+        headlines.append(Headline("ε, federated part", "∞" if device is None else format_epsilon(device), detail))
     if value_at(run, "bytes.per_device_round") is not None:
         rounds = len(value_at(run, "bytes.rounds") or [])
         headlines.append(
-            Headline("Sent by a device in a round", size(value_at(run, "bytes.per_device_round")), f"{rounds} rounds")
+            Headline(
+                "Sent by a device in a round", format_size(value_at(run, "bytes.per_device_round")), f"{rounds} rounds"
+            )
         )
     if erasure.get("status"):
         verified = "receipt verified" if erasure.get("verified") else "receipt not verified"
         headlines.append(Headline("Erasure", str(erasure["status"]), verified))
     if value_at(run, "seconds.total") is not None:
         memory = value_at(run, "peak_rss_mb")
-        detail = f"peak memory {size(memory * 1e6)}" if memory is not None else ""
-        headlines.append(Headline("Time", duration(value_at(run, "seconds.total")), detail))
+        detail = f"peak memory {format_size(memory * 1e6)}" if memory is not None else ""
+        headlines.append(Headline("Time", format_duration(value_at(run, "seconds.total")), detail))
     return headlines

@@ -210,5 +210,5 @@ def from_dict(data: Mapping[str, Any], where: str = "The scenario of this run") 
         UsageError: a key is missing, unknown or of the wrong type, or the scenario contradicts itself.
     """
     scenario = toml.validated(data, Scenario, where)
-    contradictions.check(scenario)
+    contradictions.check_scenario(scenario)
     return scenario

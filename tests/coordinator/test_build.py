@@ -13,7 +13,7 @@ from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.cli import bank as cli_bank
 from fedmem.coordinator.bank_training import train_bank
 from fedmem.coordinator.build import build_bank, train_anchor
-from fedmem.coordinator.examine import describe, verify
+from fedmem.coordinator.examine import describe_bank, verify_release
 from fedmem.errors import (
     Busy,
     NothingMatched,
@@ -143,7 +143,7 @@ def test_a_new_bank_changes_nothing(anchor, release):
 
 
 def test_a_bank_is_described(anchor, release):
-    facts = describe(release.root)
+    facts = describe_bank(release.root)
     assert (facts.kind, facts.branching, facts.anchor) == ("ffn", 3, "LlamaForCausalLM")
     assert [(one.blocks, one.widths) for one in facts.levels] == [(3, (4, 4)), (9, (2, 2))]
     assert facts.fetched_values == 6 * 2 * 3 * 64
@@ -155,7 +155,7 @@ def test_a_bank_is_described(anchor, release):
 def test_the_placement_is_in_the_spec(anchor, tmp_path):
     late = build_bank(CORPUS, anchor[0], tmp_path, replace(BANK, placement="late"), EMBEDDER)
     assert late.spec.widths == ((0, 8), (0, 4))
-    assert late.spec.bank_size == describe(late.root).values
+    assert late.spec.bank_size == describe_bank(late.root).values
 
 
 def test_folders_that_hold_no_fitting_anchor(anchor, tmp_path):
@@ -210,7 +210,7 @@ def test_a_tokenizer_of_another_model_is_refused(anchor, tmp_path):
 
 def test_cotraining_moves_anchor_and_bank_and_helps(release, cotrained):
     folder, facts = cotrained
-    new = verify(folder / "releases" / facts["release"])
+    new = verify_release(folder / "releases" / facts["release"])
     assert (new.spec, new.tree.digest) == (release.spec, release.tree.digest)
     held = [point["loss"] for point in facts["curve"] if point["split"] == "heldout"]
     assert held[-1] < held[0]
@@ -308,7 +308,7 @@ def test_a_changed_file_does_not_verify(release, tmp_path):
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(VerificationFailed, match="changed or is missing"):
-        verify(folder)
+        verify_release(folder)
 
 
 @pytest.mark.parametrize(
@@ -328,11 +328,11 @@ def test_parts_that_do_not_fit_do_not_verify(release, tmp_path, preset, kind, br
     state = BankState.new(spec, 1)
     made = Release.write(tmp_path, model, release.tokenizer, tree, EMBEDDER.digest, state.stream())
     with pytest.raises(VerificationFailed, match=fault):
-        verify(made.root)
+        verify_release(made.root)
     with pytest.raises(VerificationFailed, match=fault):
         train(made, tmp_path / "out", plan("frozen"))
 
 
 def test_where_there_is_no_release(tmp_path):
     with pytest.raises(NothingMatched, match="holds no release"):
-        verify(tmp_path)
+        verify_release(tmp_path)

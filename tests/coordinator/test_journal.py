@@ -89,7 +89,7 @@ SCRIPT = """
     import numpy as np
     from fedmem.federation import wire
     from fedmem.coordinator import journal
-    from fedmem.coordinator.run_rounds import resumed, run_rounds
+    from fedmem.coordinator.run_rounds import resume_coordinator, run_rounds
     from fedmem.federation.client_app import make_client_app
     from fedmem.federation.rounds import Coordinator
     from fedmem.federation.device import Device
@@ -115,10 +115,10 @@ SCRIPT = """
     Files.append = counted
     log = journal.Journal(root)
     make = lambda params, done: Coordinator(
-        params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), done=done
+        params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), finished_rounds=done
     )
     grid = InProcessGrid(dict.fromkeys(range(2), make_client_app(device)))
-    run_rounds(grid, resumed(log, make), log, until=2)
+    run_rounds(grid, resume_coordinator(log, make), log, until=2)
 """
 
 
@@ -213,7 +213,7 @@ def test_a_finished_run_is_not_run_again(toy: Callable[..., Any]) -> None:
     grid = made.grid()
     again, coordinator, _ = made.run(until=2, grid=grid)
     assert again == first
-    assert coordinator.done == 2
+    assert coordinator.finished_rounds == 2
     assert grid.transcript.entries == []
 
 

@@ -18,7 +18,7 @@ from fedmem.device.inproc import InprocPort
 from fedmem.errors import BoundaryViolation, Busy, NothingMatched, Refused, StorageError, VersionMismatch
 from fedmem.federation import connection, fixedpoint, wire
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.client_app import answer
+from fedmem.federation.client_app import answer_request
 from fedmem.federation.connection import BadFrame, Connection, PeerGone
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
@@ -187,7 +187,7 @@ def test_a_device_without_approval_answers_nothing(running: Running) -> None:
     device = Device(0, running.port(), PLAN, SHAPES, lambda params, config: params)
     running.vault.refuses = StorageError("The disk is full.")
     with pytest.raises(NoApproval) as caught:
-        answer(lambda context: device, RecordDict(), context())
+        answer_request(lambda context: device, RecordDict(), context())
     assert caught.value.code == 10
     assert not isinstance(caught.value, Exception)  # so no handler answers zeros in its place
 

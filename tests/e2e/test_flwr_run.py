@@ -73,7 +73,7 @@ def released(root: Path) -> Path:
     sim.folder.create({"id": "0", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
     for work in (central.prepare, central.pretrain_phase, central.cotrain_phase):
         work(sim)
-    release = federated._release(sim, federated.federated(sim, "memory"))
+    release = federated._release(sim, federated.load_arm(sim, "memory"))
     return sim.folder.releases / release.digest
 
 

@@ -53,7 +53,7 @@ def start(folder, topics):
         sim.folder.finish(name, work(sim))
     if topics:
         everything_private_before_the_rounds(sim)
-    sim.folder.finish("rounds_1", federated.rounds_phase(1)(sim))
+    sim.folder.finish("rounds_1", federated.make_rounds_phase(1)(sim))
     return sim
 
 
@@ -75,7 +75,7 @@ def started(home, tmp_path_factory):
 
 def everything_private_before_the_rounds(sim):
     """The same as between the rounds, in a vault of its own, on the release that the coordinator trained."""
-    release = federated._release(sim, federated.federated(sim, "memory"))
+    release = federated._release(sim, federated.load_arm(sim, "memory"))
     text, topic = next((item.text, item.declared) for item in sim.population.devices[0] if item.declared)
     record = NewRecord(text, topic, (0, 0, 0), sim.embedder.embed([text])[0], release.digest)
     with Vault.create(sim.folder.root / "before", subject="before", simulated=True) as vault:
@@ -107,7 +107,7 @@ def misuse(sim, vault, release, topic):
 
 def sent(sim):
     """Finish the rounds; digest of all messages, and bytes and counts per round."""
-    facts = federated.rounds_phase(2)(sim)
+    facts = federated.make_rounds_phase(2)(sim)
     return facts["wire"], facts["traffic"]
 
 

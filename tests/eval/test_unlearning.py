@@ -21,10 +21,10 @@ from fedmem.eval.canaries import exposure, plant
 from fedmem.eval.extraction import continuations, extraction_strength, rouge_l
 from fedmem.eval.membership import auc, privleak
 from fedmem.eval.reader import Reader
-from fedmem.eval.targets import join, target_losses
+from fedmem.eval.targets import join_targets, target_losses
 from fedmem.eval.throwaway import Learning, throwaway_vault
-from fedmem.eval.truth import forget_quality, model_utility, perturbed, probability, truth_ratio
-from fedmem.eval.unlearning import METRICS, UnlearnPlan, choose, measure_unlearning
+from fedmem.eval.truth import forget_quality, model_utility, perturb_answers, probability, truth_ratio
+from fedmem.eval.unlearning import METRICS, UnlearnPlan, choose_sets, measure_unlearning
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
 from fedmem.routing.embedder import StaticEmbedder
@@ -167,13 +167,13 @@ def test_progress_counts_up(found):
 
 def test_sets_share_no_author_and_follow_from_the_seed():
     facts = {str(n): [(f"question {n}", f"answer {n}")] for n in range(20)}
-    sets = choose(facts, UnlearnPlan(authors=4))
+    sets = choose_sets(facts, UnlearnPlan(authors=4))
     sides = [{question for question, _ in pairs} for pairs in (sets.forget, sets.retain, sets.holdout)]
     assert [len(side) for side in sides] == [4, 4, 4]
     assert not any(one & other for one, other in combinations(sides, 2))
     shuffled = dict(reversed(facts.items()))
-    assert choose(shuffled, UnlearnPlan(authors=4)) == sets
-    assert choose(facts, UnlearnPlan(authors=4, seed=8)).forget != sets.forget
+    assert choose_sets(shuffled, UnlearnPlan(authors=4)) == sets
+    assert choose_sets(facts, UnlearnPlan(authors=4, seed=8)).forget != sets.forget
     assert sets.texts(FORGET)[:4] == [" ".join(pair) for pair in sets.forget]
     assert sets.texts(FORGET)[4:] == [canary.text for canary in sets.canaries]
     assert sets.texts(RETAIN) == [" ".join(pair) for pair in sets.retain]
@@ -181,7 +181,7 @@ def test_sets_share_no_author_and_follow_from_the_seed():
 
 def test_too_few_authors():
     with pytest.raises(UsageError, match="6 are needed"):
-        choose(FACTS, UnlearnPlan(authors=2))
+        choose_sets(FACTS, UnlearnPlan(authors=2))
 
 
 @pytest.mark.parametrize("bad", [{"authors": 0}, {"steps": 0}, {"length": 15}, {"canaries": 13}, {"digits": 5}])
@@ -254,7 +254,7 @@ def test_extraction_strength_is_that_of_trying_every_prefix():
         targets.append(spoken)
     targets[8][-1] = (targets[8][-1] + 1) % 290 + 2
     expected = [strength_by_hand(n, *pair) for n, pair in enumerate(zip(CONTEXTS, targets, strict=True))]
-    found = extraction_strength(MODEL, join(CONTEXTS, targets), MEMORY, sources, batch=4)
+    found = extraction_strength(MODEL, join_targets(CONTEXTS, targets), MEMORY, sources, batch=4)
     np.testing.assert_allclose(found, expected)
     assert {0.0, 1.0} < set(found.tolist())
 
@@ -379,8 +379,8 @@ def test_perturbed_answers_keep_form_and_question():
         ("Sign?", "!"),
     ]
     others = [("x", "She met Juno Keld in 1974."), ("y", "It was in Brennock, around 1966, in winter.")]
-    wrong = perturbed(pairs, others, count=8, seed=1)
-    assert wrong == perturbed(pairs, others, count=8, seed=1)
+    wrong = perturb_answers(pairs, others, count=8, seed=1)
+    assert wrong == perturb_answers(pairs, others, count=8, seed=1)
     places, years = ("Juno", "Keld", "Brennock"), ("1974", "1966")
     assert set(wrong[0]) <= {f"Mira Solen was born in {place} in {year}." for place in places for year in years}
     assert len(set(wrong[0])) > 2
@@ -390,7 +390,7 @@ def test_perturbed_answers_keep_form_and_question():
 
 def test_perturbed_answers_need_words():
     with pytest.raises(UsageError, match="more authors"):
-        perturbed([("a?", "In 1931.")], [("b?", "No.")], count=1, seed=0)
+        perturb_answers([("a?", "In 1931.")], [("b?", "No.")], count=1, seed=0)
 
 
 # The reader
@@ -412,7 +412,7 @@ def test_losses_fetch_by_the_prompt(release, reader):
     losses, counts = reader.losses([question], [f" {answer}"], ())
     tokenizer, end = release.tokenizer, end_of_document(release.tokenizer)
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in (question, f" {answer}")]
-    targets = join([[end, *ids[0]]], [ids[1]])
+    targets = join_targets([[end, *ids[0]]], [ids[1]])
     bare, bare_counts = target_losses(release.anchor(), targets)
     assert counts.tolist() == bare_counts.tolist() == [len(ids[1])]
     assert abs(losses[0] - bare[0]) > 1e-4  # the shared blocks were in use
@@ -420,7 +420,7 @@ def test_losses_fetch_by_the_prompt(release, reader):
 
 def test_halves_join_to_the_whole(reader):
     texts = [" ".join(pair) for pair in FACTS["Juno Keld"]]
-    said, wanted = reader.completed(texts, ())
+    said, wanted = reader.complete_halves(texts, ())
     assert len(said) == len(wanted) == 3
     assert all(text.endswith(end) and 0 < len(end) < len(text) for text, end in zip(texts, wanted, strict=True))
 

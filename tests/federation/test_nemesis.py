@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedmem.coordinator.journal import Journal
-from fedmem.coordinator.run_rounds import ABORTS, resumed, run_rounds
+from fedmem.coordinator.run_rounds import ABORTS, resume_coordinator, run_rounds
 from fedmem.errors import RemoteError, StorageError
 from fedmem.federation import fixedpoint
 from fedmem.federation.device_dp import DevicePlan
@@ -43,7 +43,7 @@ class Fleet:
     def run(self, until: int = ROUNDS) -> tuple[Coordinator, Journal]:
         """Run, or go on from what lies in the root."""
         journal = Journal(self.toy.root)
-        coordinator = resumed(journal, self.coordinator)
+        coordinator = resume_coordinator(journal, self.coordinator)
         run_rounds(self.grid, coordinator, journal, until=until)
         return coordinator, journal
 

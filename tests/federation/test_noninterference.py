@@ -12,7 +12,7 @@ import pytest
 from fedmem.device.inproc import InprocPort
 from fedmem.federation import fixedpoint, wire
 from fedmem.federation import flower_codec as records
-from fedmem.federation.client_app import answer, make_client_app
+from fedmem.federation.client_app import answer_request, make_client_app
 from fedmem.federation.device import Device
 from fedmem.federation.flower import (
     ArrayRecord,
@@ -138,7 +138,7 @@ def leaky(made: Any, leak: Callable[[RecordDict, Context], Any]) -> ClientApp:
     app = ClientApp()
 
     def train(message: Message, context: Context) -> Message:
-        content = answer(made.device, message.content, context)
+        content = answer_request(made.device, message.content, context)
         planted = leak(content, context)
         return Message(planted if isinstance(planted, Error) else content, reply_to=message)
 
@@ -222,7 +222,7 @@ def test_a_request_of_another_plan_or_another_shape_gets_zeros(toy: Make) -> Non
         RecordDict({"surprise": ConfigRecord({})}),
     ):
         context = Context(1, 1000, {"partition-id": 1}, RecordDict(), {})
-        fields = records.from_reply(answer(made.device, content, context))
+        fields = records.from_reply(answer_request(made.device, content, context))
         assert wire.shapes_of(fields.arrays) == wire.shapes_of(fixedpoint.zeros({"b": (3,), "w": (4, 3)}))
         assert not any(array.any() for array in fields.arrays.values())
 

@@ -43,11 +43,11 @@ def test_a_record_is_what_one_person_wrote_in_one_conversation_in_order():
             "2018-01-01", message("x", f"second {LONG}", 9), message("y", LONG, 2), message("x", "  first  \n ", 1)
         ),
     }
-    assert chats.people(talks) == [(f"first\nsecond {LONG}", f"later {LONG}"), (LONG,)]
+    assert chats.group_by_person(talks) == [(f"first\nsecond {LONG}", f"later {LONG}"), (LONG,)]
 
 
 def test_what_says_nothing_is_no_record():
-    assert chats.people({"a": talk("2018-01-01", message("x", "ok", 1), message("y", "  ", 2))}) == []
+    assert chats.group_by_person({"a": talk("2018-01-01", message("x", "ok", 1), message("y", "  ", 2))}) == []
 
 
 def test_people_are_dealt_whole_and_the_held_out_do_not_depend_on_the_devices(invented):

@@ -17,9 +17,9 @@ from fedmem.errors import FedmemError, NothingMatched, UsageError, VerificationF
 from fedmem.pages import FOLDER
 from fedmem.sim import compare_plots, plots
 from fedmem.sim.compare import compare
-from fedmem.sim.compare_page import page
-from fedmem.sim.compare_tables import tables
-from fedmem.sim.seeds import interval
+from fedmem.sim.compare_page import render_page
+from fedmem.sim.compare_tables import make_tables
+from fedmem.sim.seeds import confidence_interval
 
 Put = Callable[..., str]
 SECRET = "zebrafinch-4711"
@@ -174,7 +174,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     import numpy as np
 
     draws = np.random.default_rng(5).normal(size=(2000, 3))
-    hits = sum(low < 0 < high for low, high in (interval(list(map(float, row))) for row in draws))
+    hits = sum(low < 0 < high for low, high in (confidence_interval(list(map(float, row))) for row in draws))
     assert 0.93 < hits / 2000 < 0.97
 
 
@@ -232,7 +232,7 @@ def test_a_users_text_is_a_number_and_its_private_losses_do_not_appear(put: Put)
     ]  # fmt: skip
     assert [row["setting"] for row in data["runs"]] == ["A", "B", "C", "B"]
     assert ["private" in row["loss"] for row in data["runs"]] == [False, False, True, False]
-    shown = json.dumps(data) + page(data) + compare_plots.picture(data["runs"])
+    shown = json.dumps(data) + render_page(data) + compare_plots.draw_picture(data["runs"])
     for private in (SECRET, "3.125", "4711", "/nightjar", "receipt"):
         assert private not in shown
 
@@ -304,7 +304,7 @@ def test_more_settings_than_a_picture_holds(put: Put) -> None:
 def test_tables_say_what_the_data_say(put: Put) -> None:
     names = [put(f"a{s}", seed=s) for s in (1, 2)]
     names += [put(f"b{s}", {"loss.public.fetched": 4.25, "config.cotrain.batch": 8}, seed=s) for s in (1, 2)]
-    rows = {(table.title, row[0]): list(row[1:]) for table in tables(compare(names)) for row in table.rows}
+    rows = {(table.title, row[0]): list(row[1:]) for table in make_tables(compare(names)) for row in table.rows}
     assert rows["What differs", "cotrain.batch"] == ["4", "4", "8", "8"]
     assert rows["Held-out loss", "public, fetched blocks"] == ["4.500", "4.500", "4.250", "4.250"]
     assert rows["Privacy", "ε against readers of released anchors"] == ["∞"] * 4
@@ -312,7 +312,7 @@ def test_tables_say_what_the_data_say(put: Put) -> None:
     assert rows["Bytes", "sent by a device, whole run"] == ["800 B"] * 4
     (difference,) = (
         row
-        for table in tables(compare(names))
+        for table in make_tables(compare(names))
         if table.id == "differences"
         for row in table.rows
         if "fetched" in row[1]
@@ -323,25 +323,25 @@ def test_tables_say_what_the_data_say(put: Put) -> None:
 def test_the_page_loads_nothing_escapes_and_repeats_the_reason(put: Put) -> None:
     evil = '<script>alert("x")</script>'
     data = compare([put("a", {"scenario": evil, "config.about": evil}), put("b", {"config.anchor.preset": evil})])
-    html = page(data)
+    html = render_page(data)
     assert "<script" not in html
     assert "alert" in html
     assert re.findall(r"url\((?!#)|@import|https?:", html) == []
     banner = html.split('class="banner"')[1].split("</p>")[0]
     assert "A: three are too few to hide in; B: three" in banner
     assert html.count('<svg role="img"') == 1
-    assert page(data) == html
+    assert render_page(data) == html
 
 
 def test_the_page_of_private_settings_has_no_banner(put: Put) -> None:
     noisy = {"epsilon.device": 9.0, "epsilon.device_reason": "Poisson sampling"}
-    assert 'class="banner"' not in page(compare([put("a", noisy), put("b", noisy)]))
+    assert 'class="banner"' not in render_page(compare([put("a", noisy), put("b", noisy)]))
 
 
 def test_the_picture_is_whole_on_its_own(put: Put) -> None:
     names = [put("a<b&c"), put("b", seed=8), put("c", {"config.cotrain.batch": 8, "loss.by_phase": []})]
     rows = compare(names)["runs"]
-    svg = compare_plots.picture(rows)
+    svg = compare_plots.draw_picture(rows)
     tree = ElementTree.fromstring(svg)
     said = "".join(tree.itertext())
     assert "A: mini, seeds 7, 8" in said
@@ -351,10 +351,10 @@ def test_the_picture_is_whole_on_its_own(put: Put) -> None:
     assert "var(" not in svg
     assert not any(colour in svg for colour in plots.VARIABLES)
     assert re.findall(r'href="(?!#)|url\((?!#)|@import', svg) == []
-    assert compare_plots.picture(copy.deepcopy(rows)) == svg
-    odd = compare_plots.picture(compare(["a<b&c", put("模型$1$", seed=9)])["runs"])
+    assert compare_plots.draw_picture(copy.deepcopy(rows)) == svg
+    odd = compare_plots.draw_picture(compare(["a<b&c", put("模型$1$", seed=9)])["runs"])
     assert "seeds 7, 9" in "".join(ElementTree.fromstring(odd).itertext())
-    odd = compare_plots.picture(compare(["c", "模型$1$"])["runs"])
+    odd = compare_plots.draw_picture(compare(["c", "模型$1$"])["runs"])
     assert "B: 模型$1$" in "".join(ElementTree.fromstring(odd).itertext())
 
 

