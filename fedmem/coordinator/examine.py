@@ -43,7 +43,11 @@ def verify_release(folder: Path) -> Release:
 
 
 def load_anchor_shape(release: Release) -> PreTrainedModel:
-    """Return the anchor of a release without its weights."""
+    """Return the anchor of a release without its weights.
+
+    Args:
+        release: the opened release; only the anchor's configuration is read.
+    """
     return load_skeleton(release.root / "anchor")
 
 
@@ -95,7 +99,21 @@ class LevelFacts:
 
 @dataclass(frozen=True)
 class BankFacts:
-    """The facts that `fedmem bank show` prints. `share` is `fetched_values` divided by `anchor_parameters`."""
+    """The facts that `fedmem bank show` prints.
+
+    Attributes:
+        release: digest of the release.
+        folder: folder of the release.
+        anchor: class name of the anchor.
+        anchor_parameters: number of the anchor's parameters.
+        kind: kind of memory.
+        branching: number of children of a node of the tree.
+        levels: size of each level, from level 1.
+        values: number of values of all blocks.
+        bytes: bytes of all files of the bank.
+        fetched_values: number of values of one fetch.
+        share: `fetched_values` divided by `anchor_parameters`.
+    """
 
     release: str
     folder: str
@@ -111,7 +129,14 @@ class BankFacts:
 
 
 def describe_bank(folder: Path) -> BankFacts:
-    """Return the facts of the bank of a release, after its files are checked. Raises as `verify_release`."""
+    """Return the facts of the bank of a release, after its files are checked.
+
+    Args:
+        folder: the folder of the release.
+
+    Raises:
+        NothingMatched, Refused, VerificationFailed: as `verify_release`.
+    """
     release = verify_release(folder)
     spec, anchor = release.spec, load_anchor_shape(release)
     parameters = sum(parameter.numel() for parameter in anchor.parameters())

@@ -28,14 +28,24 @@ _SHORTEST_POLL = 1e-3
 
 @dataclass(frozen=True)
 class SentRequest:
-    """The requests of one round: Flower's run id, the round as Flower's group id, and message id -> node id."""
+    """The requests of one round.
+
+    Attributes:
+        run_id: id of Flower's run.
+        group: number of the round, which is Flower's group id.
+        nodes: id of each message, and the node that it was sent to.
+    """
 
     run_id: int
     group: str
     nodes: Mapping[str, int]
 
     def is_answered_by(self, reply: Message) -> bool:
-        """Return True if `reply` answers a request of this round and comes from the node that got this request."""
+        """Return True if `reply` answers a request of this round and comes from the node that got this request.
+
+        Args:
+            reply: a message that Flower delivered; it may come from any node.
+        """
         meta = reply.metadata
         is_from_its_node: bool = self.nodes.get(meta.reply_to_message_id) == meta.src_node_id
         return is_from_its_node and meta.group_id == self.group and meta.run_id == self.run_id

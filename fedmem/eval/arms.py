@@ -47,7 +47,15 @@ PERTURBED = 5
 
 @dataclass(frozen=True)
 class Sets:
-    """The pairs to forget, to retain, and of authors that no block learns; the canaries in `forget`; and a seed."""
+    """The texts of a measurement.
+
+    Attributes:
+        forget: pairs of the topic that is erased.
+        retain: pairs of the topic that stays.
+        holdout: pairs of authors that no block learns.
+        canaries: sentences with a random code, records of `forget`.
+        seed: decides the perturbed answers.
+    """
 
     forget: list[Pair]
     retain: list[Pair]
@@ -56,7 +64,11 @@ class Sets:
     seed: int
 
     def texts(self, topic: str) -> list[str]:
-        """Return the records of a topic, `forget` or `retain`: each pair as one text, and the canaries of `forget`."""
+        """Return the records of a topic, `forget` or `retain`: each pair as one text, and the canaries of `forget`.
+
+        Args:
+            topic: `forget` or `retain`.
+        """
         pairs, canaries = (self.forget, self.canaries) if topic == FORGET else (self.retain, [])
         return [*map(" ".join, pairs), *(canary.text for canary in canaries)]
 
@@ -65,7 +77,11 @@ class Sets:
 class Arm:
     """The measurements of one model.
 
-    They are figures by name, the membership AUC, truth ratios on the forget set, and digests of logits.
+    Attributes:
+        figures: the module's figures by name; None for one that was not measured.
+        auc: AUC of the membership attack, 0 to 1.
+        ratio_N: truth ratio of each pair of the forget set.
+        digests: SHA-256 over logits, in a fixed order of topics and blocks in use.
     """
 
     figures: dict[str, float | None]

@@ -41,7 +41,13 @@ BITS = 3.0  # of exposure that training without noise must add, or the canaries 
 
 @dataclass(frozen=True)
 class OneRun:
-    """One audited run: the setup with its canaries, the public plan, and the secret stream of coins and noise."""
+    """One audited run.
+
+    Attributes:
+        setup: anchor, block and canaries.
+        plan: the public settings of the training.
+        stream: the secret stream of coins and noise.
+    """
 
     setup: AuditSetup
     plan: PrivacyPlan

@@ -29,7 +29,12 @@ from fedmem.memory.attach import Memory
 
 
 class Rouge(NamedTuple):
-    """The ROUGE-L of one text: recall over the reference's words, and F1."""
+    """The ROUGE-L of one text.
+
+    Attributes:
+        recall: share of the reference's words in the longest common subsequence, 0 to 1.
+        f1: harmonic mean of this recall and the precision over the candidate's words, 0 to 1.
+    """
 
     recall: float
     f1: float
@@ -72,7 +77,12 @@ def extraction_strength(
 
 
 def select_sources(sources: SourcesOf | None, selected_M: np.ndarray) -> SourcesOf | None:
-    """Return `sources` for a selection of the texts: its numbers count the selected texts only."""
+    """Return `sources` for a selection of the texts: its numbers count the selected texts only.
+
+    Args:
+        sources: gives the sources of a batch by the numbers of its texts; None for the bare anchor.
+        selected_M: numbers of the selected texts, in their new order.
+    """
     return (lambda numbers_B: sources(selected_M[numbers_B])) if sources else None
 
 
@@ -132,6 +142,10 @@ def rouge_l(candidate: str, reference: str) -> Rouge:
 
     VerbMem and KnowMem of MUSE (arXiv 2407.06460, criteria C1 and C2) use its F1, and TOFU (arXiv 2401.06121, model
     utility) uses its recall.
+
+    Args:
+        candidate: the text of the model.
+        reference: the true text.
 
     Returns:
         Recall and F1, each in [0, 1]; 0 if a text has no word.

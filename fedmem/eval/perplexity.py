@@ -68,6 +68,11 @@ def sequence_losses(
 
 
 def mean_loss(losses_and_counts: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the loss in nats a token, from the pair that `sequence_losses` returns."""
+    """Return the loss in nats a token, from the pair that `sequence_losses` returns.
+
+    Args:
+        losses_and_counts: summed loss in nats and number of tokens of each sequence, `[N]` each; at least one token in
+            all.
+    """
     losses_N, counts_N = losses_and_counts
     return float(losses_N.sum() / counts_N.sum())

@@ -48,7 +48,13 @@ FARTHEST = 2.7  # of 2 exp(-2 x^2), the chance of a greater Kolmogorov-Smirnov d
 
 @contextmanager
 def replace_attribute(owner: Any, name: str, piece: Callable[..., Any]) -> Iterator[None]:
-    """Replace `owner.name` by `piece` inside the `with`."""
+    """Replace `owner.name` by `piece` inside the `with`.
+
+    Args:
+        owner: a module or a class.
+        name: name of a function of `owner`.
+        piece: the function in its place.
+    """
     original = getattr(owner, name)
     setattr(owner, name, piece)
     try:
@@ -98,6 +104,11 @@ def has_declared_noise(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStre
     """Return True if the updates of empty batches have the declared noise.
 
     Their std is within 1 % of noise multiplier x clip / divisor, their mean is 0, and they are normal.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings; its number of steps is not used.
+        stream: decides the noise.
     """
     updates = _noise(setup, replace(plan, steps=NOISE_STEPS), stream).ravel()
     std = plan.noise_multiplier * plan.clip / plan.divisor
@@ -118,6 +129,11 @@ def has_bounded_sensitivity(setup: AuditSetup, plan: PrivacyPlan, stream: Privac
 
     One record has a gradient greater than all others, and one has a single token. The runs have no noise and every
     record in the sample, so two runs differ in the clipped sum only.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings; clip norm and divisor are used.
+        stream: decides sampling.
     """
     bare = replace(plan, steps=1, sampling_rate=1.0, noise_multiplier=0.0)
     lengths = (1, LONG, 1, 1)
@@ -136,7 +152,13 @@ def has_bounded_sensitivity(setup: AuditSetup, plan: PrivacyPlan, stream: Privac
 
 
 def has_independent_noise(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
-    """Return True if every step of two runs has noise, and the noise of no two steps is correlated."""
+    """Return True if every step of two runs has noise, and the noise of no two steps is correlated.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings; its number of steps is not used.
+        stream: decides the noise; each run has a substream.
+    """
     runs = [_noise(setup, replace(plan, steps=PAIRED_STEPS), stream.substream(name)) for name in (b"one", b"two")]
     updates = np.concatenate(runs)
     if not updates.std(axis=1).all():

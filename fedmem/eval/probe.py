@@ -35,8 +35,10 @@ CANDIDATES = 32
 class Answers:
     """The results of F probes.
 
-    `exact_F` is True for exact answers. `others_F` is the number of wrong candidates, and `ahead_F` the number of them
-    that are at least as likely as the answer.
+    Attributes:
+        exact_F: True for exact answers.
+        others_F: number of wrong candidates.
+        ahead_F: number of the wrong candidates that are at least as likely as the answer.
     """
 
     exact_F: np.ndarray

@@ -110,6 +110,12 @@ def flops_ratio(targets: Targets) -> float:
     """Return the ratio of FLOPs with and without retrieved texts, estimated by the number of tokens.
 
     The part of attention that grows with the square of the length is left out, so this is a lower bound.
+
+    Args:
+        targets: from `prepend_retrieved`.
+
+    Returns:
+        1 or more.
     """
     tokens_N = (targets.tokens_NT != PAD).sum(1)
     return int(tokens_N.sum()) / int((tokens_N - targets.start_N + 1).sum())

@@ -28,7 +28,12 @@ from fedmem.training.sequences import readable, token_losses, trim
 
 @dataclass(frozen=True)
 class Targets:
-    """Contexts with their targets: `tokens_NT`, padded with `PAD`, and the first position of each target, from 1."""
+    """Contexts with their targets.
+
+    Attributes:
+        tokens_NT: contexts and targets joined, int64, padded with `PAD`.
+        start_N: first position of each target, from 1.
+    """
 
     tokens_NT: Tensor
     start_N: Tensor

@@ -49,9 +49,18 @@ REASON = "invented text in a vault that is thrown away; noise would hide what an
 class UnlearnPlan:
     """The settings of a measurement.
 
-    `authors` is the number of authors in each set (forget, retain, held out); TOFU's smallest forget set is 2 of 200
-    authors. `steps`, `width` and `length` (tokens) are those of the training. `forget` also has `canaries` sentences
-    with a code of `digits` digits. Raises UsageError for values out of range.
+    Attributes:
+        authors: number of authors in each set (forget, retain, held out), from 1; TOFU's smallest forget set is 2 of
+            200 authors.
+        steps: steps of a training, from 1.
+        width: rows of a block in each layer, from 1.
+        length: most tokens of a text, from 16.
+        canaries: number of sentences with a random code in `forget`, from 1 to `canaries.MOST`.
+        digits: digits of a code, 1 to 4.
+        seed: decides authors, canaries and perturbed answers.
+
+    Raises:
+        UsageError: a value is out of its range.
     """
 
     authors: int = 2

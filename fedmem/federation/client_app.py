@@ -45,6 +45,11 @@ def answer_request(device_for: DeviceFor, content: RecordDict, context: Context)
     Guarantees: the reply always has the same shape, and no exception is raised. If the device cannot be built, the
     reply is zeros in the shapes that the request names. A device without approval ends the process by `NoApproval`
     instead. A deployed `device_for` does the same where no vault process runs.
+
+    Args:
+        device_for: returns the device, from Flower's context.
+        content: the request as it arrived.
+        context: Flower's context of this node.
     """
     try:
         return records.to_reply(_reply(device_for(context), content))

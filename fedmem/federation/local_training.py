@@ -32,7 +32,9 @@ def make_local_train(
 
     Args:
         part: anchor and bank, with the federated parts marked. Training changes it.
+        local: settings of local training that no request carries.
         steps_by_round: local steps of each round of the plan, from round 1.
+        packed: the device's sequences, M rows.
         paths_MP: path of each packed row, one block number for each level.
     """
 
@@ -55,6 +57,10 @@ def make_local_train(
 def load_federated_part(folder: Path, agreement: Agreement) -> Federated:
     """Return anchor and bank of the release in `folder`, with the federated parts marked.
 
+    Args:
+        folder: folder of the release.
+        agreement: the terms, which name the release and its federated parts.
+
     Raises:
         NothingMatched: there is no release in `folder`.
         VerificationFailed: a file of the release has changed.
@@ -66,11 +72,12 @@ def load_federated_part(folder: Path, agreement: Agreement) -> Federated:
 def make_release_train(folder: Path, agreement: Agreement, texts: Callable[[], Sequence[str]]) -> LocalTrain:
     """Return local training that loads the release and calls `texts` when a round begins.
 
+    The returned function raises as `load_federated_part`, and what `texts` raises.
+
     Args:
         folder: folder of the release that the terms name.
+        agreement: the terms, which name the release and its federated parts.
         texts: returns the shareable texts of this device.
-
-    The returned function raises as `load_federated_part`, and what `texts` raises.
     """
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:

@@ -21,6 +21,10 @@ from fedmem.federation.wire import Shapes
 def shapes_of(folder: Path, agreement: Agreement) -> Shapes:
     """Return names and shapes of the parts of the release in `folder` that the terms name.
 
+    Args:
+        folder: folder of the release.
+        agreement: the terms, which name the release and its federated parts.
+
     Raises:
         NothingMatched: there is no release in `folder`.
         VerificationFailed: a file of the release has changed.

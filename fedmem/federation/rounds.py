@@ -98,13 +98,25 @@ def local_steps(number: int, steps: int, first: int = 0) -> int:
     With `first` 0, every round has `steps`. From a random start the parameters of devices diverge after few steps, and
     the mean of diverged devices is worse than each of them. Later rounds may have more local steps (Gu et al. 2024, §2,
     for a falling rate).
+
+    Args:
+        number: number of the round, from 1.
+        steps: greatest number of local steps.
+        first: local steps of round 1; 0 for `steps` in every round.
     """
     return min(steps, first << min(number - 1, steps.bit_length())) if first else steps
 
 
 @dataclass(frozen=True)
 class Round:
-    """An open round: its number from 1, its cohort, the request (the same for every member), and its deadline."""
+    """An open round.
+
+    Attributes:
+        number: number of the round, from 1.
+        cohort: node ids of the devices that are asked, ascending.
+        request: the request; it is the same for every member.
+        deadline: time in the caller's seconds after which no reply counts.
+    """
 
     number: int
     cohort: tuple[int, ...]
@@ -114,7 +126,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Durable:
-    """The proof that the spend of round `number` is on disk. Only the journal makes it."""
+    """The proof that the spend of round `number` is on disk. Only the journal makes it.
+
+    Attributes:
+        number: number of the round, from 1.
+    """
 
     number: int
 
@@ -157,7 +173,14 @@ class Coordinator:
         self._counted: set[int] = set()
 
     def restore(self, state: State) -> None:
-        """Continue with the server's state from a checkpoint. Raises VerificationFailed for another optimiser's."""
+        """Continue with the server's state from a checkpoint.
+
+        Args:
+            state: server state, float32 arrays by name.
+
+        Raises:
+            VerificationFailed: the state belongs to another optimiser.
+        """
         self.state = server_step.check_state(state, self.params, self.settings.step)
 
     def open(self, nodes: Sequence[int], now: float = 0.0) -> Round:
@@ -241,6 +264,12 @@ class Coordinator:
     def close(self, proof: Durable) -> Params:
         """Close the open round: apply the server's step to the mean of the updates, and return the new parameters.
 
+        Args:
+            proof: the proof that the round's spend is durable.
+
+        Returns:
+            The new parameters, float32 arrays by name.
+
         Raises:
             Refused: `proof` is not for this round. The event must be durable before the result exists (I6).
             RoundAborted: too few replies were counted; the round is still open.
@@ -254,7 +283,14 @@ class Coordinator:
         return self.params
 
     def abort(self, proof: Durable) -> None:
-        """End the open round without a result. Its spend stays. Raises Refused without the proof for this round."""
+        """End the open round without a result. Its spend stays.
+
+        Args:
+            proof: the proof that the round's spend is durable.
+
+        Raises:
+            Refused: `proof` is not for this round.
+        """
         self.finished_rounds, self._round = self._proven(proof).number, None
 
     def _proven(self, proof: Durable) -> Round:

@@ -65,7 +65,12 @@ class StepSettings:
 
 
 def initial_state(params: Params, settings: StepSettings) -> State:
-    """Return the state before the first round."""
+    """Return the state before the first round.
+
+    Args:
+        params: the federated parameters; only names and shapes count.
+        settings: the settings of the server's step.
+    """
     if settings.optimiser == "fedavg":
         return {}
     momentum = {f"momentum/{name}": np.zeros_like(value, np.float32) for name, value in params.items()}
@@ -76,7 +81,16 @@ def initial_state(params: Params, settings: StepSettings) -> State:
 
 
 def check_state(state: State, params: Params, settings: StepSettings) -> State:
-    """Return `state` if it belongs to these settings. Raises VerificationFailed for the state of another optimiser."""
+    """Return `state` if it belongs to these settings.
+
+    Args:
+        state: the state of a checkpoint.
+        params: the federated parameters; only names and shapes count.
+        settings: the settings of the server's step.
+
+    Raises:
+        VerificationFailed: the state belongs to another optimiser.
+    """
     expected = initial_state(params, settings)
     if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in expected.items()}:
         raise VerificationFailed("The checkpoint holds the state of another server optimiser; resume with that one.")
@@ -84,7 +98,14 @@ def check_state(state: State, params: Params, settings: StepSettings) -> State:
 
 
 def apply_step(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
-    """Return (parameters, state) after a round with the mean update `mean`; float32, nothing is changed in place."""
+    """Return (parameters, state) after a round with the mean update `mean`; float32, nothing is changed in place.
+
+    Args:
+        params: parameters before the round.
+        state: server state before the round.
+        mean: mean update of the round, of the shapes of `params`.
+        settings: the settings of the server's step.
+    """
     chosen = {"fedavg": _fedavg, "fedadam": _fedadam, "diloco": _diloco}[settings.optimiser]
     return chosen(params, state, mean, settings)
 

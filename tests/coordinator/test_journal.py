@@ -156,7 +156,7 @@ def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
             again.record_spend({"round": 1, "plan": {}})
         left = again.resume()
         assert left is not None
-        assert (left.done, left.params, left.state) == (1, None, {})
+        assert (left.finished_rounds, left.params, left.state) == (1, None, {})
 
 
 def test_a_checkpoint_holds_the_servers_state_beside_the_parameters(tmp_path: Path) -> None:
