@@ -32,17 +32,29 @@ LIGHT = {
 
 
 def loss_over_tokens(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the plot as an SVG element for a page; `name` begins its ids."""
+    """Return the plot as an SVG element for a page.
+
+    Args:
+        name: the beginning of the plot's ids.
+        rows: the runs of a comparison, as `compare` returns them.
+    """
     return apply_theme(draw_figure(SIZE, _curves(rows)), name, LABEL)
 
 
 def has_points(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if any run has a point to draw."""
+    """Return True if any run has a point to draw.
+
+    Args:
+        rows: the runs of a comparison, as `compare` returns them.
+    """
     return any(row["curve"] for row in rows)
 
 
 def draw_picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the same plot as an SVG file on a white background, for any viewer.
+
+    Args:
+        rows: the runs of a comparison, as `compare` returns them.
 
     Raises:
         UsageError: no run has a point to draw.

@@ -86,12 +86,22 @@ def _wrong_keys(run: Any) -> Iterator[str]:
 
 
 def has_type(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Return True if `value` is of this type; a bool does not count as a number."""
+    """Return True if `value` is of this type; a bool does not count as a number.
+
+    Args:
+        value: a value of `run.json`.
+        kind: the type, or several of which one is enough.
+    """
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return scalars and plain lists of nested settings, by dotted name."""
+    """Return scalars and plain lists of nested settings, by dotted name.
+
+    Args:
+        value: settings, as JSON holds them.
+        prefix: the dotted name of `value`, with a dot at its end; empty for all settings.
+    """
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, Mapping):

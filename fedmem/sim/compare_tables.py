@@ -52,7 +52,11 @@ def make_tables(data: Facts) -> list[Table]:
 
 
 def runs_table(data: Facts) -> Table:
-    """Return the table of the runs. Runs of one setting differ in their seed only."""
+    """Return the table of the runs. Runs of one setting differ in their seed only.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     figures: dict[str, tuple[str, Format]] = {
         key: (key, str) for key in ("setting", "scenario", "seed", "text", "devices", "rounds")
     }
@@ -63,13 +67,21 @@ def runs_table(data: Facts) -> Table:
 
 
 def settings_table(data: Facts) -> Table:
-    """Return the table of the settings that differ between the runs."""
+    """Return the table of the settings that differ between the runs.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     lines = [(key, *(_plain(values[row["name"]]) for row in data["runs"])) for key, values in data["differs"].items()]
     return _table("differs", "What differs", data, lines, "Keys of the scenario that are not the same in every run.")
 
 
 def losses_table(data: Facts) -> Table:
-    """Return the table of the final held-out losses of each run."""
+    """Return the table of the final held-out losses of each run.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     keys = dict.fromkeys(f"{part}.{name}" for row in data["runs"] for part in row["loss"] for name in row["loss"][part])
     lines = _lines(data, {LOSS_NAMES.get(key, key): (f"loss.{key}", format_loss) for key in keys})
     note = "Nats a token at the end of the run, lower is better. Public text on the last release, private on the first."
@@ -77,7 +89,11 @@ def losses_table(data: Facts) -> Table:
 
 
 def differences_table(data: Facts) -> Table:
-    """Return the table of differences between settings over their seeds."""
+    """Return the table of differences between settings over their seeds.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     lines: list[Sequence[str]] = []
     for difference in data["differences"]:
         seeds = ", ".join(str(seed) for seed in difference["seeds"])
@@ -100,7 +116,11 @@ def differences_table(data: Facts) -> Table:
 
 
 def privacy_table(data: Facts) -> Table:
-    """Return the table of the two ε of the federated part and the largest ε of the private blocks."""
+    """Return the table of the two ε of the federated part and the largest ε of the private blocks.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     lines = _lines(data, {
         "ε against readers of released anchors": ("epsilon.device", _bound),
         "δ": ("epsilon.device_delta", lambda delta: f"{delta:.0e}"),
@@ -117,7 +137,11 @@ def privacy_table(data: Facts) -> Table:
 
 
 def traffic_table(data: Facts) -> Table:
-    """Return the table of the federation's traffic."""
+    """Return the table of the federation's traffic.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     lines = _lines(data, {
         "sent by a device, whole run": ("bytes.per_device_up", _bytes),
         "received by a device, whole run": ("bytes.per_device_down", _bytes),
@@ -128,7 +152,11 @@ def traffic_table(data: Facts) -> Table:
 
 
 def cost_table(data: Facts) -> Table:
-    """Return the table of time and memory."""
+    """Return the table of time and memory.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     lines = _lines(data, {
         "time": ("seconds", format_duration),
         "peak memory": ("peak_rss_mb", lambda mb: _bytes(mb * 1e6)),
@@ -137,13 +165,24 @@ def cost_table(data: Facts) -> Table:
 
 
 def unsafe_settings(data: Facts) -> list[str]:
-    """Return the settings whose federated part claims no ε, each with its reason."""
+    """Return the settings whose federated part claims no ε, each with its reason.
+
+    Args:
+        data: a comparison, as `compare` returns it.
+    """
     reasons = {r["setting"]: r["epsilon"]["device_reason"] for r in data["runs"] if r["epsilon"]["device"] is None}
     return [f"{setting}: {reason}" for setting, reason in reasons.items()]
 
 
 def setting_titles(rows: Sequence[Facts]) -> dict[str, str]:
-    """Return the title of each setting: the name of its only run, or scenario and seeds of several runs."""
+    """Return the title of each setting: the name of its only run, or scenario and seeds of several runs.
+
+    Args:
+        rows: the runs of a comparison.
+
+    Returns:
+        The titles by the letter of the setting.
+    """
     by_setting: dict[str, str] = {}
     for setting in dict.fromkeys(row["setting"] for row in rows):
         setting_rows = [row for row in rows if row["setting"] == setting]
@@ -155,7 +194,11 @@ def setting_titles(rows: Sequence[Facts]) -> dict[str, str]:
 
 
 def format_signed(value: float) -> str:
-    """Format a difference with its sign and four decimals, since differences are small beside losses."""
+    """Format a difference with its sign and four decimals, since differences are small beside losses.
+
+    Args:
+        value: a difference of losses, in nats per token.
+    """
     return f"{value:+.4f}".replace("-", "−")
 
 
@@ -180,7 +223,11 @@ def _table(name: str, title: str, data: Facts, lines: Sequence[Sequence[str]], n
 
 
 def make_cells(lines: Sequence[Sequence[str]]) -> list[list[Cell]]:
-    """Turn plain lines into cells."""
+    """Turn plain lines into cells.
+
+    Args:
+        lines: the texts of each line.
+    """
     return [[Cell(item) for item in line] for line in lines]
 
 

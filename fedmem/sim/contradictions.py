@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def check_scenario(scenario: "Scenario") -> None:
-    """Refuse a scenario that would fail only later, after the training.
+    """Check a scenario for faults that would show only later, after the training.
+
+    Args:
+        scenario: a scenario whose keys and types are checked already.
 
     Raises:
         UsageError: the scenario contradicts itself, or its rounds exceed their ε.

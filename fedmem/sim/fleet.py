@@ -32,7 +32,13 @@ NODE_BASE = 1000
 
 
 class Answer(NamedTuple):
-    """A reply's metadata or error, the bytes of its payload, and the bytes that the device left in its context."""
+    """The answer of a device.
+
+    Attributes:
+        reply: the metadata of the reply, or its error.
+        payload: the bytes of its payload.
+        state: the bytes that the device left in its context.
+    """
 
     reply: Message
     payload: bytes
@@ -40,7 +46,11 @@ class Answer(NamedTuple):
 
 
 class Content:
-    """A record dict in its serialised form, from which each device gets a copy."""
+    """A record dict in its serialised form, from which each device gets a copy.
+
+    Args:
+        data: the serialised record dict.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -66,12 +76,21 @@ class Content:
 
 
 def parse_content(data: bytes) -> RecordDict:
-    """Return the record dict that these bytes encode."""
+    """Return the record dict that these bytes encode.
+
+    Args:
+        data: a record dict, as `serialise_content` writes it.
+    """
     return recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
 class Request(NamedTuple):
-    """A message to a device, and its content as bytes."""
+    """A message to a device.
+
+    Attributes:
+        message: the message.
+        content: its content as bytes, shared by all requests of a round.
+    """
 
     message: Message
     content: Content
@@ -101,6 +120,9 @@ class Fleet:
 
     def answer(self, request: Request) -> Answer:
         """Run the device that a request is addressed to, on its own copy of the content.
+
+        Args:
+            request: the request; its message names the device.
 
         Returns:
             The answer; an error reply where the app raised an exception.

@@ -64,7 +64,12 @@ def draw_svg(name: str, label: str, size: tuple[float, float], draw: Callable[[A
 
 
 def draw_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Return the SVG as matplotlib writes it; `size` is width and height in inches."""
+    """Return the SVG as matplotlib writes it.
+
+    Args:
+        size: width and height in inches.
+        draw: draws into the figure.
+    """
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # Text stays text in the SVG and is drawn with the reader's font, so missing glyphs of ours do not matter.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
@@ -76,7 +81,13 @@ def draw_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> st
 
 
 def apply_theme(svg: str, name: str, label: str) -> str:
-    """Return the bare `<svg>` element with the page's colours and font, and with ids that begin with `name`."""
+    """Return the bare `<svg>` element with the page's colours and font.
+
+    Args:
+        svg: an SVG, as `draw_figure` returns it.
+        name: the beginning of its ids.
+        label: a description for screen readers.
+    """
     svg = svg[svg.index("<svg") :]
     # A style element would apply to the whole page, and inline SVG needs no name spaces.
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
@@ -91,7 +102,12 @@ def apply_theme(svg: str, name: str, label: str) -> str:
 
 
 def add_legend(axes: Axes, entries: int) -> None:
-    """Add a legend above the plot if there is more than one entry."""
+    """Add a legend above the plot if there is more than one entry.
+
+    Args:
+        axes: the axes of the plot.
+        entries: the number of entries.
+    """
     if entries > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=entries, borderpad=0, handlelength=1.2)
 
@@ -182,7 +198,14 @@ def draw_phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> s
 
 
 def draw_line(axes: Axes, points: Sequence[tuple[float, float]], colour: str, title: str | None) -> None:
-    """Draw one line, with dots if it has few points."""
+    """Draw one line, with dots if it has few points.
+
+    Args:
+        axes: the axes of the plot.
+        points: the points, ascending in x; without any nothing is drawn.
+        colour: the colour.
+        title: the entry in the legend; None for none.
+    """
     if points:
         marker = "o" if len(points) <= 12 else ""
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4, label=title)

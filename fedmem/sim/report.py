@@ -58,13 +58,21 @@ def render_page(run: Mapping[str, Any]) -> str:
 
 
 def subtitle(run: Mapping[str, Any]) -> str:
-    """Return scenario, seed and state in one line."""
+    """Return scenario, seed and state in one line.
+
+    Args:
+        run: the content of `run.json`; every part of it may be missing.
+    """
     parts = [("scenario", run.get("scenario")), ("seed", run.get("seed")), ("state", run.get("state"))]
     return ", ".join(f"{title} {value}" for title, value in parts if value is not None)
 
 
 def banner(run: Mapping[str, Any]) -> str:
-    """Return the reason why this run had no differential privacy at device level; empty where it had."""
+    """Return the reason why this run had no differential privacy at device level; empty where it had.
+
+    Args:
+        run: the content of `run.json`; every part of it may be missing.
+    """
     reason = str(value_at(run, "epsilon.device_reason") or "")
     if reason.startswith(MARK):
         return reason.removeprefix(MARK).lstrip(" :") or "No reason was given."

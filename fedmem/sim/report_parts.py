@@ -22,7 +22,17 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; `numbers` are the indices of the columns that are aligned to the right."""
+    """Rows under columns.
+
+    Attributes:
+        id: the id of the table in the page.
+        title: the title.
+        columns: the titles of the columns; empty for a table without a head.
+        rows: the cells of each row.
+        numbers: the indices of the columns that are aligned to the right.
+        note: a sentence below the table.
+        wide: True if the table takes the whole width of the page.
+    """
 
     id: str
     title: str
@@ -35,7 +45,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with its caption."""
+    """A plot with its caption.
+
+    Attributes:
+        title: the title.
+        caption: a sentence below the plot.
+        svg: the plot; its texts are escaped.
+        wide: True if the plot takes the whole width of the page.
+    """
 
     title: str
     caption: str
@@ -45,7 +62,13 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """Plots and tables under one title."""
+    """Plots and tables under one title.
+
+    Attributes:
+        title: the title.
+        plots: the plots.
+        tables: the tables, below the plots.
+    """
 
     title: str
     plots: Sequence[Plot]
@@ -54,7 +77,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure in large print at the top of the report."""
+    """A figure in large print at the top of the report.
+
+    Attributes:
+        title: the name of the figure.
+        value: the figure.
+        detail: a second, smaller line; it may be empty.
+    """
 
     title: str
     value: str
@@ -62,7 +91,12 @@ class Headline:
 
 
 def value_at(run: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path; None where any step is missing."""
+    """Return the value at a dotted path; None where any step is missing.
+
+    Args:
+        run: nested mappings, as JSON holds them.
+        path: the keys, joined by dots.
+    """
     value: Any = run
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -70,24 +104,41 @@ def value_at(run: Mapping[str, Any], path: str) -> Any:
 
 
 def format_number(value: Any, form: str) -> str:
-    """Format a number by `form`; a dash for None and NaN, ∞ for infinity."""
+    """Format a number by `form`; a dash for None and NaN, ∞ for infinity.
+
+    Args:
+        value: a number or None.
+        form: a format as `format` takes it.
+    """
     if value is None or math.isnan(float(value)):
         return MISSING
     return ("∞" if value > 0 else "−∞") if math.isinf(float(value)) else format(value, form).replace("-", "−")
 
 
 def format_loss(value: Any) -> str:
-    """Format a loss in nats per token."""
+    """Format a loss in nats per token.
+
+    Args:
+        value: a loss or None.
+    """
     return format_number(value, ".3f")
 
 
 def format_epsilon(value: Any) -> str:
-    """Format an ε."""
+    """Format an ε.
+
+    Args:
+        value: an ε or None.
+    """
     return format_number(value, ".2f")
 
 
 def format_size(value: Any) -> str:
-    """Format a number of bytes in decimal units."""
+    """Format a number of bytes in decimal units.
+
+    Args:
+        value: the number of bytes, or None.
+    """
     if value is None:
         return MISSING
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -97,14 +148,22 @@ def format_size(value: Any) -> str:
 
 
 def format_duration(value: Any) -> str:
-    """Format seconds, from one minute on as minutes and seconds."""
+    """Format seconds, from one minute on as minutes and seconds.
+
+    Args:
+        value: seconds, or None.
+    """
     if value is None:
         return MISSING
     return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60)} s"
 
 
 def make_headlines(run: Mapping[str, Any]) -> list[Headline]:
-    """Return the main figures: losses, ε, traffic, erasure, time."""
+    """Return the main figures: losses, ε, traffic, erasure, time.
+
+    Args:
+        run: the content of `run.json`; every part of it may be missing.
+    """
     headlines: list[Headline] = []
     public, private, erasure = (
         value_at(run, "loss.public") or {},

@@ -40,7 +40,11 @@ BLOCK = ("without", "with", "after_erasure")
 
 
 def make_sections(run: Run) -> list[Section]:
-    """Return all sections that `run` has data for, in reading order."""
+    """Return all sections that `run` has data for, in reading order.
+
+    Args:
+        run: the content of `run.json`; every part of it may be missing.
+    """
     layout: list[tuple[str, list[Callable[[Run], Plot | None]], list[Callable[[Run], Table | None]]]] = [
         ("Learning", [phase_plot, frequency_plot], [public_loss_table]),
         ("Private blocks", [epsilon_plot], [epsilon_table, private_loss_table]),
@@ -60,22 +64,38 @@ def make_sections(run: Run) -> list[Section]:
 
 
 def drop_missing(parts: Iterable[Part | None]) -> list[Part]:
-    """Return the parts that are not None."""
+    """Return the parts that are not None.
+
+    Args:
+        parts: the parts, in their order.
+    """
     return [part for part in parts if part is not None]
 
 
 def make_rows(*lines: Sequence[object]) -> list[list[Cell]]:
-    """Turn plain lines into cells; a Cell stays as it is."""
+    """Turn plain lines into cells; a Cell stays as it is.
+
+    Args:
+        lines: the items of each line.
+    """
     return [[item if isinstance(item, Cell) else Cell(str(item)) for item in line] for line in lines]
 
 
 def rows_with_values(*items: tuple[str, object]) -> list[list[Cell]]:
-    """Return rows of name and value, without those whose value is None."""
+    """Return rows of name and value, without those whose value is None.
+
+    Args:
+        items: name and value of each row.
+    """
     return make_rows(*(item for item in items if item[1] is not None))
 
 
 def phase_plot(run: Run) -> Plot | None:
-    """Return the plot of the loss along the run."""
+    """Return the plot of the loss along the run.
+
+    Args:
+        run: the content of `run.json`.
+    """
     points = value_at(run, "loss.by_phase")
     if not points:
         return None
@@ -85,7 +105,11 @@ def phase_plot(run: Run) -> Plot | None:
 
 
 def frequency_plot(run: Run) -> Plot | None:
-    """Return the plot of the bank's gain by the frequency of a document's cluster."""
+    """Return the plot of the bank's gain by the frequency of a document's cluster.
+
+    Args:
+        run: the content of `run.json`.
+    """
     buckets = [bucket for bucket in value_at(run, "loss.by_frequency") or [] if bucket.get("gain") is not None]
     if not buckets:
         return None
@@ -101,7 +125,11 @@ def frequency_plot(run: Run) -> Plot | None:
 
 
 def public_loss_table(run: Run) -> Table | None:
-    """Return the table of losses on held-out public text."""
+    """Return the table of losses on held-out public text.
+
+    Args:
+        run: the content of `run.json`.
+    """
     public = value_at(run, "loss.public") or {}
     losses = [(label, public[key]) for key, label in PUBLIC.items() if public.get(key) is not None]
     lines = [
@@ -114,14 +142,23 @@ def public_loss_table(run: Run) -> Table | None:
 
 
 def change_cell(value: float, base: float | None) -> Cell:
-    """Return the signed difference to `base` as a cell; a lower value is marked good."""
+    """Return the signed difference to `base` as a cell; a lower value is marked good.
+
+    Args:
+        value: the value.
+        base: the value to compare with; None for none.
+    """
     if base is None or value == base:
         return Cell("–")
     return Cell(f"{value - base:+.3f}".replace("-", "−"), "good" if value < base else "bad")
 
 
 def private_loss_table(run: Run) -> Table | None:
-    """Return the table of losses on held-out private text, for all blocks together and for each."""
+    """Return the table of losses on held-out private text, for all blocks together and for each.
+
+    Args:
+        run: the content of `run.json`.
+    """
     overall, blocks = value_at(run, "loss.private") or {}, value_at(run, "loss.private_blocks") or []
     lines = [("overall", *(format_loss(overall.get(key)) for key in BLOCK))] if overall.get("with") is not None else []
     lines += [(f"{b['device']}, {b['topic']}", *(format_loss(b.get(key)) for key in BLOCK)) for b in blocks]
@@ -135,7 +172,11 @@ def private_loss_table(run: Run) -> Table | None:
 
 
 def epsilon_plot(run: Run) -> Plot | None:
-    """Return the plot of the ε of each private block."""
+    """Return the plot of the ε of each private block.
+
+    Args:
+        run: the content of `run.json`.
+    """
     blocks = [block for block in value_at(run, "epsilon.blocks") or [] if math.isfinite(block["epsilon"])]
     if not blocks:
         return None
@@ -146,7 +187,11 @@ def epsilon_plot(run: Run) -> Plot | None:
 
 
 def epsilon_table(run: Run) -> Table | None:
-    """Return the table of ε and δ of each private block and of the federated part."""
+    """Return the table of ε and δ of each private block and of the federated part.
+
+    Args:
+        run: the content of `run.json`.
+    """
     lines = [
         (f"{b['device']}, {b['topic']}", format_epsilon(b["epsilon"]), f"{b['delta']:.0e}")
         for b in value_at(run, "epsilon.blocks") or []
@@ -164,7 +209,11 @@ def epsilon_table(run: Run) -> Table | None:
 
 
 def erasure_table(run: Run) -> Table | None:
-    """Return the table of the erasure and its receipt."""
+    """Return the table of the erasure and its receipt.
+
+    Args:
+        run: the content of `run.json`.
+    """
     facts = value_at(run, "erasure") or {}
     if not facts.get("status"):
         return None
@@ -181,7 +230,11 @@ def erasure_table(run: Run) -> Table | None:
 
 
 def residue_table(run: Run) -> Table | None:
-    """Return the table of private records found in the clear in the run folder."""
+    """Return the table of private records found in the clear in the run folder.
+
+    Args:
+        run: the content of `run.json`.
+    """
     scan = value_at(run, "residue") or {}
     lines = [
         (f"{when} the erasure", Cell(str(scan[when]), "bad" if scan[when] else "good"))
@@ -194,7 +247,11 @@ def residue_table(run: Run) -> Table | None:
 
 
 def bytes_plot(run: Run) -> Plot | None:
-    """Return the plot of the traffic of each round."""
+    """Return the plot of the traffic of each round.
+
+    Args:
+        run: the content of `run.json`.
+    """
     rounds = value_at(run, "bytes.rounds")
     if not rounds:
         return None
@@ -206,7 +263,11 @@ def bytes_plot(run: Run) -> Plot | None:
 
 
 def bytes_table(run: Run) -> Table | None:
-    """Return the table of the traffic of each round."""
+    """Return the table of the traffic of each round.
+
+    Args:
+        run: the content of `run.json`.
+    """
     lines = [
         (f"round {r['round']}", format_size(r["up"]), format_size(r["down"]))
         for r in value_at(run, "bytes.rounds") or []
@@ -216,7 +277,11 @@ def bytes_table(run: Run) -> Table | None:
 
 
 def rounds_table(run: Run) -> Table | None:
-    """Return the table of held-out loss before and after the federated rounds."""
+    """Return the table of held-out loss before and after the federated rounds.
+
+    Args:
+        run: the content of `run.json`.
+    """
     figures = value_at(run, "loss.rounds") or {}
     before, after = figures.get("before"), figures.get("after")
     if before is None or after is None:
@@ -233,7 +298,11 @@ def rounds_table(run: Run) -> Table | None:
 
 
 def exchange_table(run: Run) -> Table | None:
-    """Return the table that compares a device's bytes in a round with exchanging the gradients of each step."""
+    """Return the table that compares a device's bytes in a round with exchanging the gradients of each step.
+
+    Args:
+        run: the content of `run.json`.
+    """
     traffic = value_at(run, "bytes") or {}
     if not traffic.get("below_per_step"):
         return None
@@ -248,7 +317,11 @@ def exchange_table(run: Run) -> Table | None:
 
 
 def placement_table(run: Run) -> Table | None:
-    """Return the table of the policy's decisions."""
+    """Return the table of the policy's decisions.
+
+    Args:
+        run: the content of `run.json`.
+    """
     figures = value_at(run, "placement") or {}
     share = figures.get("agreement")
     lines = rows_with_values(
@@ -259,14 +332,22 @@ def placement_table(run: Run) -> Table | None:
 
 
 def releases_table(run: Run) -> Table | None:
-    """Return the table of releases, in the order in which they were made."""
+    """Return the table of releases, in the order in which they were made.
+
+    Args:
+        run: the content of `run.json`.
+    """
     lines = [(str(i), Cell(digest)) for i, digest in enumerate(run.get("releases") or [], 1)]
     note = "A block answers on the release it was trained with."
     return Table("releases", "Releases", ("", "digest"), make_rows(*lines), note=note, wide=True) if lines else None
 
 
 def seconds_table(run: Run) -> Table | None:
-    """Return the table of the time of each phase."""
+    """Return the table of the time of each phase.
+
+    Args:
+        run: the content of `run.json`.
+    """
     by_phase = dict(value_at(run, "seconds") or {})
     total = by_phase.pop("total", None) or sum(by_phase.values())
     lines = [

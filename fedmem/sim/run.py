@@ -31,7 +31,11 @@ PhaseFunction = Callable[[Simulation], Facts]
 
 
 def phases_of(scenario: Scenario) -> dict[str, PhaseFunction]:
-    """Return the phases of a scenario by name, in their order."""
+    """Return the phases of a scenario by name, in their order.
+
+    Args:
+        scenario: the scenario.
+    """
     rounds = {f"rounds_{n}": federated.make_rounds_phase(n) for n in range(1, scenario.federation.releases + 1)}
     first: dict[str, PhaseFunction] = {
         "prepare": central.prepare,
@@ -167,7 +171,15 @@ def _prepare(
 
 
 def load_simulation(folder: RunFolder, progress: Progress) -> Simulation:
-    """Return the simulation that lies in a run folder."""
+    """Return the simulation that lies in a run folder.
+
+    Args:
+        folder: the folder of a run.
+        progress: called as `Progress` says.
+
+    Raises:
+        VerificationFailed: the inputs of the run are damaged.
+    """
     inputs = folder.inputs()
     scenario = from_dict(inputs["scenario"])
     corpus = Path(inputs["corpus"]) if inputs["corpus"] else None

@@ -84,7 +84,11 @@ def list_runs() -> list[dict[str, Any]]:
 
 
 def find_free_name(scenario: str) -> str:
-    """Return the first free name: the scenario's name and a number."""
+    """Return the first free name: the scenario's name and a number.
+
+    Args:
+        scenario: the name of the scenario.
+    """
     number = 1
     while (paths.runs_dir() / f"{scenario}-{number:04d}").exists():
         number += 1
@@ -92,7 +96,14 @@ def find_free_name(scenario: str) -> str:
 
 
 def find_unfinished(inputs: dict[str, Any]) -> Path | None:
-    """Return the newest unfinished run with the same inputs, or None."""
+    """Return the newest unfinished run with the same inputs, or None.
+
+    Args:
+        inputs: the inputs of a run; `id` is not compared.
+
+    Returns:
+        The folder of the run.
+    """
     for folder in reversed(run_folders()):
         if not folder.run_json.exists() and have_same_inputs(folder.inputs(), inputs):
             return folder.root
@@ -100,5 +111,10 @@ def find_unfinished(inputs: dict[str, Any]) -> Path | None:
 
 
 def have_same_inputs(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return True if two runs have the same inputs; their random ids are not compared."""
+    """Return True if two runs have the same inputs; their random ids are not compared.
+
+    Args:
+        first: the inputs of one run.
+        second: the inputs of the other run.
+    """
     return {**first, "id": ""} == {**second, "id": ""}

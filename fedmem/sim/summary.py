@@ -59,12 +59,21 @@ def _spends(sim: Simulation, device: int) -> list[Any]:
 
 
 def release_digests(sim: Simulation, facts: dict[str, Facts]) -> list[str]:
-    """Return the digests of the releases, oldest first."""
+    """Return the digests of the releases, oldest first.
+
+    Args:
+        sim: the simulation.
+        facts: the facts of its finished phases, by phase.
+    """
     return [facts[f"rounds_{number + 1}"]["release"] for number in range(sim.scenario.federation.releases)]
 
 
 def summarise_run(sim: Simulation) -> Facts:
-    """Return the content of `run.json`."""
+    """Return the content of `run.json`.
+
+    Args:
+        sim: the simulation; every phase is done.
+    """
     facts = sim.folder.facts()
     evaluation, erasure_facts = facts["evaluate"], facts["erase"]
     return {

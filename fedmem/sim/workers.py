@@ -105,6 +105,9 @@ class Workers:
     def ask(self, requests: Sequence[Request]) -> None:
         """Queue requests; a request that is already queued runs once.
 
+        Args:
+            requests: the requests of a round.
+
         Raises:
             Refused: the workers have been closed.
             RemoteError: a worker process did not start.
@@ -130,6 +133,9 @@ class Workers:
 
     def reply(self, request: Request) -> Answer:
         """Wait for the answer to a queued request.
+
+        Args:
+            request: a request that `ask` was called with.
 
         Raises:
             WorkerLost: a worker died, or was silent for `patience` seconds.

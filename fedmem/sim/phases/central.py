@@ -31,7 +31,14 @@ CURVE_POINTS = 6
 
 
 def prepare(sim: Simulation) -> Facts:
-    """Train the tokenizer and the cluster tree, and place every device's records."""
+    """Train the tokenizer and the cluster tree, and place every device's records.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `placement` as `count_placements` returns it, and the `attribution` of the text.
+    """
     texts, scenario = sim.population.coordinator, sim.scenario
     sim.progress("prepare", 1, 4, "tokenizer")
     tokenizer = train_tokenizer(texts, scenario.anchor.vocabulary)
@@ -56,6 +63,13 @@ def count_placements(sim: Simulation) -> Facts:
 
     Agreement is measured on records whose owner declared a topic, with the policy's decision without that declaration.
     Of the user's own text the number of private records is not written down.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        The counts `shared` and `private`, and the shares `agreement` and `topic_agreement`, 0 to 1. A figure that is
+        not measured is None.
     """
     decisions = [decision for placed in sim.placed for decision in placed.decisions]
     declared = [(i.text, i.declared) for placed in sim.placed for i in placed.items if i.declared]
@@ -72,7 +86,12 @@ def count_placements(sim: Simulation) -> Facts:
 
 
 def training_settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
-    """Return the training settings of a central phase."""
+    """Return the training settings of a central phase.
+
+    Args:
+        phase: the scenario's settings of the phase.
+        weight_decay: the weight decay of AdamW.
+    """
     return Settings(phase.steps, phase.batch, phase.lr, memory_lr=phase.memory_lr, weight_decay=weight_decay)
 
 
@@ -94,6 +113,10 @@ def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndar
 def pack_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
     """Pack texts by leaf cluster.
 
+    Args:
+        sim: the simulation; its tree and tokenizer exist.
+        texts: the documents.
+
     Returns:
         The packed rows, and the path of each row, of shape (rows, levels).
     """
@@ -107,6 +130,10 @@ def training_texts(sim: Simulation, phase: Phase) -> list[str]:
     """Return the texts that a central phase trains on.
 
     These are the coordinator's texts, or in a pooled phase the shareable texts of all devices.
+
+    Args:
+        sim: the simulation.
+        phase: the scenario's settings of the phase.
     """
     if phase.pooled:
         return [text for placed in sim.placed for text in placed.shareable()]
@@ -114,7 +141,14 @@ def training_texts(sim: Simulation, phase: Phase) -> list[str]:
 
 
 class Curve:
-    """The held-out loss of a small fixed sample during a phase, and the phase's progress."""
+    """The held-out loss of a small fixed sample during a phase, and the phase's progress.
+
+    Args:
+        sim: the simulation.
+        phase: the name of the phase.
+        steps: the number of its steps, for progress and intervals.
+        model: the anchor that is trained.
+    """
 
     def __init__(self, sim: Simulation, phase: str, steps: int, model: PreTrainedModel) -> None:
         self.sim, self.phase, self.steps, self.model = sim, phase, steps, model
@@ -148,7 +182,14 @@ class Curve:
 
 
 def pretrain_phase(sim: Simulation) -> Facts:
-    """Pretrain the anchor."""
+    """Pretrain the anchor.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `curve` and the number of the anchor's `parameters`.
+    """
     phase = sim.scenario.pretrain
     packed, _ = pack_with_paths(sim, training_texts(sim, phase))
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, sim.derive("anchor"))
@@ -159,7 +200,14 @@ def pretrain_phase(sim: Simulation) -> Facts:
 
 
 def cotrain_phase(sim: Simulation) -> Facts:
-    """Co-train anchor and bank, and the control if the scenario has one: the anchor alone, for as many tokens."""
+    """Co-train anchor and bank, and the control if the scenario has one: the anchor alone, for as many tokens.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `curve`.
+    """
     phase, seed = sim.scenario.cotrain, sim.derive("cotrain") % 2**32
     packed, paths_MP = pack_with_paths(sim, training_texts(sim, phase))
     model, control_steps = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0), _train_control(sim, packed, seed)

@@ -24,6 +24,9 @@ NEEDLE = 32
 def erase_phase(sim: Simulation) -> Facts:
     """Erase the first learned block, if there is one.
 
+    Args:
+        sim: the simulation.
+
     Returns:
         The erasure (status, receipt, verification), the residue before and after, and the loss after the erasure.
     """
@@ -68,12 +71,20 @@ def _erase(sim: Simulation, device: int, topic: str) -> Facts:
 
 
 def count_residue(sim: Simulation) -> int:
-    """Return the number of places below the run folder where private text lies in the clear."""
+    """Return the number of places below the run folder where private text lies in the clear.
+
+    Args:
+        sim: the simulation.
+    """
     return len(erasure.residue.scan(sim.folder.root, search_pieces(sim)))
 
 
 def search_pieces(sim: Simulation) -> dict[str, bytes]:
-    """Return a piece from the middle of every private record, by its number."""
+    """Return a piece from the middle of every private record, by its number.
+
+    Args:
+        sim: the simulation.
+    """
     texts = [
         item.text
         for placed in sim.placed
@@ -92,6 +103,11 @@ def _middle(text: str) -> bytes:
 
 def fresh_process_loss(sim: Simulation, device: int, topic: str) -> float:
     """Return the loss that `python -m fedmem.sim.measure` prints.
+
+    Args:
+        sim: the simulation.
+        device: the index of the device.
+        topic: the private topic.
 
     Raises:
         FedmemError: the process failed.

@@ -28,7 +28,15 @@ PREFIX = 24
 
 
 def evaluate_phase(sim: Simulation) -> Facts:
-    """Measure every loss of the report except the one after the erasure."""
+    """Measure every loss of the report except the one after the erasure.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `loss` and `rounds` of public text, `by_frequency`, and a row of `private_blocks` for each block of generated
+        text.
+    """
     # Exact losses on the user's private text would leave the boundary, so they are not computed (docs/design.md, §7).
     learned, facts = sim.population.learned if sim.population.generated else [], _public_losses(sim)
     rows = list[Facts]()

@@ -43,12 +43,24 @@ DEADLINE = 60.0
 
 
 def device_plan(sim: Simulation) -> DevicePlan:
-    """Return the federation's public terms, over all releases."""
+    """Return the federation's public terms, over all releases.
+
+    Args:
+        sim: the simulation.
+    """
     return terms.device_plan(sim.scenario)
 
 
 def open_journal(sim: Simulation, arm: str) -> Journal:
-    """Return the round journal of an arm; the ledger of the federation is `ledger.jsonl` in the run folder."""
+    """Return the round journal of an arm; the ledger of the federation is `ledger.jsonl` in the run folder.
+
+    Args:
+        sim: the simulation.
+        arm: `memory` or `control`.
+
+    Raises:
+        VerificationFailed: an entry was changed.
+    """
     ledger = AppendLog(sim.folder.root / "ledger.jsonl") if arm == "memory" else None
     return Journal(sim.state(f"rounds-{arm}"), ledger)
 
@@ -58,13 +70,21 @@ def arm_names(sim: Simulation) -> tuple[str, ...]:
 
     The control takes part only where the anchor is federated without noise. With noise, a second federation would spend
     ε again.
+
+    Args:
+        sim: the simulation.
     """
     federation, control = sim.scenario.federation, sim.scenario.anchor.control
     return ARMS if control and "anchor" in federation.parts and federation.noise_multiplier == 0 else ARMS[:1]
 
 
 def load_arm(sim: Simulation, arm: str) -> Federated:
-    """Return anchor and bank of an arm after co-training, with the federated part marked."""
+    """Return anchor and bank of an arm after co-training, with the federated part marked.
+
+    Args:
+        sim: the simulation; co-training is done.
+        arm: `memory` or `control`.
+    """
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
     if arm == "control":
         parameters.load(sim.state("control.safetensors"), model, sim.spec)
@@ -74,7 +94,16 @@ def load_arm(sim: Simulation, arm: str) -> Federated:
 
 
 def load_arm_at(sim: Simulation, arm: str, done: int) -> Federated:
-    """Return an arm after `done` closed rounds, from the checkpoints of its journal."""
+    """Return an arm after `done` closed rounds, from the checkpoints of its journal.
+
+    Args:
+        sim: the simulation; co-training is done.
+        arm: `memory` or `control`.
+        done: the number of closed rounds; 0 for the arm before them.
+
+    Raises:
+        NothingMatched: the round is not closed.
+    """
     part = load_arm(sim, arm)
     if arm in arm_names(sim) and done:
         part.load(open_journal(sim, arm).params_at(done))
@@ -82,7 +111,11 @@ def load_arm_at(sim: Simulation, arm: str, done: int) -> Federated:
 
 
 def shareable_records(sim: Simulation) -> list[tuple[Packed, np.ndarray]]:
-    """Return, for each device, its shareable records as packed sequences and the path of each row."""
+    """Return, for each device, its shareable records as packed sequences and the path of each row.
+
+    Args:
+        sim: the simulation.
+    """
     return [pack_with_paths(sim, placed.shareable()) for placed in sim.placed]
 
 
@@ -100,7 +133,11 @@ def make_local_train(part: Federated, scenario: Scenario, packed: Packed, paths_
 
 
 def make_rounds_phase(number: int) -> Callable[[Simulation], Facts]:
-    """Return the phase that ends with release `number`, counted from 1."""
+    """Return the phase that ends with release `number`, counted from 1.
+
+    Args:
+        number: the number of the release.
+    """
 
     def phase(sim: Simulation) -> Facts:
         until, name = number * sim.scenario.federation.rounds, f"rounds_{number}"
@@ -129,6 +166,10 @@ def measured_rounds(first: int, last: int) -> list[int]:
     """Return the rounds after `first` whose held-out loss is measured, `last` included.
 
     Without rounds the list is empty.
+
+    Args:
+        first: the last round of the release before.
+        last: the last round of this release.
     """
     interval = max(1, (last - first) // CURVE_POINTS)
     return list(range(last, first, -interval))[::-1]
@@ -170,7 +211,11 @@ def _run_arm(sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], u
 
 
 def population_faults(sim: Simulation) -> Faults:
-    """Return the silent and hostile devices of this run."""
+    """Return the silent and hostile devices of this run.
+
+    Args:
+        sim: the simulation.
+    """
     f = sim.scenario.federation
     return Faults(sim.scenario.public.devices, f.silent, f.hostile, sim.derive("faults") % 2**32)
 
@@ -198,5 +243,9 @@ def _release(sim: Simulation, part: Federated) -> Release:
 
 
 def compute_epsilon(sim: Simulation) -> device_dp.Figures:
-    """Return the ε of the device-level part after all rounds."""
+    """Return the ε of the device-level part after all rounds.
+
+    Args:
+        sim: the simulation.
+    """
     return device_dp.figures(device_plan(sim), sim.scenario.federation.rounds * sim.scenario.federation.releases)

@@ -26,12 +26,23 @@ from fedmem.vault.vault import ALL, BlockInfo, NewRecord, Vault
 
 
 def first_release(sim: Simulation) -> Release:
-    """Return the release that private blocks are trained on and answer for."""
+    """Return the release that private blocks are trained on and answer for.
+
+    Args:
+        sim: the simulation; the phase `rounds_1` is done.
+    """
     return Release.load(sim.folder.releases / sim.facts("rounds_1")["release"])
 
 
 def private_phase(sim: Simulation) -> Facts:
-    """Fill the vaults of all devices, then learn the topics of each device."""
+    """Fill the vaults of all devices, then learn the topics of each device.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        The facts of each block, in the order of devices and topics.
+    """
     release, learned, blocks = first_release(sim), sim.population.learned, list[Facts]()
     total = len(learned) * sim.scenario.learning.steps
     for device in private_devices(sim):
@@ -68,7 +79,11 @@ def _open_or_create(sim: Simulation, device: int) -> Vault:
 
 
 def private_devices(sim: Simulation) -> list[int]:
-    """Return the indices of the devices with a private record; these devices have a vault."""
+    """Return the indices of the devices with a private record; these devices have a vault.
+
+    Args:
+        sim: the simulation.
+    """
     return [n for n, placed in enumerate(sim.placed) if any(d.placement == "private" for d in placed.decisions)]
 
 
@@ -115,7 +130,15 @@ def _learn(
 
 
 def privacy_plan(sim: Simulation, topic: Topic) -> PrivacyPlan:
-    """Return the scenario's public settings of DP-SGD, with the noise that meets the topic's ε and δ."""
+    """Return the scenario's public settings of DP-SGD, with the noise that meets the topic's ε and δ.
+
+    Args:
+        sim: the simulation.
+        topic: gives ε and δ.
+
+    Raises:
+        Refused: no noise reaches this ε.
+    """
     c = sim.scenario.learning
     return _calibrated(
         PrivacyPlan(c.sampling_rate, c.steps, c.clip, 0.0, c.sampling_rate * c.nominal, topic.delta, c.record_cap),

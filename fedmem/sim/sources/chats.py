@@ -30,7 +30,12 @@ SHORTEST = 40
 
 @dataclass(frozen=True, repr=False)
 class ChatSplit:
-    """The records of each device, and of the held-out people."""
+    """The records of people, divided over devices and held-out part.
+
+    Attributes:
+        devices: the records of each device, which is one person.
+        heldout: the records of the held-out people.
+    """
 
     devices: tuple[tuple[str, ...], ...]
     heldout: tuple[str, ...]
@@ -54,7 +59,11 @@ def load() -> list[tuple[str, ...]]:
 
 
 def group_by_person(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return records by person, from `{id: {"start": time, "messages": [[{"sender", "text", "timestamp"}]]}}`."""
+    """Return records by person; the person who wrote most comes first.
+
+    Args:
+        conversations: conversations by id, each `{"start": time, "messages": [[{"sender", "text", "timestamp"}]]}`.
+    """
     by_person: dict[str, list[str]] = defaultdict(list)
     for _, conversation in sorted(conversations.items(), key=lambda pair: (pair[1]["start"], pair[0])):
         lines_by_sender: dict[str, list[str]] = defaultdict(list)
