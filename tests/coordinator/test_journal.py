@@ -207,16 +207,6 @@ def test_what_has_a_promise_is_synced_and_what_has_none_is_not(tmp_path: Path, m
         assert names - {tmp_path.name} == files
 
 
-def test_a_finished_run_is_not_run_again(toy: Callable[..., Any]) -> None:
-    made = toy(**NOISY)
-    first, _, _ = made.run(until=2)
-    grid = made.grid()
-    again, coordinator, _ = made.run(until=2, grid=grid)
-    assert again == first
-    assert coordinator.finished_rounds == 2
-    assert grid.transcript.entries == []
-
-
 def test_a_changed_entry_is_noticed(tmp_path: Path) -> None:
     log = AppendLog(tmp_path / "log.jsonl")
     for number in range(3):
