@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fedmem.coordinator.bank_training import train_bank
-from fedmem.coordinator.build import build_bank, train_anchor
 from fedmem.coordinator.examine import verify_release
 from fedmem.coordinator.subtrees import SubtreeTraining, job_names, run_job, subtree_name
 from fedmem.errors import NothingMatched, UsageError, VerificationFailed, VersionMismatch
@@ -24,16 +23,9 @@ from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.seeds import derive_seed
 from fedmem.training.settings import Trained
 from fedmem.training.state import Watch
-from tests.coordinator.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
+from tests.coordinator.workplace import CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
 
 FROZEN = plan("frozen")
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bank")
-    train_anchor(CORPUS, folder / "anchor", ANCHOR, Watch())
-    return build_bank(CORPUS, folder / "anchor", folder, BANK, EMBEDDER)
 
 
 def train(release, folder, how=FROZEN, watch=None, **extra):
