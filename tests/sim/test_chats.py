@@ -1,39 +1,12 @@
 """People's chats as devices, on invented conversations: nothing of the real text is read here."""
 
-import json
 import traceback
 
 import pytest
 
 from fedmem.errors import UsageError
-from fedmem.policy.policy import Policy
-from fedmem.sim import population, scenario
 from fedmem.sim.sources import chats
-
-LONG = "a sentence of this invented person that is long enough to be a record"
-
-
-def message(sender, text, minute):
-    return {"sender": sender, "text": text, "timestamp": f"2018-01-01T00:{minute:02d}:00"}
-
-
-def talk(start, *messages):
-    return {"start": start, "messages": [[m] for m in messages], "prompt": "none", "ratings": {}}
-
-
-@pytest.fixture
-def invented(tmp_path, monkeypatch):
-    """Twenty people in pairs, each pair with three conversations; the person of number n writes n words more."""
-    talks = {}
-    for pair in range(10):
-        one, other = f"p{2 * pair:02d}", f"p{2 * pair + 1:02d}"
-        for n in range(3):
-            mine, theirs = (f"{LONG} {who} {n} " + "word " * int(who[1:]) for who in (one, other))
-            talks[f"t{pair}-{n}"] = talk(f"2018-01-0{n + 1}", message(one, mine, 1), message(other, theirs, 2))
-    path = tmp_path / "dataset.json"
-    path.write_text(json.dumps(talks), encoding="utf-8")
-    monkeypatch.setattr(chats, "package_file", lambda *_: path)
-    return path
+from tests.sim.people import LONG, message, talk
 
 
 def test_a_record_is_what_one_person_wrote_in_one_conversation_in_order():
@@ -81,14 +54,3 @@ def test_a_damaged_file_is_refused_without_a_word_of_it(invented, content):
 
 def test_a_split_does_not_show_its_text(invented):
     assert "invented" not in repr(chats.deal(chats.load(), devices=3, heldout_share=0.1, seed=3))
-
-
-def test_a_population_of_people_has_fresh_noise_and_public_text_of_its_own(invented):
-    data = scenario.load("chats").to_dict()
-    data["public"] |= {"devices": 12, "heldout_share": 0.2, "documents": 400}
-    built = population.build(scenario.from_dict(data), 7, None, Policy.load())
-    assert not built.generated
-    assert len(built.devices) == 12
-    assert not set(built.coordinator) & {item.text for items in built.devices for item in items}
-    assert chats.ATTRIBUTION in built.attribution
-    assert built.learned == []
