@@ -4,13 +4,17 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from fedmem.federation import flower_codec as records
+from fedmem.federation import wire
+from fedmem.federation.client_app import make_client_app
 from fedmem.federation.flower import ClientApp, Context, Message, RecordDict
-from fedmem.sim.inproc_grid import InProcessGrid
+from fedmem.sim.inproc_grid import NODE_BASE, InProcessGrid
+from tests.federation.conftest import Toy
 
 
 def pids(grid: InProcessGrid) -> list[int]:
@@ -53,3 +57,17 @@ def echo(act: Callable[[Message, Context], RecordDict]) -> ClientApp:
     app = ClientApp()
     app.train("anchor")(lambda message, context: Message(act(message, context), reply_to=message))
     return app
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Everything on disk: journal, ledger, checkpoints."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def clients(made: Toy) -> dict[int, ClientApp]:
+    return dict.fromkeys(range(len(made.texts)), make_client_app(made.device))
+
+
+def requests(made: Toy, order: Sequence[int]) -> list[Message]:
+    content = records.to_request(made.coordinator().open([NODE_BASE]).request)
+    return [Message(content, NODE_BASE + index, wire.TRAIN_ANCHOR, group_id="1") for index in order]

