@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from benchmarks.claims.text import Text
 from fedmem.anchor.presets import PRESETS, Shape, new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.buckets import by_frequency, leaf_frequency
+from fedmem.eval.buckets import group_by_frequency, leaf_frequency
 from fedmem.eval.controls import random_paths, second_best_paths, wrong_paths
 from fedmem.eval.perplexity import mean_loss, sequence_losses
 from fedmem.eval.retrieval import find_nearest, prepend_retrieved
@@ -202,7 +202,7 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
             model, targets, memory, lambda n, own_N=owner_N: [state.source(paths["prefix"][own_N[n]])]
         )
     frequency = leaf_frequency(paths["train"][:, -1], paths["heldout"][:, -1])[bench.heldout.document_N]
-    tail = by_frequency(frequency, bench.heldout.document_N, {"generic": generic, "fetched": fetched})
+    tail = group_by_frequency(frequency, bench.heldout.document_N, {"generic": generic, "fetched": fetched})
     grown = [*growth, found["generic"] - found["fetched"]]
     return found | {name: mean_loss(pair) for name, pair in controls.items()} | {"growth": grown, "by_frequency": tail}
 

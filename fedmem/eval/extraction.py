@@ -3,10 +3,11 @@
 Invariants
 - Decoding is greedy: the same model, memory and prompt give the same tokens.
 - Every score is in [0, 1]; 1 is a text that the model gives word for word.
-- A score belongs to one text, and the metric is the mean over a set. Only `continuations` returns text, to its caller.
+- A score belongs to one text, and the metric is the mean over a set. Only `generate_continuations` returns text, to its
+  caller.
 
     strength_N = extraction_strength(model, targets, memory, sources)
-    tokens = continuations(model, contexts, lengths, end, memory, sources)
+    tokens = generate_continuations(model, contexts, lengths, end, memory, sources)
 
 >>> rouge_l("the cat sat", "the black cat sat down").f1
 0.75
@@ -87,7 +88,7 @@ def select_sources(sources: SourcesOf | None, selected_M: np.ndarray) -> Sources
 
 
 @torch.no_grad()
-def continuations(
+def generate_continuations(
     model: PreTrainedModel,
     contexts: Sequence[Sequence[int]],
     lengths: Sequence[int],

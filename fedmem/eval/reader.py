@@ -20,7 +20,7 @@ import torch
 from fedmem.anchor.tokenizer import PAD, end_of_document
 from fedmem.device.private_fetch import shared_and_private
 from fedmem.eval.buckets import Losses
-from fedmem.eval.extraction import continuations, extraction_strength
+from fedmem.eval.extraction import extraction_strength, generate_continuations
 from fedmem.eval.perplexity import SourcesOf
 from fedmem.eval.targets import Targets, join_targets, target_losses
 from fedmem.memory.attach import attach
@@ -144,7 +144,7 @@ class Reader:
 
     def _continued(self, contexts: list[list[int]], ends: list[list[int]], sources: SourcesOf) -> list[str]:
         lengths = [len(ids) for ids in ends]
-        rows = continuations(self._model, contexts, lengths, self._end, self._memory, sources)
+        rows = generate_continuations(self._model, contexts, lengths, self._end, self._memory, sources)
         return [self._release.tokenizer.decode(ids) for ids in rows]
 
     def _sources(self, prompts: Sequence[str], private: Private) -> SourcesOf:

@@ -57,7 +57,7 @@ class Faults:
         """
         return bool(np.random.default_rng([self.seed, 1, number, device]).random() < self.silent)
 
-    def training(self, device: int, train: LocalTrain) -> LocalTrain:
+    def training_of(self, device: int, train: LocalTrain) -> LocalTrain:
         """Return the training of a device: its own, or for a hostile device the reversed one.
 
         Args:

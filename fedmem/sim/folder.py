@@ -124,7 +124,7 @@ class RunFolder:
         path = self.state / "phases.json"
         return read_json(path) if path.exists() else {}
 
-    def finish(self, phase: str, facts: Facts) -> None:
+    def finish_phase(self, phase: str, facts: Facts) -> None:
         """Record that a phase is done.
 
         Args:

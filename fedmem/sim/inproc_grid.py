@@ -168,7 +168,7 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         return reply if reply.has_error() else Arrived(parse_content(payload), reply, received)
 
     def _answer(self, request: Request) -> Answer:
-        return self._workers.reply(request) if self._workers else self._fleet.answer(request)
+        return self._workers.wait_for_reply(request) if self._workers else self._fleet.answer(request)
 
     def close(self) -> None:
         """End the workers; without workers, or if closed already, do nothing."""

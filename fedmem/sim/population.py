@@ -144,7 +144,7 @@ def _split_wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
 
 def _people_population(scenario: Scenario, seed: int) -> Population:
     """Return a population whose devices are people; the coordinator's text is its share of Wikipedia."""
-    split = chats.deal(
+    split = chats.deal_people(
         chats.load(),
         devices=scenario.public.devices,
         heldout_share=scenario.public.heldout_share,

@@ -38,7 +38,7 @@ def phases_of(scenario: Scenario) -> dict[str, PhaseFunction]:
     """
     rounds = {f"rounds_{n}": federated.make_rounds_phase(n) for n in range(1, scenario.federation.releases + 1)}
     first: dict[str, PhaseFunction] = {
-        "prepare": central.prepare,
+        "prepare": central.prepare_phase,
         "pretrain": central.pretrain_phase,
         "cotrain": central.cotrain_phase,
     }
@@ -141,7 +141,7 @@ def check_guarantees(data: dict[str, Any]) -> None:
 def _execute(sim: Simulation, phase: str, execute_phase: PhaseFunction) -> None:
     start = time.monotonic()
     facts = execute_phase(sim)
-    sim.folder.finish(phase, facts | {"seconds": round(time.monotonic() - start, 2)})
+    sim.folder.finish_phase(phase, facts | {"seconds": round(time.monotonic() - start, 2)})
 
 
 def _folder(inputs: Facts, scenario: Scenario, fresh: bool, name: str | None) -> RunFolder:

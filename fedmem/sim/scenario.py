@@ -222,7 +222,7 @@ class Scenario(toml.TomlTable, frozen=True):
         return digest(self.to_dict())
 
 
-def folder() -> Path:
+def scenarios_folder() -> Path:
     """Return the folder of the scenarios: inside the package, or beside it in a checkout."""
     inside = Path(str(resources.files("fedmem") / "sims"))
     return inside if inside.is_dir() else Path(__file__).parents[2] / "sims"
@@ -230,7 +230,7 @@ def folder() -> Path:
 
 def scenario_names() -> list[str]:
     """Return the names of the scenarios that come with fedmem."""
-    return sorted(path.stem for path in folder().glob("*.toml"))
+    return sorted(path.stem for path in scenarios_folder().glob("*.toml"))
 
 
 def load(name: str) -> Scenario:
@@ -242,7 +242,7 @@ def load(name: str) -> Scenario:
     Raises:
         UsageError: there is no such scenario, or it is invalid.
     """
-    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else scenarios_folder() / f"{name}.toml"
     try:
         data = path.read_bytes()
     except OSError:

@@ -9,7 +9,7 @@ Invariants
 
     workers = Workers(fleet, 2)
     workers.ask(requests)
-    [workers.reply(request) for request in requests]
+    [workers.wait_for_reply(request) for request in requests]
     workers.close()
 """
 
@@ -131,7 +131,7 @@ class Workers:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def reply(self, request: Request) -> Answer:
+    def wait_for_reply(self, request: Request) -> Answer:
         """Wait for the answer to a queued request.
 
         Args:

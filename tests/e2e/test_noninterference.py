@@ -48,12 +48,12 @@ def start(folder, topics):
     chosen = structs.replace(scenario.load(str(MINI)), private=topics)
     sim = Simulation(RunFolder(folder), chosen, 7, None, lambda *_: None)
     sim.folder.create({"id": "0", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
-    phases = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
+    phases = {"prepare": central.prepare_phase, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
     for name, work in phases.items():
-        sim.folder.finish(name, work(sim))
+        sim.folder.finish_phase(name, work(sim))
     if topics:
         everything_private_before_the_rounds(sim)
-    sim.folder.finish("rounds_1", federated.make_rounds_phase(1)(sim))
+    sim.folder.finish_phase("rounds_1", federated.make_rounds_phase(1)(sim))
     return sim
 
 
@@ -88,7 +88,7 @@ def everything_private_before_the_rounds(sim):
 def everything_private(sim):
     """Learn, search, fail, spend the budget, and erase."""
     if sim.scenario.private:
-        sim.folder.finish("private", private.private_phase(sim))
+        sim.folder.finish_phase("private", private.private_phase(sim))
         with open_vault(sim, 0) as vault:
             misuse(sim, vault, first_release(sim), sim.population.learned[0][1])
 

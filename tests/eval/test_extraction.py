@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmem.anchor.presets import new_anchor
-from fedmem.eval.extraction import continuations, extraction_strength, rouge_l
+from fedmem.eval.extraction import extraction_strength, generate_continuations, rouge_l
 from fedmem.eval.targets import join_targets
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
@@ -51,19 +51,19 @@ def greedy(number, context, length):
 def test_continuations_are_those_of_each_context_alone(batch):
     lengths = [n % 4 + 1 for n in range(9)]
     expected = [greedy(n, context, length) for n, (context, length) in enumerate(zip(CONTEXTS, lengths, strict=True))]
-    assert continuations(MODEL, CONTEXTS, lengths, VOCABULARY - 1, MEMORY, sources, batch) == expected
+    assert generate_continuations(MODEL, CONTEXTS, lengths, VOCABULARY - 1, MEMORY, sources, batch) == expected
 
 
 def test_continuations_without_sources_are_those_of_the_bare_anchor():
-    bare = continuations(MODEL, CONTEXTS, [4] * 9, VOCABULARY - 1, MEMORY)
-    assert bare == continuations(new_anchor("nano", VOCABULARY, 0), CONTEXTS, [4] * 9, VOCABULARY - 1)
-    assert bare != continuations(MODEL, CONTEXTS, [4] * 9, VOCABULARY - 1, MEMORY, sources)
+    bare = generate_continuations(MODEL, CONTEXTS, [4] * 9, VOCABULARY - 1, MEMORY)
+    assert bare == generate_continuations(new_anchor("nano", VOCABULARY, 0), CONTEXTS, [4] * 9, VOCABULARY - 1)
+    assert bare != generate_continuations(MODEL, CONTEXTS, [4] * 9, VOCABULARY - 1, MEMORY, sources)
 
 
 def test_a_continuation_ends_with_the_document():
     spoken = greedy(0, CONTEXTS[0], 4)
     end = spoken[2]
-    assert continuations(MODEL, CONTEXTS[:1], [4], end, MEMORY, sources) == [spoken[: spoken.index(end)]]
+    assert generate_continuations(MODEL, CONTEXTS[:1], [4], end, MEMORY, sources) == [spoken[: spoken.index(end)]]
 
 
 @torch.no_grad()

@@ -30,5 +30,5 @@ def start(root: Path) -> Simulation:
     folder.create({"id": "5eed", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
     sim = Simulation(folder, chosen, 7, None, lambda *_: None)
     for name in ("prepare", "pretrain", "cotrain", "rounds_1"):
-        folder.finish(name, phases_of(chosen)[name](sim) | {"seconds": 1.0})
+        folder.finish_phase(name, phases_of(chosen)[name](sim) | {"seconds": 1.0})
     return sim

@@ -27,21 +27,21 @@ def test_people_are_dealt_whole_and_the_held_out_do_not_depend_on_the_devices(in
     everyone = chats.load()
     assert len(everyone) == 20
     assert "p19" in everyone[0][0]
-    few, many = (chats.deal(everyone, devices=n, heldout_share=0.1, seed=3) for n in (4, 16))
+    few, many = (chats.deal_people(everyone, devices=n, heldout_share=0.1, seed=3) for n in (4, 16))
     assert few.heldout == many.heldout
     assert many.devices[:4] == few.devices
     held = set(few.heldout)
     assert len(held) == 6
     assert not held & {record for hand in many.devices for record in hand}
     assert all(len({record.split()[14] for record in hand}) == 1 for hand in many.devices)
-    assert chats.deal(everyone, devices=4, heldout_share=0.1, seed=4).heldout != few.heldout
+    assert chats.deal_people(everyone, devices=4, heldout_share=0.1, seed=4).heldout != few.heldout
 
 
 def test_too_many_devices_are_refused(invented):
     with pytest.raises(UsageError, match="18 people"):
-        chats.deal(chats.load(), devices=19, heldout_share=0.1, seed=3)
+        chats.deal_people(chats.load(), devices=19, heldout_share=0.1, seed=3)
     with pytest.raises(UsageError):
-        chats.deal(chats.load(), devices=3, heldout_share=0.0, seed=3)
+        chats.deal_people(chats.load(), devices=3, heldout_share=0.0, seed=3)
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": {"start": "x", "messages": [[{"sender": "zebrafinch"}]]}}', "[1]"])
@@ -53,4 +53,4 @@ def test_a_damaged_file_is_refused_without_a_word_of_it(invented, content):
 
 
 def test_a_split_does_not_show_its_text(invented):
-    assert "invented" not in repr(chats.deal(chats.load(), devices=3, heldout_share=0.1, seed=3))
+    assert "invented" not in repr(chats.deal_people(chats.load(), devices=3, heldout_share=0.1, seed=3))

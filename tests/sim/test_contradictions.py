@@ -20,7 +20,7 @@ from tests.sim.small import small_scenario
     ],
 )
 def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(tmp_path, old, new, said):
-    text = (scenario.folder() / "thousand.toml").read_text(encoding="utf-8")
+    text = (scenario.scenarios_folder() / "thousand.toml").read_text(encoding="utf-8")
     assert old in text
     path = tmp_path / "changed.toml"
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
@@ -30,7 +30,7 @@ def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(
 
 @pytest.mark.parametrize("cohort", ["", "cohort_size = 64\n"])
 def test_a_trimmed_mean_over_too_many_devices_is_refused_before_any_training(tmp_path, cohort):
-    text = (scenario.folder() / "quickstart.toml").read_text(encoding="utf-8")
+    text = (scenario.scenarios_folder() / "quickstart.toml").read_text(encoding="utf-8")
     path = tmp_path / "changed.toml"
     many = re.sub(r"(?m)^devices = \d+$", "devices = 65", text, count=1)
     path.write_text(many.replace("unsafe_no_dp", f"trim = 0.1\n{cohort}unsafe_no_dp", 1), encoding="utf-8")

@@ -25,7 +25,7 @@ def train(params: wire.Params, config: TrainConfig) -> wire.Params:
 def federation(folder, faults):
     apps = {
         n: make_client_app(
-            lambda _, n=n: Device(n, InprocPort([], PLAN, SHAPES), PLAN, SHAPES, faults.training(n, train))
+            lambda _, n=n: Device(n, InprocPort([], PLAN, SHAPES), PLAN, SHAPES, faults.training_of(n, train))
         )
         for n in range(10)
     }

@@ -33,9 +33,9 @@ def test_a_folder_that_cannot_be_made_is_absent_and_typed(tmp_path: Path, monkey
 def test_facts_of_phases_are_kept_beside_each_other_and_the_last_ones_count(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a")
     folder.create({})
-    folder.finish("prepare", {"seconds": 1})
-    folder.finish("pretrain", {"seconds": 2})
-    folder.finish("prepare", {"seconds": 3})
+    folder.finish_phase("prepare", {"seconds": 1})
+    folder.finish_phase("pretrain", {"seconds": 2})
+    folder.finish_phase("prepare", {"seconds": 3})
     assert folder.facts() == {"prepare": {"seconds": 3}, "pretrain": {"seconds": 2}}
 
 

@@ -22,7 +22,7 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         folder.create({"id": name, "scenario": {"name": "mini"}, "seed": seed, "corpus": None})
         age = next(ages)
         os.utime(folder.state / "inputs.json", (age, age))
-        folder.finish("prepare", {"seconds": 1})
+        folder.finish_phase("prepare", {"seconds": 1})
         if finished:
             write_json(folder.run_json, {"name": "elsewhere", "scenario": "mini", "seed": seed, "state": "completed"})
         return folder

@@ -6,7 +6,7 @@ from fedmem.errors import UsageError
 from fedmem.sim import scenario
 from fedmem.sim.terms import device_plan, steps_by_round
 
-GOOD = scenario.folder() / "quickstart.toml"
+GOOD = scenario.scenarios_folder() / "quickstart.toml"
 
 
 def changed(tmp_path, old, new):

@@ -93,8 +93,8 @@ def test_the_kind_of_text(started: Simulation, corpus: Any, generated: bool, kin
 
 def test_a_summary_holds_the_results_of_every_phase(sim: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = {"loss": {"fetched": 4.5}, "rounds": {}, "private_blocks": [], "by_frequency": [], "seconds": 2.0}
-    sim.folder.finish("evaluate", evaluation)
-    sim.folder.finish("erase", {"residue": {"before": 0, "after": None}, "seconds": 0.5})
+    sim.folder.finish_phase("evaluate", evaluation)
+    sim.folder.finish_phase("erase", {"residue": {"before": 0, "after": None}, "seconds": 0.5})
     data = summary.summarise_run(sim)
     assert json.loads(json.dumps(data, allow_nan=False)) == data
     assert data["seconds"]["total"] == 4 * 1.0 + 2.5

@@ -30,7 +30,7 @@ CURVE_POINTS = 6
 """The number of measurements of held-out loss in a phase, or a few more."""
 
 
-def prepare(sim: Simulation) -> Facts:
+def prepare_phase(sim: Simulation) -> Facts:
     """Train the tokenizer and the cluster tree, and place every device's records.
 
     Args:

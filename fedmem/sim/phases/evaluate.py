@@ -10,7 +10,7 @@ Invariants
 
 import numpy as np
 
-from fedmem.eval.buckets import Losses, by_frequency, leaf_frequency
+from fedmem.eval.buckets import Losses, group_by_frequency, leaf_frequency
 from fedmem.eval.controls import wrong_paths
 from fedmem.eval.perplexity import mean_loss, sequence_losses
 from fedmem.memory.block import source_for_all
@@ -74,7 +74,7 @@ def _public_losses(sim: Simulation) -> Facts:
     return {
         "loss": {name: mean_loss(losses) for name, losses in arms.items()},
         "rounds": _change_by_rounds(mean_loss(fetched(start, paths_NP)), mean_loss(arms["fetched"])) if rounds else {},
-        "by_frequency": by_frequency(
+        "by_frequency": group_by_frequency(
             leaf_frequency(train_DP[:, -1], paths_NP[:, -1]),
             sequences.document_N,
             {name: arms[name] for name in ("anchor", "fetched")},

@@ -187,7 +187,7 @@ def _run_arm(sim: Simulation, arm: str, data: list[tuple[Packed, np.ndarray]], u
             ports[index],
             plan,
             shapes,
-            faults.training(index, make_local_train(part, sim.scenario, packed, paths_MP)),
+            faults.training_of(index, make_local_train(part, sim.scenario, packed, paths_MP)),
             failed=simulation_log.failed,
         )
     settings = replace(terms.round_settings(sim.scenario, sim.derive("rounds") >> 1), deadline=DEADLINE)

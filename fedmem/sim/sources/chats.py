@@ -8,7 +8,7 @@ Invariants
 - The people are real. This module prints, logs and quotes nothing, and no error or cause holds a part of the file.
 
     people = load()
-    split = deal(people, devices=256, heldout_share=0.05, seed=7)
+    split = deal_people(people, devices=256, heldout_share=0.05, seed=7)
 """
 
 import json
@@ -79,7 +79,9 @@ def group_by_person(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
     return [tuple(records) for _, records in ranked]
 
 
-def deal(records_by_person: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int) -> ChatSplit:
+def deal_people(
+    records_by_person: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int
+) -> ChatSplit:
     """Hold out a share of all people, drawn by seed; of the others, those who wrote most become the devices.
 
     The choice of held-out people does not depend on the number of devices.
