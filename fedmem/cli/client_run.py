@@ -23,7 +23,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @vault_options
 @click.option("--release", required=True, type=click.Path(path_type=Path), help="Folder of the release.")
 @click.option("--terms", required=True, type=FILE, help="The federation's public terms, from its coordinator.")
-@click.option("--policy", default="default", show_default=True, help="The policy that places records.")
+@click.option("--policy", default="default", show_default=True, help="The policy: places records, sets the budget.")
 @click.option("--superlink", metavar="HOST:PORT", help="Address of the coordinator's SuperLink.")
 @click.option("--insecure", is_flag=True, help="Connect without TLS. For a SuperLink on this machine.")
 @click.option("--root-certificates", type=FILE, help="PEM file to check the SuperLink's certificate with.")
@@ -39,7 +39,8 @@ def run(subject: str, vault_path: str | None, secret: Secret, **options: Any) ->
 
     This process opens the vault and gives out only records that the policy places as shared. Flower's SuperNode runs in
     another process and trains on these records. It sends an update only after this process has checked it and entered
-    it in the egress ledger.
+    it in the egress ledger. The exit code is 4 if the federation would pass the budget that the policy sets for all
+    federations of this device together, or if its plan adds no noise and the policy does not say allow_no_dp = true.
     """
     from fedmem.cli.client import stop_on_signal
     from fedmem.device.running import Running
@@ -54,8 +55,9 @@ def run(subject: str, vault_path: str | None, secret: Secret, **options: Any) ->
         Agreement.load(options["terms"]),
         options["release"].resolve(),
     )
+    rounds = device.agreement.plan.rounds
     with stop_on_signal() as stop:
-        released = device.run(stop, say_ready, node)
+        released = device.run(stop, lambda runtime, granted: say_ready(runtime, granted, rounds), node)
     data = {"released": released}
     emit("client.run", data, lambda out: pairs(out, data.items()))
 
@@ -73,8 +75,10 @@ def node_options(options: dict[str, Any]) -> Any:
     return Options(**{name: options[name] for name in names})
 
 
-def say_ready(runtime: "Runtime") -> None:
-    """Tell the operator the folder of the device's socket."""
+def say_ready(runtime: "Runtime", granted: int, rounds: int) -> None:
+    """Tell the operator the folder of the device's socket, and rounds of the plan that its budget does not cover."""
     from fedmem.federation.runtime import DEVICE
 
+    if granted < rounds:
+        say(f"The device's budget covers {granted} of the plan's {rounds} rounds. In the others it answers with zeros.")
     say(f"The vault process listens. A SuperNode of your own needs {DEVICE}={runtime.folder}")

@@ -1,4 +1,4 @@
-"""`fedmem client egress`: list every message that left this device.
+"""`fedmem client egress`: list every message that left this device, and show what all federations cost it together.
 
 Invariants
 - Only public facts of messages are shown: type, round, size, digest, ε. The content of a message is never shown.
@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedmem.cli.options import Secret, open_vault, vault_options
-from fedmem.cli.output import emit, json_option, plain, say, table
+from fedmem.cli.output import emit, json_option, pairs, plain, say, table
 from fedmem.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedmem.privacy.statement import LifetimeSpent
     from fedmem.sdk.egress import SentMessage
 
 SCHEMA = "client.egress"
@@ -28,29 +31,54 @@ COLUMNS = ("when", "message", "round", "bytes", "epsilon", "delta", "run", "dige
 @click.command(epilog="Example: fedmem client egress --subject ana --since 2026-11-01")
 @vault_options
 @click.option("--since", metavar="DATE", help="First date to show: 2026-11-22, or a time as 2026-11-22T06:00+01:00.")
+@click.option("--policy", default="default", show_default=True, help="The policy that sets the device's budget.")
 @click.option("--export", type=click.Path(dir_okay=False, path_type=Path), help="Also write it to a new file, as JSON.")
 @json_option
-def egress(subject: str, vault_path: str | None, secret: Secret, since: str | None, export: Path | None) -> None:
+def egress(
+    subject: str, vault_path: str | None, secret: Secret, since: str | None, policy: str, export: Path | None
+) -> None:
     """List the messages that left this device: time, type, round, bytes, digest, and ε of the round against readers.
 
-    ε is that of one round, for the whole device. Against the coordinator it is unbounded. The exit code is 6 if the
-    ledger was edited or shortened.
+    ε of a message is that of one round, for the whole device. Lifetime ε composes all rounds of all federations that
+    this device answered; the policy sets its budget. Against the coordinator both are unbounded. The exit code is 6 if
+    the ledger was edited or shortened.
     """
+    from fedmem.policy.policy import Policy
     from fedmem.sdk.egress import Egress
 
-    first = parse_since(since)
+    first, limits = parse_since(since), Policy.load(policy).federation
     with open_vault(subject, vault_path, secret, write=False) as vault:
         ledger = Egress(vault)
         lines, complete = [message_data(message) for message in ledger.since(first)], ledger.complete()
+        account = ledger.lifetime(limits)
     nbytes = sum(line["bytes"] for line in lines)
-    data = {"complete": complete, "messages": len(lines), "bytes": nbytes, "entries": lines}
+    figures = {"complete": complete, "messages": len(lines), "bytes": nbytes}
+    data = {**figures, "epsilon": account_data(account), "entries": lines}
     if export is not None:
         export_envelope(export, data)
     if not complete:
-        say("This vault was restored from a backup: messages that left after that backup are not in the list.")
+        say(
+            "This vault was restored from a backup: messages that left after that backup are not in the list. So ε"
+            " of all federations is not bounded."
+        )
     if not lines:
         say("No message left this device." if since is None else "No message left this device since then.")
-    emit(SCHEMA, data, lambda out: table(out, COLUMNS, [[line[name] for name in COLUMNS] for line in lines]))
+    emit(SCHEMA, data, lambda out: print_egress(out, lines, account))
+
+
+def print_egress(out: "Console", lines: list[dict[str, Any]], account: "LifetimeSpent") -> None:
+    """Print the messages and the account of the device."""
+    from fedmem.privacy.report import lifetime_rows
+
+    table(out, COLUMNS, [[line[name] for name in COLUMNS] for line in lines])
+    out.print("")
+    pairs(out, lifetime_rows(account))
+
+
+def account_data(account: "LifetimeSpent") -> dict[str, Any]:
+    """Return the account of the device as data of the JSON envelope. An infinite ε is null."""
+    fields = asdict(account)
+    return {"lifetime": fields.pop("epsilon"), **fields}
 
 
 def message_data(message: "SentMessage") -> dict[str, Any]:

@@ -35,13 +35,19 @@ privacy.add_command(audit)
 @vault_options
 @json_option
 def budget(subject: str, vault_path: str | None, secret: Secret) -> None:
-    """Show ε of the subject and of every training run, including erased and failed runs."""
+    """Show ε of the subject and of every training run, including erased and failed runs.
+
+    A text that was erased and added again is a new record. For its author the second bound holds: all trainings of a
+    topic composed.
+    """
     from fedmem.sdk.privacy import Privacy
 
     with open_vault(subject, vault_path, secret, write=False) as vault:
         spent = Privacy(vault).budget()
     rows = [(run.block, run.topic, run.epsilon) for run in spent.runs]
-    rows.append(("all", f"bound for every record at δ = {spent.delta:g}, {spent.accountant.upper()}", spent.epsilon))
+    terms = f"at δ = {spent.delta:g}, {spent.accountant.upper()}"
+    rows.append(("all", f"bound for every record {terms}", spent.epsilon))
+    rows.append(("all", f"bound for a text that was erased and added again {terms}", spent.epsilon_readded))
     emit("privacy.budget", asdict(spent), lambda out: table(out, ("block", "topic", "ε"), rows))
 
 
@@ -60,9 +66,9 @@ def report(subject: str, vault_path: str | None, secret: Secret, policy: str, ht
     from fedmem.privacy.report import page
     from fedmem.sdk.privacy import Privacy
 
-    budgets = Policy.load(policy).topics
+    chosen = Policy.load(policy)
     with open_vault(subject, vault_path, secret, write=False) as vault:
-        statement = Privacy(vault).report(budgets)
+        statement = Privacy(vault).report(chosen.topics, chosen.federation)
     if html is not None:
         write_private(html, page(statement))
     emit("privacy.report", asdict(statement) | {"html": html}, lambda out: print_statement(out, statement, html))
@@ -94,15 +100,21 @@ def verify(subject: str, vault_path: str | None, secret: Secret) -> None:
 
 def print_statement(out: "Console", statement: "Statement", html: Path | None) -> None:
     """Print a statement of the privacy spent."""
-    from fedmem.privacy.report import down, up
+    from fedmem.privacy.report import down, lifetime_rows, up
 
     exact = None if statement.epsilon_pld is None else up(statement.epsilon_pld)
     pairs(out, [("unit", statement.unit), ("neighbours", statement.adjacency), ("δ", f"{statement.delta:g}"),
-                ("ε by PLD", exact), ("ε by RDP", up(statement.epsilon_rdp))])  # fmt: skip
-    topics = [(topic.topic, topic.budget, up(topic.epsilon), down(topic.left)) for topic in statement.topics]
-    titled_table(out, "Topics", ("topic", "budget ε", "spent ε", "left"), topics)
-    columns = ("block", "topic", "release", "rate", "σ", "steps", "ε alone", "state")
+                ("ε by PLD", exact), ("ε by RDP", up(statement.epsilon_rdp)),
+                ("ε of a text added again", up(statement.epsilon_readded))])  # fmt: skip
+    topics = [
+        (topic.topic, topic.budget, up(topic.epsilon), down(topic.left), up(topic.epsilon_readded))
+        for topic in statement.topics
+    ]
+    titled_table(out, "Topics", ("topic", "budget ε", "spent ε", "left", "ε of a text added again"), topics)
+    columns = ("block", "topic", "release", "rate", "σ", "steps", "ε alone", "δ", "state")
     titled_table(out, "Runs", columns, [run_row(run) for run in statement.runs])
+    out.print("\nFederations of this device, all together")
+    pairs(out, lifetime_rows(statement.lifetime))
     out.print("")
     pairs(out, [("public", line) for line in statement.public])
     pairs(out, [("not covered", line) for line in statement.not_covered])
@@ -121,7 +133,7 @@ def run_row(run: "Spent") -> tuple[Any, ...]:
     from fedmem.privacy.report import up
 
     settings = run.release[:12], run.sampling_rate, run.noise_multiplier, run.steps
-    return run.block, run.topic, *settings, up(run.epsilon), run.state
+    return run.block, run.topic, *settings, up(run.epsilon), f"{run.delta:g}", run.state
 
 
 def write_private(file: Path, text: str) -> None:

@@ -1,8 +1,10 @@
-"""Check in the vault process that an answer may leave the device: schema, clip norm, egress line, in this order.
+"""Check in the vault process that an answer may leave the device: schema, plan, clip norm, egress line, in this order.
 
 Invariants
 - A released answer is exactly the reply schema, and its decoded norm is at most the plan's clip norm. The gate refuses
   an answer; it never corrects one.
+- An update leaves only in a round of the plan that the device's account grants, and one answer a round. Zeros may leave
+  always: they are how every refusal looks from outside (I1).
 - The egress line is durable before `release` returns. If it cannot be entered, nothing is returned.
 - Terms are public, equal for every device of a run, and never a function of the content of the vault.
 
@@ -12,18 +14,20 @@ Invariants
 >>> gate = Gate(Terms(plan, {"w": (1,)}), lines.append)
 >>> gate.release(wire.Fields({"w": np.zeros(1, np.int32)}), number=1).nbytes
 4
->>> [(entry.message, entry.number, entry.nbytes) for entry in lines]
-[('train.anchor', 1, 4)]
+>>> [(entry.message, entry.number, entry.nbytes, entry.rounds) for entry in lines]
+[('train.anchor', 1, 4, 1)]
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from fedmem.device.account import UNLIMITED, Account, entry_facts
 from fedmem.errors import BoundaryViolation
-from fedmem.federation import device_dp, fixedpoint, wire
+from fedmem.federation import fixedpoint, wire
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields, Schema
 from fedmem.vault.store.egress_entry import EgressEntry
@@ -38,21 +42,31 @@ class Gate:
     Attributes:
         terms: plan and shapes of the run.
         enter: makes an egress line durable, or raises.
+        account: the account of the device over all its federations; by default one without limits and lines.
         schema: the reply schema, computed from the terms.
     """
 
     terms: Terms
     enter: Callable[[EgressEntry], object]
+    account: Account = field(default_factory=lambda: Account(UNLIMITED))
     schema: Schema = field(init=False)
     _entry_facts: Mapping[str, Any] = field(init=False)
+    _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        plan = self.terms.plan
-        # A plan that claims no ε has no event to compute one from.
-        spend = {} if plan.unsafe_no_dp else device_dp.spend(plan, rounds=1).to_dict()
-        object.__setattr__(self, "schema", wire.anchor_reply(self.terms.shapes, plan.clip))
-        facts = {"run": plan.run, "plan": plan.digest(), "spend": spend, "delta": plan.delta}
-        object.__setattr__(self, "_entry_facts", facts)
+        object.__setattr__(self, "schema", wire.anchor_reply(self.terms.shapes, self.terms.plan.clip))
+        object.__setattr__(self, "_entry_facts", entry_facts(self.terms.plan))
+
+    def admit(self, number: int) -> None:
+        """Return if an update may leave in round `number`. It is asked before a training, and again by `release`.
+
+        Raises:
+            BoundaryViolation: the plan has no such round.
+            BudgetExceeded: the account does not grant the round.
+            Refused: the policy does not allow the plan.
+        """
+        with self._lock:
+            self.account.admit(self.terms.plan, number)
 
     def release(self, fields: Fields, number: int) -> Fields:
         """Check `fields`, enter them in the egress ledger as the answer of round `number`, and return them.
@@ -61,28 +75,36 @@ class Gate:
             number: the round, from 1 to `MAX_ROUND`; 0 for an answer to no round.
 
         Guarantees: the returned fields are exactly the reply schema, their decoded norm is at most the clip norm, and
-        their egress line is durable.
+        their egress line with the charge of the account is durable.
 
-        Raises BoundaryViolation as the table says, and what `enter` raises. In both cases nothing may leave.
+        Raises BoundaryViolation as the table says, as `admit` for an update, and what `enter` raises. In all cases
+        nothing may leave.
 
         | fields | result |
         |---|---|
         | zeros | entered and returned, as other answers |
         | other fields than the reply schema, or a round out of range | BoundaryViolation |
-        | not all zeros, in a round after the plan's last | BoundaryViolation |
+        | not all zeros, in no round of the plan | BoundaryViolation |
+        | not all zeros, in a round that got another answer | BoundaryViolation; the same answer may be repeated |
         | norm slightly above the clip norm | BoundaryViolation; decided in integers |
         """
         if not 0 <= number <= MAX_ROUND:
             raise BoundaryViolation("An answer names an impossible round; it was not sent.")
         wire.check(fields, self.schema)
-        if number > self.terms.plan.rounds and any(array.any() for array in fields.arrays.values()):
-            raise BoundaryViolation(
-                "The plan allows no such round, so only zeros may be sent for it; the update was not sent."
-            )
+        self._check_norm(fields)
+        is_update, digest = any(array.any() for array in fields.arrays.values()), fields.digest()
+        with self._lock:  # between the check of the account and its new line, no other answer is checked
+            if is_update:
+                self.account.admit_answer(self.terms.plan, number, digest)
+            rounds = self.account.charge(self.terms.plan, number)
+            entry = EgressEntry(self.schema.message, number, fields.nbytes, digest, rounds=rounds, **self._entry_facts)
+            self.enter(entry)
+            self.account.add(entry)
+        return fields
+
+    def _check_norm(self, fields: Fields) -> None:
         update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
         clipped = fixedpoint.clip_grid(update, self.terms.plan.clip)
         # `clip_grid` returns the same array object for an update that fits: it need not be compared.
         if any(clipped[n] is not part and bool((clipped[n] != part).any()) for n, part in update.items()):
             raise BoundaryViolation("The norm of an update is above the plan's clip norm; it was not sent.")
-        self.enter(EgressEntry(self.schema.message, number, fields.nbytes, fields.digest(), **self._entry_facts))
-        return fields

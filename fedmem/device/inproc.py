@@ -15,6 +15,7 @@ Invariants
 
 from collections.abc import Sequence
 
+from fedmem.device.account import UNLIMITED, Account
 from fedmem.device.gate import Gate
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.terms import Terms
@@ -28,6 +29,7 @@ class InprocPort:
     Args:
         records: texts of the shareable records.
         plan, shapes: the terms of the run.
+        account: the account of the device; by default one without limits and lines.
 
     Attributes:
         egress: the egress entries so far. The creator of the port copies them into the vault's egress ledger.
@@ -35,14 +37,20 @@ class InprocPort:
 
     __slots__ = ("_gate", "_records", "egress")
 
-    def __init__(self, records: Sequence[str], plan: DevicePlan, shapes: Shapes) -> None:
+    def __init__(
+        self, records: Sequence[str], plan: DevicePlan, shapes: Shapes, account: Account | None = None
+    ) -> None:
         self._records = tuple(records)
         self.egress: list[EgressEntry] = []
-        self._gate = Gate(Terms(plan, shapes), self.egress.append)
+        self._gate = Gate(Terms(plan, shapes), self.egress.append, account or Account(UNLIMITED))
 
     def shareable(self) -> Sequence[str]:
         """Return the texts of the shareable records, as they were placed when the port was made."""
         return self._records
+
+    def admit(self, number: int) -> None:
+        """Return if an update may leave in round `number`. Raises BoundaryViolation, BudgetExceeded and Refused."""
+        self._gate.admit(number)
 
     def approve(self, fields: Fields, number: int) -> Fields:
         """Check the reply of round `number` and enter its egress line; return it. Raises BoundaryViolation.

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
+from fedmem.device.account import Account, account_of
 from fedmem.errors import Busy, KeystoreError
 from fedmem.federation.connection import TICK
 from fedmem.policy.policy import Policy
@@ -57,6 +58,13 @@ class ServedVault:
         decisions = self._policy.place_many([record.text for record in records])
         shared = [r for r, decision in zip(records, decisions, strict=True) if decision.placement == "shared"]
         return [record.text for record in shared], frozenset(record.id for record in shared)
+
+    def account(self) -> Account:
+        """Return the account of this device over all its federations, with the limits of the policy.
+
+        Raises VerificationFailed for a changed egress ledger, and for a spend that this version does not know.
+        """
+        return self._with_vault(lambda: account_of(self._egress, self._policy.federation))
 
     def enter(self, entry: EgressEntry) -> None:
         """Make an egress line durable. Raises StorageError, Busy, VerificationFailed."""

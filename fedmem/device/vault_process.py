@@ -3,6 +3,7 @@
 Invariants
 - Keys and private records stay in this process. It sends out only texts that policy and floor policy place as shared
   now.
+- A round that the device's account does not grant gets no update (`fedmem.device.account`).
 - An answer is released after its egress line is durable. If the line cannot be entered, the update is refused.
 - A connection is served only if the peer has the same user id (SO_PEERCRED) and the run's token, compared in constant
   time.
@@ -28,6 +29,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from fedmem.device.account import Account
 from fedmem.device.gate import Gate
 from fedmem.errors import BoundaryViolation, Busy, FedmemError, Refused, VersionMismatch
 from fedmem.federation import socket_protocol as protocol
@@ -47,6 +49,7 @@ TRAINING = 3600.0  # seconds that a peer may train between two requests; a deplo
 class Served(Protocol):
     """The methods of the vault that the server uses; see `fedmem.device.served_vault.ServedVault`."""
 
+    def account(self) -> Account: ...
     def shareable(self) -> tuple[list[str], frozenset[str]]: ...
     def enter(self, entry: EgressEntry) -> object: ...
     def settle(self) -> None: ...
@@ -88,7 +91,7 @@ class Server:
     ) -> None:
         self._listener, self._vault = listener, vault
         self._token, self._digest = token, bytes.fromhex(terms.digest())
-        self._gate = Gate(terms, vault.enter)
+        self._gate = Gate(terms, vault.enter, vault.account())
         self._greeting, self._training, self._patience = greeting, training, patience
         self._sessions: list[PeerSession] = []
         self._opening_count = vault.renew()
@@ -168,12 +171,23 @@ class Server:
         return True
 
     def _answer_requests(self, session: PeerSession) -> None:
-        limits = {protocol.RECORDS: 0, protocol.UPDATE: protocol.update_bytes(self._gate.schema)}
+        update_bytes = protocol.update_bytes(self._gate.schema)
+        limits = {protocol.RECORDS: 0, protocol.ROUND: protocol.ROUND_BYTES, protocol.UPDATE: update_bytes}
         while session.connection.wait(self._training) and (frame := session.connection.receive(limits)) is not None:
             if frame[0] == protocol.RECORDS:
                 self._send_records(session)
+            elif frame[0] == protocol.ROUND:
+                self._admit(session, protocol.decode_round(frame[1]))
             else:
                 self._release_update(session, frame[1])
+
+    def _admit(self, session: PeerSession, number: int) -> None:
+        try:
+            self._gate.admit(number)
+        except FedmemError as error:
+            self._refuse(session, error)
+            return
+        session.connection.send(protocol.ADMITTED)
 
     def _send_records(self, session: PeerSession) -> None:
         try:
@@ -202,8 +216,7 @@ class Server:
 
     def _refuse(self, session: PeerSession, error: FedmemError) -> None:
         _log.error("A request was refused: %s", error)
-        reason = protocol.BOUNDARY if isinstance(error, BoundaryViolation) else protocol.NOT_NOW
-        session.connection.send(protocol.REFUSED, reason)
+        session.connection.send(protocol.REFUSED, _reason(error))
 
     def _close_erased(self) -> None:
         """Close the connections that got a record which was erased later, once the vault is open again."""
@@ -221,6 +234,12 @@ class Server:
             return
 
 
+def _reason(error: FedmemError) -> bytes:
+    if isinstance(error, BoundaryViolation):
+        return protocol.BOUNDARY
+    return protocol.BUDGET if isinstance(error, Refused) else protocol.NOT_NOW
+
+
 @contextlib.contextmanager
 def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Server]:
     """Listen in the runtime folder until the block ends.
@@ -232,8 +251,9 @@ def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Ser
     """
     with storage_errors("listen on the device's socket"):
         listener = listen(runtime.folder, MOST_CONNECTIONS)
-    server = Server(listener, runtime.terms(), runtime.token(), vault, **seconds)
-    try:
-        yield server
-    finally:
-        server.close()
+    with contextlib.closing(listener):  # also where a damaged account stops the server before it serves
+        server = Server(listener, runtime.terms(), runtime.token(), vault, **seconds)
+        try:
+            yield server
+        finally:
+            server.close()

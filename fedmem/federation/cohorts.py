@@ -156,12 +156,16 @@ def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:
         spend: the rounds.
         delta: δ, in (0, 1).
     """
-    if spend.steps == 0 or spend.noise_multiplier == 0:
-        return math.inf if spend.steps else 0.0
-    orders = ORDERS.astype(np.float64)
-    total = spend.steps * _fixed_rdp(spend.cohort / spend.population, spend.noise_multiplier / 2)
-    epsilons = total + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
-    return max(0.0, float(epsilons.min()))
+    if spend.steps == 0:
+        return 0.0
+    return accounting.epsilon_of_rdp(fixed_rdp(spend), ORDERS, delta)
+
+
+def fixed_rdp(spend: FixedSpend) -> NDArray[np.float64]:
+    """Return the Rényi divergence of all rounds of `spend` at each of `ORDERS`; infinite without noise."""
+    if spend.noise_multiplier == 0:
+        return np.full(len(ORDERS), math.inf if spend.steps else 0.0)
+    return spend.steps * _fixed_rdp(spend.cohort / spend.population, spend.noise_multiplier / 2)
 
 
 @lru_cache(maxsize=256)

@@ -5,10 +5,13 @@ Invariants
   private records.
 - Every answer has the same shape and size. An empty device, a wrong request, another plan, an exception in training or
   a NaN gives zeros; no error text leaves.
+- Nothing is trained for a round that the port does not admit.
 - Nothing is sent without the port's approval. Where not even zeros are approved, the process ends by `NoApproval`.
 
 >>> import numpy as np
 >>> class Port:
+...     def admit(self, number):
+...         pass
 ...     def approve(self, fields, number):
 ...         return fields
 >>> plan = DevicePlan(population=1, unsafe_no_dp=True, unsafe_reason="an example")
@@ -131,6 +134,7 @@ class Device:
         try:
             config = self._config(request)
             number = config.round
+            self._port.admit(number)
             before = wire.unpack(request.arrays)
             after = self._train({name: value.copy() for name, value in before.items()}, config)
             return self._port.approve(Fields(encode_update(before, after, self._plan.clip)), number)

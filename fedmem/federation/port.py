@@ -3,6 +3,7 @@
 Invariants
 - The network-facing process gets records that are already placed as shareable, and nothing else. It sends approved
   fields only.
+- A round is admitted before a device trains for it: by plan, policy and the device's account, all of them public facts.
 - Approval checks schema and clip norm, and enters an egress line before the fields may be sent.
 - Zeros need approval too. A device without approval sends nothing: `NoApproval` ends its process.
 
@@ -39,6 +40,14 @@ class VaultPort(Protocol):
 
     def shareable(self) -> Sequence[str]:
         """Return the texts of records that policy and floor policy place as shared."""
+        ...
+
+    def admit(self, number: int) -> None:
+        """Return if an update may leave in round `number`.
+
+        Raises BoundaryViolation for no round of the plan; BudgetExceeded and Refused where the device's own budget or
+        policy does not allow it.
+        """
         ...
 
     def approve(self, fields: Fields, number: int) -> Fields:

@@ -48,6 +48,18 @@ class SocketPort:
         self._schema = wire.anchor_reply(terms.shapes, terms.plan.clip)
         self._connection = self._connected()
 
+    def admit(self, number: int) -> None:
+        """Return if the vault process admits round `number`.
+
+        Raises:
+            BoundaryViolation: the plan has no such round.
+            BudgetExceeded: the device's own budget or policy does not allow it.
+            PeerGone, BadFrame, NothingMatched: the connection failed.
+        """
+        self._renew()
+        with self._closed_on_failure():
+            self._ask(protocol.ROUND, {protocol.ADMITTED: 0}, protocol.encode_round(number))
+
     def shareable(self) -> Sequence[str]:
         """Return the texts of shareable records. Raises Busy, PeerGone, BadFrame, NothingMatched."""
         texts, limits = [], {protocol.TEXT: protocol.MAX_TEXT, protocol.END: 0}

@@ -10,8 +10,9 @@ Invariants
 | from the network-facing process | answer |
 |---|---|
 | HELLO: token, terms digest | WELCOME, or REFUSED(TERMS) |
+| ROUND: round | ADMITTED; or REFUSED(BOUNDARY), or REFUSED(BUDGET) |
 | RECORDS | TEXT for each shareable record, then END; or REFUSED(NOT_NOW) |
-| UPDATE: round, arrays | RELEASED: digest of the entered update, or REFUSED(BOUNDARY), or REFUSED(NOT_NOW) |
+| UPDATE: round, arrays | RELEASED: digest of the entered update; or REFUSED(BOUNDARY), (BUDGET) or (NOT_NOW) |
 
 >>> import numpy as np
 >>> schema = wire.anchor_reply({"w": (2,)}, clip=1.0)
@@ -27,16 +28,16 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.errors import BoundaryViolation, Busy, FedmemError, VersionMismatch
+from fedmem.errors import BoundaryViolation, BudgetExceeded, Busy, FedmemError, VersionMismatch
 from fedmem.federation import wire
 from fedmem.federation.connection import BadFrame
 from fedmem.federation.wire import Fields, Schema
 
-HELLO, RECORDS, UPDATE = 1, 2, 3
-WELCOME, TEXT, END, RELEASED, REFUSED = 11, 12, 13, 14, 15
-TERMS, BOUNDARY, NOT_NOW = b"\1", b"\2", b"\3"
+HELLO, RECORDS, UPDATE, ROUND = 1, 2, 3, 4
+WELCOME, TEXT, END, RELEASED, REFUSED, ADMITTED = 11, 12, 13, 14, 15, 16
+TERMS, BOUNDARY, NOT_NOW, BUDGET = b"\1", b"\2", b"\3", b"\4"
 
-TOKEN_BYTES, DIGEST_BYTES = 32, 32
+TOKEN_BYTES, DIGEST_BYTES, ROUND_BYTES = 32, 32, 4
 MAX_TEXT = 64 << 20  # bytes of one record's text
 _ROUND = struct.Struct("<I")
 
@@ -62,11 +63,24 @@ def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
         BoundaryViolation: the fields are of another schema, or the round is out of its range.
     """
     wire.check(fields, schema)
-    if not 0 <= number < 2**32:
-        raise BoundaryViolation("An answer names an impossible round; it was not sent.")
+    first = encode_round(number)
     arrays = (np.ascontiguousarray(fields.arrays[name]) for name in sorted(schema.arrays))
     little = (array.astype(array.dtype.newbyteorder("<"), copy=False) for array in arrays)
-    return [_ROUND.pack(number), *(array.tobytes() for array in little)]
+    return [first, *(array.tobytes() for array in little)]
+
+
+def encode_round(number: int) -> bytes:
+    """Return the payload of a ROUND. Raises BoundaryViolation for a round outside [0, 2^32)."""
+    if not 0 <= number < 2**32:
+        raise BoundaryViolation("An answer names an impossible round; it was not sent.")
+    return _ROUND.pack(number)
+
+
+def decode_round(payload: bytes | bytearray) -> int:
+    """Return the round of a ROUND. Raises BadFrame for another length."""
+    if len(payload) != ROUND_BYTES:
+        raise BadFrame("A round has another length than the protocol says; it was not read.")
+    return int(_ROUND.unpack(payload)[0])
 
 
 def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
@@ -100,4 +114,6 @@ def refusal(code: bytes | bytearray) -> FedmemError:
         return VersionMismatch("The two processes of this device hold different terms. Start both from one file.")
     if code == NOT_NOW:
         return Busy("The vault is busy: it could give no records or enter no egress line. Nothing was sent; try again.")
+    if code == BUDGET:
+        return BudgetExceeded("The device's own budget or policy does not admit this round; nothing was computed.")
     return BoundaryViolation("The vault did not release an update: the schema or the plan does not allow it.")

@@ -4,7 +4,7 @@ Invariants
 - An unknown key or kind, or an invalid number, raises a UsageError that names file and key. So a misspelt rule is
   always noticed.
 - A name is looked up inside the installed package first, then in `policies/` beside it.
-- Every topic has a finite budget: epsilon above 0, delta in (0, 1e-5].
+- Every topic has a finite budget: epsilon above 0, delta in (0, 1e-5]. So has the device in federations.
 """
 
 import re
@@ -25,6 +25,7 @@ from fedmem.policy.tables import AnyTable
 from fedmem.routing.embedder import Embedder
 
 MAX_DELTA = 1e-5
+LIFETIME_EPSILON = 10.0
 GRANULARITIES = ("topic", "cluster")
 _KINDS = ", ".join(sorted(table.__struct_config__.tag for table in get_args(AnyTable)))
 _ADVICE = f"The policies `default` and `floor` show every key; kinds of rules are {_KINDS}."
@@ -43,13 +44,29 @@ class Topic:
     granularity: str = "topic"
 
 
+Epsilon = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
+Delta = Annotated[float, Meta(gt=0, le=MAX_DELTA)]
+
+
+class FederationTable(toml.TomlTable, frozen=True):
+    """The table `[federation]`: what all federations of a device together may cost it, and plans without noise.
+
+    `allow_no_dp` is None where the file does not say.
+    """
+
+    epsilon: Epsilon = LIFETIME_EPSILON
+    delta: Delta = MAX_DELTA
+    allow_no_dp: bool | None = None
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A policy file as read: its topics, and the rules of the topics that it places as private."""
+    """A policy file as read: its topics, the rules of the topics that it places as private, and `[federation]`."""
 
     name: str
     topics: Mapping[str, Topic]
     rules: Mapping[str, tuple[Rule, ...]]
+    federation: FederationTable
 
 
 class PolicyTable(toml.TomlTable, frozen=True):
@@ -57,6 +74,7 @@ class PolicyTable(toml.TomlTable, frozen=True):
 
     schema: Annotated[str, toml.one_of(["fedmem.policy/1"])]
     name: str
+    federation: FederationTable = FederationTable()
     topics: dict[Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9_-]{0,31}\Z")], dict[str, Any]] = field(
         default_factory=dict
     )
@@ -65,8 +83,8 @@ class PolicyTable(toml.TomlTable, frozen=True):
 class TopicTable(toml.TomlTable, frozen=True):
     """A table `[topics.<name>]`: its budget and its rules."""
 
-    epsilon: Annotated[float, Meta(gt=0, le=sys.float_info.max)]
-    delta: Annotated[float, Meta(gt=0, le=MAX_DELTA)]
+    epsilon: Epsilon
+    delta: Delta
     granularity: Annotated[str, toml.one_of(GRANULARITIES)] = "topic"
     placement: Annotated[str, toml.one_of(("private", "shared"))] = "private"
     rules: tuple[AnyTable, ...] = ()
@@ -116,4 +134,4 @@ def parse_policy(data: bytes, where: str, embedder: Embedder) -> Layer:
         topics[name] = Topic(name, table.epsilon, table.delta, table.granularity)
         private = table.rules if table.placement == "private" else ()
         rules[name] = tuple(rule.rule(f"{policy.name}.{name}", embedder) for rule in private)
-    return Layer(policy.name, topics, rules)
+    return Layer(policy.name, topics, rules, policy.federation)

@@ -7,7 +7,8 @@ Invariants
 - Layers, rules and a declared topic can only tighten. A record is shared only if no rule claims it and no topic is
   declared.
 - In doubt a record is private: the floor claims a text that the rules cannot read (empty, or in another language).
-- A topic's budget is the smallest that any layer names.
+- A topic's budget is the smallest that any layer names, and so is the device's budget in federations.
+- Plans without noise are joined only where a layer allows them and no layer forbids them.
 - A decision names the rule that decided and no part of the text.
 
 >>> Policy.load("default").place("My password for the bank is tulip-42.").placement
@@ -24,11 +25,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.errors import UsageError
-from fedmem.policy.files import GRANULARITIES, Layer, Topic, parse_policy, read_policy
+from fedmem.policy.files import (
+    GRANULARITIES,
+    LIFETIME_EPSILON,
+    MAX_DELTA,
+    FederationTable,
+    Layer,
+    Topic,
+    parse_policy,
+    read_policy,
+)
 from fedmem.policy.rules import Folded, Verdict, fold
 from fedmem.routing.embedder import StaticEmbedder
 
-__all__ = ["Decision", "Policy", "Topic"]
+__all__ = ["Decision", "FederationLimits", "Policy", "Topic"]
 
 Vector = NDArray[np.float32]
 Claim = tuple[str, Verdict]  # a topic, and the verdict that claims the record for it
@@ -42,6 +52,21 @@ class Decision:
     placement: Literal["shared", "private"]
     topic: str | None
     rule: str
+
+
+@dataclass(frozen=True)
+class FederationLimits:
+    """The limits of a device in all its federations together.
+
+    Attributes:
+        epsilon: the greatest ε of the device over its lifetime, against readers of released anchors; finite, above 0.
+        delta: the δ of this ε, in (0, 1e-5].
+        allow_no_dp: True if the device may join a federation whose plan adds no noise.
+    """
+
+    epsilon: float = LIFETIME_EPSILON
+    delta: float = MAX_DELTA
+    allow_no_dp: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +91,7 @@ class Policy:
         self._layers, self.digest = tuple(layers), digest
         self.name = layers[-1].name
         self.topics: Mapping[str, Topic] = _joined_topics(layers)
+        self.federation = _joined_limits([layer.federation for layer in layers])
         self._embedder = StaticEmbedder()
 
     @classmethod
@@ -163,3 +189,10 @@ def _joined_topics(layers: Iterable[Layer]) -> dict[str, Topic]:
         finest = max(prior.granularity, topic.granularity, key=GRANULARITIES.index)
         topics[topic.name] = Topic(topic.name, min(prior.epsilon, topic.epsilon), min(prior.delta, topic.delta), finest)
     return topics
+
+
+def _joined_limits(tables: Sequence[FederationTable]) -> FederationLimits:
+    """Return the smallest ε and δ of any layer. One layer that forbids plans without noise outweighs all others."""
+    consents = {table.allow_no_dp for table in tables}
+    epsilon, delta = min(table.epsilon for table in tables), min(table.delta for table in tables)
+    return FederationLimits(epsilon, delta, True in consents and False not in consents)

@@ -106,9 +106,19 @@ def _rdp_epsilon(merged: Merged, delta: float) -> float:
     edge_case = _edge_case_epsilon(merged, delta)
     if edge_case is not None:
         return edge_case
-    orders = ORDERS.astype(np.float64)
-    epsilons = rdp(merged) + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
+    return epsilon_of_rdp(rdp(merged), ORDERS, delta)
+
+
+def epsilon_of_rdp(divergences: NDArray[np.float64], orders: NDArray[np.int64], delta: float) -> float:
+    """Return ε at `delta` of Rényi divergences `[N]` at `orders` `[N]` (Canonne, Kamath and Steinke 2020, Prop. 12)."""
+    alphas = orders.astype(np.float64)
+    epsilons = divergences + np.log1p(-1 / alphas) - (math.log(delta) + np.log(alphas)) / (alphas - 1)
     return max(0.0, float(epsilons.min()))
+
+
+def composed_rdp(spends: Iterable[SpendEvent]) -> NDArray[np.float64]:
+    """Return the Rényi divergence of all spends together at each of `ORDERS`."""
+    return rdp(_merge(spends))
 
 
 def rdp(merged: Merged) -> NDArray[np.float64]:

@@ -3,6 +3,8 @@
 Invariants
 - Epsilon is computed from spends and never stored. Failed, resumed, erased and rolled-back runs all count.
 - The epsilon of a record composes every run that it was ever in. That of the subject is the greatest over records.
+- A record is a stored text with a random id. The same text, erased and added again, is another record: see
+  `fedmem.privacy.statement.readded_epsilon`.
 - A run whose lineage is lost counts for every record. If all lineage is lost, everything composes.
 - A training step that the durable charge does not cover is refused before it is taken (I6).
 - No clock is read: the order of events is their order in the ledger.

@@ -22,7 +22,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fedmem.pages import Cell, rendered
-from fedmem.privacy.statement import Spent, Statement, TopicSpent
+from fedmem.privacy.statement import LifetimeSpent, Spent, Statement, TopicSpent
 
 STATES = {"lost": "unknown: a restored backup may lack spends"}
 LEFT, WIDTH, ROW, NAME = 170, 420, 30, 22  # the chart: start of bars, longest bar, row height (px); longest name
@@ -50,8 +50,10 @@ def page(statement: Statement) -> str:
         "privacy.html.j2",
         statement=statement,
         up=up,
-        bound=f"ε = {up(best)}" if math.isfinite(best) else up(best),
+        bound=_bound(best),
+        readded=_bound(statement.epsilon_readded),
         exact="not computed: dp-accounting is not installed" if pld is None else up(pld),
+        federations=lifetime_rows(statement.lifetime),
         topics=[_topic_row(topic) for topic in statement.topics],
         chart=chart(statement.topics) if statement.topics else "",
         runs=[_run_row(run) for run in statement.runs],
@@ -64,9 +66,25 @@ def up(epsilon: float) -> str:
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "not bounded"
 
 
+def _bound(epsilon: float) -> str:
+    return f"ε = {up(epsilon)}" if math.isfinite(epsilon) else up(epsilon)
+
+
 def down(left: float) -> str:
     """Return the rest of a budget, rounded down to three decimals."""
     return f"{math.floor(left * 1000) / 1000:.3f}"
+
+
+def lifetime_rows(account: LifetimeSpent) -> list[tuple[str, str]]:
+    """Return the account of the device over all its federations as names and values."""
+    return [
+        ("federations", str(account.federations)),
+        ("lifetime ε", up(account.epsilon)),
+        ("δ", f"{account.delta:g}"),
+        ("budget ε", f"{account.budget:g}"),
+        ("left", down(account.left)),
+        ("neighbours", account.adjacency),
+    ]
 
 
 def chart(topics: Sequence[TopicSpent]) -> Markup:
@@ -92,10 +110,10 @@ def _is_within_budget(topic: TopicSpent) -> bool:
 def _topic_row(topic: TopicSpent) -> tuple[str, ...]:
     spent = Cell(up(topic.epsilon), "" if _is_within_budget(topic) else "bad")
     budget = "none in the policy" if topic.budget is None else f"{topic.budget:g}"
-    return topic.topic, budget, f"{topic.delta:g}", spent, down(topic.left)
+    return topic.topic, budget, f"{topic.delta:g}", spent, down(topic.left), up(topic.epsilon_readded)
 
 
 def _run_row(run: Spent) -> tuple[Any, ...]:
     terms = (f"{run.sampling_rate:g}", f"{run.noise_multiplier:.4g}", run.steps)
     state = STATES.get(run.state, run.state)
-    return run.block, run.topic or "–", run.release[:12] or "–", *terms, up(run.epsilon), state
+    return run.block, run.topic or "–", run.release[:12] or "–", *terms, up(run.epsilon), f"{run.delta:g}", state

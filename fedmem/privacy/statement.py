@@ -3,6 +3,10 @@
 Invariants
 - Every ε is computed from the given events. Nothing is stored, and no clock is read.
 - The ε of a topic is the figure that the gate compares with its budget: the greatest ε of a record that it holds now.
+- A second figure is for a person whose text was erased and added again. The ledger counts records, and no trace of an
+  erased text is kept, so the same text is a new record. This figure composes all trainings of a topic, and all whose
+  topic an erasure took away.
+- ε of a run stands at the δ of its plan; that of the subject at the smallest δ of any plan that the vault still knows.
 - Every statement lists what its figures do not cover.
 
     | case | result |
@@ -12,15 +16,24 @@ Invariants
     | a topic that the policy does not know | no budget, nothing left |
 
 >>> from types import SimpleNamespace
->>> topic_spent("health", SimpleNamespace(epsilon=8.0, delta=1e-5), 2.0)
-TopicSpent(topic='health', budget=8.0, delta=1e-05, epsilon=2.0, left=6.0)
+>>> topic_spent("health", SimpleNamespace(epsilon=8.0, delta=1e-5), 2.0, 3.0)
+TopicSpent(topic='health', budget=8.0, delta=1e-05, epsilon=2.0, left=6.0, epsilon_readded=3.0)
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedmem.privacy.ledger import Accountant, LedgerEvent, State, charges, greatest_epsilon, states
+from fedmem.privacy.ledger import (
+    Accountant,
+    Charge,
+    LedgerEvent,
+    State,
+    charges,
+    greatest_epsilon,
+    states,
+    subject_epsilon,
+)
 from fedmem.privacy.plan import DELTA
 
 UNIT = "one record: a document of the subject, however many sequences it is cut into"
@@ -37,7 +50,14 @@ NOT_COVERED = (
     "by keys, not by noise, and its files show how many sealed items there are and how long.",
     "Choices made after a look at private results: a plan, topic or policy chosen for them tells more than is counted.",
     "Shared records: what federated rounds carried stands in the ledger of the federation.",
+    "A text that was erased and added again: it is a new record, and the figure for every record counts it as one. Of "
+    "such a text the second figure holds, which composes all trainings of a topic.",
     "Copies outside the vault, this report among them, and blocks that were exported.",
+    "A copy of the vault together with its keystore: put back as a whole it has forgotten what was spent since, and "
+    "nothing in it can tell. An older copy of the vault alone is noticed.",
+    "Traffic: that the device is connected, and when; how long an answer takes in all.",
+    "Blocks: that a private block exists, how large its file is and when it changed.",
+    "The file run.json of a simulation: it holds the exact number of replies of every round.",
     "The machine: a broken operating system, memory, swap, and how long or how much it computed.",
     "Errors in the program: the figures hold for the mechanism as stated; `fedmem privacy audit` attacks the program.",
 )
@@ -51,12 +71,13 @@ class Spent:
         run: random id of the run.
         block: random id of the block version.
         topic: None if the vault does not know it any more, because the block of the run was erased.
-        epsilon: ε of this run alone, at δ = 1e-5.
+        epsilon: ε of this run alone, at `delta`.
         release: digest of the release that it was trained on; "" if unknown.
         sampling_rate: sampling rate of its steps.
         noise_multiplier: noise multiplier of its steps.
         steps: number of steps.
         state: open, finished, failed, erased, or lost (spends that a restored backup may lack).
+        delta: the δ of its plan; 1e-5 if an erasure took the plan away.
     """
 
     run: str
@@ -68,6 +89,7 @@ class Spent:
     noise_multiplier: float
     steps: int
     state: State
+    delta: float
 
 
 class TopicBudget(Protocol):
@@ -94,6 +116,8 @@ class TopicSpent:
         delta: the δ of both figures.
         epsilon: the greatest ε of a record that the topic holds now.
         left: the budget minus `epsilon`, at least 0; 0 without a budget.
+        epsilon_readded: ε of a person whose text was erased and added again: all trainings of the topic composed, and
+            all whose topic is not known.
     """
 
     topic: str
@@ -101,6 +125,28 @@ class TopicSpent:
     delta: float
     epsilon: float
     left: float
+    epsilon_readded: float
+
+
+@dataclass(frozen=True)
+class LifetimeSpent:
+    """The account of a device over all federations that it answered.
+
+    Attributes:
+        epsilon: ε of all of them together, against readers of released anchors; infinite if it is not bounded.
+        delta: the δ of this ε.
+        budget: the greatest ε that the device's policy allows.
+        left: the budget minus `epsilon`, at least 0.
+        federations: number of plans that the device answered and was charged for.
+        adjacency: the change that ε protects.
+    """
+
+    epsilon: float
+    delta: float
+    budget: float
+    left: float
+    federations: int
+    adjacency: str
 
 
 @dataclass(frozen=True)
@@ -113,8 +159,10 @@ class Statement:
         delta: the δ of the subject's ε.
         epsilon_pld: the subject's ε by PLD. None if `dp-accounting` is not installed; then topics and runs are by RDP.
         epsilon_rdp: the subject's ε by RDP.
+        epsilon_readded: ε of a person whose text was erased and added again: the greatest of any topic.
         topics: the topics and their budgets.
         runs: all training runs, oldest first.
+        lifetime: the account of the device over all its federations.
         events: number of events of the ledger.
         head: digest of the last event; "" if there is none.
         noted: number of events that the keystore vouches for; None if it has no note of the ledger.
@@ -130,8 +178,10 @@ class Statement:
     delta: float
     epsilon_pld: float | None
     epsilon_rdp: float
+    epsilon_readded: float
     topics: list[TopicSpent]
     runs: list[Spent]
+    lifetime: LifetimeSpent
     events: int
     head: str
     noted: int | None
@@ -142,12 +192,15 @@ class Statement:
     not_covered: tuple[str, ...] = NOT_COVERED
 
 
-def runs_spent(events: Sequence[LedgerEvent], topics: Mapping[str, str], accountant: Accountant) -> list[Spent]:
-    """Return every run with its own ε at δ = 1e-5, in the order of the ledger.
+def runs_spent(
+    events: Sequence[LedgerEvent], topics: Mapping[str, str], deltas: Mapping[str, float], accountant: Accountant
+) -> list[Spent]:
+    """Return every run with its own ε at the δ of its plan, in the order of the ledger.
 
     Args:
         events: events of the ledger.
         topics: run id -> name of the topic, for the runs whose topic is known.
+        deltas: run id -> δ of the plan, for the runs whose plan is known; the others get 1e-5.
         accountant: computes ε.
 
     Raises:
@@ -159,12 +212,13 @@ def runs_spent(events: Sequence[LedgerEvent], topics: Mapping[str, str], account
             charge.run,
             charge.block,
             topics.get(charge.run),
-            accountant([charge.spend], DELTA),
+            accountant([charge.spend], deltas.get(charge.run, DELTA)),
             charge.release,
             charge.spend.sampling_rate,
             charge.spend.noise_multiplier,
             charge.spend.steps,
             run_states[charge.run],
+            deltas.get(charge.run, DELTA),
         )
         for charge in charges(events)
     ]
@@ -173,7 +227,7 @@ def runs_spent(events: Sequence[LedgerEvent], topics: Mapping[str, str], account
 def topics_spent(
     events: Sequence[LedgerEvent],
     budgets: Mapping[str, TopicBudget],
-    names: Collection[str],
+    topics: Mapping[str, str],
     records: Callable[[str], Collection[str]],
     accountant: Accountant,
 ) -> list[TopicSpent]:
@@ -182,22 +236,65 @@ def topics_spent(
     Args:
         events: events of the ledger.
         budgets: topic -> budget, of the policy.
-        names: the topics of the vault.
+        topics: run id -> name of the topic, for the runs whose topic is known.
         records: gives the ids of the records that a topic holds now.
         accountant: computes ε.
 
     Raises:
         VerificationFailed: a spend cannot be read.
     """
-    topics = []
-    for name in (*budgets, *sorted(set(names) - budgets.keys())):
+    rows = []
+    for name in (*budgets, *sorted(set(topics.values()) - budgets.keys())):
         budget = budgets.get(name)
         delta = budget.delta if budget else DELTA
-        topics.append(topic_spent(name, budget, greatest_epsilon(events, records(name), delta, accountant)))
-    return topics
+        ids = records(name)
+        readded = readded_epsilon(events, topics, name, ids, delta, accountant)
+        rows.append(topic_spent(name, budget, greatest_epsilon(events, ids, delta, accountant), readded))
+    return rows
 
 
-def topic_spent(name: str, budget: TopicBudget | None, epsilon: float) -> TopicSpent:
+def readded_epsilon(
+    events: Sequence[LedgerEvent],
+    topics: Mapping[str, str],
+    topic: str,
+    records: Collection[str],
+    delta: float,
+    accountant: Accountant,
+) -> float:
+    """Return ε of a person whose text stood in `topic`, was erased and added again, any number of times.
+
+    Guarantees: an upper bound for a text that was in any of the topic's trainings, under whatever record id, and never
+    below the figure of a record of the topic. Trainings whose topic or whose records are not known count.
+
+    Args:
+        events: events of the ledger.
+        topics: run id -> name of the topic, for the runs whose topic is known.
+        topic: name of the topic.
+        records: ids of the records that the topic holds now.
+        delta: strictly between 0 and 1.
+        accountant: composes the spends.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
+    ids = frozenset(records)
+
+    def may_count(charge: Charge) -> bool:
+        return charge.records is None or topics.get(charge.run, topic) == topic or bool(charge.records & ids)
+
+    return accountant([charge.spend for charge in charges(events) if may_count(charge)], delta)
+
+
+def greatest_readded_epsilon(
+    events: Sequence[LedgerEvent], topics: Mapping[str, str], delta: float, accountant: Accountant
+) -> float:
+    """Return the greatest `readded_epsilon` of any topic, an unknown one included; never below that of a record."""
+    names = {*topics.values(), ""}
+    readded = max(readded_epsilon(events, topics, name, (), delta, accountant) for name in names)
+    return max(readded, subject_epsilon(events, delta, accountant))
+
+
+def topic_spent(name: str, budget: TopicBudget | None, epsilon: float, epsilon_readded: float) -> TopicSpent:
     """Return the figures of one topic from its budget (None without one) and its spent ε."""
     limit, delta = (budget.epsilon, budget.delta) if budget else (None, DELTA)
-    return TopicSpent(name, limit, delta, epsilon, max(0.0, (limit or 0.0) - epsilon))
+    return TopicSpent(name, limit, delta, epsilon, max(0.0, (limit or 0.0) - epsilon), epsilon_readded)

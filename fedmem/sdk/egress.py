@@ -3,8 +3,10 @@
 Invariants
 - Every read checks the whole ledger. A ledger that was edited or shortened is VerificationFailed.
 - ε is computed from the round's public event when it is asked for, and never stored.
-- ε is the cost of one round alone, against readers of released anchors. Against the coordinator, which sees the
-  update, it is infinite.
+- A line `join` of no bytes charges a plan that samples, before any message of it has left. Its ε is that of all rounds
+  that it charges.
+- ε of a message is the cost of its round alone, against readers of released anchors. Against the coordinator, which
+  sees the update, it is infinite. `lifetime` composes all rounds of all federations.
 
     | event | ε |
     |---|---|
@@ -17,15 +19,14 @@ Invariants
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib.util import find_spec
-from typing import Any
 
-from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
-from fedmem.privacy.spend import MECHANISM, SpendEvent
+from fedmem.device.account import JOINED, account_of
+from fedmem.federation import composition
+from fedmem.policy.policy import FederationLimits
+from fedmem.privacy.statement import LifetimeSpent
 from fedmem.storage.canonical import canonical_json
 from fedmem.vault.store.egress_log import EgressLine
 from fedmem.vault.store.egress_log import EgressLog as Ledger
@@ -81,6 +82,17 @@ class Egress:
         first = -math.inf if when is None else when.timestamp()
         return [_sent(line) for line in self._ledger.entries() if line.when >= first]
 
+    def lifetime(self, limits: FederationLimits | None = None) -> LifetimeSpent:
+        """Return the account of the device over all its federations (`fedmem.device.account`).
+
+        Args:
+            limits: The limits of a policy, as `Policy.load(name).federation`. None takes those of the floor policy.
+
+        Raises:
+            VerificationFailed: The ledger was edited or shortened, or an event has an unknown mechanism.
+        """
+        return account_of(self._ledger, limits or FederationLimits()).spent()
+
     def complete(self) -> bool:
         """Return False if the vault was restored from a backup: messages that left after the backup are missing."""
         return self._ledger.complete()
@@ -89,27 +101,15 @@ class Egress:
 def _sent(line: EgressLine) -> SentMessage:
     entry = line.entry
     fields = entry.message, entry.number, entry.nbytes, entry.digest, entry.run, entry.plan
-    epsilon = _epsilon(canonical_json(dict(entry.spend)), entry.delta)
+    rounds = entry.rounds or 1 if entry.message == JOINED else 1
+    epsilon = _epsilon(canonical_json(dict(entry.spend)), rounds, entry.delta)
     return SentMessage(datetime.fromtimestamp(line.when, UTC), *fields, epsilon, entry.delta, line.chain)
 
 
 @lru_cache
-def _epsilon(event: bytes, delta: float) -> float:
-    spend: Mapping[str, Any] = json.loads(event)
-    if not spend:
+def _epsilon(event: bytes, rounds: int, delta: float) -> float:
+    values = json.loads(event)
+    if not values:
         return math.inf
-    if spend.get("mechanism") != MECHANISM and (fixed := _fixed_cohort_epsilon(spend, delta)) is not None:
-        return fixed
-    accountant = epsilon_pld if find_spec("dp_accounting") else epsilon_rdp
-    return accountant([SpendEvent.from_dict(spend)], delta)
-
-
-def _fixed_cohort_epsilon(spend: Mapping[str, Any], delta: float) -> float | None:
-    """Return ε of a round with a cohort of fixed size. Return None for another mechanism."""
-    from fedmem.federation import cohorts
-
-    if spend.get("mechanism") != cohorts.MECHANISM:
-        return None
-    fields = {name: spend[name] for name in ("population", "cohort", "noise_multiplier", "steps")}
-    accountant = cohorts.fixed_epsilon if find_spec("dp_accounting") else cohorts.fixed_epsilon_bound
-    return accountant(cohorts.FixedSpend(**fields), delta)
+    spend = composition.spend_from(values)
+    return composition.epsilon([replace(spend, steps=rounds * spend.steps)], delta)

@@ -14,12 +14,14 @@ from importlib.util import find_spec
 from typing import Literal
 
 from fedmem.errors import VerificationFailed
-from fedmem.policy.policy import Topic
+from fedmem.policy.policy import FederationLimits, Topic
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
 from fedmem.privacy.ledger import Accountant, charges, states, subject_epsilon
 from fedmem.privacy.plan import DELTA
-from fedmem.privacy.statement import Spent, Statement, runs_spent, topics_spent
+from fedmem.privacy.statement import Spent, Statement, greatest_readded_epsilon, runs_spent, topics_spent
+from fedmem.sdk.egress import Egress
 from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store.runs import RunRecord
 from fedmem.vault.vault import ALL, Event, Vault
 
 __all__ = ["Budget", "CheckedLedger", "Privacy"]
@@ -31,12 +33,15 @@ class Budget:
 
     Attributes:
         epsilon: ε that bounds every record, present or erased.
-        delta: δ of all figures.
+        epsilon_readded: ε that bounds a person whose text was erased and added again, which makes it a new record: all
+            trainings of a topic composed, the greatest of any topic.
+        delta: δ of both figures: the smallest of any plan that the vault still knows, 1e-5 if it knows none.
         accountant: `pld`, or `rdp` if `dp-accounting` is not installed.
-        runs: The training runs, each with the ε of it alone.
+        runs: The training runs, each with the ε of it alone, at the δ of its plan.
     """
 
     epsilon: float
+    epsilon_readded: float
     delta: float
     accountant: Literal["pld", "rdp"]
     runs: list[Spent]
@@ -67,10 +72,11 @@ class Privacy:
         self._vault = vault
 
     def budget(self) -> Budget:
-        """Return ε so far at δ = 1e-5.
+        """Return ε so far.
 
         Guarantees: ε is an upper bound for every record, erased ones included. It is computed by PLD, or by RDP if
-        `dp-accounting` is not installed. The bound by RDP is greater.
+        `dp-accounting` is not installed. The bound by RDP is greater. An older copy of the vault is noticed; a copy of
+        the vault together with its keystore is not, and has forgotten what was spent since.
 
         | case | ε |
         |---|---|
@@ -81,30 +87,41 @@ class Privacy:
             VerificationFailed: The ledger does not verify.
         """
         events, has_pld = self._vault.ledger.events(), _has_pld()
-        accountant = _accountant(has_pld)
-        runs = runs_spent(events, self._topics(events), accountant)
-        return Budget(subject_epsilon(events, DELTA, accountant), DELTA, "pld" if has_pld else "rdp", runs)
+        accountant, runs = _accountant(has_pld), self._runs(events)
+        topics, deltas = _topics(runs), _deltas(runs)
+        delta = min(deltas.values(), default=DELTA)
+        return Budget(
+            epsilon=subject_epsilon(events, delta, accountant),
+            epsilon_readded=greatest_readded_epsilon(events, topics, delta, accountant),
+            delta=delta,
+            accountant="pld" if has_pld else "rdp",
+            runs=runs_spent(events, topics, deltas, accountant),
+        )
 
-    def report(self, budgets: Mapping[str, Topic]) -> Statement:
+    def report(self, budgets: Mapping[str, Topic], limits: FederationLimits | None = None) -> Statement:
         """Return the statement of the privacy spent: the guarantee, the budgets, the runs and the limits.
 
         Args:
             budgets: Topics of a policy, by name.
+            limits: Its limits for the federations of this device. None takes those of the floor policy.
 
         Raises:
-            VerificationFailed: The ledger does not verify.
+            VerificationFailed: The privacy ledger or the egress ledger does not verify.
         """
         checked, events = self._checked()
-        has_pld, names = _has_pld(), self._topics(events)
-        accountant = _accountant(has_pld)
+        has_pld, runs = _has_pld(), self._runs(events)
+        accountant, topics, deltas = _accountant(has_pld), _topics(runs), _deltas(runs)
+        delta = min(deltas.values(), default=DELTA)
         return Statement(
             vault=self._vault.id,
             simulated=self._vault.simulated,
-            delta=DELTA,
-            epsilon_pld=subject_epsilon(events, DELTA, epsilon_pld) if has_pld else None,
-            epsilon_rdp=subject_epsilon(events, DELTA, epsilon_rdp),
-            topics=topics_spent(events, budgets, set(names.values()), self._vault.ids_of, accountant),
-            runs=runs_spent(events, names, accountant),
+            delta=delta,
+            epsilon_pld=subject_epsilon(events, delta, epsilon_pld) if has_pld else None,
+            epsilon_rdp=subject_epsilon(events, delta, epsilon_rdp),
+            epsilon_readded=greatest_readded_epsilon(events, topics, delta, accountant),
+            topics=topics_spent(events, budgets, topics, self._vault.ids_of, accountant),
+            runs=runs_spent(events, topics, deltas, accountant),
+            lifetime=Egress(self._vault).lifetime(limits),
             events=checked.events,
             head=checked.head,
             noted=checked.noted,
@@ -134,9 +151,19 @@ class Privacy:
         noted = noted_head[0] + 1 if noted_head is not None and heads.holds(self._vault.core, noted_head) else None
         return CheckedLedger(events[-1].digest if events else "", len(events), len(ledger_states), noted), events
 
-    def _topics(self, events: Sequence[Event]) -> dict[str, str]:
-        """Return run id -> topic, for the runs that were not erased."""
-        return {run.id: run.topic for run in self._vault.runs_by_id({charge.run for charge in charges(events)})}
+    def _runs(self, events: Sequence[Event]) -> list[RunRecord]:
+        """Return the charged runs that were not erased."""
+        return self._vault.runs_by_id({charge.run for charge in charges(events)})
+
+
+def _topics(runs: Sequence[RunRecord]) -> dict[str, str]:
+    return {run.id: run.topic for run in runs}
+
+
+def _deltas(runs: Sequence[RunRecord]) -> dict[str, float]:
+    """Return run id -> δ of its plan, for plans that name one."""
+    plans = {run.id: run.plan.get("privacy", {}) for run in runs}
+    return {run: float(plan["delta"]) for run, plan in plans.items() if "delta" in plan}
 
 
 def _has_pld() -> bool:

@@ -52,7 +52,11 @@ def times(block: BlockInfo, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_nothing_left(fedmem: Call, block: BlockInfo) -> None:
     result, envelope = fedmem("client", "egress", *ANA)
     assert (result.exit_code, envelope["schema"]) == (0, "fedmem.client.egress/1")
+    account = envelope["data"].pop("epsilon")
     assert envelope["data"] == {"complete": True, "messages": 0, "bytes": 0, "entries": []}
+    assert {**account, "adjacency": ""} == {
+        "lifetime": 0.0, "delta": 1e-5, "budget": 10.0, "left": 10.0, "federations": 0, "adjacency": "",
+    }  # fmt: skip
     assert "No message left" in result.stderr
 
 

@@ -35,6 +35,9 @@ class Noting:
     def __init__(self, port: SocketPort) -> None:
         self.port, self.approved = port, list[str]()
 
+    def admit(self, number: int) -> None:
+        self.port.admit(number)
+
     def approve(self, fields: wire.Fields, number: int) -> wire.Fields:
         approved = self.port.approve(fields, number)
         self.approved.append(approved.digest())

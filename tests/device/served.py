@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedmem.device.account import UNLIMITED, Account
 from fedmem.device.vault_process import Server
 from fedmem.errors import FedmemError
 from fedmem.federation import connection, fixedpoint
@@ -18,6 +19,7 @@ from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.socket_port import SocketPort
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
+from fedmem.policy.policy import FederationLimits
 from fedmem.vault.store.egress_entry import EgressEntry
 
 PLAN = DevicePlan(population=4, rounds=3, sampling_rate=0.5, noise_multiplier=1.0)
@@ -37,6 +39,10 @@ class Noted:
     settled: int = 0
     openings: int = 1
     erased: bool = False
+    limits: FederationLimits = UNLIMITED
+
+    def account(self) -> Account:
+        return Account(self.limits, self.egress)
 
     def shareable(self) -> tuple[list[str], frozenset[str]]:
         if self.refuses:

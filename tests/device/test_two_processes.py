@@ -41,6 +41,12 @@ PUBLIC = ["Bern lies on the Aare.", "The plum tree flowers in April."]
 CANARY = "zebrafinch-4711 of the patient"
 SPEND = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.1, "noise_multiplier": 2.0, "steps": 10}
 VECTOR = np.full(128, 0.5, np.float32)
+CONSENT = """
+schema = "fedmem.policy/1"
+name = "consent"
+[federation]
+allow_no_dp = true
+"""
 Opened = Callable[[], Vault]
 
 
@@ -50,8 +56,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def policy() -> Policy:
-    return Policy.load()
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    """A policy that allows plans without noise, as the plan of these tests is."""
+    file = tmp_path_factory.mktemp("policy") / "consent.toml"
+    file.write_text(CONSENT)
+    return Policy.load(file)
 
 
 def record(text: str, topic: str | None) -> NewRecord:

@@ -55,6 +55,7 @@ deadline = {deadline}
 [local]
 length = 48
 """
+CONSENT = 'schema = "fedmem.policy/1"\nname = "consent"\n[federation]\nallow_no_dp = true\n'
 SHARED = ["Bern lies on the Aare.", "The plum tree flowers in April.", "Rivers carry sand to the sea."]
 PRIVATE = ["My diagnosis is diabetes; the doctor prescribed insulin.", "My IBAN is CH93 0076 2011 6238 5295 7."]
 
@@ -101,7 +102,10 @@ def program(words: list[str], known: dict[str, str], log: Path) -> Iterator["sub
 
 
 def device(subject: str, release: Path, terms: Path, *options: str) -> list[str]:
-    return fedmem("client", "run", "--subject", subject, "--release", str(release), "--terms", str(terms), *options)
+    consent = terms.with_name("consent.toml")
+    consent.write_text(CONSENT)
+    words = ("--release", str(release), "--terms", str(terms), "--policy", str(consent))
+    return fedmem("client", "run", "--subject", subject, *words, *options)
 
 
 def rounds(known: dict[str, str], release: Path, terms: Path, out: Path, number: int) -> list[tuple[int, int]]:

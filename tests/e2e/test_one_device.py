@@ -22,6 +22,7 @@ from fedmem.sdk.places import vault_root
 from fedmem.sim.phases.central import pack_with_paths
 from fedmem.sim.phases.federated import make_local_train
 from fedmem.vault.vault import Vault
+from tests.device.test_two_processes import CONSENT
 from tests.e2e.replay import Replay
 
 
@@ -34,7 +35,9 @@ def test_shapes_that_another_process_computes_are_those_of_the_parameters(mini_r
     assert shapes_of(replay.folder, replay.agreement) == wire.shapes_of(replay.params)
 
 
-def test_a_simulated_and_a_deployed_device_answer_with_the_same_bytes(mini_run: Any, home: Path) -> None:
+def test_a_simulated_and_a_deployed_device_answer_with_the_same_bytes(
+    mini_run: Any, home: Path, tmp_path: Path
+) -> None:
     replay = Replay(newest(home), 2, 4)
     agreement, shapes, scenario = replay.agreement, wire.shapes_of(replay.params), replay.sim.scenario
     agreement = replace(agreement, rounds=replace(agreement.rounds, steps=3))
@@ -51,8 +54,10 @@ def test_a_simulated_and_a_deployed_device_answer_with_the_same_bytes(mini_run: 
         client.add("My diagnosis is diabetes; the doctor prescribed insulin.")
         assert [client.add(text).decision.placement for text in texts] == ["shared"] * 6
     root, over = vault_root("ida"), threading.Event()
+    consent = tmp_path / "consent.toml"
+    consent.write_text(CONSENT)
     with (
-        ServedVault(lambda: Vault.open(root, subject="ida", write=False), Policy.load()) as vault,
+        ServedVault(lambda: Vault.open(root, subject="ida", write=False), Policy.load(consent)) as vault,
         runtime_folder(root, agreement, shapes, replay.folder) as runtime,
         listening(runtime, vault) as server,
     ):

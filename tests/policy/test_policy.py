@@ -1,11 +1,14 @@
 """Placement: the floor always joins, everything only tightens, and real text lands where it should."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedmem.errors import UsageError
-from fedmem.policy.policy import Policy
+from fedmem.policy import policy as policy_module
+from fedmem.policy.files import read_policy
+from fedmem.policy.policy import FederationLimits, Policy
 from fedmem.sim.sources import patients, persons, wikipedia
 
 EMPTY = 'schema = "fedmem.policy/1"\nname = "empty"\n'
@@ -137,3 +140,45 @@ def test_how_a_medicine_is_taken_is_health(text):
 
 def test_a_medicine_alone_is_no_dosage():
     assert Policy.load().place("Aspirin was first sold by a factory on the Rhine.").placement == "shared"
+
+
+class TestFederation:
+    """The limits of a device in all its federations together."""
+
+    @pytest.fixture
+    def limits(self, tmp_path: Path) -> Callable[[str], FederationLimits]:
+        def load(table: str) -> FederationLimits:
+            file = tmp_path / "own.toml"
+            file.write_text(f'schema = "fedmem.policy/1"\nname = "own"\n{table}')
+            return Policy.load(file).federation
+
+        return load
+
+    def test_the_floor_sets_the_default(self, limits) -> None:
+        for found in (Policy.load().federation, limits(""), limits("[federation]")):
+            assert found == FederationLimits(epsilon=10.0, delta=1e-5, allow_no_dp=False)
+
+    def test_a_policy_can_name_less_and_never_more(self, limits) -> None:
+        assert limits("[federation]\nepsilon = 2.5\ndelta = 1e-7") == FederationLimits(2.5, 1e-7, allow_no_dp=False)
+        assert limits("[federation]\nepsilon = 50.0").epsilon == 10.0
+
+    def test_plans_without_noise_need_one_consent_and_no_objection(self, limits, monkeypatch) -> None:
+        assert limits("[federation]\nallow_no_dp = true").allow_no_dp
+        assert not limits("[federation]\nallow_no_dp = false").allow_no_dp
+        objection = read_policy("floor").replace(b"[federation]", b"[federation]\nallow_no_dp = false")
+        monkeypatch.setattr(
+            policy_module, "read_policy", lambda name: objection if name == "floor" else read_policy(name)
+        )
+        assert not limits("[federation]\nallow_no_dp = true").allow_no_dp
+
+    @pytest.mark.parametrize(
+        "value", ["epsilon = 0.0", "epsilon = inf", "epsilon = nan", "delta = 1e-4", "delta = 0.0"]
+    )
+    def test_a_number_out_of_range_is_refused(self, limits, value: str) -> None:
+        with pytest.raises(UsageError, match=r"own\.toml"):
+            limits(f"[federation]\n{value}")
+
+    @pytest.mark.parametrize("line", ["allow_no_dp = 1", "budget = 3.0"])
+    def test_another_type_or_key_is_refused(self, limits, line: str) -> None:
+        with pytest.raises(UsageError, match=r"own\.toml"):
+            limits(f"[federation]\n{line}")

@@ -30,6 +30,7 @@ from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import rekey
 from fedmem.vault.crypto.key_table import RolledBack
+from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import ALL, Vault
 
 SPEND = {"mechanism": "poisson-gaussian/1", "sampling_rate": 0.1, "noise_multiplier": 2.0, "steps": 10}
@@ -222,6 +223,7 @@ class TestKit:
         assert told.missing is None
         assert told.unbounded  # no keystore is left to say that nothing was spent since
         again = vaults.open(**({"ask": lambda: "tulip"} if backend == "passphrase" else {}))
+        assert not EgressLog(again.core).complete()  # nor that nothing left the device since
         assert held(again)[:2] == before[:2]
         assert (again.root / "device.pub").read_bytes() == key
         assert "moving" not in again.core.table.facts

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import tarfile
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from sqlalchemy import Connection
 
 from fedmem import erasure
+from fedmem.device.account import account_of
 from fedmem.errors import StorageError, VersionMismatch
+from fedmem.policy.policy import FederationLimits
 from fedmem.vault.backup import backup, recovery, restoring
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.store import database
@@ -44,6 +47,14 @@ def test_it_holds_what_it_held(found: tuple[Path, dict], write: bool) -> None:
     with Vault.open(root, subject="alice", write=write) as vault:
         assert json.loads(json.dumps(golden.contents(vault))) == {name: told[name] for name in golden.contents(vault)}
         assert [line.entry.number for line in EgressLog(vault.core).entries()] == told.get("egress", [])
+
+
+def test_its_egress_ledger_counts_in_the_device_account(found: tuple[Path, dict]) -> None:
+    root, told = found
+    with Vault.open(root, subject="alice", write=False) as vault:
+        # Its lines name neither plan nor spend, so their rounds cannot be bounded.
+        expected = math.inf if told.get("egress") else 0.0
+        assert account_of(EgressLog(vault.core), FederationLimits()).epsilon() == expected
 
 
 def test_its_receipts_verify_and_its_vault_goes_on(found: tuple[Path, dict]) -> None:

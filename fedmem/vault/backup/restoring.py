@@ -9,7 +9,8 @@ Invariants
   or say that nothing was erased; otherwise nothing is restored.
 - If the backup's ledger lacks later spends, or may lack them, a spend is added to the restored ledger: without noise,
   and on every record. So ε is infinite, and no finite budget allows a training (I6).
-- If messages left the device after the backup, the restored egress ledger says that it is not complete.
+- If messages left the device after the backup, or if the lost keystore could have told, the restored egress ledger says
+  that it is not complete.
 
     restore(folder, root, subject="ana", ask=None)
 """
@@ -296,8 +297,11 @@ def append_unbounded(ledger: Ledger, session: Session) -> None:
 
 
 def _mark_egress_gap(files: Files, staging: Path, facts: dict[str, Any], old_keystore: Keystore | None) -> None:
-    """Mark in the sealed facts that the egress ledger is incomplete, if the keystore has noted a later message."""
-    noted_head, log = old_keystore and heads.noted(old_keystore, egress.NOTE), staging / egress.NAME
+    """Mark in the sealed facts that the egress ledger may lack lines: a later one is noted, or the keystore is lost."""
+    if old_keystore is None or not noted(old_keystore)[2]:
+        facts[egress.GAP] = []
+        return
+    noted_head, log = heads.noted(old_keystore, egress.NOTE), staging / egress.NAME
     if noted_head and not egress.holds(egress.read(files.read(log) if log.exists() else b""), noted_head):
         facts[egress.GAP] = list(noted_head)
 

@@ -26,6 +26,9 @@ class EgressEntry:
         plan: digest of the plan that the device follows.
         spend: the round's privacy event, as ledgers hold it; empty if it is not known.
         delta: the δ for the ε of `spend`; 0 if it is not known.
+        rounds: rounds of the plan that the device's account is charged: 1 for this round alone; all rounds that the
+            account grants where the plan samples, on each of its lines and charged once; 0 for zeros that follow from
+            public facts. None in a line of an earlier version.
     """
 
     message: str
@@ -36,3 +39,4 @@ class EgressEntry:
     plan: str = ""
     spend: Mapping[str, Any] = field(default_factory=dict)
     delta: float = 0.0
+    rounds: int | None = None

@@ -4,7 +4,9 @@ Invariants
 - Append only. A line is durable before `enter` returns, and is entered before its message may leave. A crash in
   between reports a message too many, never one too few.
 - Lines are chained (`storage.hash_chained_log`): none can be changed, moved or dropped. The keystore notes the head
-  after each line, so that a lost end is noticed. A line that a crash cut short was never acknowledged.
+  after each line, so that a lost end is noticed. A line that a crash cut short was never acknowledged. A copy that
+  includes the keystore is not noticed when it is put back.
+- A device's account over all federations is computed from it (`fedmem.device.account`).
 - Entering needs no writer lock of the vault: a message that waited for a private training would reveal it (I1).
 - An erasure changes nothing in it, because every field is public:
 
@@ -14,6 +16,7 @@ Invariants
     | message, number, nbytes, run, plan | the wire schema and the coordinator's request name them, for every device |
     | digest | of bytes that the coordinator holds |
     | spend, delta | follow from the plan, equal for every device |
+    | rounds | follows from the plan, the policy's limits and the lines before |
 
 The lines are sealed all the same: a thief of the disk must not learn in which federations the device takes part.
 
@@ -113,7 +116,7 @@ class EgressLog:
         return [self._opened(line) for line in self._checked()]
 
     def complete(self) -> bool:
-        """Return False if a line is known to be missing: a restored backup lacks the lines after it."""
+        """Return False if a line is missing or may be: a restored backup lacks the lines after it."""
         noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
         return GAP not in self.core.table.facts and (noted_head is None or holds(self._checked(), noted_head))
 

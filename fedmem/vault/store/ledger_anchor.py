@@ -4,6 +4,8 @@ Invariants
 - The head is noted after its event is durable, so it is never ahead of the ledger: a crash locks nobody out (I6).
 - A ledger without the noted event, at its place and with its digest, does not open. There is one exception: the sealed
   facts say that the ledger was restored from a backup that lacks this event. Then ε counts as infinite; see `backup`.
+- A copy of the vault that includes its keystore is not noticed: put back as a whole, it has forgotten what was spent
+  since, and nothing in it can tell.
 - The note of an event that the ledger lost is never overwritten, so that every later process notices the loss too.
 - The digest column is compared as bytes, because an edit may leave a value of any type in it.
 
