@@ -31,7 +31,7 @@ from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import UsageError
 from fedmem.eval.facts import COUNTED
 from fedmem.eval.perplexity import SourcesOf
-from fedmem.eval.targets import greedy_matches, join, target_losses
+from fedmem.eval.targets import greedy_matches, join_targets, target_losses
 from fedmem.installed import missing, package_file
 from fedmem.memory.attach import Memory, attach
 from fedmem.memory.sites import spec_for
@@ -122,7 +122,7 @@ def answered(
     prompts, ends = (
         [tokenizer.encode(t, add_special_tokens=False).ids for t in part] for part in zip(*pairs, strict=True)
     )
-    targets = join([[end_of_document(tokenizer), *ids] for ids in prompts], ends)
+    targets = join_targets([[end_of_document(tokenizer), *ids] for ids in prompts], ends)
     of_pairs: SourcesOf | None = (lambda numbers_B: sources(owner_M[numbers_B])) if sources else None
     exact_F, nats_F = np.zeros(len(asked), dtype=bool), np.full(len(asked), np.inf)
     np.logical_or.at(exact_F, owner_M, greedy_matches(model, targets, memory, of_pairs))

@@ -39,9 +39,9 @@ def training(runtime: Runtime, port: SocketPort) -> LocalTrain:
     """Return local training on the release and on the records of the port. Torch is loaded when training begins."""
 
     def train(params: Params, config: TrainConfig) -> Params:
-        from fedmem.federation.local_training import from_release
+        from fedmem.federation.local_training import make_release_train
 
-        return from_release(runtime.release(), runtime.agreement(), port.shareable)(params, config)
+        return make_release_train(runtime.release(), runtime.agreement(), port.shareable)(params, config)
 
     return train
 

@@ -15,7 +15,7 @@ from fedmem.coordinator.journal import Journal
 from fedmem.coordinator.run_rounds import Patience, make_server_app
 from fedmem.errors import Refused, UsageError
 from fedmem.federation.flower import Context, require_offline, require_own_installation
-from fedmem.federation.local_training import federated_part
+from fedmem.federation.local_training import load_federated_part
 from fedmem.federation.rounds import Coordinator
 from fedmem.federation.terms import Agreement
 from fedmem.privacy.stream import PrivacyStream
@@ -42,7 +42,7 @@ def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
         raise Refused(
             f"{journal.root} holds an earlier federation whose noise key is gone; name another folder as out."
         )
-    params = federated_part(Path(values["release"]), agreement).params()
+    params = load_federated_part(Path(values["release"]), agreement).params()
     noise = PrivacyStream(secrets.token_bytes(32), agreement.plan.digest().encode())
     coordinator = Coordinator(params, agreement.plan, noise, agreement.rounds)
     rounds = int(context.run_config["rounds"]) or agreement.plan.rounds

@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 from benchmarks.claims.text import Text
 from fedmem.anchor.presets import PRESETS, Shape, new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.buckets import by_frequency, leaf_frequency
+from fedmem.eval.buckets import group_by_frequency, leaf_frequency
 from fedmem.eval.controls import random_paths, second_best_paths, wrong_paths
-from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.eval.retrieval import in_context, nearest
+from fedmem.eval.perplexity import mean_loss, sequence_losses
+from fedmem.eval.retrieval import find_nearest, prepend_retrieved
 from fedmem.eval.targets import Targets, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.block import make_shared_source
@@ -120,9 +120,9 @@ class Bench:
     def short(self, retrieved: bool) -> tuple[Targets, np.ndarray]:
         """Return held-out texts of half the length, alone or after the nearest training text, and their documents."""
         half = encode(self._tokenizer, self.text.heldout, self.scale.length // 2)
-        found_D = nearest(self.vectors[0], self.vectors[2])
+        found_D = find_nearest(self.vectors[0], self.vectors[2])
         before = [self.text.train[n] if retrieved else "" for n in found_D[half.document_N]]
-        return in_context(self._tokenizer, half, before, self.scale.length), half.document_N
+        return prepend_retrieved(self._tokenizer, half, before, self.scale.length), half.document_N
 
     def pretrained(self, arm: Arm, seed: int, lr: float) -> dict[str, torch.Tensor]:
         """Return the anchor after the first part of the tokens, once for all memory arms that share it."""
@@ -150,9 +150,9 @@ def _plain(bench: Bench, arm: Arm, seed: int, lr: float) -> Losses:
     settings = Settings(scale.pretrain + scale.memory, scale.batch, lr, warmup=WARMUP)
     Trainer(model, pack(bench.train), settings, seed).run()
     return {
-        "loss": mean(sequence_losses(model, bench.heldout.tokens_NT)),
+        "loss": mean_loss(sequence_losses(model, bench.heldout.tokens_NT)),
         "parameters": sum(p.numel() for p in model.parameters()),
-        **{name: mean(target_losses(model, bench.short(found)[0])) for name, found in RETRIEVAL},
+        **{name: mean_loss(target_losses(model, bench.short(found)[0])) for name, found in RETRIEVAL},
     }
 
 
@@ -178,12 +178,12 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
     for part in range(1, PARTS):
         while trainer.done < steps * part // PARTS:
             trainer.step()
-        growth += [mean(measure(None)) - mean(measure(paths["heldout"]))] if arm.controls else []
+        growth += [mean_loss(measure(None)) - mean_loss(measure(paths["heldout"]))] if arm.controls else []
     trainer.run()
     fetched, generic = measure(paths["heldout"]), measure(None)
     found = {
-        "fetched": mean(fetched),
-        "generic": mean(generic),
+        "fetched": mean_loss(fetched),
+        "generic": mean_loss(generic),
         "fetched_parameters": spec.fetch_size,
         "bank_parameters": spec.bank_size,
     }
@@ -202,9 +202,9 @@ def _memory(bench: Bench, arm: Arm, seed: int, lr: float, start_lr: float) -> Lo
             model, targets, memory, lambda n, own_N=owner_N: [state.source(paths["prefix"][own_N[n]])]
         )
     frequency = leaf_frequency(paths["train"][:, -1], paths["heldout"][:, -1])[bench.heldout.document_N]
-    tail = by_frequency(frequency, bench.heldout.document_N, {"generic": generic, "fetched": fetched})
+    tail = group_by_frequency(frequency, bench.heldout.document_N, {"generic": generic, "fetched": fetched})
     grown = [*growth, found["generic"] - found["fetched"]]
-    return found | {name: mean(pair) for name, pair in controls.items()} | {"growth": grown, "by_frequency": tail}
+    return found | {name: mean_loss(pair) for name, pair in controls.items()} | {"growth": grown, "by_frequency": tail}
 
 
 def _measure(

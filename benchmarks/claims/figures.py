@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmem.sim.seeds import interval as student
+from fedmem.sim.seeds import confidence_interval as student
 
 VARIANTS = ("early", "late", "flat", "flat_wide", "three_levels", "larger_anchor")
 RETRIEVAL = ("short", "retrieved")

@@ -70,9 +70,9 @@ class Job:
 def work(job: Job) -> None:
     """Do one run, or continue it."""
     os.environ["FEDMEM_HOME"] = str(job.folder)
-    from fedmem.sim.run import run
+    from fedmem.sim.run import run_scenario
 
-    run(job.terms(), corpus=None, seed=job.seed, fresh=False, name=job.name, progress=lambda *_: None)
+    run_scenario(job.terms(), corpus=None, seed=job.seed, fresh=False, name=job.name, progress=lambda *_: None)
 
 
 def pretrained(quick: bool) -> tuple[dict[str, Any], dict[str, list[float]]]:

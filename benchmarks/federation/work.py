@@ -19,7 +19,7 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.eval.perplexity import mean_loss, sequence_losses
 from fedmem.federation.device import device_seed
 from fedmem.sim.sources import wikipedia
 from fedmem.training.local import Federated, Params
@@ -109,7 +109,7 @@ def rows(device: int) -> Packed:
 def loss(params: Params) -> float:
     """Return held-out loss in nats."""
     anchor().load(params)
-    return mean(sequence_losses(anchor().model, _text().tokens_NT[:HELDOUT]))
+    return mean_loss(sequence_losses(anchor().model, _text().tokens_NT[:HELDOUT]))
 
 
 def train(params: Params, device: int, number: int, steps: int) -> Params:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from benchmarks.private_utility.text import Topic, public
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.eval.perplexity import mean_loss, sequence_losses
 from fedmem.memory.attach import Memory, attach
 from fedmem.memory.block import make_shared_source, new_blocks
 from fedmem.memory.sites import spec_for
@@ -117,7 +117,7 @@ class Bench:
 
     def without(self, topic: Topic) -> float:
         """Return held-out loss of the anchor alone, in nats."""
-        return mean(sequence_losses(self.model, encode(self.tokenizer, topic.heldout, LENGTH).tokens_NT))
+        return mean_loss(sequence_losses(self.model, encode(self.tokenizer, topic.heldout, LENGTH).tokens_NT))
 
     def run(self, topic: Topic, arm: Arm) -> float:
         """Return held-out loss with the block of an arm, in nats."""
@@ -135,7 +135,9 @@ class Bench:
             last_X = train_block(self.model, memory, spec, start_X, data, plan, _stream(), **options)
             block_X = torch.stack(kept).mean(0) if kept else last_X
             tokens_NT = encode(self.tokenizer, topic.heldout, LENGTH).tokens_NT
-            return mean(sequence_losses(self.model, tokens_NT, memory, lambda _: [make_shared_source(spec, block_X)]))
+            return mean_loss(
+                sequence_losses(self.model, tokens_NT, memory, lambda _: [make_shared_source(spec, block_X)])
+            )
         finally:
             memory.detach()
 

@@ -32,7 +32,7 @@ def audit(quick: bool) -> None:
     from fedmem.cli.progress import reporter
     from fedmem.errors import QualityGateFailed
     from fedmem.eval.audit import CANARIES, QUICK, failures
-    from fedmem.eval.audit import audit as measure
+    from fedmem.eval.audit import run_audit as measure
 
     keep_buffers()
     with reporter() as progress:

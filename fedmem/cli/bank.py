@@ -85,7 +85,7 @@ def build(
     from dataclasses import asdict
 
     from fedmem.coordinator.build import build_bank
-    from fedmem.coordinator.examine import describe as describe_bank
+    from fedmem.coordinator.examine import describe_bank
     from fedmem.routing.embedders import named_embedder
     from fedmem.training.plans import BankPlan
 
@@ -149,10 +149,10 @@ def show(release: Path | None) -> None:
     """Show the bank of RELEASE, a folder. The default is the last release of the last simulation run."""
     from dataclasses import asdict
 
-    from fedmem.coordinator.examine import describe as describe_bank
-    from fedmem.sim.runs import last_release
+    from fedmem.coordinator.examine import describe_bank
+    from fedmem.sim.runs import find_last_release
 
-    data = asdict(describe_bank(release or last_release()))
+    data = asdict(describe_bank(release or find_last_release()))
     emit("bank.show", data, lambda console: print_bank(console, data))
 
 
@@ -164,10 +164,10 @@ def verify(release: Path | None) -> None:
 
     The default is the last release of the last simulation run. The exit code is 6 if a check fails.
     """
-    from fedmem.coordinator.examine import verify as verify_release
-    from fedmem.sim.runs import last_release
+    from fedmem.coordinator.examine import verify_release as verify_release
+    from fedmem.sim.runs import find_last_release
 
-    checked = verify_release(release or last_release())
+    checked = verify_release(release or find_last_release())
     files = len(checked.manifest["files"])
     data = {"verified": True, "release": checked.digest, "folder": checked.root, "files": files}
     emit("bank.verify", data, lambda console: pairs(console, data.items()))

@@ -45,17 +45,17 @@ def unlearn(facts: Path, release: Path | None, authors: int, steps: int, seed: i
     from fedmem.cli.progress import reporter
     from fedmem.errors import VerificationFailed
     from fedmem.eval.unlearning import UnlearnPlan, measure_unlearning
-    from fedmem.sim.heldout import heldout_of
-    from fedmem.sim.runs import last_release
+    from fedmem.sim.heldout import load_heldout
+    from fedmem.sim.runs import find_last_release
     from fedmem.sim.sources import tofu
     from fedmem.training.release import Release
 
-    pairs_by_author, loaded = tofu.load(facts), Release.load(release or last_release())
+    pairs_by_author, loaded = tofu.load(facts), Release.load(release or find_last_release())
     embedder = loaded.embedder
     plan = UnlearnPlan(authors=authors, steps=steps, seed=seed)
     keep_buffers()
     with reporter() as progress:
-        data = measure_unlearning(loaded, embedder, pairs_by_author, plan, heldout_of(loaded.root), progress)
+        data = measure_unlearning(loaded, embedder, pairs_by_author, plan, load_heldout(loaded.root), progress)
     data["attribution"] = tofu.ATTRIBUTION
     emit("eval.unlearn", data, lambda out: print_unlearning(out, data))
     if not (data["equal_logits"] and data["verified"]):

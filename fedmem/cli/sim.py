@@ -34,7 +34,7 @@ def run(scenario: str, corpus: Path | None, seed: int | None, fresh: bool, name:
     """Run SCENARIO, or continue an interrupted run of it."""
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
-    from fedmem.sim.run import run as simulate
+    from fedmem.sim.run import run_scenario as simulate
 
     keep_buffers()
     with reporter() as progress:
@@ -98,10 +98,10 @@ def renderer_for(out: Path) -> Callable[[Mapping[str, Any]], str]:
     Raises:
         UsageError: The file ends neither in .html nor in .svg.
     """
-    from fedmem.sim.compare_page import page
-    from fedmem.sim.compare_plots import picture
+    from fedmem.sim.compare_page import render_page
+    from fedmem.sim.compare_plots import draw_picture
 
-    kinds = {".html": page, ".svg": lambda data: picture(data["runs"])}
+    kinds = {".html": render_page, ".svg": lambda data: draw_picture(data["runs"])}
     if out.suffix not in kinds:
         raise UsageError(f"{out.name} is neither a page nor a plot: name a file that ends in .html or .svg.")
     return kinds[out.suffix]
@@ -109,14 +109,14 @@ def renderer_for(out: Path) -> Callable[[Mapping[str, Any]], str]:
 
 def print_comparison(out: "Console", data: Mapping[str, Any]) -> None:
     """Print a comparison: its tables, caveats and the runs without differential privacy."""
-    from fedmem.sim.compare_tables import tables, unsafe
+    from fedmem.sim.compare_tables import make_tables, unsafe_settings
 
-    for part in tables(data):
+    for part in make_tables(data):
         out.print(f"\n{part.title}", style="bold")
         table(out, [clean(column) for column in part.columns], part.rows)
         if part.note:
             out.print(clean(part.note), style="dim")
-    for line in (*data["notes"], *unsafe(data), *data["attribution"]):
+    for line in (*data["notes"], *unsafe_settings(data), *data["attribution"]):
         out.print(f"\n{clean(line)}")
 
 

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fedmem.coordinator.build import RESULT, Facts, check_length, read_facts, training_facts
-from fedmem.coordinator.examine import load_anchor_shape, verify
+from fedmem.coordinator.examine import load_anchor_shape, verify_release
 from fedmem.coordinator.subtrees import (
     SubtreeTraining,
     job_names,
@@ -78,7 +78,7 @@ def train_bank(
     """
     if subtrees and plan.mode in TOGETHER:
         raise UsageError(f"Only the modes {' and '.join(APART)} split into subtrees.")
-    old = verify(release).check_embedder(embedder.digest)
+    old = verify_release(release).check_embedder(embedder.digest)
     check_length(load_anchor_shape(old).config, plan.length)
     inputs = {"command": "bank train", "corpus": corpus.digest, "release": old.digest} | plan_inputs(plan)
     inputs_digest = claim(out, inputs)

@@ -103,20 +103,38 @@ def build_bank(corpus: Corpus, anchor: Path, out: Path, plan: BankPlan, embedder
 
 
 def read_facts(folder: Path) -> Facts:
-    """Return the content of `training.json` of a finished training."""
+    """Return the content of `training.json` of a finished training.
+
+    Args:
+        folder: the folder of a training that has finished.
+
+    Raises:
+        VerificationFailed: the file is damaged.
+    """
     facts: Facts = read_json(folder / RESULT)
     return facts
 
 
 def training_facts(inputs: Facts, trace: TrainingTrace, tokens: int) -> Facts:
-    """Return the facts of a training: inputs, curve, seconds, tokens, and tokens per second (None after 0 seconds)."""
+    """Return the facts of a training: inputs, curve, seconds, tokens, and tokens per second (None after 0 seconds).
+
+    Args:
+        inputs: the inputs of the training, which name its command, corpus and plan.
+        trace: curve and seconds of the training.
+        tokens: number of tokens that the training read, repeats included.
+    """
     speed = tokens / trace.seconds if trace.seconds else None
     figures = {"seconds": trace.seconds, "tokens": tokens, "tokens_per_second": speed}
     return {"inputs": inputs, "curve": trace.curve} | figures
 
 
 def check_length(anchor: PretrainedConfig, length: int) -> None:
-    """Raise UsageError if the anchor cannot read rows of `length` tokens."""
+    """Raise UsageError if the anchor cannot read rows of `length` tokens.
+
+    Args:
+        anchor: the configuration of the anchor.
+        length: tokens of a row, from 2 to the anchor's context.
+    """
     context = anchor.max_position_embeddings
     if not 2 <= length <= context:
         raise UsageError(f"A row has 2 to {context} tokens with this anchor, not {length}.")

@@ -19,7 +19,7 @@ from fedmem.routing.embedders import embedder_name
 from fedmem.training.release import Release
 
 
-def verify(folder: Path) -> Release:
+def verify_release(folder: Path) -> Release:
     """Open a release; check its files against its manifest, and anchor, tree, tokenizer and bank against each other.
 
     Args:
@@ -44,7 +44,11 @@ def verify(folder: Path) -> Release:
 
 
 def load_anchor_shape(release: Release) -> PreTrainedModel:
-    """Return the anchor of a release without its weights."""
+    """Return the anchor of a release without its weights.
+
+    Args:
+        release: the opened release; only the anchor's configuration is read.
+    """
     return load_skeleton(release.root / "anchor")
 
 
@@ -96,7 +100,21 @@ class LevelFacts:
 
 @dataclass(frozen=True)
 class BankFacts:
-    """The facts that `fedmem bank show` prints. `share` is `fetched_values` divided by `anchor_parameters`."""
+    """The facts that `fedmem bank show` prints.
+
+    Attributes:
+        release: digest of the release.
+        folder: folder of the release.
+        anchor: class name of the anchor.
+        anchor_parameters: number of the anchor's parameters.
+        kind: kind of memory.
+        branching: number of children of a node of the tree.
+        levels: size of each level, from level 1.
+        values: number of values of all blocks.
+        bytes: bytes of all files of the bank.
+        fetched_values: number of values of one fetch.
+        share: `fetched_values` divided by `anchor_parameters`.
+    """
 
     release: str
     folder: str
@@ -112,9 +130,16 @@ class BankFacts:
     embedder: str
 
 
-def describe(folder: Path) -> BankFacts:
-    """Return the facts of the bank of a release, after its files are checked. Raises as `verify`."""
-    release = verify(folder)
+def describe_bank(folder: Path) -> BankFacts:
+    """Return the facts of the bank of a release, after its files are checked.
+
+    Args:
+        folder: the folder of the release.
+
+    Raises:
+        NothingMatched, Refused, VerificationFailed: as `verify_release`.
+    """
+    release = verify_release(folder)
     spec, anchor = release.spec, load_anchor_shape(release)
     parameters = sum(parameter.numel() for parameter in anchor.parameters())
     levels = tuple(_level_facts(spec, number) for number in range(1, spec.levels + 1))

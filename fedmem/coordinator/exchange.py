@@ -18,7 +18,7 @@ from fedmem.federation import wire
 from fedmem.federation.clock import Clock
 from fedmem.federation.flower import Grid, Message
 from fedmem.federation.rounds import Coordinator, Round
-from fedmem.federation.transcript import Transcript, evidence_of
+from fedmem.federation.transcript import Transcript, read_evidence
 from fedmem.federation.wire import Fields
 
 _log = logging.getLogger("fedmem.coordinator")
@@ -28,14 +28,24 @@ _SHORTEST_POLL = 1e-3
 
 @dataclass(frozen=True)
 class SentRequest:
-    """The requests of one round: Flower's run id, the round as Flower's group id, and message id -> node id."""
+    """The requests of one round.
+
+    Attributes:
+        run_id: id of Flower's run.
+        group: number of the round, which is Flower's group id.
+        nodes: id of each message, and the node that it was sent to.
+    """
 
     run_id: int
     group: str
     nodes: Mapping[str, int]
 
-    def answered_by(self, reply: Message) -> bool:
-        """Return True if `reply` answers a request of this round and comes from the node that got this request."""
+    def is_answered_by(self, reply: Message) -> bool:
+        """Return True if `reply` answers a request of this round and comes from the node that got this request.
+
+        Args:
+            reply: a message that Flower delivered; it may come from any node.
+        """
         meta = reply.metadata
         is_from_its_node: bool = self.nodes.get(meta.reply_to_message_id) == meta.src_node_id
         return is_from_its_node and meta.group_id == self.group and meta.run_id == self.run_id
@@ -56,7 +66,7 @@ def exchange_messages(
     """
     sent = _send_requests(grid, opened, transcript)
     for reply in _pull_replies(grid, opened, sent, clock, max(poll, _SHORTEST_POLL)):
-        transcript.add("up", reply, evidence_of(reply))
+        transcript.add("up", reply, read_evidence(reply))
         _count_reply(coordinator, reply, sent, clock.now())
 
 
@@ -66,7 +76,7 @@ def _send_requests(grid: Grid, opened: Round, transcript: Transcript) -> SentReq
     messages = [Message(content, node, wire.TRAIN_ANCHOR, group_id=group) for node in opened.cohort]
     if not messages:
         return SentRequest(0, group, {})
-    evidence = evidence_of(messages[0])
+    evidence = read_evidence(messages[0])
     for message in messages:
         transcript.add("down", message, evidence)
     ids = grid.push_messages(messages)
@@ -93,7 +103,7 @@ def _count_reply(coordinator: Coordinator, reply: Message, sent: SentRequest, no
 
 
 def _read_fields(reply: Message, sent: SentRequest) -> Fields:
-    if not sent.answered_by(reply):
+    if not sent.is_answered_by(reply):
         raise RemoteError("A message answers no request of this round; it was not counted.")
     if reply.has_error() or reply.metadata.message_type != wire.TRAIN_ANCHOR:
         raise RemoteError("A device answered with an error or with another message type; it was not counted.")

@@ -40,7 +40,11 @@ _STATE_PREFIX = "server-state/"
 class AppendLog:
     """A hash-chained log of JSON objects. The one process that appends keeps all entries in memory.
 
-    Raises VerificationFailed if an entry was changed.
+    Args:
+        path: the file of the log; its folder is made if it is missing.
+
+    Raises:
+        VerificationFailed: an entry was changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +64,11 @@ class AppendLog:
         return list(self._entries)
 
     def contains(self, body: dict[str, Any]) -> bool:
-        """Return True if the log has an entry with exactly this body."""
+        """Return True if the log has an entry with exactly this body.
+
+        Args:
+            body: a JSON object.
+        """
         return digest(body) in self._digests
 
     def append(self, body: dict[str, Any], *, durable: bool = True) -> None:
@@ -106,12 +114,12 @@ class ResumePoint:
     """The state from which a federation resumes.
 
     Attributes:
-        done: number of rounds that are over.
+        finished_rounds: number of rounds that are over.
         params: parameters after the last closed round; None if no round was closed.
         state: server state after the last closed round; empty if no round was closed.
     """
 
-    done: int
+    finished_rounds: int
     params: Params | None
     state: Params
 
@@ -120,7 +128,13 @@ class Journal:
     """The round journal of a federation in the folder `root`.
 
     Its files are `journal.jsonl`, `ledger.jsonl` (unless another `ledger` is given) and `checkpoints/`.
-    Raises VerificationFailed if an entry was changed.
+
+    Args:
+        root: the folder of the journal; it is made if it is missing.
+        ledger: the ledger of the federation; None for `ledger.jsonl` in `root`.
+
+    Raises:
+        VerificationFailed: an entry was changed.
     """
 
     def __init__(self, root: Path, ledger: AppendLog | None = None) -> None:
@@ -142,12 +156,16 @@ class Journal:
         self._index_end(body)
 
     @property
-    def done(self) -> int:
+    def finished_rounds(self) -> int:
         """The number of rounds that are over: closed or aborted."""
         return max(self._ends, default=0)
 
     def record_open(self, number: int) -> None:
-        """Record that the request of round `number` is about to be sent."""
+        """Record that the request of round `number` is about to be sent.
+
+        Args:
+            number: number of the round, from 1.
+        """
         self.log.append({"kind": "open", "round": number}, durable=False)
 
     def record_spend(self, event: dict[str, Any]) -> Durable:
@@ -162,7 +180,7 @@ class Journal:
         Raises:
             Refused: the round is over, or the ledger has an event of this round with other terms.
         """
-        if self.done >= event["round"]:
+        if self.finished_rounds >= event["round"]:
             raise Refused("This round is over; it cannot be spent again. Resume from the journal.")
         body = {"kind": "device-round", **event}
         if not self.ledger.contains(body):
@@ -173,13 +191,29 @@ class Journal:
         return Durable(int(event["round"]))
 
     def record_close(self, params: Params, traffic: Traffic, state: Params | None = None) -> None:
-        """Write the checkpoint of parameters and server state, then the close entry that ends the round."""
+        """Write the checkpoint of parameters and server state, then the close entry that ends the round.
+
+        Args:
+            params: parameters after the round, float32 arrays by name.
+            traffic: the messages of the round, in figures.
+            state: server state after the round; None for none.
+
+        Raises:
+            StorageError: the disk refuses; the round is still open.
+        """
         data = save(params | {f"{_STATE_PREFIX}{name}": value for name, value in (state or {}).items()})
         Files().replace(self._checkpoint(traffic.round), data)
         self._append({"kind": "close", "params": digest(data), **asdict(traffic)})
 
     def record_abort(self, traffic: Traffic) -> None:
-        """Write the abort entry: the round is over without a result."""
+        """Write the abort entry: the round is over without a result.
+
+        Args:
+            traffic: the messages of the round, in figures; `aborted` is True.
+
+        Raises:
+            StorageError: the disk refuses; the round is still open.
+        """
         self._append({"kind": "abort", **asdict(traffic)})
 
     def traffic(self) -> list[Traffic]:
@@ -198,11 +232,14 @@ class Journal:
         """
         if not self._ends:
             return None
-        close_entry = self._last_close(self.done)
-        return ResumePoint(self.done, *(self._read_checkpoint(close_entry) if close_entry else (None, {})))
+        close_entry = self._last_close(self.finished_rounds)
+        return ResumePoint(self.finished_rounds, *(self._read_checkpoint(close_entry) if close_entry else (None, {})))
 
     def params_at(self, number: int) -> Params:
         """Return the parameters after round `number`. An aborted round leaves the parameters as they were.
+
+        Args:
+            number: number of the round, from 1.
 
         Raises:
             NothingMatched: the round is not over, or no round up to it was closed.

@@ -79,7 +79,7 @@ def run_rounds(
         StorageError: the disk refuses.
     """
     clock, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
-    while coordinator.done < until:
+    while coordinator.finished_rounds < until:
         try:
             _run_one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None), clock)
             aborts = 0
@@ -89,11 +89,11 @@ def run_rounds(
             if aborts == ABORTS:
                 raise
         if progress:
-            progress(coordinator.done, until)
+            progress(coordinator.finished_rounds, until)
     return journal.traffic()
 
 
-def resumed(journal: Journal, make: Callable[[wire.Params | None, int], Coordinator]) -> Coordinator:
+def resume_coordinator(journal: Journal, make: Callable[[wire.Params | None, int], Coordinator]) -> Coordinator:
     """Return a coordinator in the state that the journal holds.
 
     Args:
@@ -107,7 +107,7 @@ def resumed(journal: Journal, make: Callable[[wire.Params | None, int], Coordina
     resume_point = journal.resume()
     if resume_point is None:
         return make(None, 0)
-    coordinator = make(resume_point.params, resume_point.done)
+    coordinator = make(resume_point.params, resume_point.finished_rounds)
     if resume_point.params is not None:
         coordinator.restore(resume_point.state)
     return coordinator
@@ -127,9 +127,9 @@ def _run_one_round(
     exchange_messages(grid, coordinator, opened, transcript, clock, patience.poll)
     closing()
     proof = journal.record_spend(coordinator.spend())
-    group, counted, short = str(opened.number), coordinator.counted, coordinator.short
-    traffic = Traffic(opened.number, *transcript.traffic(group), transcript.digest(group), counted, short)
-    if short:
+    group, counted, is_short = str(opened.number), coordinator.reply_count, coordinator.has_too_few_replies
+    traffic = Traffic(opened.number, *transcript.traffic(group), transcript.digest(group), counted, is_short)
+    if is_short:
         coordinator.abort(proof)
         journal.record_abort(traffic)
         raise RoundAborted(f"Round {opened.number} was aborted: {counted} replies counted. Look after the devices.")

@@ -79,13 +79,24 @@ class SubtreeTraining:
         return model, attach(model)
 
     def part(self, name: str) -> Path:
-        """Return the path of a job's part."""
+        """Return the path of a job's part.
+
+        Args:
+            name: the name of the job, one of `job_names`.
+        """
         return self.out / "parts" / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job: the blocks to start from, as a bank of their own, its rows, and its number of steps."""
+    """The work of one job.
+
+    Attributes:
+        start: the blocks to start from, as a bank of their own.
+        train: rows to train on; their paths count from the first block of `start`.
+        heldout: held-out rows, numbered in the same way.
+        steps: number of steps; 0 if the job has no rows.
+    """
 
     start: BankStream
     train: Rows
@@ -94,12 +105,20 @@ class Job:
 
 
 def subtree_name(subtree: int) -> str:
-    """Return the name of the job of a subtree."""
+    """Return the name of the job of a subtree.
+
+    Args:
+        subtree: number of the subtree, 0 to k - 1.
+    """
     return f"subtree-{subtree}"
 
 
 def job_names(spec: MemorySpec) -> list[str]:
-    """Return the names of all jobs of a bank: its subtrees in order, then the generic block."""
+    """Return the names of all jobs of a bank: its subtrees in order, then the generic block.
+
+    Args:
+        spec: the shape of the bank.
+    """
     return [*(subtree_name(subtree) for subtree in range(spec.branching)), GENERIC]
 
 
@@ -190,6 +209,10 @@ def _write_part(training: SubtreeTraining, name: str, bank: BankStream) -> None:
 def read_part(training: SubtreeTraining, name: str) -> list[Tensor]:
     """Return the blocks of a job by level, each `[N, X]`, float32.
 
+    Args:
+        training: the inputs of all jobs.
+        name: the name of the job, one of `job_names`.
+
     Raises:
         VerificationFailed: the part is damaged.
         VersionMismatch: the part belongs to another training.
@@ -219,7 +242,11 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 def merge_parts(training: SubtreeTraining) -> BankStream:
     """Return the parts of all jobs as one bank: a level holds the blocks of its subtrees in order.
 
-    Raises as `read_part`.
+    Args:
+        training: the inputs of all jobs; every job has written its part.
+
+    Raises:
+        VerificationFailed, VersionMismatch: as `read_part`.
     """
     *subtrees, generic = job_names(training.release.spec)
 
@@ -230,5 +257,9 @@ def merge_parts(training: SubtreeTraining) -> BankStream:
 
 
 def read_job_facts(training: SubtreeTraining) -> list[dict[str, Any]]:
-    """Return curve, seconds, tokens and steps of each job, in the order of the jobs."""
+    """Return curve, seconds, tokens and steps of each job, in the order of the jobs.
+
+    Args:
+        training: the inputs of all jobs; every job has finished.
+    """
     return [read_json(training.part(name).with_suffix(".json")) for name in job_names(training.release.spec)]

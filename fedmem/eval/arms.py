@@ -23,7 +23,7 @@ Invariants
 - A text uses the private block of its topic, and held-out records use that of `forget`. Public text uses none.
 - Of single texts only the truth ratios are kept. The forget quality is a test on them.
 
-    arm = measure(reader, sets, {FORGET: [block], RETAIN: [other]}, public)
+    arm = measure_figures(reader, sets, {FORGET: [block], RETAIN: [other]}, public)
 
 Shapes: N texts, C perturbed answers.
 """
@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from fedmem.eval.canaries import Canary, exposure
 from fedmem.eval.extraction import rouge_l
 from fedmem.eval.membership import auc
-from fedmem.eval.perplexity import mean
+from fedmem.eval.perplexity import mean_loss
 from fedmem.eval.reader import Private, Reader
-from fedmem.eval.truth import Pair, model_utility, perturbed, probability, truth_ratio
+from fedmem.eval.truth import Pair, model_utility, perturb_answers, probability, truth_ratio
 
 FORGET, RETAIN = "forget", "retain"
 PERTURBED = 5
@@ -47,7 +47,15 @@ PERTURBED = 5
 
 @dataclass(frozen=True)
 class Sets:
-    """The pairs to forget, to retain, and of authors that no block learns; the canaries in `forget`; and a seed."""
+    """The texts of a measurement.
+
+    Attributes:
+        forget: pairs of the topic that is erased.
+        retain: pairs of the topic that stays.
+        holdout: pairs of authors that no block learns.
+        canaries: sentences with a random code, records of `forget`.
+        seed: decides the perturbed answers.
+    """
 
     forget: list[Pair]
     retain: list[Pair]
@@ -56,7 +64,11 @@ class Sets:
     seed: int
 
     def texts(self, topic: str) -> list[str]:
-        """Return the records of a topic, `forget` or `retain`: each pair as one text, and the canaries of `forget`."""
+        """Return the records of a topic, `forget` or `retain`: each pair as one text, and the canaries of `forget`.
+
+        Args:
+            topic: `forget` or `retain`.
+        """
         pairs, canaries = (self.forget, self.canaries) if topic == FORGET else (self.retain, [])
         return [*map(" ".join, pairs), *(canary.text for canary in canaries)]
 
@@ -65,7 +77,11 @@ class Sets:
 class Arm:
     """The measurements of one model.
 
-    They are figures by name, the membership AUC, truth ratios on the forget set, and digests of logits.
+    Attributes:
+        figures: the module's figures by name; None for one that was not measured.
+        auc: AUC of the membership attack, 0 to 1.
+        ratio_N: truth ratio of each pair of the forget set.
+        digests: SHA-256 over logits, in a fixed order of topics and blocks in use.
     """
 
     figures: dict[str, float | None]
@@ -74,7 +90,7 @@ class Arm:
     digests: tuple[str, ...] = field(repr=False)
 
 
-def measure(reader: Reader, sets: Sets, blocks: Mapping[str, Private], public: Sequence[str]) -> Arm:
+def measure_figures(reader: Reader, sets: Sets, blocks: Mapping[str, Private], public: Sequence[str]) -> Arm:
     """Measure every figure of one model.
 
     Args:
@@ -90,7 +106,7 @@ def measure(reader: Reader, sets: Sets, blocks: Mapping[str, Private], public: S
     figures["exposure"] = _exposure(reader, sets.canaries, blocks[FORGET])
     figures["mia_auc"] = membership_auc = _membership(reader, sets, blocks[FORGET])
     figures |= _retain_figures(reader, sets, blocks[RETAIN])
-    figures["public_loss"] = mean(reader.text_losses(public, ())) if public else None
+    figures["public_loss"] = mean_loss(reader.text_losses(public, ())) if public else None
     return Arm(figures, membership_auc, ratio_N, _digests(reader, sets, blocks))
 
 
@@ -98,12 +114,12 @@ def _forget_figures(
     reader: Reader, sets: Sets, private: Private
 ) -> tuple[NDArray[np.float64], dict[str, float | None]]:
     questions, answers = _split(sets.forget)
-    completions, references = reader.completed(list(map(" ".join, sets.forget)), private)
+    completions, references = reader.complete_halves(list(map(" ".join, sets.forget)), private)
     probability_N, ratio_N = _truth(reader, sets, sets.forget, private)
     return ratio_N, {
-        "extraction_strength": float(reader.strength(questions, answers, private).mean()),
+        "extraction_strength": float(reader.extraction_strength(questions, answers, private).mean()),
         "verbmem": _rouge(completions, references)[1],
-        "knowmem": _rouge(reader.answers(questions, answers, private), answers)[1],
+        "knowmem": _rouge(reader.continue_prompts(questions, answers, private), answers)[1],
         "probability": float(probability_N.mean()),
         "truth_ratio": float(ratio_N.mean()),
     }
@@ -112,12 +128,12 @@ def _forget_figures(
 def _retain_figures(reader: Reader, sets: Sets, private: Private) -> dict[str, float | None]:
     questions, answers = _split(sets.retain)
     probability_N, ratio_N = _truth(reader, sets, sets.retain, private)
-    recall, f1 = _rouge(reader.answers(questions, answers, private), answers)
+    recall, f1 = _rouge(reader.continue_prompts(questions, answers, private), answers)
     truth = float(np.maximum(0.0, 1.0 - ratio_N).mean())
     return {
         "retain_knowmem": f1,
         "model_utility": model_utility([float(probability_N.mean()), recall, truth]),
-        "retain_loss": mean(reader.losses(questions, answers, private)),
+        "retain_loss": mean_loss(reader.losses(questions, answers, private)),
     }
 
 
@@ -137,7 +153,7 @@ def _truth(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the normalised probability of each answer, and its truth ratio, `[N]` each."""
     questions, answers = _split(pairs)
-    wrong_answers = perturbed(pairs, sets.holdout, PERTURBED, sets.seed)
+    wrong_answers = perturb_answers(pairs, sets.holdout, PERTURBED, sets.seed)
     true_N, counts_N = reader.losses(questions, answers, private)
     ends = [f" {text}" for pair_answers in wrong_answers for text in pair_answers]
     losses_M, counts_M = reader.losses(np.repeat(questions, PERTURBED).tolist(), ends, private)

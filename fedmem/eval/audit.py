@@ -10,7 +10,7 @@ Invariants
 - Coins, samples and noise come from one fresh 32-byte key. Without the key they cannot be predicted.
 - Every figure is measured on the installed code; no result of another run is used.
 
-    data = audit(canaries=1000)
+    data = run_audit(canaries=1000)
     data["lower_bound"] < data["claimed"]
 """
 
@@ -25,7 +25,7 @@ import torch
 from fedmem.errors import UsageError
 from fedmem.eval.exposed import measure_exposure
 from fedmem.eval.one_run import AuditSetup, attacks
-from fedmem.eval.planted import BUGS, EXACT, first_failed
+from fedmem.eval.planted import BUGS, EXACT, find_failed_test
 from fedmem.privacy.audit import claim_p_value, lower_bounds
 from fedmem.privacy.plan import DELTA, PrivacyPlan
 from fedmem.privacy.stream import KEY_BYTES, PrivacyStream
@@ -42,13 +42,19 @@ BITS = 3.0  # of exposure that training without noise must add, or the canaries 
 
 @dataclass(frozen=True)
 class OneRun:
-    """One audited run: the setup with its canaries, the public plan, and the secret stream of coins and noise."""
+    """One audited run.
+
+    Attributes:
+        setup: anchor, block and canaries.
+        plan: the public settings of the training.
+        stream: the secret stream of coins and noise.
+    """
 
     setup: AuditSetup
     plan: PrivacyPlan
     stream: PrivacyStream
 
-    def measure(self, name: str) -> tuple[dict[str, float], float]:
+    def measure_bounds(self, name: str) -> tuple[dict[str, float], float]:
         """Train once with the mechanism as it is now, and attack the run.
 
         Args:
@@ -65,11 +71,11 @@ class OneRun:
         bounds = lower_bounds(scores, included_M, spend=claim, delta=self.plan.delta, confidence=CONFIDENCE)
         return bounds, claim_p_value(scores, included_M, claim)
 
-    def exact(self) -> dict[str, bool]:
+    def run_exact_tests(self) -> dict[str, bool]:
         """Return for each exact test True if the mechanism passes it as it is now."""
         return {name: test(self.setup, self.plan, self.stream.substream(name.encode())) for name, test in EXACT.items()}
 
-    def verdict(self, name: str, claimed: float) -> dict[str, Any]:
+    def audit_bug(self, name: str, claimed: float) -> dict[str, Any]:
         """Audit the mechanism with a planted bug.
 
         Args:
@@ -81,13 +87,13 @@ class OneRun:
             claim.
         """
         with BUGS[name](self.plan):
-            bounds, p_value = self.measure(name)
+            bounds, p_value = self.measure_bounds(name)
             lower_bound = max(bounds.values())
             by = "audit" if lower_bound > claimed else self._failed_exact_test(name)
         return {"caught": by is not None, "by": by, "lower_bound": lower_bound, "p_value": p_value}
 
     def _failed_exact_test(self, name: str) -> str | None:
-        failed = first_failed(self.setup, self.plan, self.stream.substream(b"exact-" + name.encode()))
+        failed = find_failed_test(self.setup, self.plan, self.stream.substream(b"exact-" + name.encode()))
         return f"exact: {failed}" if failed else None
 
 
@@ -104,7 +110,9 @@ def audited_plan(canaries: int) -> PrivacyPlan:
     return PrivacyPlan(rate, 8, 0.01, 0.0, rate * canaries / 2, DELTA, CAP).calibrate(EPSILON)
 
 
-def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def run_audit(
+    canaries: int = CANARIES, key: bytes | None = None, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
     """Run the audit.
 
     Args:
@@ -127,10 +135,10 @@ def audit(canaries: int = CANARIES, key: bytes | None = None, progress: Progress
     plan, stream = audited_plan(canaries), PrivacyStream(key or secrets.token_bytes(KEY_BYTES), b"audit")
     run, claimed = OneRun(AuditSetup.new(canaries), plan, stream), plan.epsilon()
     progress("audit", 0, total, "the mechanism as it is")
-    (bounds, p_value), exact, planted = run.measure("correct"), run.exact(), dict[str, Any]()
+    (bounds, p_value), exact, planted = run.measure_bounds("correct"), run.run_exact_tests(), dict[str, Any]()
     for done, name in enumerate(BUGS, start=1):
         progress("audit", done, total, name)
-        planted[name] = run.verdict(name, claimed)
+        planted[name] = run.audit_bug(name, claimed)
     progress("audit", total - 1, total, "planted canaries")
     data = {
         "claimed": claimed,
@@ -156,7 +164,7 @@ def failures(data: dict[str, Any]) -> list[str]:
     """Return a sentence for each check that failed.
 
     Args:
-        data: the result of `audit`.
+        data: the result of `run_audit`.
     """
     exposure = data["exposure"]
     missed = [name for name, verdict in data["planted"].items() if not verdict["caught"]]

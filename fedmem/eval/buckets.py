@@ -8,7 +8,8 @@ Invariants
 - Arms are only compared on the same tokens.
 
 >>> losses, tokens = np.array([6.0, 8.0]), np.array([2, 2])
->>> by_frequency(np.array([1, 9]), np.array([0, 1]), {"anchor": (losses, tokens), "fetched": (losses / 2, tokens)})[0]
+>>> arms = {"anchor": (losses, tokens), "fetched": (losses / 2, tokens)}
+>>> group_by_frequency(np.array([1, 9]), np.array([0, 1]), arms)[0]
 {'bucket': '1–2', 'documents': 1, 'anchor': 3.0, 'fetched': 1.5, 'gain': 1.5}
 
 Shapes: N sequences, D training documents.
@@ -40,7 +41,9 @@ def leaf_frequency(training_leaf_D: np.ndarray, leaf_N: np.ndarray) -> np.ndarra
     return frequency_N
 
 
-def by_frequency(frequency_N: np.ndarray, document_N: np.ndarray, arms: Mapping[str, Losses]) -> list[dict[str, Any]]:
+def group_by_frequency(
+    frequency_N: np.ndarray, document_N: np.ndarray, arms: Mapping[str, Losses]
+) -> list[dict[str, Any]]:
     """Return a row for each of at most four buckets of about equal size, rarest first.
 
     Args:

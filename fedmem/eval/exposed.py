@@ -93,7 +93,7 @@ def _revealed(reader: Reader, canaries: Sequence[Canary], private: Private) -> t
     """Return the mean exposure in bits, and the mean extraction strength of the codes."""
     bits = [exposure(reader.candidate_losses(c.prefix, c.candidates, private), c.secret) for c in canaries]
     ends = [canary.candidates[canary.secret] for canary in canaries]
-    return float(np.mean(bits)), float(reader.strength([c.prefix for c in canaries], ends, private).mean())
+    return float(np.mean(bits)), float(reader.extraction_strength([c.prefix for c in canaries], ends, private).mean())
 
 
 @contextmanager

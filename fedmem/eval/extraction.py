@@ -3,10 +3,11 @@
 Invariants
 - Decoding is greedy: the same model, memory and prompt give the same tokens.
 - Every score is in [0, 1]; 1 is a text that the model gives word for word.
-- A score belongs to one text, and the metric is the mean over a set. Only `continuations` returns text, to its caller.
+- A score belongs to one text, and the metric is the mean over a set. Only `generate_continuations` returns text, to its
+  caller.
 
     strength_N = extraction_strength(model, targets, memory, sources)
-    tokens = continuations(model, contexts, lengths, end, memory, sources)
+    tokens = generate_continuations(model, contexts, lengths, end, memory, sources)
 
 >>> rouge_l("the cat sat", "the black cat sat down").f1
 0.75
@@ -23,13 +24,18 @@ import torch
 from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD
-from fedmem.eval.perplexity import SourcesOf, in_use
+from fedmem.eval.perplexity import SourcesOf, use_memory
 from fedmem.eval.targets import Targets, greedy_matches
 from fedmem.memory.attach import Memory
 
 
 class Rouge(NamedTuple):
-    """The ROUGE-L of one text: recall over the reference's words, and F1."""
+    """The ROUGE-L of one text.
+
+    Attributes:
+        recall: share of the reference's words in the longest common subsequence, 0 to 1.
+        f1: harmonic mean of this recall and the precision over the candidate's words, 0 to 1.
+    """
 
     recall: float
     f1: float
@@ -64,20 +70,25 @@ def extraction_strength(
     while len(open_M := np.flatnonzero(low_N < high_N)):
         shown_M = (low_N[open_M] + high_N[open_M]) // 2
         rest = Targets(targets.tokens_NT[open_M], targets.start_N[open_M] + torch.from_numpy(shown_M))
-        is_completed_M = greedy_matches(model, rest, memory, among(sources, open_M), batch)
+        is_completed_M = greedy_matches(model, rest, memory, select_sources(sources, open_M), batch)
         high_N[open_M[is_completed_M]] = shown_M[is_completed_M]
         low_N[open_M[~is_completed_M]] = shown_M[~is_completed_M] + 1
     strength_N: np.ndarray = 1.0 - high_N / lengths_N
     return strength_N
 
 
-def among(sources: SourcesOf | None, selected_M: np.ndarray) -> SourcesOf | None:
-    """Return `sources` for a selection of the texts: its numbers count the selected texts only."""
+def select_sources(sources: SourcesOf | None, selected_M: np.ndarray) -> SourcesOf | None:
+    """Return `sources` for a selection of the texts: its numbers count the selected texts only.
+
+    Args:
+        sources: gives the sources of a batch by the numbers of its texts; None for the bare anchor.
+        selected_M: numbers of the selected texts, in their new order.
+    """
     return (lambda numbers_B: sources(selected_M[numbers_B])) if sources else None
 
 
 @torch.no_grad()
-def continuations(
+def generate_continuations(
     model: PreTrainedModel,
     contexts: Sequence[Sequence[int]],
     lengths: Sequence[int],
@@ -109,7 +120,7 @@ def continuations(
         # Padded on the left: the next token is in the same column for all.
         tokens_BT = torch.tensor([[0] * (longest - len(row)) + [*row] for row in rows])
         mask_BT = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        with in_use(memory, sources, numbers_B):
+        with use_memory(memory, sources, numbers_B):
             out_BT = model.generate(
                 tokens_BT,
                 attention_mask=mask_BT,
@@ -132,6 +143,10 @@ def rouge_l(candidate: str, reference: str) -> Rouge:
 
     VerbMem and KnowMem of MUSE (arXiv 2407.06460, criteria C1 and C2) use its F1, and TOFU (arXiv 2401.06121, model
     utility) uses its recall.
+
+    Args:
+        candidate: the text of the model.
+        reference: the true text.
 
     Returns:
         Recall and F1, each in [0, 1]; 0 if a text has no word.

@@ -6,7 +6,7 @@ Invariants
 - The order is fixed: elements by number, cities by name.
 - A question does not contain its answer: the names of city and country do not contain each other.
 
-    facts = elements() + cities()
+    facts = load_elements() + load_cities()
 """
 
 import json
@@ -23,7 +23,7 @@ ATTRIBUTION = "Elements from mendeleev (MIT); cities and countries from GeoNames
 LEAST = 100_000  # people in a city
 
 
-def elements() -> list[Fact]:
+def load_elements() -> list[Fact]:
     """Return atomic number and symbol of 118 elements, 236 facts.
 
     Raises:
@@ -40,7 +40,7 @@ def elements() -> list[Fact]:
     return numbers + [Fact(name, "symbol", symbol) for _, symbol, name in table]
 
 
-def cities() -> list[Fact]:
+def load_cities() -> list[Fact]:
     """Return the country of each large city whose name is one plain word and belongs to no other city.
 
     Raises:

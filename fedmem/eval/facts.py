@@ -56,7 +56,13 @@ No statement contains a chemical symbol as a word: one that began with `In` woul
 
 @dataclass(frozen=True)
 class Fact:
-    """A triple: subject, relation (a key of TEMPLATES), answer."""
+    """A fact as a triple.
+
+    Attributes:
+        subject: the name of an element or a city, for example.
+        relation: a key of TEMPLATES.
+        answer: the only answer of this subject in this relation.
+    """
 
     subject: str
     relation: str
@@ -65,7 +71,14 @@ class Fact:
 
 @dataclass(frozen=True)
 class Probe:
-    """A question and its answer; `frequency` is the number of training documents that state the fact."""
+    """A question and its answer.
+
+    Attributes:
+        prompt: the text of the fact's first statement up to the answer, without a space at its end.
+        answer: the answer.
+        relation: a key of TEMPLATES.
+        frequency: number of training documents that state the fact.
+    """
 
     prompt: str
     answer: str
@@ -75,7 +88,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Written:
-    """The training documents, shuffled, and a probe for each fact, in the order of the facts."""
+    """Training documents that state facts, and questions about these facts.
+
+    Attributes:
+        documents: the documents, shuffled.
+        probes: a probe for each fact, in the order of the facts.
+    """
 
     documents: list[str]
     probes: list[Probe]
@@ -107,10 +125,10 @@ def write_facts(facts: Sequence[Fact], frequency_by_bucket: Sequence[int], seed:
         templates = _templates(fact.relation)
         first = int(rng.integers(len(templates)))  # then in turn, so that sentences are used evenly
         documents += [_state(fact, templates[(first + turn) % len(templates)]) for turn in range(frequency)]
-    return Written([documents[i] for i in rng.permutation(len(documents))], probes(facts, frequency_F))
+    return Written([documents[i] for i in rng.permutation(len(documents))], make_probes(facts, frequency_F))
 
 
-def probes(facts: Sequence[Fact], frequency_F: np.ndarray) -> list[Probe]:
+def make_probes(facts: Sequence[Fact], frequency_F: np.ndarray) -> list[Probe]:
     """Return a probe for each fact.
 
     Args:
@@ -130,6 +148,10 @@ def count_together(facts: Sequence[Fact], texts: Sequence[str]) -> np.ndarray:
     """Count for each fact the texts that contain both subject and answer as whole words.
 
     Case is ignored for the subject but not for the answer: `He` is helium's symbol, and `he` is not.
+
+    Args:
+        facts: the facts, F of them.
+        texts: the texts to count in.
 
     Returns:
         `[F]` int64.

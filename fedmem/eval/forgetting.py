@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from fedmem.errors import UsageError
 from fedmem.eval.buckets import Losses
-from fedmem.eval.perplexity import SourcesOf, mean, sequence_losses
+from fedmem.eval.perplexity import SourcesOf, mean_loss, sequence_losses
 from fedmem.memory.attach import Memory
 
 Arms = dict[str, Losses]
@@ -149,6 +149,6 @@ def _sides(arms: Arms, inside_N: np.ndarray, sign: int) -> dict[str, Any]:
         raise UsageError("Measure texts inside the removed subtree and texts outside it: one side has none.")
     rows = dict[str, Any]()
     for side, side_N in (("inside", inside_N), ("outside", ~inside_N)):
-        means = {name: mean((sums_N[side_N], counts_N[side_N])) for name, (sums_N, counts_N) in arms.items()}
+        means = {name: mean_loss((sums_N[side_N], counts_N[side_N])) for name, (sums_N, counts_N) in arms.items()}
         rows[side] = means | {"retained": retained_share(**{name: sign * value for name, value in means.items()})}
     return rows

@@ -22,7 +22,7 @@ SourcesOf = Callable[[np.ndarray], Sequence[ActiveMemory]]
 """A function that returns the sources for a batch; its argument is the sequence numbers, `[B]`."""
 
 
-def in_use(memory: Memory | None, sources: SourcesOf | None, numbers_B: np.ndarray) -> AbstractContextManager[None]:
+def use_memory(memory: Memory | None, sources: SourcesOf | None, numbers_B: np.ndarray) -> AbstractContextManager[None]:
     """Return a context in which the memory of a batch is in use.
 
     Args:
@@ -60,14 +60,19 @@ def sequence_losses(
     for start in range(0, len(tokens_NT), batch):
         numbers_B = np.arange(start, min(start + batch, len(tokens_NT)))
         tokens_BT = trim(tokens_NT[numbers_B])
-        with in_use(memory, sources, numbers_B):
+        with use_memory(memory, sources, numbers_B):
             loss_BT, mask_BT = token_losses(model(readable(tokens_BT)).logits, tokens_BT)
         losses.append(loss_BT.double().sum(1).numpy())
         counts.append(mask_BT.sum(1).numpy())
     return np.concatenate(losses or [np.zeros(0)]), np.concatenate(counts or [np.zeros(0, dtype=np.int64)])
 
 
-def mean(losses_and_counts: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the loss in nats a token, from the pair that `sequence_losses` returns."""
+def mean_loss(losses_and_counts: tuple[np.ndarray, np.ndarray]) -> float:
+    """Return the loss in nats a token, from the pair that `sequence_losses` returns.
+
+    Args:
+        losses_and_counts: summed loss in nats and number of tokens of each sequence, `[N]` each; at least one token in
+            all.
+    """
     losses_N, counts_N = losses_and_counts
     return float(losses_N.sum() / counts_N.sum())

@@ -47,8 +47,14 @@ FARTHEST = 2.7  # of 2 exp(-2 x^2), the chance of a greater Kolmogorov-Smirnov d
 
 
 @contextmanager
-def replaced(owner: Any, name: str, piece: Callable[..., Any]) -> Iterator[None]:
-    """Replace `owner.name` by `piece` inside the `with`."""
+def replace_attribute(owner: Any, name: str, piece: Callable[..., Any]) -> Iterator[None]:
+    """Replace `owner.name` by `piece` inside the `with`.
+
+    Args:
+        owner: a module or a class.
+        name: name of a function of `owner`.
+        piece: the function in its place.
+    """
     original = getattr(owner, name)
     setattr(owner, name, piece)
     try:
@@ -59,7 +65,7 @@ def replaced(owner: Any, name: str, piece: Callable[..., Any]) -> Iterator[None]
 
 def _noise_times(factor: float) -> AbstractContextManager[None]:
     original = dpsgd.add_noise
-    return replaced(
+    return replace_attribute(
         dpsgd, "add_noise", lambda clipped, multiplier, stream: original(clipped, factor * multiplier, stream)
     )
 
@@ -73,18 +79,18 @@ def _sums(change: Callable[[Tensor, float], Tensor]) -> AbstractContextManager[N
         unclipped = original(*others, FAR * clip, micro_batch)
         return ClippedSum([change(value, clip) for value in unclipped.value], clip)
 
-    return replaced(dpsgd, "clipped_sum", broken)
+    return replace_attribute(dpsgd, "clipped_sum", broken)
 
 
 def _reused() -> AbstractContextManager[None]:
     original = PrivacyStream.substream
-    return replaced(
+    return replace_attribute(
         PrivacyStream, "substream", lambda self, name: original(self, b"step" if name.startswith(b"step-") else name)
     )
 
 
 BUGS: Mapping[str, Callable[[PrivacyPlan], AbstractContextManager[None]]] = {
-    "no_noise": lambda _: replaced(dpsgd, "add_noise", lambda clipped, *_: clipped.value),
+    "no_noise": lambda _: replace_attribute(dpsgd, "add_noise", lambda clipped, *_: clipped.value),
     "noise_over_b": lambda plan: _noise_times(1 / plan.divisor),
     "no_clip": lambda _: _sums(lambda sum_X, _: sum_X),
     "batch_clip": lambda _: _sums(lambda sum_X, clip: sum_X * min(1.0, clip / max(float(sum_X.norm()), clip))),
@@ -94,10 +100,15 @@ BUGS: Mapping[str, Callable[[PrivacyPlan], AbstractContextManager[None]]] = {
 """The bugs by name: each takes the audited plan and returns a context in which the mechanism has the bug."""
 
 
-def noise_std(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
+def has_declared_noise(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
     """Return True if the updates of empty batches have the declared noise.
 
     Their std is within 1 % of noise multiplier x clip / divisor, their mean is 0, and they are normal.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings; its number of steps is not used.
+        stream: decides the noise.
     """
     updates = _noise(setup, replace(plan, steps=NOISE_STEPS), stream).ravel()
     std = plan.noise_multiplier * plan.clip / plan.divisor
@@ -113,11 +124,16 @@ def _distance(values_N: NDArray[np.float32]) -> float:
     return math.sqrt(len(normal_N)) * float(gap)
 
 
-def sensitivity(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
+def has_bounded_sensitivity(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
     """Return True if removing any record changes the sum by at most the clip norm.
 
     One record has a gradient greater than all others, and one has a single token. The runs have no noise and every
     record in the sample, so two runs differ in the clipped sum only.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings; clip norm and divisor are used.
+        stream: decides sampling.
     """
     bare = replace(plan, steps=1, sampling_rate=1.0, noise_multiplier=0.0)
     lengths = (1, LONG, 1, 1)
@@ -135,8 +151,14 @@ def sensitivity(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> 
     return max(changes) <= plan.clip * (1 + ROUNDING)
 
 
-def streams(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
-    """Return True if every step of two runs has noise, and the noise of no two steps is correlated."""
+def has_independent_noise(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> bool:
+    """Return True if every step of two runs has noise, and the noise of no two steps is correlated.
+
+    Args:
+        setup: anchor, block and canaries.
+        plan: the public settings; its number of steps is not used.
+        stream: decides the noise; each run has a substream.
+    """
     runs = [_noise(setup, replace(plan, steps=PAIRED_STEPS), stream.substream(name)) for name in (b"one", b"two")]
     updates = np.concatenate(runs)
     if not updates.std(axis=1).all():
@@ -152,11 +174,11 @@ def _noise(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> NDArr
     return updates
 
 
-EXACT = {"streams": streams, "noise_std": noise_std, "sensitivity": sensitivity}
+EXACT = {"streams": has_independent_noise, "noise_std": has_declared_noise, "sensitivity": has_bounded_sensitivity}
 """The exact tests by name; each returns True if the mechanism passes."""
 
 
-def first_failed(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> str | None:
+def find_failed_test(setup: AuditSetup, plan: PrivacyPlan, stream: PrivacyStream) -> str | None:
     """Return the name of the first exact test that the mechanism fails as it is now, or None if it passes all.
 
     Args:

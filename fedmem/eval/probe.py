@@ -7,8 +7,8 @@ Invariants
 - Memory is fetched by the prompt only: `sources` gets the numbers of the probes, never an answer.
 
     paths_FP = route(tree, embedder.embed([probe.prompt for probe in probes]))
-    results = answers(model, tokenizer, probes, seed, memory, lambda numbers: [state.source(paths_FP[numbers])])
-    rows = by_bucket(probes, results, starts=(1, 2, 4, 8, 16))
+    results = ask_probes(model, tokenizer, probes, seed, memory, lambda numbers: [state.source(paths_FP[numbers])])
+    rows = group_by_bucket(probes, results, starts=(1, 2, 4, 8, 16))
 
 Shapes: F probes, M pairs of a probe and a candidate.
 """
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from fedmem.anchor.tokenizer import end_of_document
 from fedmem.eval.facts import Probe
 from fedmem.eval.perplexity import SourcesOf
-from fedmem.eval.targets import Targets, greedy_matches, join, target_losses
+from fedmem.eval.targets import Targets, greedy_matches, join_targets, target_losses
 from fedmem.memory.attach import Memory
 
 CANDIDATES = 32
@@ -35,8 +35,10 @@ CANDIDATES = 32
 class Answers:
     """The results of F probes.
 
-    `exact_F` is True for exact answers. `others_F` is the number of wrong candidates, and `ahead_F` the number of them
-    that are at least as likely as the answer.
+    Attributes:
+        exact_F: True for exact answers.
+        others_F: number of wrong candidates.
+        ahead_F: number of the wrong candidates that are at least as likely as the answer.
     """
 
     exact_F: np.ndarray
@@ -44,7 +46,7 @@ class Answers:
     ahead_F: np.ndarray
 
 
-def answers(
+def ask_probes(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
     probes: Sequence[Probe],
@@ -80,7 +82,7 @@ def answers(
     return Answers(exact_F, np.bincount(probe_M) - 1, np.bincount(probe_M, weights=ahead_M).astype(np.int64))
 
 
-def by_bucket(probes: Sequence[Probe], results: Answers, starts: Sequence[int]) -> list[dict[str, Any]]:
+def group_by_bucket(probes: Sequence[Probe], results: Answers, starts: Sequence[int]) -> list[dict[str, Any]]:
     """Return a row for each bucket of frequencies that has facts, rarest first.
 
     Args:
@@ -129,4 +131,4 @@ def _encoded(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Targets:
         for column in ([a for a, _ in pairs], [b for _, b in pairs])
     )
     start = end_of_document(tokenizer)
-    return join([[start, *prompt] for prompt in prompts], ends)
+    return join_targets([[start, *prompt] for prompt in prompts], ends)

@@ -20,9 +20,9 @@ import torch
 from fedmem.anchor.tokenizer import PAD, end_of_document
 from fedmem.device.private_fetch import shared_and_private
 from fedmem.eval.buckets import Losses
-from fedmem.eval.extraction import continuations, extraction_strength
+from fedmem.eval.extraction import extraction_strength, generate_continuations
 from fedmem.eval.perplexity import SourcesOf
-from fedmem.eval.targets import Targets, join, target_losses
+from fedmem.eval.targets import Targets, join_targets, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.block import make_shared_source
 from fedmem.memory.kinds import ActiveMemory
@@ -54,32 +54,65 @@ class Reader:
         self.length = min(length, int(self._model.config.max_position_embeddings))
 
     def losses(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> Losses:
-        """Return the summed loss in nats and the number of tokens of each end after its prompt, `[N]` each."""
+        """Return the summed loss in nats and the number of tokens of each end after its prompt, `[N]` each.
+
+        Args:
+            prompts: N prompts; memory is fetched by them.
+            ends: the text after each prompt.
+            private: the private blocks in use.
+        """
         return target_losses(self._model, self._joined(prompts, ends), self._memory, self._sources(prompts, private))
 
     def candidate_losses(self, prompt: str, ends: Sequence[str], private: Private) -> np.ndarray:
-        """Return the summed losses in nats of many ends after one prompt, `[N]`. Memory is fetched once."""
+        """Return the summed losses in nats of many ends after one prompt, `[N]`. Memory is fetched once.
+
+        Args:
+            prompt: the prompt; memory is fetched by it.
+            ends: N texts, each measured after the prompt.
+            private: the private blocks in use.
+        """
         (path,) = route(self._release.tree, self._embedder.embed([prompt]))
         sources = [make_shared_source(self._release.spec, self._release.bank.fetch_many([path])[0]), *private]
         targets = self._joined([prompt] * len(ends), ends)
         return target_losses(self._model, targets, self._memory, lambda _: sources)[0]
 
     def text_losses(self, texts: Sequence[str], private: Private) -> Losses:
-        """Return what `losses` does, for whole texts without a prompt. Memory is fetched by the text."""
-        targets = join([[self._end]] * len(texts), self._text_ids(texts))
+        """Return what `losses` does, for whole texts without a prompt. Memory is fetched by the text.
+
+        Args:
+            texts: N texts; memory is fetched by them.
+            private: the private blocks in use.
+        """
+        targets = join_targets([[self._end]] * len(texts), self._text_ids(texts))
         return target_losses(self._model, targets, self._memory, self._sources(texts, private))
 
-    def strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
-        """Return the extraction strength of each end after its prompt, `[N]`, 0 to 1."""
+    def extraction_strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
+        """Return the extraction strength of each end after its prompt, `[N]`, 0 to 1.
+
+        Args:
+            prompts: N prompts; memory is fetched by them.
+            ends: the text after each prompt.
+            private: the private blocks in use.
+        """
         targets = self._joined(prompts, ends)
         return extraction_strength(self._model, targets, self._memory, self._sources(prompts, private))
 
-    def answers(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> list[str]:
-        """Return the greedy continuation of each prompt, with at most as many tokens as its end in `ends`."""
+    def continue_prompts(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> list[str]:
+        """Return the greedy continuation of each prompt, with at most as many tokens as its end in `ends`.
+
+        Args:
+            prompts: the prompts; memory is fetched by them.
+            ends: the true text after each prompt; only its length counts.
+            private: the private blocks in use.
+        """
         return self._continued(self._contexts(prompts), self._targets(ends), self._sources(prompts, private))
 
-    def completed(self, texts: Sequence[str], private: Private) -> tuple[list[str], list[str]]:
+    def complete_halves(self, texts: Sequence[str], private: Private) -> tuple[list[str], list[str]]:
         """Continue the first half of each text, by tokens.
+
+        Args:
+            texts: the texts; memory is fetched by their first halves.
+            private: the private blocks in use.
 
         Returns:
             The greedy continuation of each first half, and the true second half.
@@ -93,9 +126,14 @@ class Reader:
 
     @torch.no_grad()
     def logits_digest(self, texts: Sequence[str], private: Private) -> str:
-        """Return the SHA-256 over the logits of the texts in their order, in hex."""
+        """Return the SHA-256 over the logits of the texts in their order, in hex.
+
+        Args:
+            texts: the texts; memory is fetched by them.
+            private: the private blocks in use.
+        """
         digest, sources = hashlib.sha256(), self._sources(texts, private)
-        tokens_NT = join([[self._end]] * len(texts), self._text_ids(texts)).tokens_NT
+        tokens_NT = join_targets([[self._end]] * len(texts), self._text_ids(texts)).tokens_NT
         for start in range(0, len(texts), BATCH):
             numbers_B = np.arange(start, min(start + BATCH, len(texts)))
             tokens_BT = trim(tokens_NT[numbers_B])
@@ -106,7 +144,7 @@ class Reader:
 
     def _continued(self, contexts: list[list[int]], ends: list[list[int]], sources: SourcesOf) -> list[str]:
         lengths = [len(ids) for ids in ends]
-        rows = continuations(self._model, contexts, lengths, self._end, self._memory, sources)
+        rows = generate_continuations(self._model, contexts, lengths, self._end, self._memory, sources)
         return [self._release.tokenizer.decode(ids) for ids in rows]
 
     def _sources(self, prompts: Sequence[str], private: Private) -> SourcesOf:
@@ -126,4 +164,4 @@ class Reader:
         return [ids[: self.length - self.length // 2] for ids in self._ids(ends)]
 
     def _joined(self, prompts: Sequence[str], ends: Sequence[str]) -> Targets:
-        return join(self._contexts(prompts), self._targets(ends))
+        return join_targets(self._contexts(prompts), self._targets(ends))

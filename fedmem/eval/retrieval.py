@@ -5,10 +5,10 @@ Invariants
 - The loss is over the tokens that `sequence_losses` predicts of the same sequences. The retrieved text is only context.
 - Nothing is cut from a text. The retrieved text is cut at its end to fit the length, and left out if nothing fits.
 
-    retrieved_N = nearest(embedder.embed(training), embedder.embed(heldout))[sequences.document_N]
-    targets = in_context(tokenizer, sequences, [training[i] for i in retrieved_N], length=256)
-    retrieved = retrieval(model, targets)
-    both = retrieval(model, targets, memory, lambda numbers: [state.source(paths_NP[numbers])])
+    retrieved_N = find_nearest(embedder.embed(training), embedder.embed(heldout))[sequences.document_N]
+    targets = prepend_retrieved(tokenizer, sequences, [training[i] for i in retrieved_N], length=256)
+    retrieved = measure_retrieval(model, targets)
+    both = measure_retrieval(model, targets, memory, lambda numbers: [state.source(paths_NP[numbers])])
 
 A query of the whole text contains the words to predict; a query of its first words does not. Report both
 [docs/method.md, §3]. In training, our anchors never attend past the end of a document or past their training length.
@@ -26,15 +26,15 @@ from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD, end_of_document
 from fedmem.errors import UsageError
-from fedmem.eval.perplexity import SourcesOf, mean
-from fedmem.eval.targets import Targets, join, target_losses
+from fedmem.eval.perplexity import SourcesOf, mean_loss
+from fedmem.eval.targets import Targets, join_targets, target_losses
 from fedmem.memory.attach import Memory
 from fedmem.training.sequences import Sequences
 
 _CHUNK = 256  # queries whose products are in memory at once
 
 
-def nearest(
+def find_nearest(
     vectors_MD: NDArray[np.float32], queries_QD: NDArray[np.float32], own_Q: NDArray[np.int64] | None = None
 ) -> NDArray[np.int64]:
     """Return the number of the document nearest to each query.
@@ -62,7 +62,7 @@ def nearest(
     return nearest_Q
 
 
-def in_context(tokenizer: Tokenizer, sequences: Sequences, retrieved: Sequence[str], length: int) -> Targets:
+def prepend_retrieved(tokenizer: Tokenizer, sequences: Sequences, retrieved: Sequence[str], length: int) -> Targets:
     """Return each sequence as a target after the text retrieved for it, with an end of document between them.
 
     Args:
@@ -80,10 +80,10 @@ def in_context(tokenizer: Tokenizer, sequences: Sequences, retrieved: Sequence[s
     encodings = tokenizer.encode_batch(list(retrieved), add_special_tokens=False)
     end = end_of_document(tokenizer)
     contexts = [_context(encoding.ids, row, length, end) for encoding, row in zip(encodings, rows, strict=True)]
-    return join(contexts, [row[1:] for row in rows])
+    return join_targets(contexts, [row[1:] for row in rows])
 
 
-def retrieval(
+def measure_retrieval(
     model: PreTrainedModel,
     targets: Targets,
     memory: Memory | None = None,
@@ -94,7 +94,7 @@ def retrieval(
 
     Args:
         model: the anchor.
-        targets: from `in_context`.
+        targets: from `prepend_retrieved`.
         memory: attached to `model`; None for a model without memory.
         sources: gives the sources of a batch; None for the bare anchor.
         batch: sequences in one forward pass.
@@ -102,7 +102,7 @@ def retrieval(
     Returns:
         `loss` in nats a token, and `flops_ratio`.
     """
-    loss = mean(target_losses(model, targets, memory, sources, batch))
+    loss = mean_loss(target_losses(model, targets, memory, sources, batch))
     return {"loss": loss, "flops_ratio": flops_ratio(targets)}
 
 
@@ -110,6 +110,12 @@ def flops_ratio(targets: Targets) -> float:
     """Return the ratio of FLOPs with and without retrieved texts, estimated by the number of tokens.
 
     The part of attention that grows with the square of the length is left out, so this is a lower bound.
+
+    Args:
+        targets: from `prepend_retrieved`.
+
+    Returns:
+        1 or more.
     """
     tokens_N = (targets.tokens_NT != PAD).sum(1)
     return int(tokens_N.sum()) / int((tokens_N - targets.start_N + 1).sum())

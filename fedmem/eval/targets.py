@@ -5,7 +5,7 @@ Invariants
 - Sequences are padded on the right. The result of each sequence is the same as alone, up to float rounding.
 - Measuring changes no parameter.
 
-    targets = join([[1, 5, 6]], [[7, 8]])  # <eos> and two tokens of context, a target of two
+    targets = join_targets([[1, 5, 6]], [[7, 8]])  # <eos> and two tokens of context, a target of two
     losses_N, counts_N = target_losses(model, targets, memory, sources)
 
 Shapes: N sequences, B of a batch, T tokens, V entries of the vocabulary.
@@ -21,14 +21,19 @@ from transformers import PreTrainedModel
 
 from fedmem.anchor.tokenizer import PAD
 from fedmem.eval.buckets import Losses
-from fedmem.eval.perplexity import SourcesOf, in_use
+from fedmem.eval.perplexity import SourcesOf, use_memory
 from fedmem.memory.attach import Memory
 from fedmem.training.sequences import readable, token_losses, trim
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Contexts with their targets: `tokens_NT`, padded with `PAD`, and the first position of each target, from 1."""
+    """Contexts with their targets.
+
+    Attributes:
+        tokens_NT: contexts and targets joined, int64, padded with `PAD`.
+        start_N: first position of each target, from 1.
+    """
 
     tokens_NT: Tensor
     start_N: Tensor
@@ -37,7 +42,7 @@ class Targets:
         return len(self.start_N)
 
 
-def join(contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Targets:
+def join_targets(contexts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> Targets:
     """Join each context with its target.
 
     Args:
@@ -122,7 +127,7 @@ def _batches(
     for start in range(0, len(targets), batch):
         numbers_B = np.arange(start, min(start + batch, len(targets)))
         tokens_BT = trim(targets.tokens_NT[numbers_B])
-        with in_use(memory, sources, numbers_B):
+        with use_memory(memory, sources, numbers_B):
             logits_BTV = model(readable(tokens_BT)).logits
         positions_T = torch.arange(1, tokens_BT.shape[1])
         yield (

@@ -40,7 +40,14 @@ CLIP = 0.1
 
 @dataclass(frozen=True)
 class Learning:
-    """The training settings: steps, width of a block, most tokens of a sequence, and Adam's constant learning rate."""
+    """The training settings of a throwaway vault.
+
+    Attributes:
+        steps: number of steps.
+        width: rows of the block in each layer.
+        length: most tokens of a sequence.
+        lr: constant learning rate of Adam.
+    """
 
     steps: int
     width: int
@@ -58,7 +65,13 @@ class Learning:
 
 @dataclass
 class ThrowawayVault:
-    """An open temporary vault, and the release of its blocks; `throwaway_vault` makes it."""
+    """An open temporary vault; `throwaway_vault` makes it.
+
+    Attributes:
+        vault: the open vault; `erase` replaces it by the vault opened again.
+        release: the release of its blocks.
+        embedder: that of the release.
+    """
 
     vault: Vault
     release: Release
@@ -96,7 +109,14 @@ class ThrowawayVault:
         )
 
     def erase(self, topic: str) -> bool:
-        """Erase a topic, open the vault again, rescan it, and return True if the rescan was clean."""
+        """Erase a topic, open the vault again, rescan it, and return True if the rescan was clean.
+
+        Args:
+            topic: name of the topic.
+
+        Raises:
+            FedmemError: the erasure failed, as `erasure.execute` documents.
+        """
         plan = erasure.plan(self.vault, erasure.Scope.topic(topic))
         result = erasure.execute(self.vault, plan, plan.digest)
         self.vault.close()
@@ -104,7 +124,11 @@ class ThrowawayVault:
         return erasure.verify(self.vault, result.id).clean
 
     def sources(self, topics: Sequence[str]) -> dict[str, list[ActiveMemory]]:
-        """Return the private block of each topic as a list with one memory source; empty if there is no block."""
+        """Return the private block of each topic as a list with one memory source; empty if there is no block.
+
+        Args:
+            topics: names of the topics.
+        """
         blocks = {topic: block_for(self.vault, topic, self.release.digest) for topic in topics}
         return {topic: private_sources(self.vault, self.release, [b] if b else []) for topic, b in blocks.items()}
 

@@ -31,7 +31,7 @@ Vector = NDArray[np.float64]
 _WORD = re.compile(r"(\w+)")
 
 
-def perturbed(pairs: Sequence[Pair], others: Sequence[Pair], count: int, seed: int) -> list[list[str]]:
+def perturb_answers(pairs: Sequence[Pair], others: Sequence[Pair], count: int, seed: int) -> list[list[str]]:
     """Return wrong answers for each pair, with the form of the true one.
 
     Args:
@@ -117,5 +117,9 @@ def forget_quality(ratio_N: Vector, reference_N: Vector) -> float:
 
 
 def model_utility(parts: Sequence[float]) -> float:
-    """Return the harmonic mean of scores in [0, 1] [TOFU, "Model Utility"]. It is 0 if one score is 0."""
+    """Return the harmonic mean of scores in [0, 1] [TOFU, "Model Utility"]. It is 0 if one score is 0.
+
+    Args:
+        parts: scores in [0, 1], at least one.
+    """
     return 0.0 if min(parts) <= 0.0 else len(parts) / sum(1.0 / part for part in parts)

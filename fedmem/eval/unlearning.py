@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from fedmem.errors import UsageError
-from fedmem.eval.arms import FORGET, RETAIN, Arm, Sets, measure
+from fedmem.eval.arms import FORGET, RETAIN, Arm, Sets, measure_figures
 from fedmem.eval.canaries import MOST, plant
 from fedmem.eval.membership import privleak
 from fedmem.eval.reader import Reader
@@ -49,9 +49,18 @@ REASON = "invented text in a vault that is thrown away; noise would hide what an
 class UnlearnPlan:
     """The settings of a measurement.
 
-    `authors` is the number of authors in each set (forget, retain, held out); TOFU's smallest forget set is 2 of 200
-    authors. `steps`, `width` and `length` (tokens) are those of the training. `forget` also has `canaries` sentences
-    with a code of `digits` digits. Raises UsageError for values out of range.
+    Attributes:
+        authors: number of authors in each set (forget, retain, held out), from 1; TOFU's smallest forget set is 2 of
+            200 authors.
+        steps: steps of a training, from 1.
+        width: rows of a block in each layer, from 1.
+        length: most tokens of a text, from 16.
+        canaries: number of sentences with a random code in `forget`, from 1 to `canaries.MOST`.
+        digits: digits of a code, 1 to 4.
+        seed: decides authors, canaries and perturbed answers.
+
+    Raises:
+        UsageError: a value is out of its range.
     """
 
     authors: int = 2
@@ -71,7 +80,7 @@ class UnlearnPlan:
             )
 
 
-def choose(facts: Mapping[str, Sequence[Pair]], plan: UnlearnPlan) -> Sets:
+def choose_sets(facts: Mapping[str, Sequence[Pair]], plan: UnlearnPlan) -> Sets:
     """Draw the authors of the three sets with the plan's seed.
 
     Args:
@@ -119,7 +128,7 @@ def measure_unlearning(
         FedmemError: vault, training or erasure failed.
     """
     torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
-    start, sets, reader = time.monotonic(), choose(facts, plan), Reader(release, embedder, plan.length)
+    start, sets, reader = time.monotonic(), choose_sets(facts, plan), Reader(release, embedder, plan.length)
     learning, arms = Learning(plan.steps, plan.width, reader.length), dict[str, Arm]()
 
     def learn(throwaway: ThrowawayVault, topic: str, steps_before: int) -> None:
@@ -128,7 +137,7 @@ def measure_unlearning(
 
     def measure_arm(throwaway: ThrowawayVault, name: str) -> None:
         progress("measure", len(arms), 3, name)
-        arms[name] = measure(reader, sets, throwaway.sources((FORGET, RETAIN)), public)
+        arms[name] = measure_figures(reader, sets, throwaway.sources((FORGET, RETAIN)), public)
 
     with throwaway_vault(release, embedder) as throwaway:
         learn(throwaway, FORGET, 0)

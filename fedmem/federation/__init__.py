@@ -4,6 +4,6 @@ Invariants
 - Importing any module of this package sets the outbound switches before that module can import flwr (I10).
 """
 
-from fedmem.federation.offline import offline
+from fedmem.federation.offline import set_switches
 
-__all__ = ["offline"]
+__all__ = ["set_switches"]

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 
 
 def encode(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Return the bf16 bits of float32 values as uint16, of the same shape."""
+    """Return the bf16 bits of float32 values as uint16, of the same shape.
+
+    Args:
+        values: float32 values of any shape; a value above the range of bf16 becomes infinite.
+    """
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
     # Rounding up the highest NaN payloads would wrap around to zero.
@@ -22,5 +26,9 @@ def encode(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def decode(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the float32 values of bf16 bits in uint16; equal values, same shape."""
+    """Return the float32 values of bf16 bits in uint16; equal values, same shape.
+
+    Args:
+        bits: bf16 bits, uint16 of any shape.
+    """
     return (np.ascontiguousarray(bits).astype(np.uint32) << 16).view(np.float32)

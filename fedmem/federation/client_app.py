@@ -33,18 +33,23 @@ def make_client_app(device_for: DeviceFor) -> ClientApp:
     app = ClientApp()
 
     def train_anchor(message: Message, context: Context) -> Message:
-        return Message(answer(device_for, message.content, context), reply_to=message)
+        return Message(answer_request(device_for, message.content, context), reply_to=message)
 
     app.train("anchor")(train_anchor)
     return app
 
 
-def answer(device_for: DeviceFor, content: RecordDict, context: Context) -> RecordDict:
+def answer_request(device_for: DeviceFor, content: RecordDict, context: Context) -> RecordDict:
     """Return the reply to a `train.anchor` request.
 
     Guarantees: the reply always has the same shape, and no exception is raised. If the device cannot be built, the
     reply is zeros in the shapes that the request names. A device without approval ends the process by `NoApproval`
     instead. A deployed `device_for` does the same where no vault process runs.
+
+    Args:
+        device_for: returns the device, from Flower's context.
+        content: the request as it arrived.
+        context: Flower's context of this node.
     """
     try:
         return records.to_reply(_reply(device_for(context), content))

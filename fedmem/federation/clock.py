@@ -29,7 +29,11 @@ class WallClock:
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait for `seconds`."""
+        """Wait for `seconds`.
+
+        Args:
+            seconds: 0 or more.
+        """
         time.sleep(seconds)
 
 
@@ -44,5 +48,9 @@ class VirtualClock:
         return self._now
 
     def sleep(self, seconds: float) -> None:
-        """Advance the clock by `seconds` without waiting; a negative number counts as 0."""
+        """Advance the clock by `seconds` without waiting; a negative number counts as 0.
+
+        Args:
+            seconds: the virtual time that passes.
+        """
         self._now += max(0.0, seconds)

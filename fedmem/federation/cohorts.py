@@ -57,8 +57,12 @@ class Noise(Protocol):
 class FixedSpend:
     """`steps` Gaussian sums, each over `cohort` of `population` devices drawn without replacement.
 
-    `noise_multiplier` is the standard deviation of the noise in clip norms. Under replace-one the sensitivity of the
-    sum is two clip norms.
+    Attributes:
+        population: number of devices that the plan declares.
+        cohort: number of devices in each sum.
+        noise_multiplier: standard deviation of the noise in clip norms. Under replace-one the sensitivity of the sum is
+            two clip norms.
+        steps: number of rounds, from 0.
     """
 
     population: int
@@ -72,16 +76,28 @@ class FixedSpend:
 
 
 def poisson(nodes: list[int], rate: float, noise: Noise) -> list[int]:
-    """Return a Poisson sample of the sorted `nodes`: each is drawn independently, with probability `rate` in (0, 1]."""
+    """Return a Poisson sample of the nodes: each is drawn independently.
+
+    Args:
+        nodes: ids of the connected devices, sorted.
+        rate: probability of each device, in (0, 1].
+        noise: the privacy stream of this round's cohort.
+    """
     joins = noise.bernoulli(len(nodes), rate)
     return [node for node, joined in zip(nodes, joins, strict=True) if joined]
 
 
 def fixed(nodes: list[int], population: int, size: int, noise: Noise) -> list[int]:
-    """Return the sorted `nodes` whose places are in a uniform sample of `size` out of `population` places.
+    """Return the nodes whose places are in a uniform sample of `size` out of `population` places.
 
     Guarantees: every set of `size` places is equally likely. The first places belong to the nodes. The others stand for
     declared devices that are not connected, so the result may have fewer than `size` nodes.
+
+    Args:
+        nodes: ids of the connected devices, sorted; at most `population`.
+        population: number of devices that the plan declares.
+        size: size of the sample, 1 to `population`.
+        noise: the privacy stream of this round's cohort.
     """
     chosen = set(np.argsort(_distinct_keys(population, noise), kind="stable")[:size].tolist())
     return [node for place, node in enumerate(nodes) if place in chosen]
@@ -108,6 +124,10 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
     | no round | 0 |
     | noise_multiplier 0 | inf |
     | cohort = population | that of the plain Gaussian mechanism |
+
+    Args:
+        spend: the rounds.
+        delta: δ, in (0, 1).
     """
     bound = fixed_epsilon_bound(spend, delta)
     if fixed_accounting(spend) == FIXED_RDP:
@@ -130,7 +150,11 @@ def _loss_range(spend: FixedSpend) -> float:
 def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:
     """Return an upper bound on ε by RDP, computed in numpy alone: Wang et al. 2019, Theorem 9.
 
-    The edge cases are those of `fixed_epsilon`.
+    `check_budget` uses it before a round opens. The edge cases are those of `fixed_epsilon`.
+
+    Args:
+        spend: the rounds.
+        delta: δ, in (0, 1).
     """
     if spend.steps == 0:
         return 0.0

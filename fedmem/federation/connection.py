@@ -66,11 +66,23 @@ class Connection:
         end.setblocking(False)
 
     def allow(self, seconds: float) -> None:
-        """Set the seconds in which a frame has to be read or written whole."""
+        """Set the seconds in which a frame has to be read or written whole.
+
+        Args:
+            seconds: the patience for all later frames.
+        """
         self._patience = seconds
 
     def send(self, kind: int, *parts: bytes) -> None:
-        """Write one frame of `kind`; its payload is `parts`, joined. Raises PeerGone."""
+        """Write one frame of `kind`; its payload is `parts`, joined.
+
+        Args:
+            kind: number of the frame's kind, 0 to 65535.
+            parts: pieces of the payload, in their order.
+
+        Raises:
+            PeerGone: the peer closed, or took too long.
+        """
         views = [memoryview(part).cast("B") for part in parts]
         head = HEAD.pack(MAGIC, VERSION, kind, sum(len(view) for view in views))
         with self._timed():
@@ -107,11 +119,19 @@ class Connection:
             return kind, payload
 
     def wait(self, seconds: float) -> bool:
-        """Return True as soon as the peer has sent something or closed, False after `seconds`."""
+        """Return True as soon as the peer has sent something or closed, False after `seconds`.
+
+        Args:
+            seconds: the longest time to wait; 0 or less only looks.
+        """
         return bool(select.select([self._end], [], [], max(0.0, seconds))[0])
 
     def closed_by_peer(self, seconds: float) -> bool:
-        """Return True as soon as the peer has closed, False after `seconds`. Nothing that it sent is read."""
+        """Return True as soon as the peer has closed, False after `seconds`. Nothing that it sent is read.
+
+        Args:
+            seconds: the longest time to wait; 0 only looks.
+        """
         poll = select.poll()
         poll.register(self._end, select.POLLRDHUP)
         return bool(poll.poll(seconds * 1000))
@@ -173,7 +193,14 @@ class Connection:
 
 
 def require_same_user(connection: Connection) -> None:
-    """Raise Refused where the peer runs under another user id."""
+    """Check that the peer runs under this process's user id.
+
+    Args:
+        connection: a connection over a Unix domain socket.
+
+    Raises:
+        Refused: the peer runs under another user id.
+    """
     if connection.peer_user() != os.geteuid():
         raise Refused("A process of another user connected to this device's socket; it was refused.")
 

@@ -38,7 +38,16 @@ _log = logging.getLogger("fedmem.device")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Public settings of the training of one device in one round; `seed` is that of this device and round."""
+    """Public settings of the training of one device in one round.
+
+    Attributes:
+        round: number of the round, from 1.
+        seed: seed of this device and round.
+        steps: number of local steps.
+        batch: sequences of a step.
+        learning_rate: peak learning rate of the anchor.
+        memory_learning_rate: peak learning rate of the blocks.
+    """
 
     round: int
     seed: int
@@ -52,7 +61,13 @@ LocalTrain = Callable[[Params, TrainConfig], Params]
 
 
 def device_seed(seed: int, device: int, number: int) -> int:
-    """Return a 63-bit seed from (configuration seed, device, round), independent between devices and rounds."""
+    """Return a 63-bit seed from (configuration seed, device, round), independent between devices and rounds.
+
+    Args:
+        seed: the seed of the request.
+        device: public number of the device.
+        number: number of the round.
+    """
     text = f"fedmem/device-seed/{seed}/{device}/{number}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
@@ -109,7 +124,11 @@ class Device:
 
         Guarantees: keys, shapes and size are always those of the reply schema (I1, I2). No error of training is raised.
 
-        Raises NoApproval where the port does not even approve zeros.
+        Args:
+            request: the fields of the request, not yet checked.
+
+        Raises:
+            NoApproval: the port does not even approve zeros.
         """
         number = 0
         try:
@@ -124,7 +143,14 @@ class Device:
             return self.silence(number)
 
     def silence(self, number: int = 0) -> Fields:
-        """Return an approved update of zeros for round `number` (0: no round). Raises NoApproval without approval."""
+        """Return an approved update of zeros for round `number` (0: no round).
+
+        Args:
+            number: number of the round; 0 where the request names none.
+
+        Raises:
+            NoApproval: the port does not approve the zeros.
+        """
         try:
             return self._port.approve(Fields(dict(fixedpoint.zeros(self._shapes))), number)
         except Exception as error:  # noqa: BLE001  (after any error nothing unapproved leaves)

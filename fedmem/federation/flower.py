@@ -68,7 +68,14 @@ def require_offline() -> None:
 
 
 def require_own_installation(app_file: str) -> None:
-    """Raise Refused if `fedmem` was loaded from the Flower bundle of `app_file`; a bundle shadows installed code."""
+    """Check that `fedmem` was not loaded from the Flower bundle of `app_file`; a bundle shadows installed code.
+
+    Args:
+        app_file: path of the app's module, its `__file__`.
+
+    Raises:
+        Refused: the bundle carries its own fedmem.
+    """
     bundle, loaded = Path(app_file).resolve().parents[1], Path(fedmem.__file__).resolve()
     if bundle.is_relative_to(get_flwr_home().resolve()) and loaded.is_relative_to(bundle):
         raise Refused("This bundle carries its own fedmem. Use one that holds server/ and client/ only.")

@@ -42,13 +42,24 @@ def _arrays(fields: Fields) -> ArrayRecord:
 
 
 def to_request(fields: Fields) -> RecordDict:
-    """Return a request's content: parameters and settings, names sorted."""
+    """Return a request's content: parameters and settings, names sorted.
+
+    Args:
+        fields: arrays of uint16 or int32, and scalars.
+    """
     scalars = {name: fields.scalars[name] for name in sorted(fields.scalars)}
     return RecordDict({PARAMS: _arrays(fields), CONFIG: ConfigRecord(dict(scalars))})
 
 
 def to_reply(fields: Fields) -> RecordDict:
-    """Return a reply's content: the update alone. Raises BoundaryViolation if `fields` holds a scalar."""
+    """Return a reply's content: the update alone.
+
+    Args:
+        fields: the update, arrays of int32, without scalars.
+
+    Raises:
+        BoundaryViolation: `fields` holds a scalar.
+    """
     if fields.scalars:
         raise BoundaryViolation("A reply holds the update and nothing else; it was not sent.")
     return RecordDict({UPDATE: _arrays(fields)})
@@ -57,7 +68,12 @@ def to_reply(fields: Fields) -> RecordDict:
 def from_request(content: RecordDict) -> Fields:
     """Return the fields of a request; they are not yet checked against the schema.
 
-    Raises BoundaryViolation, and VersionMismatch for another version of the protocol.
+    Args:
+        content: the record dict as it arrived.
+
+    Raises:
+        BoundaryViolation: it holds other records, or an array in another encoding or with another length.
+        VersionMismatch: it speaks another version of the protocol.
     """
     _only(content, {PARAMS: ArrayRecord, CONFIG: ConfigRecord})
     scalars = cast(dict[str, Scalar], dict(content[CONFIG].items()))
@@ -65,7 +81,14 @@ def from_request(content: RecordDict) -> Fields:
 
 
 def from_reply(content: RecordDict) -> Fields:
-    """Return the fields of a reply; they are not yet checked against the schema. Raises as `from_request`."""
+    """Return the fields of a reply; they are not yet checked against the schema.
+
+    Args:
+        content: the record dict as it arrived.
+
+    Raises:
+        BoundaryViolation, VersionMismatch: as `from_request`.
+    """
     _only(content, {UPDATE: ArrayRecord})
     return Fields(_from_arrays(content[UPDATE]))
 
@@ -96,7 +119,11 @@ def _is_plausible(shape: tuple[int, ...]) -> bool:
 
 
 def requested_shapes(content: RecordDict) -> Shapes:
-    """Return the names and shapes of a request's parameters; empty if it cannot be read."""
+    """Return the names and shapes of a request's parameters; empty if it cannot be read.
+
+    Args:
+        content: the request as it arrived.
+    """
     try:
         return {name: tuple(array.shape) for name, array in from_request(content).arrays.items()}
     except FedmemError:

@@ -4,7 +4,7 @@ Invariants
 - It depends on (parameters, release, terms, texts, seed) alone. No module of a vault is loaded.
 - A device without shareable texts changes nothing.
 
-    device = Device(index, port, plan, shapes, from_release(folder, agreement, port.shareable))
+    device = Device(index, port, plan, shapes, make_release_train(folder, agreement, port.shareable))
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +24,16 @@ from fedmem.training.sequences import encode
 from fedmem.training.settings import Settings
 
 
-def local_train(
+def make_local_train(
     part: Federated, local: LocalSettings, steps_by_round: Sequence[int], packed: Packed, paths_MP: np.ndarray
 ) -> LocalTrain:
     """Return the local training of one device on its packed sequences; without any it changes nothing.
 
     Args:
         part: anchor and bank, with the federated parts marked. Training changes it.
+        local: settings of local training that no request carries.
         steps_by_round: local steps of each round of the plan, from round 1.
+        packed: the device's sequences, M rows.
         paths_MP: path of each packed row, one block number for each level.
     """
 
@@ -51,8 +53,12 @@ def local_train(
     return train
 
 
-def federated_part(folder: Path, agreement: Agreement) -> Federated:
+def load_federated_part(folder: Path, agreement: Agreement) -> Federated:
     """Return anchor and bank of the release in `folder`, with the federated parts marked.
+
+    Args:
+        folder: folder of the release.
+        agreement: the terms, which name the release and its federated parts.
 
     Raises:
         NothingMatched: there is no release in `folder`.
@@ -62,21 +68,22 @@ def federated_part(folder: Path, agreement: Agreement) -> Federated:
     return _part(_checked(folder, agreement), agreement)
 
 
-def from_release(folder: Path, agreement: Agreement, texts: Callable[[], Sequence[str]]) -> LocalTrain:
+def make_release_train(folder: Path, agreement: Agreement, texts: Callable[[], Sequence[str]]) -> LocalTrain:
     """Return local training that loads the release and calls `texts` when a round begins.
+
+    The returned function raises as `load_federated_part`, and what `texts` raises.
 
     Args:
         folder: folder of the release that the terms name.
+        agreement: the terms, which name the release and its federated parts.
         texts: returns the shareable texts of this device.
-
-    The returned function raises as `federated_part`, and what `texts` raises.
     """
 
     def train(params: wire.Params, config: TrainConfig) -> wire.Params:
         release = _checked(folder, agreement)
         part = _part(release, agreement)
         packed, paths_MP = _packed(release, list(texts()), agreement.local.length)
-        return local_train(part, agreement.local, agreement.steps_by_round, packed, paths_MP)(params, config)
+        return make_local_train(part, agreement.local, agreement.steps_by_round, packed, paths_MP)(params, config)
 
     return train
 

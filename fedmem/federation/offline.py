@@ -4,7 +4,7 @@ Invariants
 - Importing this module sets the switches; it must come before the first import of flwr, ray or transformers.
 - It imports none of them, opens no connection, and overwrites the values that the environment had before.
 
->>> offline()["FLWR_TELEMETRY_ENABLED"]
+>>> set_switches()["FLWR_TELEMETRY_ENABLED"]
 '0'
 """
 
@@ -31,10 +31,10 @@ SWITCHES = {
 RAY_SWITCHES = {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1,localhost"}
 
 
-def offline() -> dict[str, str]:
+def set_switches() -> dict[str, str]:
     """Set every switch for this process and its children. Return the switches that were set."""
     os.environ.update(SWITCHES)
     return dict(SWITCHES)
 
 
-offline()
+set_switches()

@@ -25,6 +25,9 @@ class NoApproval(SystemExit):
 
     It is a SystemExit and not an `Exception`: Flower would catch an exception and send its text, and a handler could
     answer without approval.
+
+    Args:
+        reason: the error because of which the port did not approve; it is not sent.
     """
 
     def __init__(self, reason: Exception | None = None) -> None:
@@ -48,5 +51,13 @@ class VaultPort(Protocol):
         ...
 
     def approve(self, fields: Fields, number: int) -> Fields:
-        """Return `fields`, approved for round `number` (0: no round). Raises BoundaryViolation."""
+        """Return `fields`, approved for round `number` (0: no round).
+
+        Args:
+            fields: the reply, an update in grid cells.
+            number: number of the round; 0 for a reply to no round.
+
+        Raises:
+            BoundaryViolation: schema or clip norm do not allow the fields.
+        """
         ...

@@ -21,6 +21,10 @@ from fedmem.federation.wire import Shapes
 def shapes_of(folder: Path, agreement: Agreement) -> Shapes:
     """Return names and shapes of the parts of the release in `folder` that the terms name.
 
+    Args:
+        folder: folder of the release.
+        agreement: the terms, which name the release and its federated parts.
+
     Raises:
         NothingMatched: there is no release in `folder`.
         VerificationFailed: a file of the release has changed.
@@ -42,10 +46,10 @@ def shapes_of(folder: Path, agreement: Agreement) -> Shapes:
 def main() -> None:
     """Read the terms from stdin and the folder from the arguments; write the shapes to stdout as JSON."""
     from fedmem.federation import wire
-    from fedmem.federation.local_training import federated_part
+    from fedmem.federation.local_training import load_federated_part
 
     try:
-        part = federated_part(Path(sys.argv[1]), Agreement.from_dict(json.load(sys.stdin)))
+        part = load_federated_part(Path(sys.argv[1]), Agreement.from_dict(json.load(sys.stdin)))
         answer: dict[str, object] = {"shapes": wire.shapes_of(part.params())}
     except errors.FedmemError as error:
         answer = {"error": type(error).__name__, "message": str(error)}

@@ -98,13 +98,25 @@ def local_steps(number: int, steps: int, first: int = 0) -> int:
     With `first` 0, every round has `steps`. From a random start the parameters of devices diverge after few steps, and
     the mean of diverged devices is worse than each of them. Later rounds may have more local steps (Gu et al. 2024, §2,
     for a falling rate).
+
+    Args:
+        number: number of the round, from 1.
+        steps: greatest number of local steps.
+        first: local steps of round 1; 0 for `steps` in every round.
     """
     return min(steps, first << min(number - 1, steps.bit_length())) if first else steps
 
 
 @dataclass(frozen=True)
 class Round:
-    """An open round: its number from 1, its cohort, the request (the same for every member), and its deadline."""
+    """An open round.
+
+    Attributes:
+        number: number of the round, from 1.
+        cohort: node ids of the devices that are asked, ascending.
+        request: the request; it is the same for every member.
+        deadline: time in the caller's seconds after which no reply counts.
+    """
 
     number: int
     cohort: tuple[int, ...]
@@ -114,7 +126,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Durable:
-    """The proof that the spend of round `number` is on disk. Only the journal makes it."""
+    """The proof that the spend of round `number` is on disk. Only the journal makes it.
+
+    Attributes:
+        number: number of the round, from 1.
+    """
 
     number: int
 
@@ -125,7 +141,7 @@ class Coordinator:
     Args:
         params: the federated parameters, float32 arrays by name.
         noise: a `PrivacyStream`; None only where the plan neither samples nor adds noise.
-        done: number of rounds that are over, when a federation is resumed.
+        finished_rounds: number of rounds that are over, when a federation is resumed.
 
     Raises Refused where the plan needs a stream and `noise` is None, and for a trimmed mean with noise (`aggregate`).
     """
@@ -136,17 +152,17 @@ class Coordinator:
         plan: DevicePlan,
         noise: Noise | None,
         settings: RoundSettings | None = None,
-        done: int = 0,
+        finished_rounds: int = 0,
     ) -> None:
         if noise is None and (plan.noise_multiplier > 0 or plan.sampled):
             raise Refused("This plan samples or adds noise, so the coordinator needs a privacy stream.")
         self.params = {name: np.asarray(params[name], np.float32) for name in sorted(params)}
-        self.plan, self.settings, self.done = plan, settings or RoundSettings(), done
+        self.plan, self.settings, self.finished_rounds = plan, settings or RoundSettings(), finished_rounds
         if self.settings.trim and plan.noise_multiplier > 0:
             raise Refused(
                 "The clip norm does not bound a trimmed mean, so noise protects nothing there; use one of them."
             )
-        self.state = server_step.start(self.params, self.settings.step)
+        self.state = server_step.initial_state(self.params, self.settings.step)
         self._noise = noise
         self._shapes = wire.shapes_of(self.params)
         self._request = wire.anchor_request(self._shapes)
@@ -157,8 +173,15 @@ class Coordinator:
         self._counted: set[int] = set()
 
     def restore(self, state: State) -> None:
-        """Continue with the server's state from a checkpoint. Raises VerificationFailed for another optimiser's."""
-        self.state = server_step.check(state, self.params, self.settings.step)
+        """Continue with the server's state from a checkpoint.
+
+        Args:
+            state: server state, float32 arrays by name.
+
+        Raises:
+            VerificationFailed: the state belongs to another optimiser.
+        """
+        self.state = server_step.check_state(state, self.params, self.settings.step)
 
     def open(self, nodes: Sequence[int], now: float = 0.0) -> Round:
         """Open the next round for the connected `nodes`, and return it.
@@ -174,8 +197,8 @@ class Coordinator:
         """
         if self._round is not None:
             raise Refused(f"Round {self._round.number} is still open; close it first.")
-        device_dp.check_budget(self.plan, self.done + 1)
-        number, connected = self.done + 1, sorted(set(nodes))
+        device_dp.check_budget(self.plan, self.finished_rounds + 1)
+        number, connected = self.finished_rounds + 1, sorted(set(nodes))
         if len(connected) > self.plan.population:
             raise Refused("More devices are connected than the plan's population declares; nothing was sent.")
         if len(connected) < self.settings.minimum:
@@ -234,28 +257,41 @@ class Coordinator:
         return {"round": self._current().number, "spend": event.to_dict(), "plan": self.plan.to_dict()}
 
     @property
-    def short(self) -> bool:
+    def has_too_few_replies(self) -> bool:
         """True if the open round has too few replies to close. Never with noise: an abort would reveal their number."""
-        return self.plan.noise_multiplier == 0 and self.counted < self.settings.minimum
+        return self.plan.noise_multiplier == 0 and self.reply_count < self.settings.minimum
 
     def close(self, proof: Durable) -> Params:
         """Close the open round: apply the server's step to the mean of the updates, and return the new parameters.
+
+        Args:
+            proof: the proof that the round's spend is durable.
+
+        Returns:
+            The new parameters, float32 arrays by name.
 
         Raises:
             Refused: `proof` is not for this round. The event must be durable before the result exists (I6).
             RoundAborted: too few replies were counted; the round is still open.
         """
         current = self._proven(proof)
-        if self.short:
+        if self.has_too_few_replies:
             raise RoundAborted(f"Round {current.number} has too few replies to close; abort it.")
         mean = self._mean(current.number)
-        self.params, self.state = server_step.step(self.params, self.state, mean, self.settings.step)
-        self.done, self._round = current.number, None
+        self.params, self.state = server_step.apply_step(self.params, self.state, mean, self.settings.step)
+        self.finished_rounds, self._round = current.number, None
         return self.params
 
     def abort(self, proof: Durable) -> None:
-        """End the open round without a result. Its spend stays. Raises Refused without the proof for this round."""
-        self.done, self._round = self._proven(proof).number, None
+        """End the open round without a result. Its spend stays.
+
+        Args:
+            proof: the proof that the round's spend is durable.
+
+        Raises:
+            Refused: `proof` is not for this round.
+        """
+        self.finished_rounds, self._round = self._proven(proof).number, None
 
     def _proven(self, proof: Durable) -> Round:
         current = self._current()
@@ -269,7 +305,7 @@ class Coordinator:
         return self._replies.mean(self.plan, self._stream(number, "noise"))
 
     @property
-    def counted(self) -> int:
+    def reply_count(self) -> int:
         """The number of replies counted in the open round, or else in the last one."""
         return len(self._counted)
 

@@ -28,7 +28,11 @@ TOKEN, TERMS, RELEASE = "token", "terms.json", "release"
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime folder that a vault process has made."""
+    """A runtime folder that a vault process has made.
+
+    Attributes:
+        folder: path of the runtime folder.
+    """
 
     folder: Path
 

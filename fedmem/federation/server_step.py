@@ -19,7 +19,7 @@ Adam's bias correction compensates for the short history.
 >>> import numpy as np
 >>> settings = StepSettings("diloco", rate=0.5, momentum=0.5)
 >>> mean = {"w": np.ones(1, np.float32)}
->>> params, state = step({"w": np.zeros(1, np.float32)}, start(mean, settings), mean, settings)
+>>> params, state = apply_step({"w": np.zeros(1, np.float32)}, initial_state(mean, settings), mean, settings)
 >>> float(params["w"][0]), sorted(state)
 (0.75, ['momentum/w'])
 """
@@ -64,8 +64,13 @@ class StepSettings:
             raise UsageError("The server's rate is finite and not negative, its decays in [0, 1), its adaptivity > 0.")
 
 
-def start(params: Params, settings: StepSettings) -> State:
-    """Return the state before the first round."""
+def initial_state(params: Params, settings: StepSettings) -> State:
+    """Return the state before the first round.
+
+    Args:
+        params: the federated parameters; only names and shapes count.
+        settings: the settings of the server's step.
+    """
     if settings.optimiser == "fedavg":
         return {}
     momentum = {f"momentum/{name}": np.zeros_like(value, np.float32) for name, value in params.items()}
@@ -75,16 +80,32 @@ def start(params: Params, settings: StepSettings) -> State:
     return momentum | {f"second/{name}": np.full(value.shape, floor, np.float32) for name, value in params.items()}
 
 
-def check(state: State, params: Params, settings: StepSettings) -> State:
-    """Return `state` if it belongs to these settings. Raises VerificationFailed for the state of another optimiser."""
-    expected = start(params, settings)
+def check_state(state: State, params: Params, settings: StepSettings) -> State:
+    """Return `state` if it belongs to these settings.
+
+    Args:
+        state: the state of a checkpoint.
+        params: the federated parameters; only names and shapes count.
+        settings: the settings of the server's step.
+
+    Raises:
+        VerificationFailed: the state belongs to another optimiser.
+    """
+    expected = initial_state(params, settings)
     if {n: a.shape for n, a in state.items()} != {n: a.shape for n, a in expected.items()}:
         raise VerificationFailed("The checkpoint holds the state of another server optimiser; resume with that one.")
     return {name: np.asarray(state[name], np.float32) for name in expected}
 
 
-def step(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
-    """Return (parameters, state) after a round with the mean update `mean`; float32, nothing is changed in place."""
+def apply_step(params: Params, state: State, mean: Params, settings: StepSettings) -> tuple[Params, State]:
+    """Return (parameters, state) after a round with the mean update `mean`; float32, nothing is changed in place.
+
+    Args:
+        params: parameters before the round.
+        state: server state before the round.
+        mean: mean update of the round, of the shapes of `params`.
+        settings: the settings of the server's step.
+    """
     chosen = {"fedavg": _fedavg, "fedadam": _fedadam, "diloco": _diloco}[settings.optimiser]
     return chosen(params, state, mean, settings)
 

@@ -32,6 +32,7 @@ class SocketPort:
 
     Args:
         folder: the runtime folder of the vault process.
+        terms: plan and shapes that both processes agreed to.
         token: the run's token, 32 bytes.
         patience: seconds that the vault process has for each frame.
 
@@ -73,6 +74,10 @@ class SocketPort:
     def approve(self, fields: Fields, number: int) -> Fields:
         """Return `fields` once the vault process has confirmed by their digest that they are entered.
 
+        Args:
+            fields: the reply, an update in grid cells.
+            number: number of the round; 0 for a reply to no round.
+
         Raises:
             BoundaryViolation: the fields are not what the schema and the plan allow.
             Busy: the vault process can enter no egress line now.
@@ -91,6 +96,9 @@ class SocketPort:
         """Return `train` so that it ends with PeerGone as soon as the vault process closes the connection.
 
         It ends early in the main thread only. In another thread it runs to its end; approval then fails.
+
+        Args:
+            train: the local training of this device.
         """
 
         def watched_train(params: wire.Params, config: TrainConfig) -> wire.Params:

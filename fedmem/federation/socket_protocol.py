@@ -43,14 +43,24 @@ _ROUND = struct.Struct("<I")
 
 
 def update_bytes(schema: Schema) -> int:
-    """Return the length of every UPDATE frame of this schema, in bytes."""
+    """Return the length of every UPDATE frame of this schema, in bytes.
+
+    Args:
+        schema: the schema of the reply.
+    """
     return _ROUND.size + schema.nbytes
 
 
 def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
     """Return the payload of an UPDATE, in parts.
 
-    Raises BoundaryViolation for fields of another schema, and for a round outside [0, 2^32).
+    Args:
+        fields: the update.
+        number: number of the round, in [0, 2^32); 0 for a reply to no round.
+        schema: the schema of the reply.
+
+    Raises:
+        BoundaryViolation: the fields are of another schema, or the round is out of its range.
     """
     wire.check(fields, schema)
     first = encode_round(number)
@@ -74,7 +84,15 @@ def decode_round(payload: bytes | bytearray) -> int:
 
 
 def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
-    """Return (fields, round) of an UPDATE. Raises BadFrame for another length. The gate checks the ranges of values."""
+    """Return (fields, round) of an UPDATE.  The gate checks the ranges of values.
+
+    Args:
+        payload: the payload of an UPDATE frame.
+        schema: the schema of the reply.
+
+    Raises:
+        BadFrame: the payload has another length.
+    """
     if len(payload) != update_bytes(schema):
         raise BadFrame("An update has another length than its schema says; it was not read.")
     arrays, offset = dict[str, NDArray[np.generic]](), _ROUND.size
@@ -87,7 +105,11 @@ def decode(payload: bytes | bytearray, schema: Schema) -> tuple[Fields, int]:
 
 
 def refusal(code: bytes | bytearray) -> FedmemError:
-    """Return the error for the code of a REFUSED frame."""
+    """Return the error for the code of a REFUSED frame.
+
+    Args:
+        code: payload of the frame, one byte; an unknown one counts as BOUNDARY.
+    """
     if code == TERMS:
         return VersionMismatch("The two processes of this device hold different terms. Start both from one file.")
     if code == NOT_NOW:

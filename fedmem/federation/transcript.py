@@ -19,7 +19,16 @@ from fedmem.storage.canonical import digest
 
 
 class TranscriptEntry(NamedTuple):
-    """One message. `direction` is "down", "up", or "state" for the content that a device left in Flower's context."""
+    """One message.
+
+    Attributes:
+        group: number of the round, as Flower's group id.
+        direction: "down", "up", or "state" for the content that a device left in Flower's context.
+        message: message type, followed by " error" for an error.
+        node: node id of the device.
+        nbytes: bytes of the payload.
+        sha256: SHA-256 of the payload, in hex.
+    """
 
     group: str
     direction: str
@@ -30,7 +39,13 @@ class TranscriptEntry(NamedTuple):
 
 
 class Arrived(Message):  # type: ignore[misc]  # mypy does not follow flwr
-    """A message with the evidence of its bytes as they arrived, so that it need not be serialised again."""
+    """A message with the evidence of its bytes as they arrived, so that it need not be serialised again.
+
+    Args:
+        content: the content, parsed from the bytes.
+        message: the message whose metadata it takes.
+        evidence: size and digest of the bytes.
+    """
 
     def __init__(self, content: RecordDict, message: Message, evidence: "Evidence") -> None:
         super().__init__(content, metadata=message.metadata)
@@ -38,31 +53,52 @@ class Arrived(Message):  # type: ignore[misc]  # mypy does not follow flwr
 
 
 class Evidence(NamedTuple):
-    """The size of a payload in bytes, and its SHA-256 in hex."""
+    """The size and the digest of a payload.
+
+    Attributes:
+        nbytes: bytes of the payload.
+        sha256: SHA-256 of the payload, in hex.
+    """
 
     nbytes: int
     sha256: str
 
 
-def evidence(data: bytes) -> Evidence:
-    """Return size and digest of a payload."""
+def measure_payload(data: bytes) -> Evidence:
+    """Return size and digest of a payload.
+
+    Args:
+        data: the payload.
+    """
     return Evidence(len(data), hashlib.sha256(data).hexdigest())
 
 
-def evidence_of(message: Message) -> Evidence:
-    """Return size and digest of a message's payload; those it arrived with, where it has them."""
-    return message.__dict__["evidence"] if isinstance(message, Arrived) else evidence(payload(message))
+def read_evidence(message: Message) -> Evidence:
+    """Return size and digest of a message's payload; those it arrived with, where it has them.
+
+    Args:
+        message: a message in either direction.
+    """
+    return message.__dict__["evidence"] if isinstance(message, Arrived) else measure_payload(serialise_payload(message))
 
 
-def payload(message: Message) -> bytes:
-    """Return the content or the error of a message, as Flower serialises it."""
+def serialise_payload(message: Message) -> bytes:
+    """Return the content or the error of a message, as Flower serialises it.
+
+    Args:
+        message: a message in either direction.
+    """
     if message.has_error():
         return bytes(error_to_proto(message.error).SerializeToString(deterministic=True))
-    return encode(message.content)
+    return serialise_content(message.content)
 
 
-def encode(content: RecordDict) -> bytes:
-    """Return a record dict as Flower serialises it."""
+def serialise_content(content: RecordDict) -> bytes:
+    """Return a record dict as Flower serialises it.
+
+    Args:
+        content: the content of a message.
+    """
     return bytes(recorddict_to_proto(content).SerializeToString(deterministic=True))
 
 
@@ -73,19 +109,33 @@ class Transcript:
         self.entries: list[TranscriptEntry] = []
 
     def add(self, direction: str, message: Message, proof: Evidence) -> None:
-        """Add the entry of one message; `proof` holds the size and digest of its payload."""
+        """Add the entry of one message.
+
+        Args:
+            direction: "down", "up" or "state".
+            message: gives round, message type and node.
+            proof: size and digest of its payload.
+        """
         meta = message.metadata
         node = meta.dst_node_id if direction == "down" else meta.src_node_id
         kind = meta.message_type + (" error" if message.has_error() else "")
         self.entries.append(TranscriptEntry(meta.group_id, direction, kind, node, *proof))
 
     def traffic(self, group: str) -> tuple[int, int]:
-        """Return the payload bytes (down, up) of one round, named by its Flower group."""
+        """Return the payload bytes (down, up) of one round, named by its Flower group.
+
+        Args:
+            group: number of the round, as Flower's group id.
+        """
         chosen = [entry for entry in self.entries if entry.group == group]
         down = sum(entry.nbytes for entry in chosen if entry.direction == "down")
         return down, sum(entry.nbytes for entry in chosen) - down
 
     def digest(self, group: str | None = None) -> str:
-        """Return the SHA-256 over the sorted entries of one round, or of all rounds."""
+        """Return the SHA-256 over the sorted entries of one round, or of all rounds.
+
+        Args:
+            group: number of the round, as Flower's group id; None for all rounds.
+        """
         chosen = sorted(entry for entry in self.entries if group in (None, entry.group))
         return digest([list(entry) for entry in chosen])

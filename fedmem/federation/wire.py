@@ -48,7 +48,12 @@ _EXPONENT = 0x7F80  # of a bf16
 
 @dataclass(frozen=True)
 class Fields:
-    """The content of one message, without Flower: named arrays and named scalars."""
+    """The content of one message, without Flower.
+
+    Attributes:
+        arrays: arrays by name.
+        scalars: scalars by name.
+    """
 
     arrays: Mapping[str, NDArray[np.generic]]
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
@@ -77,7 +82,13 @@ def _head(arrays: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a schema: `dtype` is "uint16" (bf16 bits, all finite) or "int32" (grid cells up to ±`bound`)."""
+    """One array of a schema.
+
+    Attributes:
+        shape: its shape.
+        dtype: "uint16" (bf16 bits, all finite) or "int32" (grid cells).
+        bound: greatest absolute value of a grid cell; None for no bound.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -89,7 +100,11 @@ class ArraySpec:
         return np.dtype(self.dtype)
 
     def holds(self, array: NDArray[np.generic]) -> bool:
-        """Return True if every value of `array`, which has this dtype, is in range."""
+        """Return True if every value of the array is in range.
+
+        Args:
+            array: an array of this dtype.
+        """
         if not array.size:
             return True
         if self.dtype == "uint16":
@@ -103,7 +118,14 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class ScalarSpec:
-    """One scalar of a schema: its exact type, and a closed range or, for text, a length."""
+    """One scalar of a schema.
+
+    Attributes:
+        kind: its exact type.
+        low: the least number.
+        high: the greatest number.
+        length: length of a text, in characters.
+    """
 
     kind: type[int] | type[float] | type[str]
     low: float = -math.inf
@@ -113,7 +135,14 @@ class ScalarSpec:
 
 @dataclass(frozen=True)
 class Schema:
-    """All arrays and scalars of one message type and direction."""
+    """All arrays and scalars of one message type and direction.
+
+    Attributes:
+        message: message type, such as `train.anchor`.
+        direction: "request" or "reply".
+        arrays: all arrays by name.
+        scalars: all scalars by name.
+    """
 
     message: str
     direction: str
@@ -145,7 +174,11 @@ def _violation(schema: Schema, fault: str) -> BoundaryViolation:
 
 
 def anchor_request(shapes: Shapes) -> Schema:
-    """Return the schema from coordinator to device: parameters in bf16 and the public settings of the round."""
+    """Return the schema from coordinator to device: parameters in bf16 and the public settings of the round.
+
+    Args:
+        shapes: names and shapes of the federated parameters.
+    """
     return Schema(
         TRAIN_ANCHOR,
         "request",
@@ -164,7 +197,12 @@ def anchor_request(shapes: Shapes) -> Schema:
 
 
 def anchor_reply(shapes: Shapes, clip: float) -> Schema:
-    """Return the schema from device to coordinator: the update, clipped to `clip`, and nothing else."""
+    """Return the schema from device to coordinator: the update, clipped to `clip`, and nothing else.
+
+    Args:
+        shapes: names and shapes of the federated parameters.
+        clip: the plan's clip norm, which bounds a grid cell.
+    """
     bound = fixedpoint.cells(clip)
     return Schema(
         TRAIN_ANCHOR, "reply", {name: ArraySpec(tuple(shape), "int32", bound) for name, shape in shapes.items()}
@@ -177,7 +215,13 @@ def check(fields: Fields, schema: Schema) -> Fields:
     Guarantees: only messages with these keys, shapes, dtypes and ranges pass. The size of a message therefore does not
     depend on the content of a device.
 
-    Raises BoundaryViolation for other fields, VersionMismatch for a request of another protocol version.
+    Args:
+        fields: the content of a message.
+        schema: the schema of its message type and direction.
+
+    Raises:
+        BoundaryViolation: the fields are not those of the schema.
+        VersionMismatch: the request is of another protocol version.
     """
     _check_protocol(fields, schema)
     if schema.nbytes > _MAX_BYTES:
@@ -221,15 +265,27 @@ def _check_scalar(value: Scalar, spec: ScalarSpec, schema: Schema, name: str) ->
 
 
 def shapes_of(params: Mapping[str, NDArray[np.generic]]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of parameters, sorted by name."""
+    """Return names and shapes of parameters, sorted by name.
+
+    Args:
+        params: arrays by name.
+    """
     return {name: tuple(params[name].shape) for name in sorted(params)}
 
 
 def pack(params: Params) -> dict[str, NDArray[np.uint16]]:
-    """Return the parameters as a request carries them: bf16 bits in uint16, sorted by name."""
+    """Return the parameters as a request carries them: bf16 bits in uint16, sorted by name.
+
+    Args:
+        params: float32 arrays by name.
+    """
     return {name: bf16.encode(params[name]) for name in sorted(params)}
 
 
 def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Params:
-    """Return the float32 parameters of a request; the training of a device starts from them."""
+    """Return the float32 parameters of a request; the training of a device starts from them.
+
+    Args:
+        arrays: bf16 bits in uint16, by name.
+    """
     return {name: bf16.decode(arrays[name].view(np.uint16)) for name in sorted(arrays)}

@@ -91,8 +91,8 @@ class Policy:
         self._layers, self.digest = tuple(layers), digest
         self.name = layers[-1].name
         self.topics: Mapping[str, Topic] = _joined_topics(layers)
-        self._embedder = StaticEmbedder()
         self.federation = _joined_limits([layer.federation for layer in layers])
+        self._embedder = StaticEmbedder()
 
     @classmethod
     def load(cls, name_or_path: str | Path = "default") -> "Policy":

@@ -17,10 +17,10 @@ from typing import Any
 
 from fedmem.errors import UsageError
 from fedmem.federation.rounds import local_steps
-from fedmem.sim.compare_runs import NUMBER, flat, is_a, load_finished
+from fedmem.sim.compare_runs import NUMBER, flatten, has_type, load_finished
 from fedmem.sim.folder import Facts
 from fedmem.sim.report_parts import value_at
-from fedmem.sim.seeds import differences
+from fedmem.sim.seeds import compare_settings
 from fedmem.storage.canonical import canonical_json
 
 MOST_SETTINGS = 16
@@ -51,7 +51,7 @@ def compare(names: Sequence[str]) -> Facts:
         raise UsageError(f"The run {repeated[0]} is named twice; name each run once.")
     all_runs = load_finished(names)
     rows = [_figures(run, letter) for run, letter in zip(all_runs, _settings(all_runs), strict=True)]
-    results, reasons = differences(rows, [run["config"] for run in all_runs])
+    results, reasons = compare_settings(rows, [run["config"] for run in all_runs])
     return {
         "runs": rows,
         "differs": _differing_settings(rows, [_config(run) for run in all_runs]),
@@ -104,7 +104,7 @@ def _may_show(run: Facts, part: str) -> bool:
 
 def _numbers(part: Any) -> dict[str, float]:
     figures = part if isinstance(part, Mapping) else {}
-    return {key: float(value) for key, value in figures.items() if is_a(value, NUMBER)}
+    return {key: float(value) for key, value in figures.items() if has_type(value, NUMBER)}
 
 
 def _curve(run: Facts) -> list[Facts]:
@@ -119,7 +119,7 @@ def _curve(run: Facts) -> list[Facts]:
         federated = phase.startswith("rounds_")
         terms = value_at(run["config"], "federation" if federated else phase)
         needed_keys = ("steps", "batch", "sampling_rate") if federated else ("steps", "batch")
-        if not all(is_a(value_at(terms, key), NUMBER) for key in needed_keys):
+        if not all(has_type(value_at(terms, key), NUMBER) for key in needed_keys):
             continue
         tokens_per_step = terms["batch"] * value_at(run, "config.anchor.length")
         if federated:
@@ -149,7 +149,7 @@ def _local_steps(terms: Facts, rounds: int) -> int:
 def _differing_settings(rows: Sequence[Facts], configs: Sequence[Facts]) -> dict[str, dict[str, Any]]:
     """Return the settings that differ: dotted name of the scenario's key, then the value of each run."""
     settings = [
-        {key: row[key] for key in ("scenario", "seed", "text")} | flat(config)
+        {key: row[key] for key in ("scenario", "seed", "text")} | flatten(config)
         for row, config in zip(rows, configs, strict=True)
     ]
     keys = dict.fromkeys(key for values in settings for key in values)

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedmem.errors import UsageError
-from fedmem.sim.compare_tables import titles
-from fedmem.sim.plots import SERIES, VARIABLES, raw, themed
+from fedmem.sim.compare_tables import setting_titles
+from fedmem.sim.plots import SERIES, VARIABLES, apply_theme, draw_figure
 
 LABEL = "Held-out loss of the runs, over the tokens that they were trained on and over the rounds"
 SIZE = (11.0, 4.2)
@@ -32,24 +32,36 @@ LIGHT = {
 
 
 def loss_over_tokens(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the plot as an SVG element for a page; `name` begins its ids."""
-    return themed(raw(SIZE, _curves(rows)), name, LABEL)
+    """Return the plot as an SVG element for a page.
+
+    Args:
+        name: the beginning of the plot's ids.
+        rows: the runs of a comparison, as `compare` returns them.
+    """
+    return apply_theme(draw_figure(SIZE, _curves(rows)), name, LABEL)
 
 
 def has_points(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if any run has a point to draw."""
+    """Return True if any run has a point to draw.
+
+    Args:
+        rows: the runs of a comparison, as `compare` returns them.
+    """
     return any(row["curve"] for row in rows)
 
 
-def picture(rows: Sequence[Mapping[str, Any]]) -> str:
+def draw_picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the same plot as an SVG file on a white background, for any viewer.
+
+    Args:
+        rows: the runs of a comparison, as `compare` returns them.
 
     Raises:
         UsageError: no run has a point to draw.
     """
     if not has_points(rows):
         raise UsageError("None of these runs has a loss curve to draw; name a file that ends in .html for the tables.")
-    svg = raw(SIZE, _curves(rows))
+    svg = draw_figure(SIZE, _curves(rows))
     svg = re.sub(r"<metadata\b.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, LIGHT[variable])
@@ -59,7 +71,7 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> Callable[[Figure], None]:
-    names = titles(rows)
+    names = setting_titles(rows)
     most_tokens = max((point["tokens"] for row in rows for point in row["curve"]), default=0)
     unit, factor = ("millions", 1e6) if most_tokens >= 1e6 else ("thousands", 1e3)
 

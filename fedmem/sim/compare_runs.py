@@ -4,7 +4,7 @@ Invariants
 - Two things are read from a run's folder: `run.json`, and the name of the file of its text, which is shown as a number.
 - A run that is unfinished, unknown or of another format is refused before anything is compared.
 
->>> flat({"federation": {"rounds": 2}, "private": [{"records": 40}], "widths": [4, 4]})
+>>> flatten({"federation": {"rounds": 2}, "private": [{"records": 40}], "widths": [4, 4]})
 {'federation.rounds': 2, 'private.0.records': 40, 'widths': [4, 4]}
 """
 
@@ -50,7 +50,7 @@ def load_finished(names: Sequence[str]) -> list[Facts]:
 
 def _load_finished(name: str) -> Facts:
     """Return `run.json` of a finished run in our format, with the file of its text as `source`."""
-    folder = runs.find(name)
+    folder = runs.find_run(name)
     if not folder.run_json.exists():
         raise UsageError(
             f"The run {name} has not finished. Go on with it by the `fedmem sim run` that began it, then compare."
@@ -78,25 +78,35 @@ def _with_text(all_runs: Sequence[Facts]) -> list[Facts]:
 def _wrong_keys(run: Any) -> Iterator[str]:
     """Yield the names of needed values that are missing in `run` or have another type."""
     for path, kind in FORMAT.items():
-        if not is_a(value_at(run, path), kind):
+        if not has_type(value_at(run, path), kind):
             yield path
     for path, fields in ROWS.items():
         for row in value_at(run, path) or []:
-            yield from (f"{path}.{key}" for key, kind in fields.items() if not is_a(value_at(row, key), kind))
+            yield from (f"{path}.{key}" for key, kind in fields.items() if not has_type(value_at(row, key), kind))
 
 
-def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Return True if `value` is of this type; a bool does not count as a number."""
+def has_type(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Return True if `value` is of this type; a bool does not count as a number.
+
+    Args:
+        value: a value of `run.json`.
+        kind: the type, or several of which one is enough.
+    """
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return scalars and plain lists of nested settings, by dotted name."""
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return scalars and plain lists of nested settings, by dotted name.
+
+    Args:
+        value: settings, as JSON holds them.
+        prefix: the dotted name of `value`, with a dot at its end; empty for all settings.
+    """
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, Mapping):
         return {prefix.removesuffix("."): value}
     values: dict[str, Any] = {}
     for key, item in value.items():
-        values |= flat(item, f"{prefix}{key}.")
+        values |= flatten(item, f"{prefix}{key}.")
     return values

@@ -34,9 +34,14 @@ HELDOUT_SAMPLE = 160
 
 @dataclass
 class Simulation:
-    """One run: its folder, scenario, seed, the user's corpus or None, and the progress callback.
+    """One run.
 
     Attributes:
+        folder: the folder of the run.
+        scenario: its scenario.
+        seed: its seed.
+        corpus: the user's own text; None for the scenario's sources.
+        progress: called as `Progress` says.
         workers: the number of processes that simulated devices run in. It changes no byte of the results, so it is not
             one of the run's inputs.
     """
@@ -53,15 +58,30 @@ class Simulation:
         torch.set_num_threads(1)
 
     def derive(self, *labels: object) -> int:
-        """Return a seed for one use."""
+        """Return a seed for one use.
+
+        Args:
+            labels: the use; different labels give independent seeds.
+
+        Returns:
+            63 bits.
+        """
         return derive_seed(self.seed, *labels)
 
     def facts(self, phase: str) -> Facts:
-        """Return the facts of a finished phase."""
+        """Return the facts of a finished phase.
+
+        Args:
+            phase: the name of the phase.
+        """
         return self.folder.facts()[phase]
 
     def state(self, name: str) -> Path:
-        """Return the path of a file that one phase leaves for another."""
+        """Return the path of a file that one phase leaves for another.
+
+        Args:
+            name: the name of the file.
+        """
         return self.folder.state / name
 
     @cached_property
@@ -100,5 +120,9 @@ class Simulation:
         return int(self.tokenizer.get_vocab_size())
 
     def encode(self, texts: list[str]) -> Sequences:
-        """Return texts as token sequences of the scenario's public length."""
+        """Return texts as token sequences of the scenario's public length.
+
+        Args:
+            texts: the texts.
+        """
         return encode(self.tokenizer, texts, self.scenario.anchor.length)

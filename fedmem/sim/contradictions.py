@@ -4,7 +4,7 @@ Invariants
 - A refusal is a UsageError that names the scenario and the settings that do not fit together.
 - The device plan, the coordinator and the budget accept every scenario that passes.
 
-    check(scenario)
+    check_scenario(scenario)
 """
 
 from typing import TYPE_CHECKING
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from fedmem.sim.scenario import Scenario
 
 
-def check(scenario: "Scenario") -> None:
-    """Refuse a scenario that would fail only later, after the training.
+def check_scenario(scenario: "Scenario") -> None:
+    """Check a scenario for faults that would show only later, after the training.
+
+    Args:
+        scenario: a scenario whose keys and types are checked already.
 
     Raises:
         UsageError: the scenario contradicts itself, or its rounds exceed their ε.

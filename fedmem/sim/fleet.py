@@ -25,14 +25,20 @@ from fedmem.federation.flower import (
     RecordDict,
     recorddict_from_proto,
 )
-from fedmem.federation.transcript import Evidence, encode, evidence, payload
+from fedmem.federation.transcript import Evidence, measure_payload, serialise_content, serialise_payload
 
 NODE_BASE = 1000
 """The node id of device 0; simulated devices have the ids NODE_BASE + index."""
 
 
 class Answer(NamedTuple):
-    """A reply's metadata or error, the bytes of its payload, and the bytes that the device left in its context."""
+    """The answer of a device.
+
+    Attributes:
+        reply: the metadata of the reply, or its error.
+        payload: the bytes of its payload.
+        state: the bytes that the device left in its context.
+    """
 
     reply: Message
     payload: bytes
@@ -40,7 +46,11 @@ class Answer(NamedTuple):
 
 
 class Content:
-    """A record dict in its serialised form, from which each device gets a copy."""
+    """A record dict in its serialised form, from which each device gets a copy.
+
+    Args:
+        data: the serialised record dict.
+    """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -48,11 +58,11 @@ class Content:
     @cached_property
     def evidence(self) -> Evidence:
         """The size and digest of this content, as a transcript keeps them."""
-        return evidence(self.data)
+        return measure_payload(self.data)
 
     @cached_property
     def _parsed(self) -> RecordDict:
-        return parse(self.data)
+        return parse_content(self.data)
 
     def copy(self) -> RecordDict:
         """Return a copy with new records and arrays; it shares only text, numbers and bytes, which are immutable."""
@@ -65,13 +75,22 @@ class Content:
         return duplicate
 
 
-def parse(data: bytes) -> RecordDict:
-    """Return the record dict that these bytes encode."""
+def parse_content(data: bytes) -> RecordDict:
+    """Return the record dict that these bytes encode.
+
+    Args:
+        data: a record dict, as `serialise_content` writes it.
+    """
     return recorddict_from_proto(ProtoRecordDict.FromString(data))
 
 
 class Request(NamedTuple):
-    """A message to a device, and its content as bytes."""
+    """A message to a device.
+
+    Attributes:
+        message: the message.
+        content: its content as bytes, shared by all requests of a round.
+    """
 
     message: Message
     content: Content
@@ -102,6 +121,9 @@ class Fleet:
     def answer(self, request: Request) -> Answer:
         """Run the device that a request is addressed to, on its own copy of the content.
 
+        Args:
+            request: the request; its message names the device.
+
         Returns:
             The answer; an error reply where the app raised an exception.
         """
@@ -113,4 +135,4 @@ class Fleet:
         except Exception as error:  # noqa: BLE001  (Flower itself catches every exception of an app)
             text = f"{type(error)}:<'{error}'>"
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text), reply_to=received)
-        return Answer(reply, payload(reply), encode(context.state) if context.state else b"")
+        return Answer(reply, serialise_payload(reply), serialise_content(context.state) if context.state else b"")

@@ -23,6 +23,10 @@ Facts = dict[str, Any]
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` durably by `value` as JSON.
 
+    Args:
+        path: the file.
+        value: the value; it holds neither NaN nor infinity.
+
     Raises:
         StorageError: writing failed; the old file is intact.
     """
@@ -31,6 +35,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file.
+
+    Args:
+        path: the file.
 
     Raises:
         VerificationFailed: the file is damaged.
@@ -45,7 +52,11 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths below one run, and the facts of its finished phases."""
+    """The paths below one run, and the facts of its finished phases.
+
+    Attributes:
+        root: the folder of the run.
+    """
 
     root: Path
 
@@ -80,11 +91,18 @@ class RunFolder:
         return self.root / "run.json"
 
     def vault(self, device: int) -> Path:
-        """Return the path of a device's vault."""
-        return self.root / "vaults" / subject(device)
+        """Return the path of a device's vault.
+
+        Args:
+            device: the index of the device.
+        """
+        return self.root / "vaults" / subject_of(device)
 
     def create(self, inputs: Facts) -> None:
         """Create the folder with the inputs of the run; after a crash it is complete or absent.
+
+        Args:
+            inputs: id, scenario, seed and corpus of the run.
 
         Raises:
             StorageError: the folder cannot be created.
@@ -106,8 +124,16 @@ class RunFolder:
         path = self.state / "phases.json"
         return read_json(path) if path.exists() else {}
 
-    def finish(self, phase: str, facts: Facts) -> None:
-        """Record that a phase is done."""
+    def finish_phase(self, phase: str, facts: Facts) -> None:
+        """Record that a phase is done.
+
+        Args:
+            phase: the name of the phase.
+            facts: its results, as JSON can hold them.
+
+        Raises:
+            StorageError: writing failed; the phase is not done.
+        """
         write_json(self.state / "phases.json", self.facts() | {phase: facts})
 
     def inputs(self) -> Facts:
@@ -116,6 +142,10 @@ class RunFolder:
         return inputs
 
 
-def subject(device: int) -> str:
-    """Return the subject of a simulated device's vault."""
+def subject_of(device: int) -> str:
+    """Return the subject of a simulated device's vault.
+
+    Args:
+        device: the index of the device.
+    """
     return f"device-{device}"

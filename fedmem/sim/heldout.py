@@ -5,7 +5,7 @@ Invariants
   on the installed corpus, the corpus's own rule gives it. Otherwise, or if the text is missing, there is none.
 - The result is a function of the folder's content and of the installed corpus. No private text is generated.
 
-    public = heldout_of(Path("runs/quickstart-0001/releases/DIGEST"))
+    public = load_heldout(Path("runs/quickstart-0001/releases/DIGEST"))
 """
 
 import contextlib
@@ -26,7 +26,7 @@ MOST_TEXTS = 64
 """The greatest number of texts, evenly drawn; a mean needs no more."""
 
 
-def heldout_of(release: Path) -> list[str]:
+def load_heldout(release: Path) -> list[str]:
     """Return the held-out public text of a release; an empty list where none is known.
 
     Args:

@@ -28,8 +28,8 @@ from fedmem.federation.flower import (
     Run,
     TaskIdentity,
 )
-from fedmem.federation.transcript import Arrived, Transcript, encode, evidence
-from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse
+from fedmem.federation.transcript import Arrived, Transcript, measure_payload, serialise_content
+from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse_content
 from fedmem.sim.workers import PATIENCE, Workers
 
 __all__ = ["NODE_BASE", "InProcessGrid"]
@@ -83,7 +83,11 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         self._sent = 0
 
     def set_run(self, run: Run) -> None:
-        """Set the run that messages belong to."""
+        """Set the run that messages belong to.
+
+        Args:
+            run: Flower's run.
+        """
         self._run = run
         _identify(run.run_id)
 
@@ -95,7 +99,15 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Return a message from the coordinator."""
+        """Return a message from the coordinator.
+
+        Args:
+            content: the content of the message.
+            message_type: its type, such as `train.anchor`.
+            dst_node_id: the node id of the device.
+            group_id: the number of the round.
+            ttl: seconds until Flower drops the message; None for Flower's default.
+        """
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -103,19 +115,26 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
         return self._fleet.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept requests and return their ids; a device runs when its reply is pulled."""
+        """Accept requests and return their ids; a device runs when its reply is pulled.
+
+        Args:
+            messages: the requests of a round.
+        """
         ids, source, content = list[str](), None, Content(b"")
         for message in messages:
             self._sent += 1
             message.metadata.__dict__["_message_id"] = f"message-{self._sent}"
             if message.content is not source:  # serialise a content once for all its devices
-                source, content = message.content, Content(encode(message.content))
+                source, content = message.content, Content(serialise_content(message.content))
             self._waiting[message.metadata.message_id] = Request(message, content)
             ids.append(message.metadata.message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Run the devices of these requests, and yield their replies in the order in which the requests were pushed.
+
+        Args:
+            message_ids: ids that `push_messages` returned; unknown ones, and those pulled already, are left out.
 
         Raises:
             WorkerLost: a worker died or stopped answering.
@@ -129,22 +148,27 @@ class InProcessGrid(Grid):  # type: ignore[misc]  # mypy does not follow flwr
             yield self._exchange(self._waiting.pop(message_id))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push the requests, then return every reply. In one process there is no timeout."""
+        """Push the requests, then return every reply. In one process there is no timeout.
+
+        Args:
+            messages: the requests of a round.
+            timeout: has no effect.
+        """
         return list(self.pull_messages(self.push_messages(messages)))
 
     def _exchange(self, request: Request) -> Message:
         self.transcript.add("down", request.message, request.content.evidence)
         reply, payload, state = self._answer(request)
         reply.metadata.__dict__["_message_id"] = f"reply-{request.message.metadata.message_id}"
-        received = evidence(payload)
+        received = measure_payload(payload)
         self.transcript.add("up", reply, received)
         # A SuperNode copies the context's state with each message, so its content has left the device too.
         if state:
-            self.transcript.add("state", reply, evidence(state))
-        return reply if reply.has_error() else Arrived(parse(payload), reply, received)
+            self.transcript.add("state", reply, measure_payload(state))
+        return reply if reply.has_error() else Arrived(parse_content(payload), reply, received)
 
     def _answer(self, request: Request) -> Answer:
-        return self._workers.reply(request) if self._workers else self._fleet.answer(request)
+        return self._workers.wait_for_reply(request) if self._workers else self._fleet.answer(request)
 
     def close(self) -> None:
         """End the workers; without workers, or if closed already, do nothing."""

@@ -18,7 +18,7 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
 
 
-def run_key(sim: Simulation, *labels: object) -> bytes:
+def derive_run_key(sim: Simulation, *labels: object) -> bytes:
     """Return a key of 32 bytes for one use; it is the same again when the run is resumed.
 
     Guarantees:
@@ -39,6 +39,9 @@ def bind_corpus(sim: Simulation) -> None:
     The first call stores an HMAC-SHA-256 over all text, with the run's key. Later calls compare it. On generated text
     nothing happens.
 
+    Args:
+        sim: the simulation.
+
     Raises:
         Refused: the text is not the one that the run began with.
     """
@@ -55,7 +58,11 @@ def bind_corpus(sim: Simulation) -> None:
 
 
 def destroy_key(sim: Simulation) -> None:
-    """Destroy the random key of the run and the HMAC of its text; without them nothing happens."""
+    """Destroy the random key of the run and the HMAC of its text; without them nothing happens.
+
+    Args:
+        sim: the simulation.
+    """
     for path in (_key_path(sim), _key_path(sim).with_suffix(".mac")):
         Files().destroy(path)
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from fedmem.device.private_fetch import block_for, private_sources, shared_and_private
-from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.eval.perplexity import mean_loss, sequence_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.sim.context import Simulation
@@ -18,7 +18,7 @@ from fedmem.sim.phases.central import paths_of
 from fedmem.sim.phases.private import first_release, open_vault
 
 
-def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = True) -> float:
+def measure_private_loss(sim: Simulation, device: int, topic: str, *, private: bool = True) -> float:
     """Return the mean held-out loss, in nats per token, on the first release.
 
     Args:
@@ -34,7 +34,7 @@ def private_loss(sim: Simulation, device: int, topic: str, *, private: bool = Tr
 
     def loss(private_blocks: Sequence[ActiveMemory]) -> float:
         fetch = lambda numbers: shared_and_private(release, paths_NP[numbers], private_blocks)  # noqa: E731
-        return mean(sequence_losses(model, sequences.tokens_NT, memory, fetch))
+        return mean_loss(sequence_losses(model, sequences.tokens_NT, memory, fetch))
 
     if not private:
         return loss([])
@@ -49,12 +49,12 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: the name of the run, the index of the device, and the topic.
     """
-    from fedmem.sim.run import simulation
-    from fedmem.sim.runs import find
+    from fedmem.sim.run import load_simulation
+    from fedmem.sim.runs import find_run
 
     run, device, topic = arguments
-    sim = simulation(find(run), progress=lambda *_: None)
-    sys.stdout.write(json.dumps({"loss": private_loss(sim, int(device), topic)}))
+    sim = load_simulation(find_run(run), progress=lambda *_: None)
+    sys.stdout.write(json.dumps({"loss": measure_private_loss(sim, int(device), topic)}))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,14 @@ def save(path: Path, model: PreTrainedModel, state: BankState | None = None) -> 
     """Write the anchor and, if given, the bank to `path`; the old file is replaced durably.
 
     Tied weights are written once.
+
+    Args:
+        path: the file.
+        model: the anchor.
+        state: the bank; None to write the anchor alone.
+
+    Raises:
+        StorageError: writing failed; the old file is intact.
     """
     tensors: dict[str, Tensor] = {f"anchor.{name}": p.data.contiguous() for name, p in model.named_parameters()}
     if state:

@@ -5,7 +5,7 @@ Invariants
 - Colours are CSS variables of the page, so a plot follows its light and dark theme.
 - An SVG refers to nothing outside itself, and its ids begin with the plot's name.
 
->>> bars("gain", "Gain", ["1-4"], {"gain": [0.5]}, "nats").startswith("<svg")
+>>> draw_bars("gain", "Gain", ["1-4"], {"gain": [0.5]}, "nats").startswith("<svg")
 True
 """
 
@@ -60,11 +60,16 @@ def draw_svg(name: str, label: str, size: tuple[float, float], draw: Callable[[A
         size: width and height in inches.
         draw: draws into the axes.
     """
-    return themed(raw(size, lambda figure: draw(figure.add_subplot())), name, label)
+    return apply_theme(draw_figure(size, lambda figure: draw(figure.add_subplot())), name, label)
 
 
-def raw(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
-    """Return the SVG as matplotlib writes it; `size` is width and height in inches."""
+def draw_figure(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """Return the SVG as matplotlib writes it.
+
+    Args:
+        size: width and height in inches.
+        draw: draws into the figure.
+    """
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         # Text stays text in the SVG and is drawn with the reader's font, so missing glyphs of ours do not matter.
         warnings.filterwarnings("ignore", r"Glyph .* missing from font", UserWarning)
@@ -75,8 +80,14 @@ def raw(size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     return buffer.getvalue()
 
 
-def themed(svg: str, name: str, label: str) -> str:
-    """Return the bare `<svg>` element with the page's colours and font, and with ids that begin with `name`."""
+def apply_theme(svg: str, name: str, label: str) -> str:
+    """Return the bare `<svg>` element with the page's colours and font.
+
+    Args:
+        svg: an SVG, as `draw_figure` returns it.
+        name: the beginning of its ids.
+        label: a description for screen readers.
+    """
     svg = svg[svg.index("<svg") :]
     # A style element would apply to the whole page, and inline SVG needs no name spaces.
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
@@ -90,13 +101,18 @@ def themed(svg: str, name: str, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{safe}" ', 1).strip()
 
 
-def legend(axes: Axes, entries: int) -> None:
-    """Add a legend above the plot if there is more than one entry."""
+def add_legend(axes: Axes, entries: int) -> None:
+    """Add a legend above the plot if there is more than one entry.
+
+    Args:
+        axes: the axes of the plot.
+        entries: the number of entries.
+    """
     if entries > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=entries, borderpad=0, handlelength=1.2)
 
 
-def bars(name: str, label: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> str:
+def draw_bars(name: str, label: str, groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> str:
     """Return vertical bars: one group for each entry of `groups`, with one bar for each series.
 
     Args:
@@ -117,12 +133,12 @@ def bars(name: str, label: str, groups: Sequence[str], series: Mapping[str, Sequ
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_ylabel(unit)
         axes.margins(x=0.04)
-        legend(axes, len(series))
+        add_legend(axes, len(series))
 
     return draw_svg(name, label, (6.2, 3.0), draw)
 
 
-def levels(name: str, label: str, rows: Sequence[tuple[str, float]], unit: str) -> str:
+def draw_levels(name: str, label: str, rows: Sequence[tuple[str, float]], unit: str) -> str:
     """Return horizontal bars with their values, one for each row, the first at the top.
 
     Args:
@@ -144,7 +160,7 @@ def levels(name: str, label: str, rows: Sequence[tuple[str, float]], unit: str) 
     return draw_svg(name, label, (6.2, max(1.4, 0.34 * len(rows) + 0.8)), draw)
 
 
-def phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> str:
+def draw_phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> str:
     """Return the loss over the phases of a run, one after the other, with a line for each split.
 
     Args:
@@ -166,7 +182,9 @@ def phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> str:
                     for p in inside
                     if p["split"] == split
                 ]
-                line(axes, sorted(split_points), SERIES[splits.index(split)], None if split in drawn_splits else split)
+                draw_line(
+                    axes, sorted(split_points), SERIES[splits.index(split)], None if split in drawn_splits else split
+                )
                 drawn_splits |= {split} if split_points else set()
             if position:
                 axes.axvline(position, color=RULE, linewidth=0.8)
@@ -174,13 +192,20 @@ def phases(name: str, label: str, points: Sequence[Mapping[str, Any]]) -> str:
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(0, len(order))
         axes.set_ylabel("loss, nats a token")
-        legend(axes, len(drawn_splits))
+        add_legend(axes, len(drawn_splits))
 
     return draw_svg(name, label, (11.0, 3.2), draw)
 
 
-def line(axes: Axes, points: Sequence[tuple[float, float]], colour: str, title: str | None) -> None:
-    """Draw one line, with dots if it has few points."""
+def draw_line(axes: Axes, points: Sequence[tuple[float, float]], colour: str, title: str | None) -> None:
+    """Draw one line, with dots if it has few points.
+
+    Args:
+        axes: the axes of the plot.
+        points: the points, ascending in x; without any nothing is drawn.
+        colour: the colour.
+        title: the entry in the legend; None for none.
+    """
     if points:
         marker = "o" if len(points) <= 12 else ""
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, marker=marker, markersize=4, label=title)

@@ -24,7 +24,12 @@ from fedmem.storage.canonical import digest
 
 @dataclass(frozen=True)
 class PopulationItem:
-    """A record on a device; `declared` is the private topic that its owner names, or None."""
+    """A record on a device.
+
+    Attributes:
+        text: the text.
+        declared: the private topic that its owner names; None for none.
+    """
 
     text: str
     declared: str | None = None
@@ -34,7 +39,14 @@ class PopulationItem:
 class Population:
     """All text of a run.
 
-    `learned` lists the pairs (device, topic) that become private blocks. Each of them has text in `private_heldout`.
+    Attributes:
+        coordinator: the public text of the coordinator.
+        heldout: the held-out public text.
+        devices: the records of each device.
+        private_heldout: held-out private text, by device and topic.
+        learned: the pairs (device, topic) that become private blocks; each of them has text in `private_heldout`.
+        generated: True if every private record was generated here.
+        attribution: the sources of the text.
     """
 
     coordinator: list[str]
@@ -48,7 +60,13 @@ class Population:
 
 @dataclass(frozen=True)
 class Placed:
-    """The records of a device with the policy's decisions: `decisions[i]` belongs to `items[i]`."""
+    """The records of a device with the policy's decisions.
+
+    Attributes:
+        items: the records, N of them.
+        decisions: the decision about each record.
+        vectors_ND: the vector of each record.
+    """
 
     items: list[PopulationItem]
     decisions: list[Decision]
@@ -60,7 +78,12 @@ class Placed:
 
 
 def derive_seed(seed: int, *labels: object) -> int:
-    """Return a 63-bit seed for one use; it is independent of the seeds for other labels."""
+    """Return a 63-bit seed for one use; it is independent of the seeds for other labels.
+
+    Args:
+        seed: the seed of the run.
+        labels: the use; different labels give independent seeds.
+    """
     return int(digest([seed, *map(str, labels)])[:16], 16) >> 1
 
 
@@ -90,7 +113,13 @@ def build(scenario: Scenario, seed: int, corpus: Path | None, policy: Policy) ->
 
 
 def place(items: Sequence[PopulationItem], policy: Policy, embedder: Embedder) -> Placed:
-    """Embed the records of a device and decide where each one is placed."""
+    """Embed the records of a device and decide where each one is placed.
+
+    Args:
+        items: the records of one device.
+        policy: decides where each record is placed.
+        embedder: computes the vectors by which the policy decides.
+    """
     texts = [item.text for item in items]
     vectors_ND = embedder.embed(texts)
     return Placed(list(items), policy.place_many(texts, [item.declared for item in items]), vectors_ND)
@@ -115,7 +144,7 @@ def _split_wikipedia(scenario: Scenario, seed: int) -> wikipedia.WikipediaSplit:
 
 def _people_population(scenario: Scenario, seed: int) -> Population:
     """Return a population whose devices are people; the coordinator's text is its share of Wikipedia."""
-    split = chats.deal(
+    split = chats.deal_people(
         chats.load(),
         devices=scenario.public.devices,
         heldout_share=scenario.public.heldout_share,

@@ -7,7 +7,7 @@ Invariants
 - A run without differential privacy says `unsafe_no_dp = true` and the reason, above every figure.
 - Parts that a run does not have (private blocks, an erasure) are left out.
 
->>> "nothing yet" in page({"name": "nothing yet"})
+>>> "nothing yet" in render_page({"name": "nothing yet"})
 True
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmem.pages import rendered
-from fedmem.sim.report_parts import headline, value_at
-from fedmem.sim.report_sections import sections
+from fedmem.sim.report_parts import make_headlines, value_at
+from fedmem.sim.report_sections import make_sections
 
 TEMPLATE = "run.html.j2"
 MARK = "unsafe_no_dp = true"
@@ -34,11 +34,11 @@ def write_report(run: Mapping[str, Any], path: Path) -> None:
         path: the file to write.
     """
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(page(run), encoding="utf-8")
+    temporary.write_text(render_page(run), encoding="utf-8")
     os.replace(temporary, path)
 
 
-def page(run: Mapping[str, Any]) -> str:
+def render_page(run: Mapping[str, Any]) -> str:
     """Return the whole page as HTML. Pure.
 
     Args:
@@ -49,8 +49,8 @@ def page(run: Mapping[str, Any]) -> str:
         name=run.get("name", "run"),
         subtitle=subtitle(run),
         banner=banner(run),
-        headline=headline(run),
-        sections=sections(run),
+        headline=make_headlines(run),
+        sections=make_sections(run),
         attribution=run.get("attribution") or [],
         config=json.dumps(run["config"], indent=2, sort_keys=True, ensure_ascii=False) if run.get("config") else "",
         digest=run.get("digest"),
@@ -58,13 +58,21 @@ def page(run: Mapping[str, Any]) -> str:
 
 
 def subtitle(run: Mapping[str, Any]) -> str:
-    """Return scenario, seed and state in one line."""
+    """Return scenario, seed and state in one line.
+
+    Args:
+        run: the content of `run.json`; every part of it may be missing.
+    """
     parts = [("scenario", run.get("scenario")), ("seed", run.get("seed")), ("state", run.get("state"))]
     return ", ".join(f"{title} {value}" for title, value in parts if value is not None)
 
 
 def banner(run: Mapping[str, Any]) -> str:
-    """Return the reason why this run had no differential privacy at device level; empty where it had."""
+    """Return the reason why this run had no differential privacy at device level; empty where it had.
+
+    Args:
+        run: the content of `run.json`; every part of it may be missing.
+    """
     reason = str(value_at(run, "epsilon.device_reason") or "")
     if reason.startswith(MARK):
         return reason.removeprefix(MARK).lstrip(" :") or "No reason was given."

@@ -5,7 +5,7 @@ Invariants
 - Equal scenario, seed and text give an equal digest, with or without a kill in between (I9).
 - The run uses no network: outbound switches are off before Flower is imported (I10).
 
-    run("quickstart", corpus=None, seed=None, fresh=False, name=None, progress=print)
+    run_scenario("quickstart", corpus=None, seed=None, fresh=False, name=None, progress=print)
 """
 
 import re
@@ -24,17 +24,21 @@ from fedmem.sim.folder import Facts, RunFolder, read_json, write_json
 from fedmem.sim.phases import central, erase, evaluate, federated, private
 from fedmem.sim.report import write_report
 from fedmem.sim.scenario import Scenario, from_dict, load
-from fedmem.sim.summary import summarise
+from fedmem.sim.summary import summarise_run
 from fedmem.storage.locks import WriterLock
 
 PhaseFunction = Callable[[Simulation], Facts]
 
 
-def phases(scenario: Scenario) -> dict[str, PhaseFunction]:
-    """Return the phases of a scenario by name, in their order."""
-    rounds = {f"rounds_{n}": federated.rounds_phase(n) for n in range(1, scenario.federation.releases + 1)}
+def phases_of(scenario: Scenario) -> dict[str, PhaseFunction]:
+    """Return the phases of a scenario by name, in their order.
+
+    Args:
+        scenario: the scenario.
+    """
+    rounds = {f"rounds_{n}": federated.make_rounds_phase(n) for n in range(1, scenario.federation.releases + 1)}
     first: dict[str, PhaseFunction] = {
-        "prepare": central.prepare,
+        "prepare": central.prepare_phase,
         "pretrain": central.pretrain_phase,
         "cotrain": central.cotrain_phase,
     }
@@ -50,7 +54,7 @@ def phases(scenario: Scenario) -> dict[str, PhaseFunction]:
     )
 
 
-def run(
+def run_scenario(
     scenario_or_name: str | Scenario,
     *,
     corpus: Path | None,
@@ -100,20 +104,20 @@ def run(
             data: dict[str, Any] = read_json(folder.run_json)
             return data
         keys.bind_corpus(sim)
-        for phase, execute_phase in phases(scenario).items():
+        for phase, execute_phase in phases_of(scenario).items():
             if phase not in folder.facts():
                 _execute(sim, phase, execute_phase)
-        data = summarise(sim)
+        data = summarise_run(sim)
         write_report(data, folder.report)
         keys.destroy_key(sim)
         write_json(folder.run_json, data)
     finally:
         lock.release()
-    check(data)
+    check_guarantees(data)
     return data
 
 
-def check(data: dict[str, Any]) -> None:
+def check_guarantees(data: dict[str, Any]) -> None:
     """Check the guarantees of a finished run.
 
     Args:
@@ -137,13 +141,13 @@ def check(data: dict[str, Any]) -> None:
 def _execute(sim: Simulation, phase: str, execute_phase: PhaseFunction) -> None:
     start = time.monotonic()
     facts = execute_phase(sim)
-    sim.folder.finish(phase, facts | {"seconds": round(time.monotonic() - start, 2)})
+    sim.folder.finish_phase(phase, facts | {"seconds": round(time.monotonic() - start, 2)})
 
 
 def _folder(inputs: Facts, scenario: Scenario, fresh: bool, name: str | None) -> RunFolder:
     if name is None:
         unfinished_run = None if fresh else runs.find_unfinished(inputs)
-        return RunFolder(unfinished_run or paths.runs_dir() / runs.next_name(scenario.name))
+        return RunFolder(unfinished_run or paths.runs_dir() / runs.find_free_name(scenario.name))
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UsageError("A run's name has letters, digits, '.', '_' and '-' only, and starts with a letter or digit.")
     folder = RunFolder(paths.runs_dir() / name)
@@ -166,8 +170,16 @@ def _prepare(
     return sim
 
 
-def simulation(folder: RunFolder, progress: Progress) -> Simulation:
-    """Return the simulation that lies in a run folder."""
+def load_simulation(folder: RunFolder, progress: Progress) -> Simulation:
+    """Return the simulation that lies in a run folder.
+
+    Args:
+        folder: the folder of a run.
+        progress: called as `Progress` says.
+
+    Raises:
+        VerificationFailed: the inputs of the run are damaged.
+    """
     inputs = folder.inputs()
     scenario = from_dict(inputs["scenario"])
     corpus = Path(inputs["corpus"]) if inputs["corpus"] else None

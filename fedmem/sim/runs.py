@@ -12,14 +12,14 @@ from fedmem.errors import NothingMatched
 from fedmem.sim.folder import RunFolder, read_json
 
 
-def folders() -> list[RunFolder]:
+def run_folders() -> list[RunFolder]:
     """Return the folders of all runs, oldest first."""
     root = paths.runs_dir()
     roots = [path.parent.parent for path in root.glob("[!.]*/state/inputs.json")] if root.exists() else []
     return [RunFolder(path) for path in sorted(roots, key=lambda p: (p / "state" / "inputs.json").stat().st_mtime_ns)]
 
 
-def find(name: str | None) -> RunFolder:
+def find_run(name: str | None) -> RunFolder:
     """Return the folder of a run.
 
     Args:
@@ -28,7 +28,7 @@ def find(name: str | None) -> RunFolder:
     Raises:
         NothingMatched: there is no such run.
     """
-    all_runs = folders()
+    all_runs = run_folders()
     for folder in reversed(all_runs):
         if name in (None, folder.name):
             return folder
@@ -38,13 +38,13 @@ def find(name: str | None) -> RunFolder:
     raise NothingMatched(f"There is no run {name or 'yet'}. {hint}")
 
 
-def last_release() -> Path:
+def find_last_release() -> Path:
     """Return the folder of the newest release of the last run.
 
     Raises:
         NothingMatched: there is no run, or it has no release yet.
     """
-    manifests = sorted(find(None).releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
+    manifests = sorted(find_run(None).releases.glob("*/release.json"), key=lambda path: path.stat().st_mtime_ns)
     if not manifests:
         raise NothingMatched("The last run has no release yet: go on with it, or name the folder of a release.")
     return manifests[-1].parent
@@ -60,7 +60,7 @@ def load_run(name: str | None = None) -> dict[str, Any]:
         NothingMatched: there is no such run.
         VerificationFailed: a file of the run is damaged.
     """
-    folder = find(name)
+    folder = find_run(name)
     if folder.run_json.exists():
         data: dict[str, Any] = read_json(folder.run_json)
         return data
@@ -77,14 +77,18 @@ def load_run(name: str | None = None) -> dict[str, Any]:
 def list_runs() -> list[dict[str, Any]]:
     """Return name, scenario, seed, state and folder of every run, oldest first."""
     rows = []
-    for folder in folders():
+    for folder in run_folders():
         data = load_run(folder.name)
         rows.append({key: data[key] for key in ("name", "scenario", "seed", "state")} | {"folder": str(folder.root)})
     return rows
 
 
-def next_name(scenario: str) -> str:
-    """Return the first free name: the scenario's name and a number."""
+def find_free_name(scenario: str) -> str:
+    """Return the first free name: the scenario's name and a number.
+
+    Args:
+        scenario: the name of the scenario.
+    """
     number = 1
     while (paths.runs_dir() / f"{scenario}-{number:04d}").exists():
         number += 1
@@ -92,13 +96,25 @@ def next_name(scenario: str) -> str:
 
 
 def find_unfinished(inputs: dict[str, Any]) -> Path | None:
-    """Return the newest unfinished run with the same inputs, or None."""
-    for folder in reversed(folders()):
+    """Return the newest unfinished run with the same inputs, or None.
+
+    Args:
+        inputs: the inputs of a run; `id` is not compared.
+
+    Returns:
+        The folder of the run.
+    """
+    for folder in reversed(run_folders()):
         if not folder.run_json.exists() and have_same_inputs(folder.inputs(), inputs):
             return folder.root
     return None
 
 
 def have_same_inputs(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return True if two runs have the same inputs; their random ids are not compared."""
+    """Return True if two runs have the same inputs; their random ids are not compared.
+
+    Args:
+        first: the inputs of one run.
+        second: the inputs of the other run.
+    """
     return {**first, "id": ""} == {**second, "id": ""}

@@ -30,9 +30,15 @@ Part = Annotated[float, Meta(ge=0)]
 class Public(toml.TomlTable, frozen=True):
     """The public text, and how it is divided over coordinator, devices and held-out part.
 
-    Shares are parts of the documents in use; `documents` = 0 means all documents. `source` names the text of devices
-    and of the held-out part. The coordinator's text is always Wikipedia. With the source `chats` every device is one
-    person. `concentration` has no effect then, and `heldout_share` is a share of the people.
+    The coordinator's text is always Wikipedia. With the source `chats` every device is one person.
+
+    Attributes:
+        devices: the number of devices, from 1.
+        coordinator_share: the coordinator's part of the documents in use, 0 to 1.
+        heldout_share: the held-out part of the documents in use, 0 to 1; with `chats` a part of the people.
+        concentration: the parameter of the Dirichlet draw over devices, above 0; without effect with `chats`.
+        documents: the number of documents in use; 0 for all.
+        source: the text of devices and of the held-out part, `wikipedia` or `chats`.
     """
 
     devices: Count
@@ -44,7 +50,14 @@ class Public(toml.TomlTable, frozen=True):
 
 
 class Private(toml.TomlTable, frozen=True):
-    """One private topic: the indices of the devices that have it, and the number of records that each device holds."""
+    """One private topic.
+
+    Attributes:
+        topic: a topic of the policy.
+        devices: the indices of the devices that have it.
+        records: the number of records that each of these devices holds.
+        heldout: the number of held-out records for each of these devices.
+    """
 
     topic: str
     devices: list[int]
@@ -53,9 +66,13 @@ class Private(toml.TomlTable, frozen=True):
 
 
 class Anchor(toml.TomlTable, frozen=True):
-    """The anchor's preset, vocabulary size and sequence length in tokens.
+    """The settings of the anchor.
 
-    `control`: also train an anchor without a bank.
+    Attributes:
+        preset: the name of a preset of `fedmem.anchor.presets`.
+        vocabulary: the number of tokens of the vocabulary.
+        length: the length of a sequence, in tokens.
+        control: also train an anchor without a bank.
     """
 
     preset: str
@@ -65,7 +82,12 @@ class Anchor(toml.TomlTable, frozen=True):
 
 
 class BankSettings(toml.TomlTable, frozen=True):
-    """The branching of the cluster tree, and the width of a block at each level."""
+    """The settings of the bank.
+
+    Attributes:
+        branching: the number of children of a node of the cluster tree.
+        widths: the width of a block at each level, in rows.
+    """
 
     branching: Count
     widths: list[Count]
@@ -74,8 +96,15 @@ class BankSettings(toml.TomlTable, frozen=True):
 class Phase(toml.TomlTable, frozen=True):
     """The settings of a central training phase; learning rates as in `fedmem.training.settings.Settings`.
 
-    With 0 steps, anchor and bank keep their initial values. `pooled`: train on the shareable text of all devices. A
-    coordinator never has that text. Such a phase is the baseline for federated rounds.
+    With 0 steps, anchor and bank keep their initial values.
+
+    Attributes:
+        steps: the number of steps, from 0.
+        batch: the number of sequences of a step.
+        lr: the peak learning rate of the anchor.
+        memory_lr: the peak learning rate of the bank.
+        pooled: train on the shareable text of all devices, which a coordinator never has. Such a phase is the baseline
+            for federated rounds.
     """
 
     steps: Whole
@@ -133,7 +162,17 @@ class Federation(toml.TomlTable, frozen=True):
 
 
 class LearningSettings(toml.TomlTable, frozen=True):
-    """The width of private blocks and the public settings of DP-SGD; ε and δ come from the topic in the policy."""
+    """The width of private blocks and the public settings of DP-SGD. ε and δ come from the topic in the policy.
+
+    Attributes:
+        width: the width of a block, in rows.
+        record_cap: the greatest number of records of a topic.
+        nominal: the public number of records that the divisor of a step assumes.
+        sampling_rate: the probability of a record in a step, in (0, 1].
+        steps: the number of steps.
+        clip: the clip norm of a record's gradient.
+        lr: the peak learning rate.
+    """
 
     width: int
     record_cap: int
@@ -145,7 +184,21 @@ class LearningSettings(toml.TomlTable, frozen=True):
 
 
 class Scenario(toml.TomlTable, frozen=True):
-    """All settings of a simulation run."""
+    """All settings of a simulation run.
+
+    Attributes:
+        name: the name of the scenario.
+        about: a sentence about it.
+        seed: the seed of a run that names none.
+        public: the public text.
+        anchor: the anchor.
+        bank: the bank.
+        pretrain: the phase that trains the anchor alone.
+        cotrain: the phase that trains anchor and bank.
+        federation: the federated rounds.
+        learning: the training of private blocks.
+        private: the private topics.
+    """
 
     name: str
     about: str
@@ -169,7 +222,7 @@ class Scenario(toml.TomlTable, frozen=True):
         return digest(self.to_dict())
 
 
-def folder() -> Path:
+def scenarios_folder() -> Path:
     """Return the folder of the scenarios: inside the package, or beside it in a checkout."""
     inside = Path(str(resources.files("fedmem") / "sims"))
     return inside if inside.is_dir() else Path(__file__).parents[2] / "sims"
@@ -177,7 +230,7 @@ def folder() -> Path:
 
 def scenario_names() -> list[str]:
     """Return the names of the scenarios that come with fedmem."""
-    return sorted(path.stem for path in folder().glob("*.toml"))
+    return sorted(path.stem for path in scenarios_folder().glob("*.toml"))
 
 
 def load(name: str) -> Scenario:
@@ -189,7 +242,7 @@ def load(name: str) -> Scenario:
     Raises:
         UsageError: there is no such scenario, or it is invalid.
     """
-    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    path = Path(name) if name.endswith(".toml") else scenarios_folder() / f"{name}.toml"
     try:
         data = path.read_bytes()
     except OSError:
@@ -210,5 +263,5 @@ def from_dict(data: Mapping[str, Any], where: str = "The scenario of this run") 
         UsageError: a key is missing, unknown or of the wrong type, or the scenario contradicts itself.
     """
     scenario = toml.validated(data, Scenario, where)
-    contradictions.check(scenario)
+    contradictions.check_scenario(scenario)
     return scenario

@@ -7,7 +7,7 @@ Invariants
   tokenizer must be equal.
 - No difference is called significant. Readers see the interval and whether it contains zero.
 
->>> low, high = interval([0.1, 0.2, 0.3])
+>>> low, high = confidence_interval([0.1, 0.2, 0.3])
 >>> low < 0.2 < high
 True
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from fedmem.sim.compare_runs import flat
+from fedmem.sim.compare_runs import flatten
 from fedmem.sim.folder import Facts
 from fedmem.sim.report_parts import value_at
 
@@ -31,7 +31,7 @@ drawn on its own.
 LEAST_SEEDS = 2
 
 
-def interval(values: Sequence[float]) -> list[float]:
+def confidence_interval(values: Sequence[float]) -> list[float]:
     """Return the 95 % interval of the mean, by Student's t.
 
     Args:
@@ -46,7 +46,7 @@ def interval(values: Sequence[float]) -> list[float]:
     return [fmean(values) - half, fmean(values) + half]
 
 
-def differences(rows: Sequence[Facts], configs: Sequence[Mapping[str, Any]]) -> tuple[list[Facts], list[str]]:
+def compare_settings(rows: Sequence[Facts], configs: Sequence[Mapping[str, Any]]) -> tuple[list[Facts], list[str]]:
     """Compare every other setting with the first one.
 
     Args:
@@ -87,7 +87,7 @@ def _obstacle(
     if len({row["text"] for rows in (base, other) for row in rows.values()}) > 1:
         return "they read other text."
     first_text, second_text = ({key: value_at(config, key) for key in TEXT} for config in (base_config, other_config))
-    if different_keys := [key for key, value in flat(first_text).items() if flat(second_text).get(key) != value]:
+    if different_keys := [key for key, value in flatten(first_text).items() if flatten(second_text).get(key) != value]:
         return f"their losses are of other text or other tokens, because of {' and '.join(different_keys)}."
     if len(common_seeds) < LEAST_SEEDS:
         overlap = "the same seed once" if common_seeds else "no seed in common"
@@ -108,5 +108,5 @@ def _means(base: Mapping[int, Facts], other: Mapping[int, Facts], common_seeds: 
             values = [value - base_value for value, base_value in pairs if value is not None and base_value is not None]
             if len(values) == len(common_seeds):
                 loss.setdefault(part, {})[name] = fmean(values)
-                spread.setdefault(part, {})[name] = interval(values)
+                spread.setdefault(part, {})[name] = confidence_interval(values)
     return {"loss": loss, "interval": {"loss": spread}}

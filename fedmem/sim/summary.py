@@ -15,7 +15,7 @@ from fedmem.federation.rounds import local_steps
 from fedmem.privacy.ledger import charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
-from fedmem.sim.phases.federated import epsilon, federated, journal
+from fedmem.sim.phases.federated import compute_epsilon, load_arm, open_journal
 from fedmem.sim.phases.private import open_vault, private_devices
 from fedmem.storage.canonical import digest
 
@@ -39,9 +39,9 @@ def run_digest(sim: Simulation, facts: dict[str, Facts]) -> str:
         },
         "tokenizer": _file(sim, "tokenizer.json"),
         "tree": sim.tree.digest,
-        "releases": releases(sim, facts),
-        "ledger": journal(sim, "memory").ledger.entries(),
-        "wire": journal(sim, "memory").wire_digest(),
+        "releases": release_digests(sim, facts),
+        "ledger": open_journal(sim, "memory").ledger.entries(),
+        "wire": open_journal(sim, "memory").wire_digest(),
     }
     if sim.population.generated and "private" in facts:
         public["blocks"] = [[b["device"], b["topic"], b["digest"]] for b in facts["private"]["blocks"]]
@@ -58,13 +58,22 @@ def _spends(sim: Simulation, device: int) -> list[Any]:
         return [[charge.spend.to_dict(), len(charge.records or ())] for charge in charges(vault.ledger.events())]
 
 
-def releases(sim: Simulation, facts: dict[str, Facts]) -> list[str]:
-    """Return the digests of the releases, oldest first."""
+def release_digests(sim: Simulation, facts: dict[str, Facts]) -> list[str]:
+    """Return the digests of the releases, oldest first.
+
+    Args:
+        sim: the simulation.
+        facts: the facts of its finished phases, by phase.
+    """
     return [facts[f"rounds_{number + 1}"]["release"] for number in range(sim.scenario.federation.releases)]
 
 
-def summarise(sim: Simulation) -> Facts:
-    """Return the content of `run.json`."""
+def summarise_run(sim: Simulation) -> Facts:
+    """Return the content of `run.json`.
+
+    Args:
+        sim: the simulation; every phase is done.
+    """
     facts = sim.folder.facts()
     evaluation, erasure_facts = facts["evaluate"], facts["erase"]
     return {
@@ -76,7 +85,7 @@ def summarise(sim: Simulation) -> Facts:
         "config": sim.scenario.to_dict(),
         "attribution": facts["prepare"]["attribution"],
         "parameters": facts["pretrain"]["parameters"],
-        "releases": releases(sim, facts),
+        "releases": release_digests(sim, facts),
         "loss": _losses(facts, evaluation, erasure_facts),
         "epsilon": _epsilon(sim, facts),
         "bytes": _bytes(sim, facts),
@@ -116,7 +125,7 @@ def _losses(facts: dict[str, Facts], evaluation: Facts, erasure_facts: Facts) ->
 
 
 def _epsilon(sim: Simulation, facts: dict[str, Facts]) -> Facts:
-    figures, blocks = epsilon(sim), facts.get("private", {}).get("blocks", [])
+    figures, blocks = compute_epsilon(sim), facts.get("private", {}).get("blocks", [])
     terms = f"readers of released anchors; {figures.adjacency}, or zeros in its place; {figures.accounting}"
     block_rows = [{key: block[key] for key in ("device", "block", "topic", "epsilon", "delta")} for block in blocks]
     return {
@@ -140,7 +149,7 @@ def _bytes(sim: Simulation, facts: dict[str, Facts]) -> Facts:
     traffic = facts[f"rounds_{f.releases}"]["traffic"]
     answers, coordinates = (
         sum(t["counted"] for t in traffic),
-        sum(v.size for v in federated(sim, "memory").params().values()),
+        sum(v.size for v in load_arm(sim, "memory").params().values()),
     )
     bytes_per_answer = sum(t["up"] + t["down"] for t in traffic) // max(1, answers)
     steps = sum(t["counted"] * local_steps(t["round"], f.steps, f.first_steps) for t in traffic)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 def device_plan(scenario: "Scenario") -> DevicePlan:
     """Return the federation's public terms, over all releases.
 
+    Args:
+        scenario: the scenario of the run.
+
     Raises:
         UsageError: a number is out of its range, or the terms contradict each other.
         Refused: the plan adds no noise and does not say `unsafe_no_dp = true` with a reason.
@@ -67,7 +70,11 @@ def round_settings(scenario: "Scenario", seed: int) -> RoundSettings:
 
 
 def steps_by_round(federation: "Federation") -> list[int]:
-    """Return the number of local steps of a device in each round, over all releases."""
+    """Return the number of local steps of a device in each round, over all releases.
+
+    Args:
+        federation: the scenario's federation.
+    """
     rounds = range(1, federation.rounds * federation.releases + 1)
     return [local_steps(number, federation.steps, federation.first_steps) for number in rounds]
 
@@ -85,6 +92,10 @@ def rate_left(federation: "Federation", number: int) -> float:
 
 
 def local_settings(scenario: "Scenario") -> terms.LocalSettings:
-    """Return the settings of a device's local training that no request carries."""
+    """Return the settings of a device's local training that no request carries.
+
+    Args:
+        scenario: the scenario of the run.
+    """
     f = scenario.federation
     return terms.LocalSettings(scenario.anchor.length, f.warmup, f.eps, f.final)

@@ -9,7 +9,7 @@ Invariants
 
     workers = Workers(fleet, 2)
     workers.ask(requests)
-    [workers.reply(request) for request in requests]
+    [workers.wait_for_reply(request) for request in requests]
     workers.close()
 """
 
@@ -105,6 +105,9 @@ class Workers:
     def ask(self, requests: Sequence[Request]) -> None:
         """Queue requests; a request that is already queued runs once.
 
+        Args:
+            requests: the requests of a round.
+
         Raises:
             Refused: the workers have been closed.
             RemoteError: a worker process did not start.
@@ -128,8 +131,11 @@ class Workers:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def reply(self, request: Request) -> Answer:
+    def wait_for_reply(self, request: Request) -> Answer:
         """Wait for the answer to a queued request.
+
+        Args:
+            request: a request that `ask` was called with.
 
         Raises:
             WorkerLost: a worker died, or was silent for `patience` seconds.

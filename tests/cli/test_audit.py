@@ -48,7 +48,7 @@ def told(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[int]:
         "holds": True,
         "seconds": 40.0,
     }
-    monkeypatch.setattr(room, "audit", lambda canaries, progress: (asked.append(canaries), data | changes)[1])
+    monkeypatch.setattr(room, "run_audit", lambda canaries, progress: (asked.append(canaries), data | changes)[1])
     return asked
 
 

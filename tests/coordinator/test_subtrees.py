@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from fedmem.coordinator.bank_training import train_bank
-from fedmem.coordinator.build import build_bank, train_anchor
-from fedmem.coordinator.examine import verify
+from fedmem.coordinator.examine import verify_release
 from fedmem.coordinator.subtrees import SubtreeTraining, job_names, run_job, subtree_name
 from fedmem.errors import NothingMatched, UsageError, VerificationFailed, VersionMismatch
 from fedmem.memory.attach import attach
@@ -24,16 +23,9 @@ from fedmem.training.packed_dataset import Rows, routed_rows
 from fedmem.training.seeds import derive_seed
 from fedmem.training.settings import TrainedParts
 from fedmem.training.state import Watch
-from tests.coordinator.workplace import ANCHOR, BANK, CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
+from tests.coordinator.workplace import CORPUS, EMBEDDER, SETTINGS, Cut, contents, cut_at, plan
 
 FROZEN = plan("frozen")
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bank")
-    train_anchor(CORPUS, folder / "anchor", ANCHOR, Watch())
-    return build_bank(CORPUS, folder / "anchor", folder, BANK, EMBEDDER)
 
 
 def train(release, folder, how=FROZEN, watch=None, **extra):
@@ -52,7 +44,7 @@ def rows_of(release, texts):
 
 def test_the_anchor_stays_and_every_trained_subtree_helps(release, whole):
     folder, facts = whole
-    new = verify(folder / "releases" / facts["release"])
+    new = verify_release(folder / "releases" / facts["release"])
     assert all(map(torch.equal, release.anchor().parameters(), new.anchor().parameters()))
     phases = list(dict.fromkeys(point["phase"] for point in facts["curve"]))
     assert phases == job_names(release.spec)
@@ -103,7 +95,7 @@ def test_a_cut_run_goes_on_to_the_same_bytes(release, whole, tmp_path, at):
 def test_a_job_is_the_training_of_its_rows_in_the_whole_bank(release, whole):
     """Oracle: the whole bank in memory, all its ids as they are, with the subtree's rows alone."""
     rows = rows_of(release, CORPUS.train)
-    new = verify(whole[0] / "releases" / whole[1]["release"]).bank_state()
+    new = verify_release(whole[0] / "releases" / whole[1]["release"]).bank_state()
     for subtree in range(3):
         mine = rows.select(rows.paths_MP[:, 0] == subtree)
         state, model = release.bank_state(), release.anchor()
@@ -131,7 +123,7 @@ def test_the_generic_job_is_a_training_where_it_always_stands_in(release, whole)
     levels, generic = [LazyAdamW(blocks) for blocks in state.levels], LazyAdamW(state.generic[None])
     bank = Always(attach(model), state.spec, levels, generic, rows.paths_MP, settings, TrainedParts(False, frozenset()))
     Trainer(model, rows.packed, settings, derive_seed(FROZEN.seed, "generic"), bank, anchor=False).run()
-    new = verify(whole[0] / "releases" / whole[1]["release"]).bank_state()
+    new = verify_release(whole[0] / "releases" / whole[1]["release"]).bank_state()
     assert torch.allclose(generic.blocks[0], new.generic, atol=1e-3, rtol=1e-2)
     assert not torch.equal(new.generic, release.bank_state().generic)
 

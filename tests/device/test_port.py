@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,19 @@ import pytest
 
 from fedmem.device.gate import MAX_ROUND, Gate
 from fedmem.device.inproc import InprocPort
-from fedmem.errors import BoundaryViolation, Busy, NothingMatched, Refused, StorageError, VersionMismatch
-from fedmem.federation import connection, fixedpoint, wire
+from fedmem.errors import BoundaryViolation, Busy, Refused, StorageError, VersionMismatch
+from fedmem.federation import fixedpoint, wire
 from fedmem.federation import socket_protocol as protocol
-from fedmem.federation.client_app import answer
-from fedmem.federation.connection import BadFrame, Connection, PeerGone
+from fedmem.federation.client_app import answer_request
+from fedmem.federation.connection import Connection, PeerGone
 from fedmem.federation.device import Device, TrainConfig
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import Context, RecordDict
 from fedmem.federation.port import NoApproval
-from fedmem.federation.socket_port import SocketPort
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
 from fedmem.vault.store.egress_entry import EgressEntry
-from tests.device.served import PLAN, SHAPES, TERMS, TEXTS, TOKEN, Running, raw_update, serving, update
+from tests.device.served import PLAN, SHAPES, TERMS, TEXTS, Running, raw_update, serving, update
 
 SCHEMA = wire.anchor_reply(SHAPES, PLAN.clip)
 BOUND = fixedpoint.cells(PLAN.clip)
@@ -187,7 +185,7 @@ def test_a_device_without_approval_answers_nothing(running: Running) -> None:
     device = Device(0, running.port(), PLAN, SHAPES, lambda params, config: params)
     running.vault.refuses = StorageError("The disk is full.")
     with pytest.raises(NoApproval) as caught:
-        answer(lambda context: device, RecordDict(), context())
+        answer_request(lambda context: device, RecordDict(), context())
     assert caught.value.code == 10
     assert not isinstance(caught.value, Exception)  # so no handler answers zeros in its place
 
@@ -302,63 +300,6 @@ def test_in_another_thread_a_training_runs_on_and_its_end_is_not_released(tmp_pa
         thread.start()
         thread.join(10)
         assert len(ended) == 1
-
-
-@contextmanager
-def impostor(folder: Path, *frames: tuple[int, bytes]) -> Iterator[SocketPort]:
-    """A port whose vault process says these frames once, whatever it is asked."""
-    folder.mkdir(mode=0o700)
-    listener = connection.listen(folder, 1)
-
-    def say() -> None:
-        end, _ = listener.accept()
-        listener.close()
-        made = Connection(end, 2.0)
-        for kind, payload in [(protocol.WELCOME, b""), *frames]:
-            made.send(kind, payload)
-        with contextlib.suppress(PeerGone, BadFrame):
-            made.receive({protocol.HELLO: 64})
-            made.receive({protocol.UPDATE: 1000, protocol.RECORDS: 0})
-            made.receive({})
-        made.close()
-
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    port = SocketPort(folder, TERMS, TOKEN, 0.3)
-    yield port
-    port.close()
-    thread.join(5)
-
-
-WRONG = {
-    "another digest": [(protocol.RELEASED, bytes(32))],
-    "half a digest": [(protocol.RELEASED, bytes(16))],
-    "a text": [(protocol.TEXT, b"x")],
-    "a long refusal": [(protocol.REFUSED, b"because of the diagnosis")],
-    "silence": [],
-}
-
-
-@pytest.mark.parametrize("frames", WRONG.values(), ids=WRONG.keys())
-def test_only_the_digest_of_what_was_asked_releases_it(tmp_path: Path, frames: list[tuple[int, bytes]]) -> None:
-    with impostor(tmp_path / "device", *frames) as port:
-        with pytest.raises(BadFrame if frames else PeerGone):
-            port.approve(update(), 1)
-        with pytest.raises(NoApproval):  # and nothing is asked of the impostor again
-            Device(0, port, PLAN, SHAPES, lambda params, config: params).silence()
-
-
-def test_texts_that_are_no_text_are_not_used(tmp_path: Path) -> None:
-    frames = [(protocol.TEXT, b"\xff"), (protocol.END, b"")]
-    with impostor(tmp_path / "device", *frames) as port, pytest.raises(BadFrame):
-        port.shareable()
-
-
-def test_where_no_vault_process_listens_it_says_so(tmp_path: Path) -> None:
-    (tmp_path / "device").mkdir(mode=0o700)
-    for folder in (tmp_path / "device", tmp_path / "nothing"):
-        with pytest.raises(NothingMatched):
-            SocketPort(folder, TERMS, TOKEN)
 
 
 def test_a_folder_that_others_may_enter_is_refused(running: Running) -> None:

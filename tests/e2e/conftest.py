@@ -31,6 +31,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def mini_run(home: Path) -> dict[str, Any]:
     """`run.json` of a finished run of tests/e2e/mini.toml."""
-    from fedmem.sim.run import run
+    from fedmem.sim.run import run_scenario
 
-    return run(str(MINI), corpus=None, seed=None, fresh=True, name="mini", progress=quiet)
+    return run_scenario(str(MINI), corpus=None, seed=None, fresh=True, name="mini", progress=quiet)

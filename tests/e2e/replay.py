@@ -9,7 +9,7 @@ import msgspec
 from fedmem.device.inproc import InprocPort
 from fedmem.federation import wire
 from fedmem.federation.device import Device
-from fedmem.federation.local_training import federated_part, from_release
+from fedmem.federation.local_training import load_federated_part, make_release_train
 from fedmem.federation.rounds import Coordinator
 from fedmem.federation.terms import Agreement
 from fedmem.privacy.stream import PrivacyStream
@@ -29,7 +29,7 @@ class Replay:
 
     @cached_property
     def sim(self) -> Simulation:
-        whole = run.simulation(RunFolder(self.folder.resolve().parents[1]), lambda *_: None)
+        whole = run.load_simulation(RunFolder(self.folder.resolve().parents[1]), lambda *_: None)
         return replace(whole, scenario=msgspec.structs.replace(whole.scenario, private=[]))
 
     @cached_property
@@ -43,7 +43,7 @@ class Replay:
 
     @cached_property
     def params(self) -> wire.Params:
-        return federated_part(self.folder, self.agreement).params()
+        return load_federated_part(self.folder, self.agreement).params()
 
     def texts(self, index: int) -> list[str]:
         """Shareable texts of a device of the run."""
@@ -52,7 +52,7 @@ class Replay:
     def device(self, index: int) -> Device:
         shapes, plan = wire.shapes_of(self.params), self.agreement.plan
         port = InprocPort(self.texts(index), plan, shapes)
-        return Device(index, port, plan, shapes, from_release(self.folder, self.agreement, port.shareable))
+        return Device(index, port, plan, shapes, make_release_train(self.folder, self.agreement, port.shareable))
 
     def coordinator(self) -> Coordinator:
         return Coordinator(self.params, self.agreement.plan, PrivacyStream(self.key, b"test"), self.agreement.rounds)

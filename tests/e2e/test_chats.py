@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from fedmem import paths
-from fedmem.sim.report import page
-from fedmem.sim.run import run
+from fedmem.sim.report import render_page
+from fedmem.sim.run import run_scenario
 from fedmem.sim.sources import chats
 
 MINI = Path(__file__).with_name("mini.toml")
@@ -51,7 +51,9 @@ def scenario_file(tmp_path_factory):
 def done(home, scenario_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chats, "package_file", lambda *_: scenario_file.with_name("dataset.json"))
-        return run(str(scenario_file), corpus=None, seed=None, fresh=False, name="people", progress=lambda *_: None)
+        return run_scenario(
+            str(scenario_file), corpus=None, seed=None, fresh=False, name="people", progress=lambda *_: None
+        )
 
 
 def test_people_take_part_under_noise_and_the_report_says_whose_text_it_was(done):
@@ -60,7 +62,7 @@ def test_people_take_part_under_noise_and_the_report_says_whose_text_it_was(done
     assert done["loss"]["rounds"]["change"] != 0
     assert [row["counted"] for row in done["bytes"]["rounds"]] == [8, 8]
     assert any("Chit-Chat" in line for line in done["attribution"])
-    assert "Chit-Chat" in page(done)
+    assert "Chit-Chat" in render_page(done)
 
 
 def test_no_word_of_theirs_and_no_noise_key_stays_on_disk(done):

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fedmem.sim.compare import compare
-from fedmem.sim.compare_page import page
-from fedmem.sim.compare_tables import tables
+from fedmem.sim.compare_page import render_page
+from fedmem.sim.compare_tables import make_tables
 
 
 def test_a_real_run_beside_its_copy(
@@ -29,5 +29,5 @@ def test_a_real_run_beside_its_copy(
     central = sum(config[phase]["steps"] * config[phase]["batch"] * length for phase in ("pretrain", "cotrain"))
     rounds = config["public"]["devices"] * f["rounds"] * f["releases"] * f["steps"] * f["batch"] * length
     assert row["curve"][-1]["tokens"] == central + rounds
-    assert {table.id for table in tables(data)} == {"runs", "loss", "privacy", "bytes", "cost"}
-    assert "one and two" in page(data)
+    assert {table.id for table in make_tables(data)} == {"runs", "loss", "privacy", "bytes", "cost"}
+    assert "one and two" in render_page(data)

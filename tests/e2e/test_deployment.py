@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from fedmem import Client
 from fedmem.coordinator.journal import Journal
-from fedmem.federation.local_training import federated_part
+from fedmem.federation.local_training import load_federated_part
 from fedmem.federation.runtime import DEVICE
 from fedmem.federation.terms import Agreement
 from fedmem.training.release import Release
@@ -154,7 +154,7 @@ def test_two_devices_take_part_in_rounds_and_see_what_left_them(
 
         assert rounds(known, release, terms, tmp_path / "out", 2) == [(1, 2), (2, 2)]
         entries = {subject: egress(subject, known) for subject in ("ana", "ben")}
-        nbytes = sum(4 * array.size for array in federated_part(release, Agreement.load(terms)).params().values())
+        nbytes = sum(4 * array.size for array in load_federated_part(release, Agreement.load(terms)).params().values())
         for lines in entries.values():
             assert [(line["message"], line["round"], line["bytes"]) for line in lines] == [
                 ("train.anchor", 1, nbytes), ("train.anchor", 2, nbytes),
@@ -162,7 +162,7 @@ def test_two_devices_take_part_in_rounds_and_see_what_left_them(
         digests = {line["digest"] for lines in entries.values() for line in lines}
         assert len(digests) == 4  # each device trained, and on its own records
         moved = load_file(tmp_path / "out" / "checkpoints" / "round-000002.safetensors")
-        start = federated_part(release, Agreement.load(terms)).params()
+        start = load_federated_part(release, Agreement.load(terms)).params()
         assert any((moved[name] != start[name]).any() for name in start)
         assert all(np.isfinite(array).all() for array in moved.values())
 

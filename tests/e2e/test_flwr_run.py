@@ -71,9 +71,9 @@ def released(root: Path) -> Path:
     chosen = replace(chosen, public=public, federation=terms, private=[])
     sim = Simulation(RunFolder(root), chosen, 7, None, lambda *_: None)
     sim.folder.create({"id": "0", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
-    for work in (central.prepare, central.pretrain_phase, central.cotrain_phase):
+    for work in (central.prepare_phase, central.pretrain_phase, central.cotrain_phase):
         work(sim)
-    release = federated._release(sim, federated.federated(sim, "memory"))
+    release = federated._release(sim, federated.load_arm(sim, "memory"))
     return sim.folder.releases / release.digest
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from fedmem import erasure, paths
 from fedmem.errors import FedmemError, UsageError, VerificationFailed
-from fedmem.sim.folder import RunFolder, subject
-from fedmem.sim.phases.erase import needles
-from fedmem.sim.phases.federated import journal
-from fedmem.sim.run import check, run, simulation
+from fedmem.sim.folder import RunFolder, subject_of
+from fedmem.sim.phases.erase import search_pieces
+from fedmem.sim.phases.federated import open_journal
+from fedmem.sim.run import check_guarantees, load_simulation, run_scenario
 from fedmem.sim.summary import run_digest
 from fedmem.vault.vault import Vault
 
@@ -66,7 +66,7 @@ def test_the_receipt_verifies_and_a_changed_one_does_not(mini_run):
 
 def test_other_blocks_stay_and_answer(mini_run):
     folder = folder_of(mini_run)
-    with Vault.open(folder.vault(0), subject=subject(0), write=False) as vault:
+    with Vault.open(folder.vault(0), subject=subject_of(0), write=False) as vault:
         assert [block.topic for block in vault.blocks()] == ["notes"]
         assert {block.release for block in vault.blocks()} == {mini_run["releases"][0]}
         assert vault.block_rows(vault.blocks()[0].id)
@@ -74,7 +74,7 @@ def test_other_blocks_stay_and_answer(mini_run):
 
 def test_no_private_text_in_the_clear_and_a_planted_one_is_found(mini_run):
     folder = folder_of(mini_run)
-    wanted = needles(simulation(folder, quiet))
+    wanted = search_pieces(load_simulation(folder, quiet))
     assert len(wanted) > 120
     assert mini_run["residue"] == {"before": 0, "after": 0}
     assert erasure.residue.scan(folder.root, wanted) == []
@@ -92,7 +92,7 @@ def test_no_topic_name_of_the_erased_block_in_its_vault(mini_run):
 
 
 def test_same_seed_same_digest_whatever_the_number_of_workers(mini_run):
-    again = run(str(MINI), corpus=None, seed=None, fresh=True, name="again", progress=quiet, workers=2)
+    again = run_scenario(str(MINI), corpus=None, seed=None, fresh=True, name="again", progress=quiet, workers=2)
     assert again["digest"] == mini_run["digest"]
 
 
@@ -113,15 +113,15 @@ def changed_copy(mini_run, tmp_path_factory):
 )
 def test_the_digest_depends_on_blocks_and_releases(changed_copy, mini_run, change):
     facts = changed_copy.facts()
-    sim = simulation(changed_copy, quiet)
+    sim = load_simulation(changed_copy, quiet)
     assert run_digest(sim, facts) == mini_run["digest"]
     change(facts)
     assert run_digest(sim, facts) != mini_run["digest"]
 
 
 def test_the_digest_depends_on_wire_ledger_and_parameters(changed_copy, mini_run):
-    sim, facts = simulation(changed_copy, quiet), changed_copy.facts()
-    before = journal(sim, "memory").ledger
+    sim, facts = load_simulation(changed_copy, quiet), changed_copy.facts()
+    before = open_journal(sim, "memory").ledger
     before.append({"kind": "device-round", "round": 99})
     assert run_digest(sim, facts) != mini_run["digest"]
     sim.state("control.safetensors").write_bytes(b"other")
@@ -187,12 +187,12 @@ def test_a_phase_that_breaks_off_goes_on_and_gives_the_same_digest(mini_run, mon
     with monkeypatch.context() as patch:
         patch.setattr(cls, method, broken)
         with pytest.raises(KeyboardInterrupt):
-            run(str(MINI), **arguments)
+            run_scenario(str(MINI), **arguments)
     assert phase not in RunFolder(paths.runs_dir() / f"broken-{phase}").facts()
-    data = run(str(MINI), **arguments)
+    data = run_scenario(str(MINI), **arguments)
     assert data["digest"] == mini_run["digest"]
     assert data["erasure"]["verified"]
-    with Vault.open(folder_of(data).vault(0), subject=subject(0), write=False) as vault:
+    with Vault.open(folder_of(data).vault(0), subject=subject_of(0), write=False) as vault:
         assert not vault.unfinished_erasures()
 
 
@@ -206,8 +206,8 @@ def test_a_failing_device_stops_the_run_and_leaves_its_round_open(mini_run, monk
         patch.setattr("fedmem.training.local.Federated.train", fail)
         for workers in (0, 2):
             with pytest.raises(FedmemError, match="MemoryError"):
-                run(str(MINI), **arguments, workers=workers)
-    assert run(str(MINI), **arguments)["digest"] == mini_run["digest"]
+                run_scenario(str(MINI), **arguments, workers=workers)
+    assert run_scenario(str(MINI), **arguments)["digest"] == mini_run["digest"]
 
 
 @pytest.mark.parametrize(
@@ -220,21 +220,21 @@ def test_a_failing_device_stops_the_run_and_leaves_its_round_open(mini_run, monk
 )
 def test_a_broken_promise_fails_the_run(mini_run, part, key, value, said):
     broken = mini_run | {part: mini_run[part] | {key: value}}
-    check(mini_run)
+    check_guarantees(mini_run)
     with pytest.raises(VerificationFailed, match=said):
-        check(broken)
+        check_guarantees(broken)
 
 
 def test_a_finished_run_is_not_run_again(mini_run):
-    assert run(str(MINI), corpus=None, seed=None, fresh=False, name="mini", progress=quiet) == mini_run
+    assert run_scenario(str(MINI), corpus=None, seed=None, fresh=False, name="mini", progress=quiet) == mini_run
 
 
 def test_a_name_that_is_taken_by_other_inputs_is_refused(mini_run):
     with pytest.raises(UsageError, match="other inputs"):
-        run(str(MINI), corpus=None, seed=8, fresh=False, name="mini", progress=quiet)
+        run_scenario(str(MINI), corpus=None, seed=8, fresh=False, name="mini", progress=quiet)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "", "a/b", ".hidden"])
 def test_a_name_that_is_no_name_is_refused(home, name):
     with pytest.raises(UsageError, match="letters, digits"):
-        run(str(MINI), corpus=None, seed=None, fresh=False, name=name, progress=quiet)
+        run_scenario(str(MINI), corpus=None, seed=None, fresh=False, name=name, progress=quiet)

@@ -48,12 +48,12 @@ def start(folder, topics):
     chosen = structs.replace(scenario.load(str(MINI)), private=topics)
     sim = Simulation(RunFolder(folder), chosen, 7, None, lambda *_: None)
     sim.folder.create({"id": "0", "scenario": chosen.to_dict(), "seed": 7, "corpus": None})
-    phases = {"prepare": central.prepare, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
+    phases = {"prepare": central.prepare_phase, "pretrain": central.pretrain_phase, "cotrain": central.cotrain_phase}
     for name, work in phases.items():
-        sim.folder.finish(name, work(sim))
+        sim.folder.finish_phase(name, work(sim))
     if topics:
         everything_private_before_the_rounds(sim)
-    sim.folder.finish("rounds_1", federated.rounds_phase(1)(sim))
+    sim.folder.finish_phase("rounds_1", federated.make_rounds_phase(1)(sim))
     return sim
 
 
@@ -75,7 +75,7 @@ def started(home, tmp_path_factory):
 
 def everything_private_before_the_rounds(sim):
     """The same as between the rounds, in a vault of its own, on the release that the coordinator trained."""
-    release = federated._release(sim, federated.federated(sim, "memory"))
+    release = federated._release(sim, federated.load_arm(sim, "memory"))
     text, topic = next((item.text, item.declared) for item in sim.population.devices[0] if item.declared)
     record = NewRecord(text, topic, (0, 0, 0), sim.embedder.embed([text])[0], release.digest)
     with Vault.create(sim.folder.root / "before", subject="before", simulated=True) as vault:
@@ -88,7 +88,7 @@ def everything_private_before_the_rounds(sim):
 def everything_private(sim):
     """Learn, search, fail, spend the budget, and erase."""
     if sim.scenario.private:
-        sim.folder.finish("private", private.private_phase(sim))
+        sim.folder.finish_phase("private", private.private_phase(sim))
         with open_vault(sim, 0) as vault:
             misuse(sim, vault, first_release(sim), sim.population.learned[0][1])
 
@@ -107,7 +107,7 @@ def misuse(sim, vault, release, topic):
 
 def sent(sim):
     """Finish the rounds; digest of all messages, and bytes and counts per round."""
-    facts = federated.rounds_phase(2)(sim)
+    facts = federated.make_rounds_phase(2)(sim)
     return facts["wire"], facts["traffic"]
 
 

@@ -13,14 +13,14 @@ from fedmem.device.served_vault import ServedVault
 from fedmem.device.vault_process import listening
 from fedmem.federation import wire
 from fedmem.federation.device import Device
-from fedmem.federation.local_training import federated_part, from_release
+from fedmem.federation.local_training import load_federated_part, make_release_train
 from fedmem.federation.release_shapes import shapes_of
 from fedmem.federation.rounds import Coordinator
 from fedmem.federation.socket_port import SocketPort
 from fedmem.policy.policy import Policy
 from fedmem.sdk.places import vault_root
-from fedmem.sim.phases.central import packed_with_paths
-from fedmem.sim.phases.federated import local_train
+from fedmem.sim.phases.central import pack_with_paths
+from fedmem.sim.phases.federated import make_local_train
 from fedmem.vault.vault import Vault
 from tests.device.test_two_processes import CONSENT
 from tests.e2e.replay import Replay
@@ -45,8 +45,8 @@ def test_a_simulated_and_a_deployed_device_answer_with_the_same_bytes(
     request = Coordinator(replay.params, agreement.plan, None, agreement.rounds).open([1000]).request
 
     simulated = InprocPort(texts, agreement.plan, shapes)
-    packed = packed_with_paths(replay.sim, texts)
-    trained = local_train(federated_part(replay.folder, agreement), scenario, *packed)
+    packed = pack_with_paths(replay.sim, texts)
+    trained = make_local_train(load_federated_part(replay.folder, agreement), scenario, *packed)
     want = Device(5, simulated, agreement.plan, shapes, trained).answer(request)
     assert any(array.any() for array in want.arrays.values())
 
@@ -65,7 +65,7 @@ def test_a_simulated_and_a_deployed_device_answer_with_the_same_bytes(
         thread.start()
         try:
             port = SocketPort(runtime.folder, runtime.terms(), runtime.token())
-            train = port.watched(from_release(runtime.release(), runtime.agreement(), port.shareable))
+            train = port.watched(make_release_train(runtime.release(), runtime.agreement(), port.shareable))
             got = Device(5, port, runtime.terms().plan, runtime.terms().shapes, train).answer(request)
             port.close()
         finally:

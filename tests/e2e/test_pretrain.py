@@ -10,8 +10,8 @@ from fedmem import paths
 from fedmem.coordinator.journal import Journal
 from fedmem.sim.compare import compare
 from fedmem.sim.folder import RunFolder
-from fedmem.sim.report import page
-from fedmem.sim.run import run
+from fedmem.sim.report import render_page
+from fedmem.sim.run import run_scenario
 
 MINI = Path(__file__).with_name("mini.toml")
 LEVELS = 'parts = ["anchor", "level-1", "level-2", "level-3", "generic"]'
@@ -64,7 +64,7 @@ def files(tmp_path_factory):
 
 
 def go(files, name, scenario="small"):
-    return run(str(files / f"{scenario}.toml"), corpus=None, seed=None, fresh=False, name=name, progress=quiet)
+    return run_scenario(str(files / f"{scenario}.toml"), corpus=None, seed=None, fresh=False, name=name, progress=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ def test_central_training_has_no_round_and_the_same_text(done, central):
     assert central["loss"]["public"]["fetched"] < done["loss"]["rounds"]["before"] - 0.05
     facts = [RunFolder(paths.runs_dir() / name).facts()["prepare"]["placement"] for name in ("pretrained", "central")]
     assert facts[0] == facts[1]
-    assert "What the rounds gave" in page(done)
-    assert "What the rounds gave" not in page(central)
+    assert "What the rounds gave" in render_page(done)
+    assert "What the rounds gave" not in render_page(central)
     json.dumps(central, allow_nan=False)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from fedmem import paths
 from fedmem.coordinator.journal import Journal
-from fedmem.sim.report import page
-from fedmem.sim.run import run
+from fedmem.sim.report import render_page
+from fedmem.sim.run import run_scenario
 
 MINI = Path(__file__).with_name("mini.toml")
 
@@ -37,7 +37,7 @@ def thousand(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(home, thousand):
-    return run(thousand, corpus=None, seed=None, fresh=False, name="thousand", progress=quiet)
+    return run_scenario(thousand, corpus=None, seed=None, fresh=False, name="thousand", progress=quiet)
 
 
 def test_noise_is_on_and_every_round_is_in_the_ledger(done):
@@ -56,8 +56,8 @@ def test_what_nobody_has_is_left_out(done):
     assert done["erasure"] is None
     rounds = done["loss"]["rounds"]
     assert rounds["change"] == rounds["after"] - rounds["before"] != 0
-    assert "What the rounds gave" in page(done)
-    assert "30% of the devices silent and 10% of the devices hostile" in page(done)
+    assert "What the rounds gave" in render_page(done)
+    assert "30% of the devices silent and 10% of the devices hostile" in render_page(done)
 
 
 def test_a_round_that_breaks_off_after_its_spend_gives_the_same_digest(done, thousand, monkeypatch):
@@ -68,5 +68,5 @@ def test_a_round_that_breaks_off_after_its_spend_gives_the_same_digest(done, tho
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "record_close", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(thousand, **arguments)
-    assert run(thousand, **arguments)["digest"] == done["digest"]
+            run_scenario(thousand, **arguments)
+    assert run_scenario(thousand, **arguments)["digest"] == done["digest"]

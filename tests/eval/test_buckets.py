@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedmem.eval.buckets import by_frequency, leaf_frequency
+from fedmem.eval.buckets import group_by_frequency, leaf_frequency
 
 
 def measured(count=200, seed=0):
@@ -15,7 +15,7 @@ def measured(count=200, seed=0):
 def table(frequency, document, tokens, losses):
     names = ("anchor", "generic", "fetched")
     arms = {name: (loss, tokens) for name, loss in zip(names, losses, strict=True)}
-    return by_frequency(frequency, document, arms)
+    return group_by_frequency(frequency, document, arms)
 
 
 def test_rows_are_those_of_a_loop_over_sequences():
@@ -63,4 +63,4 @@ def test_frequency_is_the_number_of_training_documents_in_the_leaf():
 def test_arms_on_other_tokens_are_not_compared():
     ones = np.ones(2)
     with pytest.raises(ValueError, match="same tokens"):
-        by_frequency(ones, ones, {"anchor": (ones, np.array([1, 1])), "fetched": (ones, np.array([1, 2]))})
+        group_by_frequency(ones, ones, {"anchor": (ones, np.array([1, 1])), "fetched": (ones, np.array([1, 2]))})

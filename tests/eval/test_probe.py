@@ -9,7 +9,7 @@ import torch
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import end_of_document, train_tokenizer
 from fedmem.eval.facts import Fact, Probe, write_facts
-from fedmem.eval.probe import CANDIDATES, Answers, _candidates, answers, by_bucket
+from fedmem.eval.probe import CANDIDATES, Answers, _candidates, ask_probes, group_by_bucket
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
@@ -46,7 +46,7 @@ def test_who_looks_facts_up_gets_all_of_them_and_who_is_wrong_none():
     right = Lookup([f"{probe.prompt} {probe.answer}." for probe in PROBES])
     wrong = Lookup([f"{probe.prompt} {int(probe.answer) % 20 + 1}." for probe in PROBES])
     for model, share in ((right, 1.0), (wrong, 0.0)):
-        rows = by_bucket(PROBES, answers(model, TOKENIZER, PROBES, 0), FREQUENCIES)
+        rows = group_by_bucket(PROBES, ask_probes(model, TOKENIZER, PROBES, 0), FREQUENCIES)
         assert [(row["exact"], row["ranked"]) for row in rows] == [(share, share)] * 5
         assert [(row["bucket"], row["least"], row["most"], row["facts"]) for row in rows] == [
             (number, frequency, frequency, 4) for number, frequency in enumerate(FREQUENCIES)
@@ -57,19 +57,19 @@ def test_who_looks_facts_up_gets_all_of_them_and_who_is_wrong_none():
 def test_who_knows_the_common_ones_gets_those():
     said = [int(probe.answer) if probe.frequency >= 4 else int(probe.answer) % 20 + 1 for probe in PROBES]
     common = Lookup([f"{probe.prompt} {answer}." for probe, answer in zip(PROBES, said, strict=True)])
-    rows = by_bucket(PROBES, answers(common, TOKENIZER, PROBES, 0), FREQUENCIES)
+    rows = group_by_bucket(PROBES, ask_probes(common, TOKENIZER, PROBES, 0), FREQUENCIES)
     assert [row["exact"] for row in rows] == [row["ranked"] for row in rows] == [0, 0, 1, 1, 1]
 
 
 def test_a_number_does_not_beat_those_that_it_begins():
     twelve = next(probe for probe in PROBES if probe.answer == "12")
     assert len(TOKENIZER.encode(" 12").ids) > len(TOKENIZER.encode(" 1").ids)
-    found = answers(Lookup([f"{twelve.prompt} 12."]), TOKENIZER, [twelve, *PROBES], 0)
+    found = ask_probes(Lookup([f"{twelve.prompt} 12."]), TOKENIZER, [twelve, *PROBES], 0)
     assert found.ahead_F[0] == 0
 
 
 def test_a_tie_is_lost():
-    found = answers(Lookup([]), TOKENIZER, [Probe("a", "b", "r", 1), Probe("a", "c", "r", 1)], 0)
+    found = ask_probes(Lookup([]), TOKENIZER, [Probe("a", "b", "r", 1), Probe("a", "c", "r", 1)], 0)
     assert found.ahead_F.tolist() == [1, 1]
     assert found.exact_F.tolist() == [False, False]
 
@@ -86,18 +86,18 @@ def anchor_with_memory():
 
 def test_batches_give_what_one_probe_at_a_time_gives():
     model, memory, sources = anchor_with_memory()
-    slow = answers(model, TOKENIZER, PROBES, 0, memory, sources, batch=1)
+    slow = ask_probes(model, TOKENIZER, PROBES, 0, memory, sources, batch=1)
     for batch in (7, 32, 500):
-        fast = answers(model, TOKENIZER, PROBES, 0, memory, sources, batch)
+        fast = ask_probes(model, TOKENIZER, PROBES, 0, memory, sources, batch)
         assert fast.ahead_F.tolist() == slow.ahead_F.tolist()
         assert fast.exact_F.tolist() == slow.exact_F.tolist()
-    assert answers(model, TOKENIZER, PROBES, 0).ahead_F.tolist() != slow.ahead_F.tolist()
+    assert ask_probes(model, TOKENIZER, PROBES, 0).ahead_F.tolist() != slow.ahead_F.tolist()
 
 
 @torch.no_grad()
 def test_ranks_are_those_of_whole_likelihoods_with_the_probes_own_memory():
     model, memory, sources = anchor_with_memory()
-    found = answers(model, TOKENIZER, PROBES, 0, memory, sources)
+    found = ask_probes(model, TOKENIZER, PROBES, 0, memory, sources)
 
     def likelihood(number, answer):
         prompt, end = (TOKENIZER.encode(text).ids for text in (PROBES[number].prompt, f" {answer}."))
@@ -129,15 +129,17 @@ def test_a_row_counts_the_facts_of_its_bucket():
     frequencies = [0, 0, 1, 2, 3, 4, 9, 10, 250]
     probes = [Probe("p", "a", "r", frequency) for frequency in frequencies]
     found = Answers(np.arange(9) % 2 == 0, np.full(9, 3), np.arange(9) // 4)
-    rows = by_bucket(probes, found, (0, 1, 2, 4, 10))
+    rows = group_by_bucket(probes, found, (0, 1, 2, 4, 10))
     assert [(row["bucket"], row["least"], row["most"], row["facts"]) for row in rows] == [
         (0, 0, 0, 2), (1, 1, 1, 1), (2, 2, 3, 2), (3, 4, 9, 2), (4, 10, 250, 2),
     ]  # fmt: skip
     assert [row["exact"] for row in rows] == [0.5, 1, 0.5, 0.5, 0.5]
     assert [row["ranked"] for row in rows] == [1, 1, 0.5, 0, 0]
-    assert by_bucket(probes[:2], Answers(*(column[:2] for column in vars(found).values())), (0, 5))[0]["facts"] == 2
+    assert (
+        group_by_bucket(probes[:2], Answers(*(column[:2] for column in vars(found).values())), (0, 5))[0]["facts"] == 2
+    )
 
 
 def test_a_fact_rarer_than_every_bucket_is_not_dropped():
     with pytest.raises(ValueError, match="first bucket"):
-        by_bucket([Probe("p", "a", "r", 0)], Answers(*(np.zeros(1),) * 3), (1, 2))
+        group_by_bucket([Probe("p", "a", "r", 0)], Answers(*(np.zeros(1),) * 3), (1, 2))

@@ -7,8 +7,8 @@ import torch
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import PAD, end_of_document, train_tokenizer
 from fedmem.errors import UsageError
-from fedmem.eval.perplexity import mean, sequence_losses
-from fedmem.eval.retrieval import flops_ratio, in_context, nearest, retrieval
+from fedmem.eval.perplexity import mean_loss, sequence_losses
+from fedmem.eval.retrieval import find_nearest, flops_ratio, measure_retrieval, prepend_retrieved
 from fedmem.eval.targets import target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
@@ -44,7 +44,7 @@ def rows(tokens):
 def test_the_nearest_is_that_of_every_product():
     documents, queries = vectors(600, 0), vectors(700, 1)
     wanted = [int(np.argmax([float(d @ q) for d in documents.astype(np.float64)])) for q in queries.astype(np.float64)]
-    assert nearest(documents, queries).tolist() == wanted
+    assert find_nearest(documents, queries).tolist() == wanted
 
 
 def test_a_document_does_not_retrieve_itself():
@@ -53,20 +53,20 @@ def test_a_document_does_not_retrieve_itself():
     own[::7] = -1  # as if these were no part of the training text
     products = (documents @ documents.T).astype(np.float64)
     products[own >= 0, own[own >= 0]] = -2
-    assert nearest(documents, documents).tolist() == list(range(600))
-    assert nearest(documents, documents, own).tolist() == products.argmax(1).tolist()
+    assert find_nearest(documents, documents).tolist() == list(range(600))
+    assert find_nearest(documents, documents, own).tolist() == products.argmax(1).tolist()
 
 
 def test_there_must_be_another_document():
     with pytest.raises(UsageError):
-        nearest(vectors(0, 0), vectors(1, 0))
+        find_nearest(vectors(0, 0), vectors(1, 0))
     with pytest.raises(UsageError):
-        nearest(vectors(1, 0), vectors(1, 0), np.array([0]))
-    assert nearest(vectors(1, 0), vectors(1, 0)).tolist() == [0]
+        find_nearest(vectors(1, 0), vectors(1, 0), np.array([0]))
+    assert find_nearest(vectors(1, 0), vectors(1, 0)).tolist() == [0]
 
 
 def test_a_text_stands_whole_after_what_was_retrieved_for_it():
-    targets = in_context(TOKENIZER, SEQUENCES, RETRIEVED, 40)
+    targets = prepend_retrieved(TOKENIZER, SEQUENCES, RETRIEVED, 40)
     room = later = False
     for tokens, start, row, text in zip(
         rows(targets.tokens_NT), targets.start_N.tolist(), rows(SEQUENCES.tokens_NT), RETRIEVED, strict=True
@@ -88,30 +88,30 @@ def test_a_text_stands_whole_after_what_was_retrieved_for_it():
 
 
 def test_where_nothing_fits_the_text_stands_alone():
-    targets = in_context(TOKENIZER, SEQUENCES, RETRIEVED, 32)
+    targets = prepend_retrieved(TOKENIZER, SEQUENCES, RETRIEVED, 32)
     for tokens, row in zip(rows(targets.tokens_NT), rows(SEQUENCES.tokens_NT), strict=True):
         assert len(row) < 31 or tokens == row
     with pytest.raises(UsageError, match="longer than 31"):
-        in_context(TOKENIZER, SEQUENCES, RETRIEVED, 31)
+        prepend_retrieved(TOKENIZER, SEQUENCES, RETRIEVED, 31)
 
 
 @pytest.mark.parametrize("with_memory", [False, True])
 def test_with_nothing_retrieved_it_is_the_loss_of_the_texts(with_memory):
     memory, own_sources = (MEMORY, sources) if with_memory else (None, None)
-    targets = in_context(TOKENIZER, SEQUENCES, [""] * len(SEQUENCES), 48)
+    targets = prepend_retrieved(TOKENIZER, SEQUENCES, [""] * len(SEQUENCES), 48)
     losses, counts = target_losses(MODEL, targets, memory, own_sources)
     wanted, all_counts = sequence_losses(MODEL, SEQUENCES.tokens_NT, memory, own_sources)
     assert np.array_equal(counts, all_counts)
     np.testing.assert_allclose(losses, wanted, rtol=1e-6)
-    found = retrieval(MODEL, targets, memory, own_sources)
-    assert found == {"loss": pytest.approx(mean((wanted, all_counts))), "flops_ratio": 1.0}
+    found = measure_retrieval(MODEL, targets, memory, own_sources)
+    assert found == {"loss": pytest.approx(mean_loss((wanted, all_counts))), "flops_ratio": 1.0}
 
 
 @pytest.mark.parametrize("with_memory", [False, True])
 @torch.no_grad()
 def test_the_loss_is_over_the_text_alone(with_memory):
     memory, own_sources = (MEMORY, sources) if with_memory else (None, None)
-    targets = in_context(TOKENIZER, SEQUENCES, RETRIEVED, 48)
+    targets = prepend_retrieved(TOKENIZER, SEQUENCES, RETRIEVED, 48)
     total = tokens = 0
     for number, (read, row) in enumerate(zip(rows(targets.tokens_NT), rows(SEQUENCES.tokens_NT), strict=True)):
         with MEMORY.using(*(sources(np.array([number])) if with_memory else [])):
@@ -120,14 +120,14 @@ def test_the_loss_is_over_the_text_alone(with_memory):
         total -= sum(float(scores[at - 1, read[at]]) for at in places)
         tokens += len(places)
     assert tokens == SEQUENCES.tokens()  # as many as without retrieval
-    found = retrieval(MODEL, targets, memory, own_sources, batch=5)
+    found = measure_retrieval(MODEL, targets, memory, own_sources, batch=5)
     assert found["loss"] == pytest.approx(total / tokens, rel=1e-6)
     assert found["loss"] != pytest.approx(
-        mean(sequence_losses(MODEL, SEQUENCES.tokens_NT, memory, own_sources)), rel=1e-6
+        mean_loss(sequence_losses(MODEL, SEQUENCES.tokens_NT, memory, own_sources)), rel=1e-6
     )
 
 
 def test_flops_are_tokens_read():
-    targets = in_context(TOKENIZER, SEQUENCES, RETRIEVED, 48)
+    targets = prepend_retrieved(TOKENIZER, SEQUENCES, RETRIEVED, 48)
     read, own = (sum(map(len, rows(tokens))) for tokens in (targets.tokens_NT, SEQUENCES.tokens_NT))
     assert flops_ratio(targets) == read / own > 1

@@ -6,7 +6,7 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.eval.perplexity import sequence_losses
-from fedmem.eval.targets import greedy_matches, join, target_losses
+from fedmem.eval.targets import greedy_matches, join_targets, target_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 CONTEXTS = [[1, *RNG.integers(2, VOCABULARY, RNG.integers(0, 30)).tolist()] for _ in range(23)]
 TARGETS = [RNG.integers(2, VOCABULARY, RNG.integers(1, 6)).tolist() for _ in range(23)]
 PATHS = np.array([[n % 3, 3 * (n % 3) + n % 2] for n in range(23)])
-JOINED = join(CONTEXTS, TARGETS)
+JOINED = join_targets(CONTEXTS, TARGETS)
 
 
 def sources(numbers):
@@ -62,7 +62,7 @@ def test_greedy_matches_are_what_generation_gives(batch):
     spoken = [generated(number, 4) for number in range(23)]
     targets = [[*text[:3], text[3] if number % 2 else (text[3] + 1) % 290 + 2] for number, text in enumerate(spoken)]
     assert not any(1 in text or 0 in text for text in spoken)  # no early end: all of it was decoded
-    found = greedy_matches(MODEL, join(CONTEXTS, targets), MEMORY, sources, batch)
+    found = greedy_matches(MODEL, join_targets(CONTEXTS, targets), MEMORY, sources, batch)
     assert found.tolist() == [text == target for text, target in zip(spoken, targets, strict=True)]
     assert found.tolist() == [bool(number % 2) for number in range(23)]
 
@@ -71,11 +71,11 @@ def test_one_wrong_token_anywhere_is_no_match():
     spoken = generated(0, 4)
     for at in range(4):
         target = [token if at != n else token % 290 + 2 for n, token in enumerate(spoken)]
-        assert not greedy_matches(MODEL, join(CONTEXTS[:1], [target]), MEMORY, sources).any()
+        assert not greedy_matches(MODEL, join_targets(CONTEXTS[:1], [target]), MEMORY, sources).any()
 
 
 def test_a_context_of_one_token_gives_the_loss_of_the_sequence():
-    rows = join([[1]] * 23, TARGETS)
+    rows = join_targets([[1]] * 23, TARGETS)
     losses, counts = target_losses(MODEL, rows)
     whole, all_counts = sequence_losses(MODEL, rows.tokens_NT)
     assert np.array_equal(counts, all_counts)
@@ -92,11 +92,11 @@ def test_measuring_leaves_no_gradient_and_no_memory_in_use():
 
 
 def test_nothing_to_measure_gives_nothing():
-    losses, counts = target_losses(MODEL, join([], []))
-    assert len(losses) == len(counts) == len(greedy_matches(MODEL, join([], []))) == 0
+    losses, counts = target_losses(MODEL, join_targets([], []))
+    assert len(losses) == len(counts) == len(greedy_matches(MODEL, join_targets([], []))) == 0
 
 
 @pytest.mark.parametrize(("contexts", "targets"), [([[]], [[3]]), ([[1]], [[]]), ([[1], [1]], [[3]])])
 def test_what_cannot_be_joined(contexts, targets):
     with pytest.raises(ValueError, match=r"at least one token|shorter"):
-        join(contexts, targets)
+        join_targets(contexts, targets)

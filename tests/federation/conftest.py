@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedmem.coordinator.journal import Journal, Traffic
-from fedmem.coordinator.run_rounds import resumed, run_rounds
+from fedmem.coordinator.run_rounds import resume_coordinator, run_rounds
 from fedmem.device.inproc import InprocPort
 from fedmem.federation import wire
 from fedmem.federation.client_app import make_client_app
@@ -77,7 +77,7 @@ class Toy:
     def run(self, until: int = 2, grid: Any = None) -> tuple[list[Traffic], Coordinator, Journal]:
         """Run, or go on from what lies in `root`."""
         journal = Journal(self.root)
-        coordinator = resumed(journal, self.coordinator)
+        coordinator = resume_coordinator(journal, self.coordinator)
         return run_rounds(grid or self.grid(), coordinator, journal, until=until), coordinator, journal
 
 

@@ -9,11 +9,15 @@ Invariants
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedmem.coordinator.journal import Journal
+from fedmem.coordinator.run_rounds import resume_coordinator, run_rounds
 from fedmem.federation import flower_codec as records
+from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import (
     Array,
     ArrayRecord,
@@ -25,9 +29,14 @@ from fedmem.federation.flower import (
     RecordDict,
     Run,
 )
+from fedmem.federation.rounds import Coordinator, RoundSettings
 from fedmem.federation.wire import Fields
+from fedmem.privacy.stream import PrivacyStream
 from fedmem.sim.inproc_grid import InProcessGrid
+from tests.federation.conftest import KEY, UNSAFE, Toy, toy_params
 
+NODES = range(1000, 1008)
+ROUNDS = 3
 SECRET = "what a patient told her device"
 
 
@@ -173,3 +182,32 @@ class Nemesis(Grid):  # type: ignore[misc]  # mypy does not follow flwr
 def only_honest(script: Script) -> dict[tuple[int, int], str]:
     """The same devices silent from the start: what a run may come to at worst."""
     return {key: "death" for key, fault in script.items() if fault and fault not in HONEST}
+
+
+class Fleet:
+    """A toy of eight devices under a script, and where its coordinator keeps its journal."""
+
+    def __init__(self, root: Path, script: Script, *, seed: int = 0, settings: Any = None, **plan: Any) -> None:
+        self.plan = DevicePlan(**{"population": 8, "rounds": 9, **(plan or UNSAFE)})
+        self.toy = Toy(root, self.plan, texts=[["x" * size] for size in range(len(NODES))])
+        self.grid = Nemesis(self.toy.grid(), script, seed)
+        self.settings = {"seed": 5, "learning_rate": 0.1, "deadline": 60.0, **(settings or {})}
+
+    def coordinator(self, params: Any = None, done: int = 0) -> Coordinator:
+        stream = PrivacyStream(KEY, b"toy federation")
+        return Coordinator(params or toy_params(), self.plan, stream, RoundSettings(**self.settings), done)
+
+    def run(self, until: int = ROUNDS) -> tuple[Coordinator, Journal]:
+        """Run, or go on from what lies in the root."""
+        journal = Journal(self.toy.root)
+        coordinator = resume_coordinator(journal, self.coordinator)
+        run_rounds(self.grid, coordinator, journal, until=until)
+        return coordinator, journal
+
+
+def bytes_of(coordinator: Coordinator) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in (coordinator.params | coordinator.state).items()}
+
+
+def ledger_rounds(journal: Journal) -> list[int]:
+    return [event["round"] for event in journal.ledger.entries()]

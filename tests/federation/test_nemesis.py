@@ -11,49 +11,24 @@ import numpy as np
 import pytest
 
 from fedmem.coordinator.journal import Journal
-from fedmem.coordinator.run_rounds import ABORTS, resumed, run_rounds
-from fedmem.errors import RemoteError, StorageError
+from fedmem.errors import StorageError
 from fedmem.federation import fixedpoint
-from fedmem.federation.device_dp import DevicePlan
-from fedmem.federation.rounds import Coordinator, RoundAborted, RoundSettings
-from fedmem.privacy.stream import PrivacyStream
 from tests.coordinator.test_journal import Killed, Power, state
-from tests.federation.conftest import KEY, UNSAFE, Toy, toy_params
-from tests.federation.nemesis import FAULTS, HONEST, SECRET, Nemesis, Script, only_honest
+from tests.federation.conftest import UNSAFE, Toy, toy_params
+from tests.federation.nemesis import (
+    FAULTS,
+    HONEST,
+    NODES,
+    ROUNDS,
+    SECRET,
+    Fleet,
+    bytes_of,
+    ledger_rounds,
+    only_honest,
+)
 
-NODES = range(1000, 1008)
-ROUNDS = 3
 NOISY = {"noise_multiplier": 0.5}
 Make = Callable[..., Toy]
-
-
-class Fleet:
-    """A toy of eight devices under a script, and where its coordinator keeps its journal."""
-
-    def __init__(self, root: Path, script: Script, *, seed: int = 0, settings: Any = None, **plan: Any) -> None:
-        self.plan = DevicePlan(**{"population": 8, "rounds": 9, **(plan or UNSAFE)})
-        self.toy = Toy(root, self.plan, texts=[["x" * size] for size in range(len(NODES))])
-        self.grid = Nemesis(self.toy.grid(), script, seed)
-        self.settings = {"seed": 5, "learning_rate": 0.1, "deadline": 60.0, **(settings or {})}
-
-    def coordinator(self, params: Any = None, done: int = 0) -> Coordinator:
-        stream = PrivacyStream(KEY, b"toy federation")
-        return Coordinator(params or toy_params(), self.plan, stream, RoundSettings(**self.settings), done)
-
-    def run(self, until: int = ROUNDS) -> tuple[Coordinator, Journal]:
-        """Run, or go on from what lies in the root."""
-        journal = Journal(self.toy.root)
-        coordinator = resumed(journal, self.coordinator)
-        run_rounds(self.grid, coordinator, journal, until=until)
-        return coordinator, journal
-
-
-def bytes_of(coordinator: Coordinator) -> dict[str, bytes]:
-    return {name: value.tobytes() for name, value in (coordinator.params | coordinator.state).items()}
-
-
-def ledger_rounds(journal: Journal) -> list[int]:
-    return [event["round"] for event in journal.ledger.entries()]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -130,47 +105,12 @@ def test_half_of_the_cohort_gone_is_an_ordinary_round(tmp_path: Path) -> None:
     assert [row.counted for row in journal.traffic()] == [8, 4, 8]
 
 
-def test_a_cohort_below_the_minimum_aborts_the_round_and_the_run_goes_on(tmp_path: Path) -> None:
-    gone = {(2, node): "garbage" for node in list(NODES)[:5]}
-    got, journal = Fleet(tmp_path / "got", gone, settings={"minimum": 4}).run()
-    assert [(row.counted, row.aborted) for row in journal.traffic()] == [(8, False), (3, True), (8, False)]
-    # Spent is spent: the aborted round is in the ledger, and its number is used up.
-    assert ledger_rounds(journal) == [1, 2, 3]
-    # Nothing of it is in the result: silence in round 2 comes to the same.
-    silent = Fleet(tmp_path / "silent", {(2, node): "death" for node in NODES}, settings={"minimum": 4})
-    want, _ = silent.run()
-    assert bytes_of(got) == bytes_of(want)
-    assert (journal.params_at(2)["w"] == journal.params_at(1)["w"]).all()
-
-
-def test_a_federation_without_a_result_for_three_rounds_ends_with_a_typed_error(tmp_path: Path) -> None:
-    script = {(number, node): "hang" for number in range(1, 9) for node in NODES}
-    made = Fleet(tmp_path, script)
-    with pytest.raises(RoundAborted):
-        made.run(until=9)
-    journal = Journal(tmp_path)
-    assert [row.aborted for row in journal.traffic()] == [True] * ABORTS
-    assert ledger_rounds(journal) == [1, 2, 3]
-    # Called again it goes on with the next number, and ends by the same rule.
-    with pytest.raises(RoundAborted):
-        made.run(until=9)
-    assert ledger_rounds(Journal(tmp_path)) == [1, 2, 3, 4, 5, 6]
-
-
 def test_with_noise_an_empty_round_is_an_ordinary_one(tmp_path: Path) -> None:
     """Readers must not see how many answered: that depends on who was drawn."""
     script = {(2, node): "death" for node in NODES}
     _, journal = Fleet(tmp_path, script, settings={"minimum": 4}, **NOISY).run()
     assert [(row.counted, row.aborted) for row in journal.traffic()] == [(8, False), (0, False), (8, False)]
     assert not np.isclose(journal.params_at(1)["w"], journal.params_at(2)["w"]).any()
-
-
-def test_too_few_connected_devices_open_no_round(tmp_path: Path) -> None:
-    made = Fleet(tmp_path, {}, settings={"minimum": 9}, **NOISY)
-    with pytest.raises(RemoteError, match="connected"):
-        made.run()
-    assert ledger_rounds(Journal(tmp_path)) == []
-    assert made.grid.asked == []
 
 
 UNREST = {(1, 1001): "garbage", (1, 1006): "hang", (2, 1002): "late", (2, 1003): "replay", (3, 1004): "duplicate"}

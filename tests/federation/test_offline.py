@@ -5,18 +5,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedmem.coordinator.journal import Journal
-from fedmem.coordinator.run_rounds import Patience, run_rounds
-from fedmem.errors import Refused, RemoteError
-from fedmem.federation import flower
-from fedmem.federation.flower import require_own_installation
 from fedmem.federation.offline import SWITCHES
-from fedmem.sim.inproc_grid import InProcessGrid
 
 PROBE = """
 import sys
@@ -47,13 +40,6 @@ def test_the_rules_of_a_federation_load_no_flower_and_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_process_that_loaded_flower_with_telemetry_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    flower.require_offline()
-    monkeypatch.setattr(flower.telemetry, "FLWR_TELEMETRY_ENABLED", "1")
-    with pytest.raises(Refused, match="FLWR_TELEMETRY_ENABLED=0"):
-        flower.require_offline()
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_in_process_federation_opens_no_socket(
     toy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, workers: int
@@ -72,21 +58,3 @@ def test_an_in_process_federation_opens_no_socket(
 def test_switches_are_strings_that_mean_off() -> None:
     assert set(SWITCHES.values()) == {"0", "1"}
     assert all(os.environ[name] == value for name, value in SWITCHES.items())
-
-
-def test_a_federation_without_devices_ends_with_a_sentence(toy: Callable[..., Any]) -> None:
-    made = toy()
-    with pytest.raises(RemoteError, match="Start the others"):
-        run_rounds(
-            InProcessGrid({}), made.coordinator(), Journal(made.root), until=1, patience=Patience(connect=0, poll=0)
-        )
-
-
-def test_a_bundle_that_carries_its_own_fedmem_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = tmp_path / "flwr" / "apps" / "some.app.1.0.0.abc"
-    app = str(bundle / "client" / "app.py")
-    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
-    require_own_installation(app)
-    monkeypatch.setattr(flower.fedmem, "__file__", str(bundle / "fedmem" / "__init__.py"))
-    with pytest.raises(Refused, match="carries its own"):
-        require_own_installation(app)

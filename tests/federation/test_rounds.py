@@ -38,7 +38,7 @@ def test_a_round_averages_the_updates_over_the_declared_population() -> None:
     c.accept(1, 1, update(CLIP), NOW)
     c.accept(2, 1, update(CLIP // 2), NOW)
     assert finish(c).tolist() == [pytest.approx(0.5 * 1.5 / 3, rel=1e-6), 0, 0]
-    assert c.done == 1
+    assert c.finished_rounds == 1
 
 
 def test_replies_in_any_order_give_the_same_bytes() -> None:
@@ -77,7 +77,7 @@ def test_a_bad_reply_is_refused_and_leaves_the_round_as_it_was(bad: tuple[int, i
     got.accept(1, 1, update(5), NOW)
     with pytest.raises(error):
         got.accept(node, number, fields, NOW)
-    assert got.counted == want.counted == 1
+    assert got.reply_count == want.reply_count == 1
     assert finish(got).tobytes() == finish(want).tobytes()
 
 
@@ -102,7 +102,7 @@ def test_the_clock_decides_by_the_time_it_is_given() -> None:
     for late in (105.1, float("nan"), float("inf")):
         with pytest.raises(Refused, match="deadline"):
             c.accept(3, 1, update(9), now=late)
-    assert c.counted == 2
+    assert c.reply_count == 2
 
 
 def test_a_round_with_too_few_replies_is_aborted_and_changes_nothing() -> None:
@@ -110,14 +110,14 @@ def test_a_round_with_too_few_replies_is_aborted_and_changes_nothing() -> None:
     c.open([1, 2, 3])
     c.accept(1, 1, update(CLIP), NOW)
     before = {name: value.copy() for name, value in (c.params | c.state).items()}
-    assert c.short
+    assert c.has_too_few_replies
     c.spend()
     with pytest.raises(RoundAborted):
         c.close(Durable(1))
     with pytest.raises(Refused):
         c.abort(Durable(2))
     c.abort(Durable(1))
-    assert c.done == 1
+    assert c.finished_rounds == 1
     assert all((before[name] == value).all() for name, value in (c.params | c.state).items())
     assert c.open([1, 2, 3]).number == 2
 
@@ -133,7 +133,7 @@ def test_with_noise_the_number_of_replies_decides_nothing() -> None:
     plan = DevicePlan(population=3, rounds=2, noise_multiplier=1.0)
     c = Coordinator({"b": np.zeros(3, np.float32)}, plan, PrivacyStream(bytes(32), b"x"), RoundSettings(minimum=3))
     c.open([1, 2, 3])
-    assert not c.short
+    assert not c.has_too_few_replies
     c.spend()
     assert np.count_nonzero(c.close(Durable(1))["b"]) == 3
 
@@ -188,7 +188,7 @@ def test_no_round_closes_before_its_spend_is_durable(proof: Any) -> None:
     c.open([1])
     with pytest.raises(Refused):
         c.close(proof)
-    assert c.done == 0
+    assert c.finished_rounds == 0
 
 
 def test_states_that_do_not_follow_are_refused() -> None:

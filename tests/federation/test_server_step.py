@@ -19,9 +19,9 @@ MEANS = [{n: (0.1 * GENERATOR.normal(size=v.shape)).astype(np.float32) for n, v 
 
 
 def ours(settings: StepSettings) -> list[dict[str, np.ndarray]]:
-    params, state, seen = START, server_step.start(START, settings), []
+    params, state, seen = START, server_step.initial_state(START, settings), []
     for mean in MEANS:
-        params, state = server_step.step(params, state, mean, settings)
+        params, state = server_step.apply_step(params, state, mean, settings)
         seen.append(params)
     return seen
 
@@ -75,9 +75,9 @@ def test_fedadam_is_adam_without_bias_correction() -> None:
 @pytest.mark.parametrize("optimiser", server_step.OPTIMISERS)
 def test_a_step_changes_nothing_in_place_and_stays_in_float32(optimiser: str) -> None:
     settings = StepSettings(optimiser, rate=0.3)
-    state = server_step.start(START, settings)
+    state = server_step.initial_state(START, settings)
     before = {name: value.copy() for name, value in (START | state).items()}
-    params, after = server_step.step(START, state, MEANS[0], settings)
+    params, after = server_step.apply_step(START, state, MEANS[0], settings)
     assert all((before[name] == value).all() for name, value in (START | state).items())
     assert {array.dtype for array in (params | after).values()} == {np.dtype(np.float32)}
     assert after.keys() == state.keys()
@@ -86,21 +86,21 @@ def test_a_step_changes_nothing_in_place_and_stays_in_float32(optimiser: str) ->
 @pytest.mark.parametrize("optimiser", server_step.OPTIMISERS)
 def test_the_state_is_all_there_is_to_keep(optimiser: str) -> None:
     settings = StepSettings(optimiser, rate=0.3)
-    params, state = START, server_step.start(START, settings)
+    params, state = START, server_step.initial_state(START, settings)
     for mean in MEANS:
         # What a restart does: only the state crosses, as bytes.
         state = {name: np.frombuffer(a.tobytes(), np.float32).reshape(a.shape) for name, a in state.items()}
-        params, state = server_step.step(params, server_step.check(state, params, settings), mean, settings)
+        params, state = server_step.apply_step(params, server_step.check_state(state, params, settings), mean, settings)
     assert all(params[name].tobytes() == ours(settings)[-1][name].tobytes() for name in params)
 
 
 def test_the_state_of_another_optimiser_is_refused() -> None:
-    adam = server_step.start(START, StepSettings("fedadam"))
+    adam = server_step.initial_state(START, StepSettings("fedadam"))
     for settings in (StepSettings("fedavg"), StepSettings("diloco")):
         with pytest.raises(VerificationFailed):
-            server_step.check(adam, START, settings)
+            server_step.check_state(adam, START, settings)
     with pytest.raises(VerificationFailed):
-        server_step.check({"momentum/w": START["w"]}, START, StepSettings("diloco"))
+        server_step.check_state({"momentum/w": START["w"]}, START, StepSettings("diloco"))
 
 
 @pytest.mark.parametrize(

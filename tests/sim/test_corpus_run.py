@@ -8,9 +8,9 @@ import pytest
 from fedmem import paths
 from fedmem.errors import Refused, UsageError
 from fedmem.sim import runs
-from fedmem.sim.folder import RunFolder, subject
+from fedmem.sim.folder import RunFolder, subject_of
 from fedmem.sim.population import _device  # the deal of named devices is public in effect: it names vaults
-from fedmem.sim.run import run
+from fedmem.sim.run import run_scenario
 from fedmem.sim.sources import persons
 from fedmem.sim.sources.record import SourceRecord
 from fedmem.vault.vault import ALL, Vault
@@ -28,7 +28,7 @@ def home(tmp_path, monkeypatch):
 
 def go(corpus, **options):
     chosen = {"seed": None, "fresh": False, "name": None, "progress": lambda *_: None} | options
-    return run(str(MINI), corpus=corpus, **chosen)
+    return run_scenario(str(MINI), corpus=corpus, **chosen)
 
 
 def names_of_two_devices():
@@ -57,7 +57,7 @@ def test_a_run_on_the_users_text(home):
     assert first["erasure"]["verified"]
     folder = RunFolder(paths.runs_dir() / first["name"])
     (owner,) = [device for device in range(3) if folder.vault(device).exists()]
-    with Vault.open(folder.vault(owner), subject=subject(owner), write=False) as vault:
+    with Vault.open(folder.vault(owner), subject=subject_of(owner), write=False) as vault:
         assert not vault.simulated
         assert not vault.blocks()
         assert not vault.records(ALL)

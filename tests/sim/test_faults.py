@@ -10,7 +10,7 @@ from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device, TrainConfig, encode_update
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.rounds import Coordinator, RoundSettings
-from fedmem.sim.faults import Faults, LossyGrid, reversed_training
+from fedmem.sim.faults import Faults, LossyGrid, reverse_training
 from fedmem.sim.inproc_grid import InProcessGrid
 
 PLAN = DevicePlan(population=10, rounds=3, clip=1.0, unsafe_no_dp=True, unsafe_reason="a test")
@@ -25,7 +25,7 @@ def train(params: wire.Params, config: TrainConfig) -> wire.Params:
 def federation(folder, faults):
     apps = {
         n: make_client_app(
-            lambda _, n=n: Device(n, InprocPort([], PLAN, SHAPES), PLAN, SHAPES, faults.training(n, train))
+            lambda _, n=n: Device(n, InprocPort([], PLAN, SHAPES), PLAN, SHAPES, faults.training_of(n, train))
         )
         for n in range(10)
     }
@@ -49,7 +49,7 @@ def test_who_fails_is_a_function_of_the_seed():
 def test_a_hostile_update_is_the_longest_against_the_training():
     before = {"w": np.float32([1, 2, 3, 4])}
     honest = encode_update(before, train(before, CONFIG), 1.0)["w"]
-    hostile = encode_update(before, reversed_training(train)(before, CONFIG), 1.0)
+    hostile = encode_update(before, reverse_training(train)(before, CONFIG), 1.0)
     cells = hostile["w"].astype(np.float64)
     assert np.dot(cells, honest) / np.linalg.norm(cells) / np.linalg.norm(honest) < -0.9999
     assert 0.9999 < np.linalg.norm(fixedpoint.decode(hostile["w"], fixedpoint.grid_step(1.0))) <= 1.0

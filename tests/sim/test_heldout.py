@@ -9,7 +9,7 @@ import pytest
 from fedmem.policy.policy import Policy
 from fedmem.sim import heldout, population, scenario
 from fedmem.sim.folder import RunFolder
-from fedmem.sim.heldout import heldout_of
+from fedmem.sim.heldout import load_heldout
 from fedmem.sim.sources import wikipedia
 from fedmem.sim.sources.texts import public_texts
 from fedmem.training.corpus import Corpus
@@ -25,7 +25,7 @@ def run_of(root: Path, corpus: Path | None) -> Path:
 def test_text_of_a_run_is_what_it_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generated: list[str] = []
     monkeypatch.setattr(population, "_private_texts", lambda *_: generated.append("private") or ["x"] * 500)
-    found = heldout_of(run_of(tmp_path / "run", None))
+    found = load_heldout(run_of(tmp_path / "run", None))
     assert generated == []  # what is private is not generated for it
     whole = population.build(scenario.load("quickstart"), 7, None, Policy.load())
     assert len(found) == len(set(found)) == heldout.MOST_TEXTS
@@ -34,7 +34,7 @@ def test_text_of_a_run_is_what_it_held_out(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_text_of_the_user_that_is_gone(tmp_path: Path) -> None:
-    assert heldout_of(run_of(tmp_path / "run", tmp_path / "gone.jsonl")) == []
+    assert load_heldout(run_of(tmp_path / "run", tmp_path / "gone.jsonl")) == []
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -44,20 +44,20 @@ def test_text_of_a_training_is_the_corpus_s_own(tmp_path: Path, same: bool) -> N
     (tmp_path / "training.json").write_text(json.dumps({"inputs": inputs}))
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "inputs.json").write_text(json.dumps({"id": "0"} | inputs))
-    found = heldout_of(tmp_path / "releases" / "digest")
+    found = load_heldout(tmp_path / "releases" / "digest")
     assert (len(found), set(found) <= set(corpus.heldout)) == (heldout.MOST_TEXTS if same else 0, True)
 
 
 def test_without_the_package_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wikipedia, "MODULE", "no_such_module")
-    assert heldout_of(run_of(tmp_path / "run", None)) == []
+    assert load_heldout(run_of(tmp_path / "run", None)) == []
 
 
 def test_a_training_that_has_not_ended(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "inputs.json").write_text(json.dumps({"id": "0", "command": "bank train"}))
-    assert heldout_of(tmp_path / "releases" / "digest") == []
+    assert load_heldout(tmp_path / "releases" / "digest") == []
 
 
 def test_a_release_that_lies_elsewhere(tmp_path: Path) -> None:
-    assert heldout_of(tmp_path / "somewhere" / "digest") == []
+    assert load_heldout(tmp_path / "somewhere" / "digest") == []

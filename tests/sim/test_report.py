@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedmem.sim.report import page, write_report
+from fedmem.sim.report import render_page, write_report
 
 EVIL = '<script>alert("x")</script>-->$a$&'
 TITLES = (
@@ -122,7 +122,7 @@ def test_everything_is_shown(tmp_path: Path) -> None:
 
 
 def test_page_loads_nothing() -> None:
-    html = page(quickstart())
+    html = render_page(quickstart())
     assert [address for address in loads(html).found if not address.startswith("#")] == []
     assert re.findall(r"url\((?!#)|@import|https?:", html) == []
     assert "default-src 'none'" in html
@@ -133,7 +133,7 @@ def test_loads_are_found_when_there_are_any() -> None:
 
 
 def test_ids_are_unique_and_references_resolve() -> None:
-    parser = loads(page(quickstart()))
+    parser = loads(render_page(quickstart()))
     assert len(parser.ids) == len(set(parser.ids))
     assert {address[1:] for address in parser.found} <= set(parser.ids)
 
@@ -155,19 +155,19 @@ def test_markup_is_escaped_wherever_it_stands() -> None:
     run["loss"]["by_frequency"][0]["bucket"] = EVIL
     run["erasure"] |= {"topic": EVIL, "receipt": EVIL}
     run["seconds"][EVIL] = 1.0
-    html = page(run)
+    html = render_page(run)
     assert "<script" not in html
     assert "alert" in html
 
 
 def test_banner_repeats_the_reason_and_only_then() -> None:
     run = quickstart()
-    banner = page(run).split('class="banner"')[1].split("</p>")[0]
+    banner = render_page(run).split('class="banner"')[1].split("</p>")[0]
     assert "unsafe_no_dp = true" in banner
     assert "too few to hide in" in banner
     run["epsilon"] |= {"device": 7.3, "device_reason": "16 rounds, 300 devices a round"}
-    assert 'class="banner"' not in page(run)
-    assert "7.30" in page(run)
+    assert 'class="banner"' not in render_page(run)
+    assert "7.30" in render_page(run)
 
 
 @pytest.mark.parametrize("missing", [None, {}])
@@ -175,21 +175,21 @@ def test_what_a_run_lacks_is_left_out(missing: Any) -> None:
     run = quickstart() | {"erasure": missing, "residue": missing}
     run["loss"] |= {"private": missing, "private_blocks": []}
     run["epsilon"] = {"device": 7.3, "device_reason": "", "blocks_max": None, "blocks": []}
-    html = page(run)
+    html = render_page(run)
     for title in ("Private text", "ε per block", "Erasure of one private block", "Residue scan", "Private loss"):
         assert title not in html
     assert ">Public text<" in html
 
 
 def test_an_empty_run_is_a_page() -> None:
-    assert "<h1>run</h1>" in page({})
+    assert "<h1>run</h1>" in render_page({})
 
 
 def test_odd_numbers_do_not_stop_it() -> None:
     run = quickstart()
     run["loss"]["public"]["wrong"] = float("nan")
     run["epsilon"]["blocks"][0]["epsilon"] = float("inf")
-    assert "∞" in page(run)
+    assert "∞" in render_page(run)
 
 
 def test_unequal_after_erasure_and_residue_are_said() -> None:
@@ -197,10 +197,10 @@ def test_unequal_after_erasure_and_residue_are_said() -> None:
     run["loss"]["private"]["after_erasure"] = 5.2180001
     run["residue"]["after"] = 3
     run["erasure"] |= {"status": "partial", "verified": False}
-    html = page(run)
+    html = render_page(run)
     assert "differs from" in html
     assert html.count('class="bad"') + html.count('class="number bad"') == 4  # wrong blocks, state, receipt, residue
 
 
 def test_same_run_same_bytes() -> None:
-    assert page(quickstart()) == page(quickstart())
+    assert render_page(quickstart()) == render_page(quickstart())

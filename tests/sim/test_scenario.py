@@ -1,21 +1,15 @@
 """Scenarios: what is known, what is refused, and with which sentence."""
 
-import contextlib
-import re
 from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
 from fedmem.errors import UsageError
-from fedmem.federation.device import TrainConfig
 from fedmem.sim import scenario, summary
-from fedmem.sim.phases.federated import local_train
-from fedmem.sim.run import run
-from fedmem.sim.terms import device_plan, rate_left, steps_by_round
-from fedmem.training.settings import Settings
+from fedmem.sim.terms import device_plan, steps_by_round
 
-GOOD = scenario.folder() / "quickstart.toml"
+GOOD = scenario.scenarios_folder() / "quickstart.toml"
 
 
 def changed(tmp_path, old, new):
@@ -72,32 +66,6 @@ def test_pretrain_and_its_central_counterpart_see_as_many_tokens_of_the_same_tex
     assert (eight.public.devices, many.public.devices, many.federation.cohort_size) == (8, 64, 8)
 
 
-def test_a_rate_falls_over_all_rounds_and_stays_without_a_word():
-    f = replace(scenario.load("quickstart").federation, rounds=3, releases=2, final=0.1)
-    shares = [rate_left(f, number) for number in range(1, 7)]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] == 1
-    assert shares[-1] == pytest.approx(0.1)
-    assert {rate_left(replace(f, final=1.0), number) for number in range(1, 9)} == {1.0}
-    assert rate_left(replace(f, rounds=1, releases=1), 1) == 1
-
-
-def test_a_rate_falls_with_the_steps_that_are_gone_where_rounds_grow():
-    f = replace(scenario.load("quickstart").federation, rounds=4, releases=1, final=0.0, steps=30, first_steps=10)
-    assert steps_by_round(f) == [10, 20, 30, 30]
-    assert [rate_left(f, number) for number in range(1, 5)] == pytest.approx([1, 0.933, 0.5, 0], abs=1e-3)
-
-
-def test_a_device_trains_by_the_scenario_at_the_rate_that_its_round_has_left():
-    seen = []
-    part = SimpleNamespace(train=lambda params, packed, paths, settings, seed: seen.append((settings, seed)))
-    quick = scenario.load("quickstart")
-    f = replace(quick.federation, rounds=2, releases=1, final=0.1, warmup=3, eps=1e-3)
-    train = local_train(part, replace(quick, federation=f), [1, 2], None)
-    train({}, TrainConfig(2, seed=5, steps=4, batch=2, learning_rate=1.0, memory_learning_rate=2.0))
-    assert seen == [(Settings(4, 2, 0.1, final=1.0, warmup=3, memory_lr=0.2, eps=1e-3), 5)]
-
-
 def test_an_unknown_scenario_names_the_known_ones():
     with pytest.raises(UsageError, match="chats, pretrain, pretrain-64, pretrain-central, quickstart, thousand"):
         scenario.load("nothing")
@@ -140,42 +108,6 @@ def test_a_wrong_scenario_is_refused_by_name(tmp_path, old, new, said):
         scenario.load(changed(tmp_path, old, new))
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("epsilon_max", "trim = 0.1\nepsilon_max", "does not bound a trimmed mean"),
-        ("epsilon_max = 10.0", "epsilon_max = 0.5", "exceed epsilon_max"),
-    ],
-)
-def test_noisy_terms_that_contradict_themselves_are_refused_before_any_training(tmp_path, old, new, said):
-    text = (scenario.folder() / "thousand.toml").read_text(encoding="utf-8")
-    assert old in text
-    path = tmp_path / "changed.toml"
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(UsageError, match=said):
-        scenario.load(str(path))
-
-
-@pytest.mark.parametrize("cohort", ["", "cohort_size = 64\n"])
-def test_a_trimmed_mean_over_too_many_devices_is_refused_before_any_training(tmp_path, cohort):
-    text = (scenario.folder() / "quickstart.toml").read_text(encoding="utf-8")
-    path = tmp_path / "changed.toml"
-    many = re.sub(r"(?m)^devices = \d+$", "devices = 65", text, count=1)
-    path.write_text(many.replace("unsafe_no_dp", f"trim = 0.1\n{cohort}unsafe_no_dp", 1), encoding="utf-8")
-    with contextlib.nullcontext() if cohort else pytest.raises(UsageError, match="at most 64 devices"):
-        assert scenario.load(str(path)).federation.trim == 0.1
-
-
 def test_steps_of_nothing_need_no_other_settings(tmp_path):
     chosen = scenario.load(changed(tmp_path, "steps = 2000\nbatch = 4\nlr = 3e-3", "steps = 0"))
     assert chosen.pretrain == scenario.Phase(0)
-
-
-def test_a_scenario_that_was_put_together_in_code_is_checked_before_it_runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("FEDMEM_HOME", str(tmp_path))
-    monkeypatch.delenv("FEDMEM_RUNS", raising=False)
-    chosen = scenario.load("quickstart")
-    bare = replace(chosen, federation=replace(chosen.federation, unsafe_no_dp=False, unsafe_reason=""))
-    with pytest.raises(UsageError, match="unsafe_no_dp"):
-        run(bare, corpus=None, seed=None, fresh=False, name="bare", progress=print)
-    assert not list(tmp_path.rglob("*"))

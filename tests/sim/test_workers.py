@@ -2,14 +2,10 @@
 
 import contextlib
 import gc
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,7 +15,7 @@ import pytest
 
 from fedmem.device.inproc import InprocPort
 from fedmem.device.simulation_log import SimulationLog
-from fedmem.errors import Refused, RemoteError, UsageError
+from fedmem.errors import Refused, RemoteError
 from fedmem.federation import wire
 from fedmem.federation.client_app import make_client_app
 from fedmem.federation.device import Device
@@ -28,54 +24,14 @@ from fedmem.sim import workers
 from fedmem.sim.inproc_grid import NODE_BASE, InProcessGrid
 from fedmem.sim.workers import AHEAD, WorkerLost
 from tests.federation.conftest import Toy, toy_params, toy_train
-from tests.federation.nemesis import FAULTS, Nemesis
-from tests.federation.test_nemesis import NODES, Fleet
+from tests.sim.processes import clients, echo, files, gone, nothing_is_left, pids, requests
+
+__all__ = ["nothing_is_left"]
 
 Make = Callable[..., Toy]
 SEVEN = [["x" * size] for size in range(7)]
 ALL = {"population": 7, "unsafe_no_dp": True, "unsafe_reason": "a toy"}
 NOISY = {"population": 7, "noise_multiplier": 1.0, "sampling_rate": 0.7}
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """Everything on disk: journal, ledger, checkpoints."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def pids(grid: InProcessGrid) -> list[int]:
-    assert grid._workers is not None
-    return [worker.process.pid for worker in grid._workers._started_workers]
-
-
-def gone(pid: int) -> bool:
-    """Whether there is no such process, soon."""
-    limit = time.monotonic() + 5
-    while time.monotonic() < limit:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        state = Path(f"/proc/{pid}/stat")
-        with contextlib.suppress(OSError):
-            if state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        time.sleep(0.02)
-    return False
-
-
-def children() -> set[str]:
-    """Ids of this process's children, dead ones included that nobody has waited for."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return {pid for task in tasks for pid in task.read_text(encoding="ascii").split()}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """No test leaves a child behind, dead or alive; other tests of this process may have some."""
-    before = children()
-    yield
-    gc.collect()
-    assert children() <= before
 
 
 def ran(made: Toy, count: int) -> tuple[dict[str, bytes], list[Any], str]:
@@ -88,10 +44,6 @@ def ran(made: Toy, count: int) -> tuple[dict[str, bytes], list[Any], str]:
 def result(run: tuple[dict[str, bytes], list[Any], str]) -> tuple[dict[str, bytes], str]:
     """What a broken run that was resumed has in common with a whole one: its journal says that it was begun twice."""
     return {name: data for name, data in run[0].items() if name != "journal.jsonl"}, run[2]
-
-
-def clients(made: Toy) -> dict[int, ClientApp]:
-    return dict.fromkeys(range(len(made.texts)), make_client_app(made.device))
 
 
 @pytest.mark.parametrize("plan", [ALL, NOISY], ids=["all", "sampled and noisy"])
@@ -124,26 +76,6 @@ def test_replies_come_in_the_order_of_the_requests_whoever_is_ready_first(toy: M
         assert [reply.metadata.src_node_id - NODE_BASE for reply in replies] == [5, 0, 1, 2, 3, 4]
     up = [entry.node - NODE_BASE for entry in grid.transcript.entries if entry.direction == "up"]
     assert up == [5, 0, 1, 2, 3, 4]
-
-
-def requests(made: Toy, order: Sequence[int]) -> list[Message]:
-    from fedmem.federation import flower_codec as records
-
-    content = records.to_request(made.coordinator().open([NODE_BASE]).request)
-    return [Message(content, NODE_BASE + index, wire.TRAIN_ANCHOR, group_id="1") for index in order]
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_any_order_of_pulling_and_any_fault_gives_the_same(tmp_path: Path, count: int) -> None:
-    """The nemesis pulls one by one, in an order of its own, and some never: those devices must not run."""
-    script = {(1 + place % 3, node): fault for place, (fault, node) in enumerate(zip(FAULTS * 3, NODES, strict=False))}
-    alone, beside = Fleet(tmp_path / "alone", script), Fleet(tmp_path / "beside", script)
-    alone.run()
-    with InProcessGrid(clients(beside.toy), workers=count) as grid:
-        beside.grid = Nemesis(grid, script)
-        beside.run()
-    assert files(tmp_path / "beside") == files(tmp_path / "alone")
-    assert beside.grid.asked == alone.grid.asked
 
 
 def killer(flag: Path, how: Callable[[], None]) -> Callable[[int], None]:
@@ -233,43 +165,6 @@ def test_a_pull_that_goes_on_after_close_is_refused(toy: Make) -> None:
         list(pulled)
 
 
-def echo(act: Callable[[Message, Context], RecordDict]) -> ClientApp:
-    app = ClientApp()
-    app.train("anchor")(lambda message, context: Message(act(message, context), reply_to=message))
-    return app
-
-
-def refuse(message: Message, context: Context) -> RecordDict:
-    raise RuntimeError(f"device {context.node_config['partition-id']} would not")
-
-
-def count_up(message: Message, context: Context) -> RecordDict:
-    before = context.state["seen"]["times"] if "seen" in context.state else 0
-    context.state["seen"] = ConfigRecord({"times": int(before) + 1})
-    return RecordDict({})
-
-
-def spoil(message: Message, context: Context) -> RecordDict:
-    """Change the request in place, which the next device must not see."""
-    seen = len(message.content["notes"])
-    message.content["notes"][f"by {context.node_id}"] = "was here"
-    return RecordDict({"seen": ConfigRecord({"notes": seen})})
-
-
-@pytest.mark.parametrize("act", [refuse, count_up, spoil])
-def test_errors_contexts_and_copies_are_as_in_one_process(toy: Make, act: Any) -> None:
-    seen = []
-    for count in (0, 2):
-        with InProcessGrid(dict.fromkeys(range(5), echo(act)), workers=count) as grid:
-            for group in ("1", "2"):
-                content = RecordDict({"notes": ConfigRecord({"text": "the same for all"})})
-                asked = [Message(content, NODE_BASE + i, wire.TRAIN_ANCHOR, group_id=group) for i in range(5)]
-                replies = grid.send_and_receive(asked)
-            seen.append((grid.transcript.entries, [reply.has_error() for reply in replies]))
-    assert seen[0] == seen[1]
-    assert len(seen[0][0]) == (30 if act is count_up else 20)
-
-
 def test_a_content_goes_to_each_worker_once(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     sent, send = list[bytes](), Connection.send_bytes
 
@@ -345,49 +240,6 @@ def test_egress_lines_and_failures_are_complete_and_the_same(toy: Make, count: i
     assert [[line.number for line in port] for port in lines] == [[1, 1, 2, 3]] + [[1, 2, 3]] * 3
 
 
-class Look(SimulationLog):
-    """Notes about the process that a device runs in."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-        self.seen: list[tuple[int, Any]] = []
-
-    def take(self, index: int) -> bytes:
-        kept = [(name, os.readlink(f"/dev/fd/{name}")) for name in os.listdir("/dev/fd") if self._own(name)]
-        blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        return json.dumps([sys.modules["torch"].threads, blocked, os.getpid(), sorted(kept)]).encode()
-
-    @staticmethod
-    def _own(name: str) -> bool:
-        try:
-            return os.readlink(f"/dev/fd/{name}") not in ("/dev/null", f"/proc/{os.getpid()}/fd")
-        except FileNotFoundError:
-            return False
-
-    def put(self, index: int, notes: bytes) -> None:
-        self.seen.append((index, json.loads(notes)))
-
-
-def test_a_worker_holds_its_own_pipe_and_stderr_and_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = types.SimpleNamespace(threads=2)
-    torch.set_num_threads = lambda count: vars(torch).update(threads=count)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    look, silent = Look(), echo(lambda message, context: RecordDict({}))
-    with (
-        (tmp_path / "lock").open("w"),
-        InProcessGrid(dict.fromkeys(range(4), silent), workers=2, simulation_log=look) as grid,
-    ):
-        for _ in range(2):
-            grid.send_and_receive([Message(RecordDict({}), NODE_BASE + i, wire.TRAIN_ANCHOR) for i in range(4)])
-        # A device is of one worker for good, by the order of the nodes.
-        assert [(index, said[2]) for index, said in look.seen] == list(zip(range(4), pids(grid) * 2, strict=True)) * 2
-    for _, (threads, blocked, _, kept) in look.seen:
-        assert (threads, blocked) == (1, True)
-        own = [place for name, place in kept if name not in ("1", "2")]
-        assert len(own) == 3  # requests, replies, and the sign that the parent lives
-        assert all(place.startswith("pipe:") for place in own)
-
-
 def test_a_grid_that_is_dropped_ends_its_workers(toy: Make) -> None:
     made = toy(texts=SEVEN, **NOISY)
     grid = InProcessGrid(clients(made), workers=2)
@@ -408,43 +260,6 @@ def test_a_child_of_the_coordinators_process_that_drops_the_grid_ends_nobody(toy
             os._exit(0)
         os.waitpid(pid, 0)
         made.run(until=2, grid=grid)
-
-
-ORPHANS = """
-import os, sys, time
-from fedmem.federation.flower import ClientApp, Message, RecordDict
-from fedmem.sim.inproc_grid import NODE_BASE, InProcessGrid
-app = ClientApp()
-@app.train("anchor")
-def hang(message, context):
-    os.write(2, f"{os.getpid()}\\n".encode())
-    time.sleep(600)
-grid = InProcessGrid({0: app, 1: app, 2: app}, workers=3)
-grid.send_and_receive([Message(RecordDict({}), NODE_BASE + index, "train.anchor") for index in range(3)])
-"""
-
-
-def test_workers_end_with_a_parent_that_was_killed_in_the_middle_of_their_work() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", ORPHANS], stderr=subprocess.PIPE)
-    assert parent.stderr is not None
-    left = [int(parent.stderr.readline()) for _ in range(3)]
-    parent.kill()
-    parent.wait()
-    parent.stderr.close()
-    assert all(gone(pid) for pid in left)
-
-
-def test_what_cannot_be_is_said_before_anything_runs(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = toy()
-    with pytest.raises(UsageError):
-        InProcessGrid(clients(made), workers=-1)
-    with InProcessGrid(clients(made), workers=2) as grid:
-        pass
-    with pytest.raises(Refused, match="new grid"):
-        grid.send_and_receive(requests(made, [0]))
-    monkeypatch.delattr(os, "fork")
-    with pytest.raises(UsageError, match="0 workers"):
-        InProcessGrid(clients(made), workers=1)
 
 
 def test_a_system_that_starts_no_further_process_is_a_typed_error(toy: Make, monkeypatch: pytest.MonkeyPatch) -> None:

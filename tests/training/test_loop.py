@@ -8,7 +8,7 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.perplexity import mean, sequence_losses
+from fedmem.eval.perplexity import mean_loss, sequence_losses
 from fedmem.memory.attach import attach
 from fedmem.memory.sites import spec_for
 from fedmem.training.bank_state import BankState
@@ -93,7 +93,7 @@ def test_a_loss_does_not_depend_on_batches():
     model, state = trained()
     memory = attach(model)
     losses = [
-        mean(sequence_losses(model, SEQUENCES.tokens_NT, memory, lambda n: [state.source(PATHS[n])], batch=size))
+        mean_loss(sequence_losses(model, SEQUENCES.tokens_NT, memory, lambda n: [state.source(PATHS[n])], batch=size))
         for size in (1, 7, 64)
     ]
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-5)

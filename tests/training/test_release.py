@@ -8,7 +8,7 @@ import torch
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.coordinator.examine import verify
+from fedmem.coordinator.examine import verify_release
 from fedmem.errors import NothingMatched, Refused, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.routing.tree import Tree
@@ -83,4 +83,4 @@ def test_an_anchor_that_names_code_to_run_is_refused(written, tmp_path):
     with pytest.raises(Refused, match="runs no code"):
         named.anchor()
     with pytest.raises(Refused, match="runs no code"):
-        verify(named.root)
+        verify_release(named.root)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
-from fedmem.eval.perplexity import SourcesOf, mean, sequence_losses
+from fedmem.eval.perplexity import SourcesOf, mean_loss, sequence_losses
 from fedmem.memory.attach import Memory, attach
 from fedmem.routing.router import route
 from fedmem.routing.tree import train_tree
@@ -30,8 +30,15 @@ CURVE_POINTS = 6
 """The number of measurements of held-out loss in a phase, or a few more."""
 
 
-def prepare(sim: Simulation) -> Facts:
-    """Train the tokenizer and the cluster tree, and place every device's records."""
+def prepare_phase(sim: Simulation) -> Facts:
+    """Train the tokenizer and the cluster tree, and place every device's records.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `placement` as `count_placements` returns it, and the `attribution` of the text.
+    """
     texts, scenario = sim.population.coordinator, sim.scenario
     sim.progress("prepare", 1, 4, "tokenizer")
     tokenizer = train_tokenizer(texts, scenario.anchor.vocabulary)
@@ -46,16 +53,23 @@ def prepare(sim: Simulation) -> Facts:
     with storage_errors("write the cluster tree"):
         tree.save(sim.state("tree.safetensors"))
     sim.progress("prepare", 3, 4, "placement")
-    facts = placement(sim)
+    facts = count_placements(sim)
     sim.progress("prepare", 4, 4, "")
     return {"placement": facts, "attribution": sim.population.attribution}
 
 
-def placement(sim: Simulation) -> Facts:
+def count_placements(sim: Simulation) -> Facts:
     """Return how many records were shared and private, and how often policy and owner agree.
 
     Agreement is measured on records whose owner declared a topic, with the policy's decision without that declaration.
     Of the user's own text the number of private records is not written down.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        The counts `shared` and `private`, and the shares `agreement` and `topic_agreement`, 0 to 1. A figure that is
+        not measured is None.
     """
     decisions = [decision for placed in sim.placed for decision in placed.decisions]
     declared = [(i.text, i.declared) for placed in sim.placed for i in placed.items if i.declared]
@@ -71,8 +85,13 @@ def placement(sim: Simulation) -> Facts:
     }
 
 
-def settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
-    """Return the training settings of a central phase."""
+def training_settings(phase: Phase, weight_decay: float = 0.05) -> Settings:
+    """Return the training settings of a central phase.
+
+    Args:
+        phase: the scenario's settings of the phase.
+        weight_decay: the weight decay of AdamW.
+    """
     return Settings(phase.steps, phase.batch, phase.lr, memory_lr=phase.memory_lr, weight_decay=weight_decay)
 
 
@@ -91,8 +110,12 @@ def paths_of(sim: Simulation, texts: list[str], sequences: Sequences) -> np.ndar
     return paths_NP
 
 
-def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
+def pack_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.ndarray]:
     """Pack texts by leaf cluster.
+
+    Args:
+        sim: the simulation; its tree and tokenizer exist.
+        texts: the documents.
 
     Returns:
         The packed rows, and the path of each row, of shape (rows, levels).
@@ -103,10 +126,14 @@ def packed_with_paths(sim: Simulation, texts: list[str]) -> tuple[Packed, np.nda
     return packed, paths_NP[packed.first_M]
 
 
-def texts_of(sim: Simulation, phase: Phase) -> list[str]:
+def training_texts(sim: Simulation, phase: Phase) -> list[str]:
     """Return the texts that a central phase trains on.
 
     These are the coordinator's texts, or in a pooled phase the shareable texts of all devices.
+
+    Args:
+        sim: the simulation.
+        phase: the scenario's settings of the phase.
     """
     if phase.pooled:
         return [text for placed in sim.placed for text in placed.shareable()]
@@ -114,7 +141,14 @@ def texts_of(sim: Simulation, phase: Phase) -> list[str]:
 
 
 class Curve:
-    """The held-out loss of a small fixed sample during a phase, and the phase's progress."""
+    """The held-out loss of a small fixed sample during a phase, and the phase's progress.
+
+    Args:
+        sim: the simulation.
+        phase: the name of the phase.
+        steps: the number of its steps, for progress and intervals.
+        model: the anchor that is trained.
+    """
 
     def __init__(self, sim: Simulation, phase: str, steps: int, model: PreTrainedModel) -> None:
         self.sim, self.phase, self.steps, self.model = sim, phase, steps, model
@@ -140,7 +174,7 @@ class Curve:
         def step(number: int, _loss: float) -> None:
             self.sim.progress(self.phase, offset + number, self.steps, "")
             if number % interval == 0:
-                loss = mean(sequence_losses(self.model, self.sequences.tokens_NT, memory, sources))
+                loss = mean_loss(sequence_losses(self.model, self.sequences.tokens_NT, memory, sources))
                 self.points.append({"phase": self.phase, "step": number, "loss": loss, "split": "heldout"})
                 self.model.train()
 
@@ -148,25 +182,48 @@ class Curve:
 
 
 def pretrain_phase(sim: Simulation) -> Facts:
-    """Pretrain the anchor."""
+    """Pretrain the anchor.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `curve` and the number of the anchor's `parameters`.
+    """
     phase = sim.scenario.pretrain
-    packed, _ = packed_with_paths(sim, texts_of(sim, phase))
+    packed, _ = pack_with_paths(sim, training_texts(sim, phase))
     model = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, sim.derive("anchor"))
     curve = Curve(sim, "pretrain", phase.steps, model)
-    pretrain(model, packed, settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
+    pretrain(model, packed, training_settings(phase), sim.derive("pretrain") % 2**32, curve.on_step())
     parameters.save(sim.state("pretrained.safetensors"), model)
     return {"curve": curve.points, "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def cotrain_phase(sim: Simulation) -> Facts:
-    """Co-train anchor and bank, and the control if the scenario has one: the anchor alone, for as many tokens."""
+    """Co-train anchor and bank, and the control if the scenario has one: the anchor alone, for as many tokens.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        `curve`.
+    """
     phase, seed = sim.scenario.cotrain, sim.derive("cotrain") % 2**32
-    packed, paths_MP = packed_with_paths(sim, texts_of(sim, phase))
+    packed, paths_MP = pack_with_paths(sim, training_texts(sim, phase))
     model, control_steps = new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0), _train_control(sim, packed, seed)
     curve = Curve(sim, "cotrain", control_steps + phase.steps, model)
     parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
     state, memory = BankState.new(sim.spec, sim.derive("bank")), attach(model)
-    cotrain(model, memory, state, packed, paths_MP, settings(phase), seed, curve.on_step(memory, state, control_steps))
+    cotrain(
+        model,
+        memory,
+        state,
+        packed,
+        paths_MP,
+        training_settings(phase),
+        seed,
+        curve.on_step(memory, state, control_steps),
+    )
     memory.detach()
     parameters.save(sim.state("cotrained.safetensors"), model, state)
     return {"curve": curve.points}
@@ -179,6 +236,8 @@ def _train_control(sim: Simulation, packed: Packed, seed: int) -> int:
     phase, model = sim.scenario.cotrain, new_anchor(sim.scenario.anchor.preset, sim.vocabulary, 0)
     total = 2 * phase.steps
     parameters.load(sim.state("pretrained.safetensors"), model, sim.spec)
-    pretrain(model, packed, settings(phase), seed, lambda step, _: sim.progress("cotrain", step, total, "control"))
+    pretrain(
+        model, packed, training_settings(phase), seed, lambda step, _: sim.progress("cotrain", step, total, "control")
+    )
     parameters.save(sim.state("control.safetensors"), model)
     return phase.steps

@@ -14,7 +14,7 @@ from pathlib import Path
 from fedmem import erasure
 from fedmem.errors import FedmemError
 from fedmem.sim.context import Simulation
-from fedmem.sim.folder import Facts, subject
+from fedmem.sim.folder import Facts, subject_of
 from fedmem.sim.phases.private import open_vault
 
 NEEDLE = 32
@@ -24,18 +24,21 @@ NEEDLE = 32
 def erase_phase(sim: Simulation) -> Facts:
     """Erase the first learned block, if there is one.
 
+    Args:
+        sim: the simulation.
+
     Returns:
         The erasure (status, receipt, verification), the residue before and after, and the loss after the erasure.
     """
     if not sim.population.learned:
-        return {"residue": {"before": residue(sim), "after": None}}
+        return {"residue": {"before": count_residue(sim), "after": None}}
     device, topic = sim.population.learned[0]
     sim.progress("erase", 1, 4, "residue scan")
-    before = residue(sim)
-    sim.progress("erase", 2, 4, f"{subject(device)} {topic}")
+    before = count_residue(sim)
+    sim.progress("erase", 2, 4, f"{subject_of(device)} {topic}")
     facts = _erase(sim, device, topic)
     sim.progress("erase", 3, 4, "residue scan")
-    after = residue(sim)
+    after = count_residue(sim)
     sim.progress("erase", 4, 4, "a fresh process answers")
     loss = fresh_process_loss(sim, device, topic) if sim.population.generated else None
     return {"erasure": facts, "residue": {"before": before, "after": after}, "after_erasure": loss}
@@ -61,19 +64,27 @@ def _erase(sim: Simulation, device: int, topic: str) -> Facts:
         "receipt": str(copy),
         "public_key": str(copy.with_suffix(".pub")),
         "verified": verified,
-        "device": subject(device),
+        "device": subject_of(device),
         # The name of an erased topic, and sizes, are kept for generated data only (I4).
         **({"topic": topic, "counts": status.counts} if sim.population.generated else {}),
     }
 
 
-def residue(sim: Simulation) -> int:
-    """Return the number of places below the run folder where private text lies in the clear."""
-    return len(erasure.residue.scan(sim.folder.root, needles(sim)))
+def count_residue(sim: Simulation) -> int:
+    """Return the number of places below the run folder where private text lies in the clear.
+
+    Args:
+        sim: the simulation.
+    """
+    return len(erasure.residue.scan(sim.folder.root, search_pieces(sim)))
 
 
-def needles(sim: Simulation) -> dict[str, bytes]:
-    """Return a piece from the middle of every private record, by its number."""
+def search_pieces(sim: Simulation) -> dict[str, bytes]:
+    """Return a piece from the middle of every private record, by its number.
+
+    Args:
+        sim: the simulation.
+    """
     texts = [
         item.text
         for placed in sim.placed
@@ -92,6 +103,11 @@ def _middle(text: str) -> bytes:
 
 def fresh_process_loss(sim: Simulation, device: int, topic: str) -> float:
     """Return the loss that `python -m fedmem.sim.measure` prints.
+
+    Args:
+        sim: the simulation.
+        device: the index of the device.
+        topic: the private topic.
 
     Raises:
         FedmemError: the process failed.

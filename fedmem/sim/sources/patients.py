@@ -30,6 +30,10 @@ _TAG = re.compile(r" \((?:finding|disorder|situation|procedure|substance|record 
 def generate(n: int, *, seed: int) -> list[SourceRecord]:
     """Return `n` visit notes, of as many patients as are needed.
 
+    Args:
+        n: the number of notes, 0 or more.
+        seed: the seed of the patients.
+
     Raises:
         UsageError: the package is missing; the message names the command that installs it.
     """

@@ -10,7 +10,14 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A document before placement; `topic` and `device` are as declared, None where nothing was declared."""
+    """A document before placement.
+
+    Attributes:
+        text: the text.
+        topic: the topic as declared; None where nothing was declared.
+        device: the name of its device as declared; None where nothing was declared.
+        split: "train" or "heldout".
+    """
 
     text: str
     topic: str | None

@@ -30,6 +30,9 @@ Facts = dict[str, list[tuple[str, str]]]
 def load(path: Path) -> Facts:
     """Return all pairs of the file, by author.
 
+    Args:
+        path: a JSONL file, plain or gzipped.
+
     Raises:
         UsageError: the file cannot be read, holds no pair, is longer than 256 MiB unpacked, or has a bad line.
     """

@@ -27,6 +27,9 @@ _SHAPE = (
 def load(path: Path) -> list[SourceRecord]:
     """Return all records of the file, or of the folder's *.jsonl files.
 
+    Args:
+        path: a JSONL file, or a folder of them.
+
     Raises:
         UsageError: a file cannot be read, a line is bad, or there is no record.
     """

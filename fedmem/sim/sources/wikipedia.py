@@ -24,7 +24,13 @@ ATTRIBUTION = "Lead paragraphs of English Wikipedia, by Wikipedia contributors, 
 
 @dataclass(frozen=True)
 class Document:
-    """A public document: its text (title, line break, lead), its topic (one of 12) and its title."""
+    """A public document.
+
+    Attributes:
+        text: title, line break and lead.
+        topic: one of 12 topics.
+        title: the title.
+    """
 
     text: str
     topic: str
@@ -33,7 +39,13 @@ class Document:
 
 @dataclass(frozen=True)
 class WikipediaSplit:
-    """The public documents of the coordinator, of each device, and of the held-out part."""
+    """The public documents, divided over coordinator, devices and held-out part.
+
+    Attributes:
+        coordinator: the documents of the coordinator.
+        devices: the documents of each device.
+        heldout: the held-out documents.
+    """
 
     coordinator: tuple[Document, ...]
     devices: tuple[tuple[Document, ...], ...]
