@@ -41,15 +41,17 @@ class TestContract:
         store, ids, vault = held
         assert store.scan(ids)
         others = len(store.enumerate(vault.ids_of("other")))
-        store.erase(ids)
+        with vault.core.turn():
+            store.erase(ids)
         assert store.scan(ids) == []
         assert store.enumerate(ids) == []
         assert len(store.enumerate(vault.ids_of("other"))) == (others if store.name != "block-files" else 1)
 
     def test_erasing_twice_is_fine(self, held) -> None:
-        store, ids, _ = held
-        store.erase(ids)
-        store.erase(ids)
+        store, ids, vault = held
+        with vault.core.turn():
+            store.erase(ids)
+            store.erase(ids)
         assert store.scan(ids) == []
 
     def test_what_it_says_names_no_content(self, held, vaults) -> None:
@@ -118,10 +120,11 @@ def test_finding_what_is_in_scope_opens_nothing_beside_it(vaults, monkeypatch: p
     )
     monkeypatch.setattr(Files, "read", lambda self, path, **k: opened.append(path.stem) or read(self, path, **k))
     ids = vault.ids_of("topic-3")
-    for store in vault.stores:
-        store.enumerate(ids)
-        store.erase(ids)
-        assert store.scan(ids) == []
+    with vault.core.turn():
+        for store in vault.stores:
+            store.enumerate(ids)
+            store.erase(ids)
+            assert store.scan(ids) == []
     assert {name for name in opened if not name.startswith("epoch-")} <= ids | {"table", "database"}
 
 

@@ -8,8 +8,11 @@ Invariants
 """
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from fedmem.errors import VerificationFailed
 from fedmem.vault.backup import backup_registry as copies
@@ -17,7 +20,7 @@ from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.store import acknowledgement, item_list
 from fedmem.vault.store.acknowledgement import Items, items_of, keys_without_items
 from fedmem.vault.store.core import Core
-from fedmem.vault.store.database import SEE_CHECK, Database, ErasureRow, EventRow, RecordRow
+from fedmem.vault.store.database import SEE_CHECK, BlockRow, Database, ErasureRow, EventRow, RecordRow
 from fedmem.vault.store.records import Records
 from fedmem.vault.store.runs import Runs
 from fedmem.vault.store.topics import ALL, FACTS, rewrite
@@ -60,9 +63,12 @@ class Inventory:
         self._core.is_settled = True
 
     def sweep(self) -> None:
-        """Remove the temporary files that a crash left."""
-        for folder in (self._core.root, self._core.root / "blocks", self._core.root / "receipts"):
+        """Remove what a crash left: temporary files, and containers and lists that no row of the database names."""
+        root = self._core.root
+        for folder in (root, root / "blocks", root / "receipts"):
             self._core.files.sweep(folder)
+        self._drop_files_without_row((root / "blocks").iterdir(), BlockRow.id)
+        self._drop_files_without_row((root / "receipts").glob(f"*{item_list.SUFFIX}"), ErasureRow.id)
 
     def index(self, records: Records) -> None:
         """Build the index of topics in a vault of an earlier version, by opening every item once."""
@@ -85,20 +91,14 @@ class Inventory:
         check_keys(table, items, self._core.database)
         if orphans := keys_without_items(table, items):
             rewrite(table, without=orphans)
-        all_ids = items.keyed | items.others
-        for path in (self._core.root / "blocks").iterdir():
-            if path.stem not in all_ids:
-                self._core.files.unlink(path)
-        self._drop_lists_without_erasure()
 
-    def _drop_lists_without_erasure(self) -> None:
-        """Remove the item lists of erasures that a crash interrupted before they were entered in the journal."""
-        lists = list((self._core.root / "receipts").glob(f"*{item_list.SUFFIX}"))
-        if lists:
+    def _drop_files_without_row(self, paths: Iterable[Path], column: InstrumentedAttribute[str]) -> None:
+        """Remove the files whose name is no id in this column."""
+        if files := list(paths):
             with self._core.database.session() as session:
-                erasures = set(session.execute(select(ErasureRow.id)).scalars())
-            for path in lists:
-                if path.stem not in erasures:
+                ids = set(session.execute(select(column)).scalars())
+            for path in files:
+                if path.stem not in ids:
                     self._core.files.unlink(path)
 
 
