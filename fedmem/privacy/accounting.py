@@ -3,6 +3,8 @@
 Invariants
 - Both figures are upper bounds. RDP is never below PLD, except by PLD's discretisation.
 - All spends compose. Their order has no effect.
+- Each step adds the error of the noise sampler, `rounded_gaussian.STEP_EPSILON`, to epsilon. What the sampler's tail
+  adds to delta, times 1 + e^epsilon, is below 1e-100.
 - GDP (central limit) accounting is not offered, because it understates epsilon.
 - Only `epsilon_pld` loads `dp_accounting`; the rest needs numpy alone.
 
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.errors import UsageError
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.spend import SpendEvent
 
 Merged = tuple[tuple[float, float, int], ...]
@@ -72,7 +75,7 @@ def epsilon_pld(spends: Iterable[SpendEvent], delta: float, *, grid: float = FIN
     """
     merged = _merge(spends)
     bound = _rdp_epsilon(merged, delta)
-    return bound if bound == 0.0 or bound > HOPELESS else _pld(merged, delta, grid)
+    return bound if bound == 0.0 or bound > HOPELESS else _pld(merged, delta, grid) + sampler_epsilon(merged)
 
 
 @lru_cache(maxsize=1024)
@@ -108,7 +111,16 @@ def _rdp_epsilon(merged: Merged, delta: float) -> float:
         return edge_case
     orders = ORDERS.astype(np.float64)
     epsilons = rdp(merged) + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
-    return max(0.0, float(epsilons.min()))
+    return max(0.0, float(epsilons.min())) + sampler_epsilon(merged)
+
+
+def sampler_epsilon(merged: Merged) -> float:
+    """Return what the sampler of the noise adds to epsilon.
+
+    The drawn probability of every outcome lies within a factor exp(CELL_ERROR) for each value of that of the exact
+    mechanism. The factors of all values and steps multiply, under either data set.
+    """
+    return STEP_EPSILON * sum(steps for _, _, steps in merged)
 
 
 def rdp(merged: Merged) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from fedmem.errors import BudgetExceeded, UsageError
 from fedmem.federation import cohorts, device_dp
 from fedmem.federation.cohorts import FixedSpend
 from fedmem.federation.device_dp import DevicePlan
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.stream import PrivacyStream
 
 KEY = bytes(range(32))
@@ -92,7 +93,7 @@ def test_figures_name_what_they_compare() -> None:
     fixed = device_dp.figures(PLAN, rounds=100)
     assert (fixed.adjacency, fixed.readers) == (
         cohorts.REPLACE,
-        cohorts.fixed_epsilon(FixedSpend(1000, 50, 4.0, 100), 1e-5),
+        cohorts.fixed_epsilon(FixedSpend(1000, 50, 4.0, 100), 1e-5) + 100 * STEP_EPSILON,
     )
     assert math.isinf(fixed.coordinator)
     poisson = device_dp.figures(DevicePlan(population=9, sampling_rate=0.5, noise_multiplier=4.0), rounds=1)
@@ -101,7 +102,7 @@ def test_figures_name_what_they_compare() -> None:
 
 def test_the_budget_gate_counts_fixed_cohorts() -> None:
     limit = cohorts.fixed_epsilon_bound(FixedSpend(1000, 50, 4.0, 10), 1e-5)
-    plan = DevicePlan(**{**PLAN.to_dict(), "epsilon_max": limit})
+    plan = DevicePlan(**{**PLAN.to_dict(), "epsilon_max": limit + 10 * STEP_EPSILON})
     device_dp.check_budget(plan, 10)
     with pytest.raises(BudgetExceeded):
         device_dp.check_budget(plan, 11)

@@ -5,9 +5,7 @@ Invariants
 - A block that all items share is multiplied once for all tokens. Otherwise there is one matrix for each item. Another
   number of matrices is an error; the first one is never used for all.
 - If a block is expanded to one copy for each item and needs a gradient, one plain backward pass gives the gradient of
-  each item. DP-SGD clips these gradients (docs/design.md, §7).
-- Inside `booked`, the backward pass hands the factors of those gradients to a callback and does not compute the
-  gradients. A product that was made outside is not affected. An exception leaves no callback behind.
+  each item.
 
 Shapes: B batch (or 1 where one matrix is for all items), T tokens, I and O the dimensions of a product.
 
@@ -16,33 +14,10 @@ Shapes: B batch (or 1 where one matrix is for all items), T tokens, I and O the 
 torch.Size([2, 3, 5])
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
-
-Enter = Callable[[Tensor, Tensor, Tensor], bool]
-"""A callback with `x_BTI`, the gradient of the product `[B, T, O]` and the expanded `w_BIO`.
-
-It returns True if it took the factors, or False if the gradients are to be computed as usual.
-"""
-_BOOK: ContextVar[Enter | None] = ContextVar("book", default=None)
-
-
-@contextmanager
-def booked(enter: Enter) -> Iterator[None]:
-    """Call `enter` in the backward pass of every product of an expanded block that is made inside the `with`.
-
-    The backward pass itself may run outside the `with`, and in another thread.
-    """
-    outer = _BOOK.set(enter)
-    try:
-        yield
-    finally:
-        _BOOK.reset(outer)
 
 
 def product(x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
@@ -82,12 +57,11 @@ def added(output_BTO: Tensor, x_BTI: Tensor, w_BIO: Tensor, scale: float = 1.0) 
 
 
 class _Expanded(torch.autograd.Function):
-    """One matrix product; its backward pass calls the callback of `booked` or computes a gradient for each item."""
+    """One matrix product; its backward pass computes a gradient for each item."""
 
     @staticmethod
     def forward(ctx: Any, x_BTI: Tensor, w_BIO: Tensor) -> Tensor:
         ctx.save_for_backward(x_BTI, w_BIO)
-        ctx.enter = _BOOK.get()
         return _flat(x_BTI, w_BIO[0])
 
     @staticmethod
@@ -96,10 +70,7 @@ class _Expanded(torch.autograd.Function):
         grad_BTO = grads[0].to(w_BIO.dtype)
         wants_x, wants_w = ctx.needs_input_grad
         back = _flat(grad_BTO, w_BIO[0].T).to(x_BTI.dtype) if wants_x else None
-        x_BTI = x_BTI.to(w_BIO.dtype)
-        if not wants_w or (ctx.enter and ctx.enter(x_BTI, grad_BTO, w_BIO)):
-            return back, None
-        return back, torch.bmm(x_BTI.mT, grad_BTO)
+        return back, torch.bmm(x_BTI.to(w_BIO.dtype).mT, grad_BTO) if wants_w else None
 
 
 def _flat(x_BTI: Tensor, w_IO: Tensor) -> Tensor:
