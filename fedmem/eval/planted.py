@@ -59,9 +59,12 @@ def replaced(owner: Any, name: str, piece: Callable[..., Any]) -> Iterator[None]
 
 def _noise_times(factor: float) -> AbstractContextManager[None]:
     original = dpsgd.add_noise
-    return replaced(
-        dpsgd, "add_noise", lambda clipped, multiplier, stream: original(clipped, factor * multiplier, stream)
-    )
+
+    def broken(clipped: CellSum, noise_multiplier: float, stream: PrivacyStream) -> Tensor:
+        noise_X = original(clipped, noise_multiplier, stream) - clipped.cells_X
+        return clipped.cells_X + (factor * noise_X.double()).long()
+
+    return replaced(dpsgd, "add_noise", broken)
 
 
 def _sums(change: Callable[[Tensor, int], Tensor]) -> AbstractContextManager[None]:

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from fedmem.memory.attach import Memory
 from fedmem.memory.block import source_for_all
 from fedmem.memory.kinds import ActiveMemory
+from fedmem.memory.kinds.product import gathered
 from fedmem.memory.spec import MemorySpec
 from fedmem.training.sequences import readable, token_losses, trim
 
@@ -36,7 +37,10 @@ Fetch = Callable[[NDArray[np.int64]], ActiveMemory]
 
 
 Gradients = Callable[[Tensor, NDArray[np.int64]], Tensor]
-"""An engine in use: the gradient `[X]` of a block `[X]` for one record, by the numbers of all its sequences `[B]`."""
+"""An engine in use: the gradient `[X]` of a block `[X]` for one record, by the numbers of all its sequences `[B]`.
+
+The result is valid until the next call, which writes into the same buffer.
+"""
 
 
 @dataclass(frozen=True)
@@ -104,36 +108,46 @@ def per_record(
 
         with hooked(spec) as block:
 
-            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
+            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64], onto_X: Tensor) -> None:
                 block.load(block_X)
                 batch_loss(model, memory, block, data, numbers_B, runtime.bf16).backward()
-                return _at_least_float32(block.take().sum(0))
+                onto_X.add_(block.take().sum(0))
 
             yield _in_parts(by_hooks, runtime.micro_batch)
         return
 
-    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
-        leaf_X = block_X.detach().requires_grad_()
-        loss = batch_loss(model, memory, source_for_all(spec, leaf_X), data, numbers_B, runtime.bf16)
-        return _at_least_float32(*torch.autograd.grad(loss, leaf_X))
+    def fused(block_X: Tensor, numbers_B: NDArray[np.int64], onto_X: Tensor) -> None:
+        leaf_X = block_X.detach().contiguous().requires_grad_()
+        with gathered(lambda w_BIO: _place(w_BIO, leaf_X, onto_X)):
+            loss = batch_loss(model, memory, source_for_all(spec, leaf_X), data, numbers_B, runtime.bf16)
+        (rest_X,) = torch.autograd.grad(loss, leaf_X, allow_unused=True)
+        if rest_X is not None:
+            onto_X.add_(rest_X)
 
     yield _in_parts(fused, runtime.micro_batch)
 
 
-def _in_parts(gradients: Gradients, micro_batch: int) -> Gradients:
-    """Return an engine that adds up the gradients of parts of a long record, in their order."""
+def _place(w_BIO: Tensor, leaf_X: Tensor, onto_X: Tensor) -> Tensor | None:
+    """Return the values of `onto_X` at the place of a matrix in the block, or None if it is not a part of the block."""
+    if w_BIO.untyped_storage().data_ptr() != leaf_X.untyped_storage().data_ptr():
+        return None
+    offset = int(w_BIO.storage_offset() - leaf_X.storage_offset())
+    return onto_X.as_strided(w_BIO.shape[1:], w_BIO.stride()[1:], offset)
+
+
+def _in_parts(add: Callable[[Tensor, NDArray[np.int64], Tensor], None], micro_batch: int) -> Gradients:
+    """Return an engine that adds up the gradients of parts of a long record, in their order, in one buffer."""
+    buffers = list[Tensor]()
 
     def whole(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
-        total_X = gradients(block_X, numbers_B[:micro_batch])
-        for start in range(micro_batch, len(numbers_B), micro_batch):
-            total_X += gradients(block_X, numbers_B[start : start + micro_batch])
+        if not buffers:
+            buffers.append(torch.empty_like(block_X, dtype=torch.promote_types(block_X.dtype, torch.float32)))
+        total_X = buffers[0].zero_()
+        for start in range(0, len(numbers_B), micro_batch):
+            add(block_X, numbers_B[start : start + micro_batch], total_X)
         return total_X
 
     return whole
-
-
-def _at_least_float32(grad_X: Tensor) -> Tensor:
-    return grad_X.to(torch.promote_types(grad_X.dtype, torch.float32))
 
 
 def batch_loss(

@@ -17,6 +17,8 @@ from fedmem.privacy.rounded_gaussian import LEAST_STD, MOST_STD, MOST_VALUES, RE
 
 LOSS = 2.0**-11
 """The greatest share of the clip norm that truncation takes from a record."""
+WITHOUT_NOISE = 2.0**-40
+"""The cell of a sum without noise, in clip norms: such a sum is for comparisons, in which the grid should not show."""
 SUM_LIMIT = 2**62
 
 
@@ -60,8 +62,8 @@ class Grid:
         """
         if not (math.isfinite(clip) and clip > 0):
             raise Refused("A clip norm is a finite number above 0; nothing was computed. Give another one.")
-        least = LOSS / math.sqrt(max(1, values))
-        widest = clip * (min(least, noise_multiplier / LEAST_STD) if noise_multiplier else least)
+        finest = noise_multiplier / LEAST_STD if noise_multiplier else WITHOUT_NOISE
+        widest = clip * min(LOSS / math.sqrt(max(1, values)), finest)
         spacing = math.ldexp(1.0, math.frexp(widest)[1] - 1) if widest else 0.0
         if not (spacing and math.isfinite(1 / spacing)) or values > MOST_VALUES:
             raise Refused("The clip norm, the noise or the block has no grid of float64; nothing was computed.")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmem.privacy.clip import INSIDE, CellSum
-from fedmem.privacy.grid import LOSS, Grid
+from fedmem.privacy.grid import LOSS, WITHOUT_NOISE, Grid
 from tests.privacy.reference import clipped, fresh, length
 
 VALUES = 300
@@ -132,5 +132,6 @@ def test_the_grid_is_fine_enough_for_truncation_and_noise(clip, noise, values):
     assert grid.spacing * math.sqrt(values) <= LOSS * clip
     assert noise == 0 or grid.std(noise) >= 2**15
     coarser = grid.spacing * 2
-    assert coarser * math.sqrt(values) > LOSS * clip or (noise and noise * clip / coarser < 2**15)
+    finest = noise / 2**15 if noise else WITHOUT_NOISE
+    assert coarser * math.sqrt(values) > LOSS * clip or coarser > finest * clip
     assert grid.cells * grid.spacing <= clip < (grid.cells + 1) * grid.spacing
