@@ -169,8 +169,9 @@ def charge(
     facts = public, digest([ids, content]), ids
     if not may_recharge and vault.end_changed_runs(topic.name, release.digest, *facts):
         raise Refused(
-            "The records or the plan changed since the training was interrupted, so it cannot go on; its run ended as "
-            "failed and stays charged. Train again for a new run, which is charged on top."
+            "The records, the plan or the noise changed since the training was interrupted, so it cannot go on: the "
+            f"noise is {MECHANISM} now. Its run ended as failed and stays charged. Train again for a new run, which is "
+            "charged on top."
         )
     run = _charge(vault, topic, release, plan, *facts, run_key)
     stream = PrivacyStream(run.key, canonical_json([public, release.digest, content]))
