@@ -79,7 +79,7 @@ class DevicePlan:
             and 0 <= self.cohort_size <= self.population
         )
         if not 0 < self.clip < math.inf:
-            raise Refused("A clip norm is a finite number above 0; nothing was computed. Give another one.")
+            raise Refused("The clip norm of a device plan is a finite number above 0; nothing was computed.")
         if not in_range:
             raise UsageError("A number of the device plan is out of its range; the table of DevicePlan names them.")
         if self.cohort_size and self.sampling_rate != 1:
