@@ -3,8 +3,7 @@
 A frozen anchor of width 256 with 4 layers, 32 records of 128 tokens in each batch, block widths 64 and 512. Arms, in
 turns: plain (one backward pass, the mean loss), our engine `fused`, Opacus' hooks behind the same function, and
 Opacus' ghost clipping, whose second backward pass walks the anchor again. Peak memory: of a process of its own that
-makes three steps, above what it held before the first. There `fused` has the micro-batch that it ships with; where it
-is timed, it takes the batch in one piece.
+makes three steps, above what it held before the first. The private engines compute each record alone.
 """
 
 import argparse
@@ -27,8 +26,10 @@ from fedmem.memory.block import make_shared_source, new_blocks
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import add_noise, clipped_sum
-from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, batch_loss, frozen, per_sequence
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, batch_loss, frozen, per_record
+from fedmem.privacy.grid import Grid
 from fedmem.privacy.opacus import LinearBlock
+from fedmem.privacy.rounded_gaussian import rounded_gaussian
 from fedmem.privacy.stream import PrivacyStream
 
 ANCHOR, VOCABULARY, LENGTH, BATCH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 128, 32
@@ -48,6 +49,7 @@ class Arms:
         self.spec: MemorySpec = spec_for(self.model, "ffn", 1, (width,))
         tokens_NT = torch.from_numpy(np.random.default_rng(0).integers(2, VOCABULARY, (BATCH, LENGTH)))
         self.data = PrivateSequences(tokens_NT, NUMBERS, BATCH)
+        self.grid = Grid.fitting(CLIP, NOISE, self.spec.fetch_size, BATCH)
         self.stream = PrivacyStream(bytes(32), b"benchmark")
 
     def block(self) -> tuple[nn.Parameter, torch.optim.Optimizer]:
@@ -71,13 +73,13 @@ class Arms:
     def private(self, runtime: RuntimeOptions) -> Step:
         """Return the step of `fedmem.privacy.dpsgd`, with noise."""
         block, adam = self.block()
-        engine = per_sequence(self.model, self.memory, self.spec, self.data, runtime)
+        engine = per_record(self.model, self.memory, self.spec, self.data, runtime)
         gradients = self.open.enter_context(engine)
 
         def step() -> None:
-            clipped = clipped_sum(gradients, block.data, self.data, EVERYONE, CLIP, runtime.micro_batch)
-            (noisy,) = add_noise(clipped, NOISE, self.stream.substream(b"noise"))
-            block.grad = noisy / BATCH
+            clipped = clipped_sum(gradients, block.data, self.data, EVERYONE, self.grid)
+            noisy_X = add_noise(clipped, NOISE, self.stream.substream(b"noise"))
+            block.grad = noisy_X.double().mul_(self.grid.spacing / BATCH).float()
             adam.step()
 
         return step
@@ -107,7 +109,8 @@ class Arms:
 
     def noise(self) -> Step:
         """Return the step that only draws the noise of one step."""
-        return lambda: self.stream.substream(b"noise").normal(self.spec.fetch_size, NOISE)
+        std = self.grid.std(NOISE)
+        return lambda: rounded_gaussian(self.stream.substream(b"noise"), self.spec.fetch_size, std)
 
 
 def timed(width: int, turns: int) -> dict[str, np.ndarray]:

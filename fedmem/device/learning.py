@@ -33,6 +33,7 @@ from fedmem.privacy.footprint import kept_bytes, record_bytes
 from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions
 from fedmem.privacy.ledger import Meter, check_budget, is_open
 from fedmem.privacy.plan import PrivacyPlan
+from fedmem.privacy.rounded_gaussian import MECHANISM
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.routing.router import route
 from fedmem.storage.canonical import canonical_json, digest
@@ -165,22 +166,23 @@ def charge(
     Raises as `learn_topic`.
     """
     settings = settings or LearnSettings()
-    records = vault.records(topic.name)
+    records, spec = vault.records(topic.name), private_spec(release, settings)
     _check(records, topic, plan)
+    plan.grid(spec.fetch_size)  # refused before anything is charged
     paths = [_path(record, release) for record in records]
     data = _sequences(records, paths, release, settings, record_memory)
     content = digest([[record.text, list(path)] for record, path in zip(records, paths, strict=True)])
-    public = {"privacy": plan.to_dict(), "learning": asdict(settings)}
+    public = {"privacy": plan.to_dict(), "learning": asdict(settings), "noise": MECHANISM}
     ids = [record.id for record in records]
     facts = public, digest([ids, content]), ids
     if not may_recharge and vault.end_changed_runs(topic.name, release.digest, *facts):
         raise Refused(
-            "The records or the plan changed since the training was interrupted, so it cannot go on; its run ended as "
-            "failed and stays charged. Train again for a new run, which is charged on top."
+            "The records, the plan or the noise changed since the training was interrupted, so it cannot go on: the "
+            f"noise is {MECHANISM} now. Its run ended as failed and stays charged. Train again for a new run, which is "
+            "charged on top."
         )
     run = _charge(vault, topic, release, plan, *facts, run_key)
     stream = PrivacyStream(run.key, canonical_json([public, release.digest, content]))
-    spec = private_spec(release, settings)
     return ChargedRun(run, topic.name, release, plan, settings, spec, data, stream, _state(vault, run))
 
 

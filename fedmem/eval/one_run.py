@@ -34,7 +34,7 @@ from fedmem.memory.block import make_source
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.privacy.dpsgd import train_block
-from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_sequence
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, batch_loss, frozen
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 
@@ -114,11 +114,16 @@ class AuditSetup:
     def gradients(self, blocks_SX: list[Tensor]) -> Iterator[Tensor]:
         """Yield for each block the gradients `[M, X]` of all canaries."""
         canaries = self.canaries(np.ones(len(self.tokens_MT), bool))
-        options = RuntimeOptions()
-        with frozen(self.model), per_sequence(self.model, self.memory, self.spec, canaries, options) as gradients:
+        parts = np.array_split(np.arange(canaries.records), -(-canaries.records // BATCH))
+        with frozen(self.model):
             for block_X in blocks_SX:
-                parts = np.array_split(np.arange(canaries.records), -(-canaries.records // BATCH))
-                yield torch.cat([gradients(block_X, numbers_B) for numbers_B in parts])
+                yield torch.cat([self._gradients(block_X, canaries, numbers_B) for numbers_B in parts])
+
+    def _gradients(self, block_X: Tensor, data: PrivateSequences, numbers_B: NDArray[np.int64]) -> Tensor:
+        """Return the gradient of each canary, `[B, X]`, from one pass. An attack does not need its last bits."""
+        leaf_BX = block_X.expand(len(numbers_B), -1).detach().requires_grad_()
+        loss = batch_loss(self.model, self.memory, make_source(self.spec, leaf_BX), data, numbers_B, bf16=False)
+        return torch.autograd.grad(loss, leaf_BX)[0]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from torch import Tensor
 from fedmem.anchor.tokenizer import PAD
 from fedmem.eval.one_run import AuditSetup
 from fedmem.privacy import dpsgd
-from fedmem.privacy.clip import ClippedSum
+from fedmem.privacy.clip import CellSum
 from fedmem.privacy.gradients import PrivateSequences
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
@@ -65,19 +65,22 @@ def replace_attribute(owner: Any, name: str, piece: Callable[..., Any]) -> Itera
 
 def _noise_times(factor: float) -> AbstractContextManager[None]:
     original = dpsgd.add_noise
-    return replace_attribute(
-        dpsgd, "add_noise", lambda clipped, multiplier, stream: original(clipped, factor * multiplier, stream)
-    )
+
+    def broken(clipped: CellSum, noise_multiplier: float, stream: PrivacyStream) -> Tensor:
+        noise_X = original(clipped, noise_multiplier, stream) - clipped.cells_X
+        return clipped.cells_X + (factor * noise_X.double()).long()
+
+    return replace_attribute(dpsgd, "add_noise", broken)
 
 
-def _sums(change: Callable[[Tensor, float], Tensor]) -> AbstractContextManager[None]:
-    """Replace the clipped sum by `change(sum, clip)` of the unclipped sum, labelled as clipped."""
-    original: Callable[..., ClippedSum] = dpsgd.clipped_sum
+def _sums(change: Callable[[Tensor, int], Tensor]) -> AbstractContextManager[None]:
+    """Replace the clipped sum by `change(sum, cells)` of the unclipped sum, labelled as clipped."""
+    original: Callable[..., CellSum] = dpsgd.clipped_sum
 
-    def broken(*arguments: Any) -> ClippedSum:
-        *others, clip, micro_batch = arguments
-        unclipped = original(*others, FAR * clip, micro_batch)
-        return ClippedSum([change(value, clip) for value in unclipped.value], clip)
+    def broken(*arguments: Any) -> CellSum:
+        *others, grid = arguments
+        unclipped = original(*others, replace(grid, clip=FAR * grid.clip))
+        return CellSum(change(unclipped.cells_X.double(), grid.cells).long(), grid)
 
     return replace_attribute(dpsgd, "clipped_sum", broken)
 
@@ -90,10 +93,10 @@ def _reused() -> AbstractContextManager[None]:
 
 
 BUGS: Mapping[str, Callable[[PrivacyPlan], AbstractContextManager[None]]] = {
-    "no_noise": lambda _: replace_attribute(dpsgd, "add_noise", lambda clipped, *_: clipped.value),
+    "no_noise": lambda _: replace_attribute(dpsgd, "add_noise", lambda clipped, *_: clipped.cells_X),
     "noise_over_b": lambda plan: _noise_times(1 / plan.divisor),
     "no_clip": lambda _: _sums(lambda sum_X, _: sum_X),
-    "batch_clip": lambda _: _sums(lambda sum_X, clip: sum_X * min(1.0, clip / max(float(sum_X.norm()), clip))),
+    "batch_clip": lambda _: _sums(lambda sum_X, cells: sum_X * min(1.0, cells / max(float(sum_X.norm()), cells))),
     "half_noise": lambda _: _noise_times(0.5),
     "reused_stream": lambda _: _reused(),
 }

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from fedmem.privacy import accounting
 from fedmem.privacy.accounting import FINE
 from fedmem.privacy.accounting_fixed import epsilon_fixed_pld
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.spend import SpendEvent
 
 POISSON_PLD, POISSON_RDP = (
@@ -48,7 +49,7 @@ ORDERS = accounting.ORDERS[accounting.ORDERS <= 128]
 class Noise(Protocol):
     """The methods of `fedmem.privacy.stream.PrivacyStream` that a federation uses."""
 
-    def normal(self, n: int, std: float) -> NDArray[np.float32]: ...
+    def words(self, n: int) -> NDArray[np.uint64]: ...
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]: ...
     def substream(self, label: bytes) -> "Noise": ...
 
@@ -116,6 +117,7 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
     """Return ε at `delta` of fixed-size rounds, for replacing one device's update by any other.
 
     Guarantees: an upper bound, for noise of `noise_multiplier` clip norms on a sum whose sensitivity is two clip norms.
+    The error of the noise sampler, `rounded_gaussian.STEP_EPSILON` a round, is added.
     It is the lesser of the PLD figure (`accounting_fixed`) and `fixed_epsilon_bound`. Without dp_accounting, and where
     the losses are too large for a grid, it is `fixed_epsilon_bound`; `fixed_accounting` names the one.
 
@@ -133,7 +135,8 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
     if fixed_accounting(spend) == FIXED_RDP:
         return bound
     rate, grid = spend.cohort / spend.population, FINE * max(1.0, _loss_range(spend) / accounting.HOPELESS)
-    return min(bound, epsilon_fixed_pld(rate, spend.noise_multiplier, spend.steps, delta, grid))
+    exact = epsilon_fixed_pld(rate, spend.noise_multiplier, spend.steps, delta, grid)
+    return min(bound, exact + spend.steps * STEP_EPSILON)
 
 
 def fixed_accounting(spend: FixedSpend) -> str:
@@ -158,7 +161,7 @@ def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:
     """
     if spend.steps == 0:
         return 0.0
-    return accounting.epsilon_of_rdp(fixed_rdp(spend), ORDERS, delta)
+    return accounting.epsilon_of_rdp(fixed_rdp(spend), ORDERS, delta) + spend.steps * STEP_EPSILON
 
 
 def fixed_rdp(spend: FixedSpend) -> NDArray[np.float64]:

@@ -36,6 +36,7 @@ from fedmem.federation.cohorts import FixedSpend
 from fedmem.privacy import accounting
 from fedmem.privacy.accounting import FINE
 from fedmem.privacy.accounting_fixed import fixed_pld
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.spend import SpendEvent
 
 Spend = SpendEvent | FixedSpend
@@ -95,7 +96,7 @@ def _convolved(poisson: frozenset[SpendEvent], fixed: frozenset[FixedSpend], del
     for spend in fixed:
         one = fixed_pld(spend.cohort / spend.population, spend.noise_multiplier)
         composed = composed.compose(one.self_compose(spend.steps))
-    return float(composed.get_epsilon_for_delta(delta))
+    return float(composed.get_epsilon_for_delta(delta)) + _sampler_epsilon([*poisson, *fixed])
 
 
 def epsilon_bound(spends: Iterable[Spend], delta: float) -> float:
@@ -106,7 +107,11 @@ def epsilon_bound(spends: Iterable[Spend], delta: float) -> float:
     total = accounting.composed_rdp(poisson)[: len(cohorts.ORDERS)]  # those orders are the first ones of `ORDERS`
     for spend in fixed:
         total = total + cohorts.fixed_rdp(spend)
-    return accounting.epsilon_of_rdp(total, cohorts.ORDERS, delta)
+    return accounting.epsilon_of_rdp(total, cohorts.ORDERS, delta) + _sampler_epsilon([*poisson, *fixed])
+
+
+def _sampler_epsilon(spends: Iterable[Spend]) -> float:
+    return STEP_EPSILON * sum(spend.steps for spend in spends)
 
 
 def _split(spends: Iterable[Spend]) -> tuple[list[SpendEvent], list[FixedSpend]]:

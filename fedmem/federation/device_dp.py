@@ -3,6 +3,8 @@
 Invariants
 - All settings that change privacy are fields of one frozen `DevicePlan`. It is public and never a function of data.
 - A plan without noise needs `unsafe_no_dp = true` and a reason, or it is refused.
+- Updates are summed in grid cells, and so is the noise; it is added before anything is decoded. What follows, the
+  division and the server's step, is post-processing.
 - Noise covers every coordinate of every array. The divisor is the expected cohort, never the real one.
 - Two values of ε are always given: against readers of released anchors, and against the coordinator, which is infinite.
 - A value of ε names its adjacency: Poisson cohorts and fixed-size cohorts have different ones (`cohorts`).
@@ -31,6 +33,7 @@ from fedmem.errors import BudgetExceeded, Refused, UsageError
 from fedmem.federation import cohorts, fixedpoint
 from fedmem.federation.cohorts import FixedSpend, Noise
 from fedmem.privacy import accounting
+from fedmem.privacy.rounded_gaussian import LEAST_STD, MOST_STD, MOST_VALUES, REACH, rounded_gaussian
 from fedmem.privacy.spend import SpendEvent
 from fedmem.storage.canonical import digest
 
@@ -73,12 +76,13 @@ class DevicePlan:
             self.population >= 1
             and 0 < self.sampling_rate <= 1
             and self.rounds >= 0
-            and 0 < self.clip < math.inf
             and 0 <= self.noise_multiplier < math.inf
             and 0 < self.delta < 1
             and (self.epsilon_max is None or self.epsilon_max > 0)
             and 0 <= self.cohort_size <= self.population
         )
+        if not 0 < self.clip < math.inf:
+            raise Refused("The clip norm of a device plan is a finite number above 0; nothing was computed.")
         if not in_range:
             raise UsageError("A number of the device plan is out of its range; the table of DevicePlan names them.")
         if self.cohort_size and self.sampling_rate != 1:
@@ -89,7 +93,10 @@ class DevicePlan:
             raise Refused(
                 "The plan adds no noise. Set noise_multiplier above 0, or unsafe_no_dp = true with unsafe_reason."
             )
-        fixedpoint.check_headroom(self.population, self.clip)
+        std = self.noise_multiplier * (self.clip / fixedpoint.grid_step(self.clip))
+        if std and not LEAST_STD <= std < MOST_STD:
+            raise Refused("The noise is too small or too large for the grid; choose another noise_multiplier.")
+        fixedpoint.check_headroom(self.population, self.clip, math.ceil(REACH * std))
 
     @property
     def expected_cohort(self) -> float:
@@ -201,29 +208,33 @@ def check_budget(plan: DevicePlan, rounds_after: int) -> None:
 
 
 def noisy_mean(sums: fixedpoint.Sums, plan: DevicePlan, noise: Noise | None) -> dict[str, NDArray[np.float32]]:
-    """Return the noisy mean: the decoded sums plus N(0, (σC)²) in every coordinate, over the expected cohort; float32.
+    """Return the noisy sums, decoded and divided by the expected cohort: float32.
 
-    Guarantees: the Gaussian mechanism (Dwork and Roth 2014, App. A; composed by `figures`). Adding or removing one
-    device changes the sum by at most `plan.clip`; replacing one changes it by at most twice that. The divisor is
+    Guarantees: the Gaussian mechanism of std σC in every coordinate (Dwork and Roth 2014, App. A; composed by
+    `figures`), rounded to the grid (`fedmem.privacy.rounded_gaussian`). Adding or removing one device changes the sum
+    by at most `plan.clip`; replacing one changes it by at most twice that, in exact integer arithmetic. The divisor is
     public. Arrays are processed in the order of their names, so equal streams give equal bytes.
 
-    Raises Refused where the plan adds noise and `noise` is None.
+    Raises Refused where the plan adds noise and `noise` is None, or has more coordinates than `MOST_VALUES`.
 
     | input | result |
     |---|---|
     | no update | noise alone, an ordinary round |
     | noise_multiplier 0 (unsafe) | the plain mean |
     """
-    step, std = fixedpoint.grid_step(plan.clip), plan.noise_multiplier * plan.clip
-    mean = {}
-    for name in sorted(sums):
-        total = fixedpoint.decode(sums[name], step)
-        if std > 0:
-            if noise is None:
-                raise Refused("This plan adds noise, so the coordinator needs a privacy stream.")
-            total = total + noise.normal(total.size, std).astype(np.float64).reshape(total.shape)
-        mean[name] = (total / plan.expected_cohort).astype(np.float32)
-    return mean
+    step, noisy = fixedpoint.grid_step(plan.clip), _noisy(sums, plan, noise)
+    return {n: (fixedpoint.decode(noisy[n], step) / plan.expected_cohort).astype(np.float32) for n in sorted(noisy)}
+
+
+def _noisy(sums: fixedpoint.Sums, plan: DevicePlan, noise: Noise | None) -> fixedpoint.Sums:
+    if plan.noise_multiplier == 0:
+        return sums
+    if noise is None:
+        raise Refused("This plan adds noise, so the coordinator needs a privacy stream.")
+    if sum(total.size for total in sums.values()) > MOST_VALUES:
+        raise Refused("The federated part has too many coordinates for noise; federate fewer of them.")
+    std = plan.noise_multiplier * (plan.clip / fixedpoint.grid_step(plan.clip))
+    return {n: sums[n] + rounded_gaussian(noise, sums[n].size, std).reshape(sums[n].shape) for n in sorted(sums)}
 
 
 def cohort(nodes: list[int], plan: DevicePlan, noise: Noise | None) -> list[int]:

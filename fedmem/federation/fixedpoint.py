@@ -18,6 +18,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmem.errors import Refused
+
 Grid = dict[str, NDArray[np.int32]]
 Sums = dict[str, NDArray[np.int64]]
 
@@ -29,11 +31,12 @@ _SUM_LIMIT = 2**62
 def grid_step(clip: float) -> float:
     """Return the width of one grid cell for a public clip norm: a power of two, at most clip * 2^-23.
 
-    Raises ValueError unless 0 < clip < inf.
+    Raises Refused unless 0 < clip < inf, and where so small a step is no float64.
     """
-    if not (0 < clip < math.inf):
-        raise ValueError("The clip norm must be positive and finite.")
-    return math.ldexp(1.0, math.frexp(clip)[1] - 1 - _CLIP_BITS)
+    step = math.ldexp(1.0, math.frexp(clip)[1] - 1 - _CLIP_BITS) if 0 < clip < math.inf else 0.0
+    if not (step and math.isfinite(1 / step)):
+        raise Refused("A clip norm is a finite number above 0 that has a grid; nothing was computed. Give another one.")
+    return step
 
 
 def cells(clip: float) -> int:
@@ -120,10 +123,10 @@ def empty_sums(shapes: Mapping[str, tuple[int, ...]]) -> Sums:
     return {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
 
 
-def check_headroom(devices: int, clip: float) -> None:
-    """Raise OverflowError if `devices` clipped updates could leave the int64 range."""
-    if devices * cells(clip) >= _SUM_LIMIT:
-        raise OverflowError("So many devices at this clip norm could overflow the int64 sum.")
+def check_headroom(devices: int, clip: float, noise: int = 0) -> None:
+    """Raise Refused if `devices` clipped updates, with noise of up to `noise` cells, could leave the int64 range."""
+    if devices * cells(clip) + noise >= _SUM_LIMIT:
+        raise Refused("So many devices could overflow the integers of the sum; declare a smaller population.")
 
 
 def add(sums: Sums, update: Mapping[str, NDArray[np.int32]]) -> None:

@@ -34,6 +34,7 @@ from fedmem.federation.cohorts import Noise
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.server_step import State, StepSettings
 from fedmem.federation.wire import Fields, Params
+from fedmem.privacy.rounded_gaussian import MECHANISM
 
 TRIM_TOO_LARGE = (
     "A trimmed mean keeps every reply, so its cohort has at most {} devices. Draw a smaller one, or set trim = 0."
@@ -254,7 +255,9 @@ class Coordinator:
     def spend(self) -> dict[str, Any]:
         """Return the privacy event of the open round; it must be durable before `close`. Raises Refused."""
         event = device_dp.spend(self.plan, rounds=1)
-        return {"round": self._current().number, "spend": event.to_dict(), "plan": self.plan.to_dict()}
+        body = {"round": self._current().number, "spend": event.to_dict(), "plan": self.plan.to_dict()}
+        # A round that was spent for noise of another kind is never closed with this one: two noises cancel each other.
+        return body | ({"noise": MECHANISM} if self.plan.noise_multiplier else {})
 
     @property
     def has_too_few_replies(self) -> bool:

@@ -3,6 +3,8 @@
 Invariants
 - Both figures are upper bounds. RDP is never below PLD, except by PLD's discretisation.
 - All spends compose. Their order has no effect.
+- Each step adds the error of the noise sampler, `rounded_gaussian.STEP_EPSILON`, to epsilon. What the sampler's tail
+  adds to delta, times 1 + e^epsilon, is below 1e-100.
 - GDP (central limit) accounting is not offered, because it understates epsilon.
 - Only `epsilon_pld` loads `dp_accounting`; the rest needs numpy alone.
 
@@ -28,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.errors import UsageError
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.spend import SpendEvent
 
 Merged = tuple[tuple[float, float, int], ...]
@@ -72,7 +75,7 @@ def epsilon_pld(spends: Iterable[SpendEvent], delta: float, *, grid: float = FIN
     """
     merged = _merge(spends)
     bound = _rdp_epsilon(merged, delta)
-    return bound if bound == 0.0 or bound > HOPELESS else _pld(merged, delta, grid)
+    return bound if bound == 0.0 or bound > HOPELESS else _pld(merged, delta, grid) + sampler_epsilon(merged)
 
 
 @lru_cache(maxsize=1024)
@@ -106,11 +109,26 @@ def _rdp_epsilon(merged: Merged, delta: float) -> float:
     edge_case = _edge_case_epsilon(merged, delta)
     if edge_case is not None:
         return edge_case
-    return epsilon_of_rdp(rdp(merged), ORDERS, delta)
+    return epsilon_of_rdp(rdp(merged), ORDERS, delta) + sampler_epsilon(merged)
+
+
+def sampler_epsilon(merged: Merged) -> float:
+    """Return what the sampler of the noise adds to epsilon.
+
+    The drawn probability of every outcome lies within a factor exp(CELL_ERROR) for each value of that of the exact
+    mechanism. The factors of all values and steps multiply, under either data set.
+
+    Args:
+        merged: the spends.
+    """
+    return STEP_EPSILON * sum(steps for _, _, steps in merged)
 
 
 def epsilon_of_rdp(divergences: NDArray[np.float64], orders: NDArray[np.int64], delta: float) -> float:
-    """Return ε at `delta` of Rényi divergences `[N]` at `orders` `[N]` (Canonne, Kamath and Steinke 2020, Prop. 12)."""
+    """Return ε at `delta` of Rényi divergences `[N]` at `orders` `[N]` (Canonne, Kamath and Steinke 2020, Prop. 12).
+
+    What the sampler of the noise adds (`sampler_epsilon`) is not in it.
+    """
     alphas = orders.astype(np.float64)
     epsilons = divergences + np.log1p(-1 / alphas) - (math.log(delta) + np.log(alphas)) / (alphas - 1)
     return max(0.0, float(epsilons.min()))

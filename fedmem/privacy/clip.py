@@ -1,111 +1,90 @@
-"""Clip the gradient of each record and sum; the sum carries its own sensitivity.
+"""Clip the gradient of each record, truncate it onto a public grid, and sum over records in integers.
 
 Invariants
 - The gradient of a record is the sum over all its sequences, clipped once. A single sequence is never clipped.
 - Nothing is averaged over the sampled records: their number has no effect.
-- Arithmetic is at least float32, whatever the dtype of the gradients.
+- A record adds an integer vector to the sum, and nothing else. Its norm is at most the clip norm in cells, exactly. The
+  vector is a function of the record's gradient alone, so the order of records has no effect.
 
-Shapes: R records, trailing dimensions those of a parameter; a list holds one tensor per parameter.
+Shapes: X values of the block.
 
->>> from torch import tensor
->>> both = clip_summed([tensor([[3.0], [0.25]])], clip=0.5)
->>> round(both.value[0].item(), 6), both.sensitivity
-(0.75, 0.5)
+>>> grid = Grid.fitting(clip=0.5, noise_multiplier=1.0, values=2, records=100)
+>>> total = CellSum.zero(2, grid)
+>>> for grad in ([3.0, 0.0], [0.0, -0.25]):
+...     total.add(torch.tensor(grad))
+>>> [round(cells * grid.spacing, 4) for cells in total.cells_X.tolist()]
+[0.5, -0.25]
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-# Above this a float32 scale factor would become subnormal and inexact; no useful gradient is near it.
+from fedmem.privacy.grid import Grid
+
+# Above this a gradient is unusable; no useful one is near it. It also keeps float64 squares finite.
 NORM_LIMIT = 1e30
-# Keeps the norm of a clipped record below the clip norm after float32 rounding of scale factor and products.
-INSIDE = 1 - 2.0**-22
+# Covers all float64 rounding between a gradient and its cells: below 2^-22 for a block of 2^26 values (`CellSum.add`).
+INSIDE = 1 - 2.0**-20
+_CHUNK = 1 << 16  # values in a pass: their float64 copies stay in the cache
 
 
 @dataclass(frozen=True)
-class ClippedSum:
-    """A sum over records, one tensor for each parameter, and its L2 sensitivity to one added or removed record."""
+class CellSum:
+    """A sum over records in cells of a grid, `[X]` int64; `add` changes it in place."""
 
-    value: list[Tensor]
-    sensitivity: float
-
-    def __add__(self, other: "ClippedSum") -> "ClippedSum":
-        """Return the sum over both sets of records.
-
-        Guarantees: the sensitivity is the greater of the two. This needs disjoint sets, so that a record is in one
-        sum only.
-        """
-        value = [left + right for left, right in zip(self.value, other.value, strict=True)]
-        return ClippedSum(value, max(self.sensitivity, other.sensitivity))
+    cells_X: Tensor
+    grid: Grid
+    _scratch: tuple[NDArray[Any], ...] = field(default_factory=lambda: _new_scratch(), repr=False)
 
     @classmethod
-    def zero(cls, like: Sequence[Tensor], clip: float) -> "ClippedSum":
-        """Return the sum over no records, in the shapes of the parameters `like`."""
-        return cls([torch.zeros(p.shape, dtype=at_least_float32(p.dtype), device=p.device) for p in like], clip)
+    def zero(cls, values: int, grid: Grid) -> "CellSum":
+        """Return the sum over no records."""
+        return cls(torch.zeros(values, dtype=torch.int64), grid)
+
+    def add(self, grad_X: Tensor) -> None:
+        """Clip the gradient of one record, truncate it towards zero, and add its cells.
+
+        Guarantees: the L2 norm of the added vector is at most `grid.cells`, in exact arithmetic, for every input. With
+        u = 2^-53 and X <= 2^26: the computed norm is at least (1 - X u) of the true one; factor and products are off by
+        at most 4 u; truncation never lengthens. INSIDE is smaller than what these leave.
+
+        | gradient | counts as |
+        |---|---|
+        | norm <= clip | itself, each value truncated to a cell |
+        | norm above clip | scaled to the clip norm, then truncated |
+        | any NaN or infinity, or a norm above 1e30 | zero |
+        | zero | zero |
+
+        Args:
+            grad_X: the gradient, float32 or float64, contiguous.
+        """
+        values_X, cells_X = grad_X.detach().numpy(), self.cells_X.numpy()
+        norm = math.sqrt(self._squares(values_X))
+        if not norm <= NORM_LIMIT:  # False for NaN
+            return
+        scale = min(1 / self.grid.spacing, self.grid.cells * INSIDE / norm) if norm else 0.0
+        wide, whole = self._scratch
+        for start in range(0, len(values_X), _CHUNK):
+            part, sums = values_X[start : start + _CHUNK], cells_X[start : start + _CHUNK]
+            np.multiply(part, scale, out=wide[: len(part)], dtype=np.float64)
+            np.copyto(whole[: len(part)], wide[: len(part)], casting="unsafe")  # towards zero
+            np.add(sums, whole[: len(part)], out=sums)
+
+    def _squares(self, values_X: NDArray[Any]) -> float:
+        """Return the sum of squares, in float64. Squares of float32 values neither overflow nor vanish there."""
+        total, (wide, _) = 0.0, self._scratch
+        for start in range(0, len(values_X), _CHUNK):
+            part = values_X[start : start + _CHUNK]
+            np.copyto(wide[: len(part)], part)
+            total += float(np.dot(wide[: len(part)], wide[: len(part)]))
+        return total
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return `dtype`, or float32 if that is wider."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def clip_summed(grads: Sequence[Tensor], clip: float) -> ClippedSum:
-    """Clip the gradient of each record to L2 norm `clip`, and sum over records.
-
-    Guarantees: adding or removing one record moves `value` by at most `clip`, up to float rounding of the sum
-    (below 1e-5 of `clip`).
-
-    | gradient of a record | counts as |
-    |---|---|
-    | norm <= clip | itself |
-    | norm above clip | scaled to norm clip |
-    | any NaN or infinity, or a norm above 1e30 | zero |
-    | zero | zero |
-
-    Args:
-        grads: one tensor `[R, ...]` for each parameter.
-        clip: the clip norm, finite and above 0.
-
-    Raises:
-        ValueError: the clip norm is out of range.
-    """
-    scale_R = scales(torch.stack([record_norms(g) for g in grads]).norm(dim=0), clip)
-    return ClippedSum([_scaled_sum(g, scale_R) for g in grads], clip)
-
-
-def scales(norms_R: Tensor, clip: float) -> Tensor:
-    """Return the factor on the gradient of each record, `[R]`; 0 for an unusable record.
-
-    Args:
-        norms_R: L2 norms, float64.
-        clip: the clip norm, finite and above 0.
-
-    Raises:
-        ValueError: the clip norm is out of range.
-    """
-    if not (math.isfinite(clip) and clip > 0):
-        raise ValueError("a clip norm is a finite number above 0")
-    usable_R = norms_R <= NORM_LIMIT  # False for NaN
-    return (clip * INSIDE / norms_R.clamp(min=clip * INSIDE)).where(usable_R, 0.0)
-
-
-def record_norms(grads_R: Tensor) -> Tensor:
-    """Return L2 norms `[R]` in float64, so that squares do not overflow and keep the digits that the bound needs."""
-    norms_R = grads_R.new_empty(len(grads_R), dtype=torch.float64)
-    # One record after the other, in the cache: a conversion within the reduction takes ten times as long.
-    for norm, grad in zip(norms_R, grads_R, strict=True):
-        norm.copy_(torch.linalg.vector_norm(grad.double()))
-    return norms_R
-
-
-def _scaled_sum(grads_R: Tensor, scale_R: Tensor) -> Tensor:
-    usable_R = scale_R > 0
-    if not usable_R.all():
-        # Zero times NaN is NaN, so such rows are replaced, not scaled.
-        grads_R = grads_R.where(usable_R.view(-1, *[1] * (grads_R.dim() - 1)), 0.0)
-    total: Tensor = torch.tensordot(scale_R.to(grads_R.dtype), grads_R, dims=1)
-    return total
+def _new_scratch() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    return np.empty(_CHUNK), np.empty(_CHUNK, np.int64)

@@ -3,25 +3,27 @@
 Invariants
 - Sampling over records is Poisson. Rate, steps, divisor and sequence length are public, never functions of the records.
 - An empty sample is a step like any other: noise alone.
-- Noise is added to the clipped sum, before the division by the public divisor. Sampling and noise have separate
-  substreams in each step.
+- The sum over records is in integers of a public grid, and so is the noise. It is added before anything is decoded.
+  The division by the public divisor, and all after it, is post-processing.
+- The gradient of a record is computed with no other record in the batch, so its bits do not depend on others.
+- Sampling and noise have separate substreams in each step.
 - No gradient is computed for the anchor or for shared rows, and neither changes.
 - Losses, norms and figures of single records neither leave this module nor reach a log. `progress` gets step numbers.
-- The sum is the same, to float rounding, for every micro-batch size and both engines.
+- The sum is the same, to float rounding, for every micro-batch size and both engines. Records of up to a micro-batch
+  of sequences are the same to the last cell for every micro-batch size.
 - A training that resumes from a `State` gives the same bytes as one without a break. Every step draws from its own
   substream. The steps before the break count against the charge.
 
-An engine gives the gradient of each sequence (`fedmem.privacy.gradients`). Sampling, clipping, noise and accounting are
+An engine gives the gradient of each record (`fedmem.privacy.gradients`). Sampling, clipping, noise and accounting are
 ours.
 
-Shapes: N sequences, B sequences of a micro-batch, R records, X values of the block.
+Shapes: R records, X values of the block.
 
     block_X = train_block(model, attach(model), spec, new_block_X, data, plan, stream)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
 
 import numpy as np
 import torch
@@ -31,10 +33,12 @@ from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
 from fedmem.memory.spec import MemorySpec
-from fedmem.privacy.clip import ClippedSum, clip_summed
-from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
+from fedmem.privacy.clip import CellSum
+from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_record
+from fedmem.privacy.grid import Grid
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
+from fedmem.privacy.rounded_gaussian import rounded_gaussian
 from fedmem.privacy.stream import PrivacyStream
 
 Progress = Callable[[int, int], None]
@@ -97,7 +101,7 @@ def train_block(
     """Train a block for `plan.steps` steps.
 
     Guarantees: if the key of the stream is unknown, the result is (plan.epsilon(), plan.delta)-DP for adding or
-    removing one record [Abadi et al. 2016, algorithm 1, with a public divisor].
+    removing one record [Abadi et al. 2016, algorithm 1, with a public divisor], in the arithmetic of the machine.
 
     Args:
         model: the anchor; it is frozen during the training.
@@ -119,22 +123,24 @@ def train_block(
 
     Raises:
         BudgetExceeded: the charge does not cover the next step; the step is not taken.
+        Refused: the plan has no grid for a block of this size; nothing is computed.
         UsageError: the engine cannot train this kind of block.
     """
+    grid = plan.grid(spec.fetch_size)
     settings, runtime = optimiser or Optimiser(), runtime or RuntimeOptions()
     meter, done = meter or Meter(plan.spend), state.step if state else 0
     block = nn.Parameter((state.block_X if state else start_X).detach().clone())
     adam = _start_adam(block, settings, state)
     for _ in range(done):
         meter.take(plan.sampling_rate, plan.noise_multiplier)
-    with frozen(model), per_sequence(model, memory, spec, data, runtime) as gradients:
+    with frozen(model), per_record(model, memory, spec, data, runtime) as gradients:
         for step in range(done, plan.steps):
             meter.take(plan.sampling_rate, plan.noise_multiplier)
             draws = stream.substream(b"step-%d" % step)
             chosen = draws.substream(b"sample").bernoulli(data.records, plan.sampling_rate)
-            clipped = clipped_sum(gradients, block.data, data, chosen, plan.clip, runtime.micro_batch)
-            (noisy,) = add_noise(clipped, plan.noise_multiplier, draws.substream(b"noise"))
-            block.grad = (noisy / plan.divisor).to(block.dtype)
+            clipped = clipped_sum(gradients, block.data, data, chosen, grid)
+            noisy_X = add_noise(clipped, plan.noise_multiplier, draws.substream(b"noise"))
+            block.grad = noisy_X.double().mul_(grid.spacing / plan.divisor).to(block.dtype)
             adam.param_groups[0]["lr"] = settings.rate(step, plan.steps)
             adam.step()
             if progress:
@@ -152,79 +158,42 @@ def _start_adam(block: nn.Parameter, settings: Optimiser, state: State | None) -
     return adam
 
 
-def add_noise(clipped: ClippedSum, noise_multiplier: float, stream: PrivacyStream) -> list[Tensor]:
-    """Return the sum with Gaussian noise on every coordinate, of std `noise_multiplier * sensitivity`.
+def add_noise(clipped: CellSum, noise_multiplier: float, stream: PrivacyStream) -> Tensor:
+    """Return the sum with rounded Gaussian noise on every value, `[X]` int64, of std `noise_multiplier` clip norms.
 
-    Guarantees: one Gaussian mechanism of that noise multiplier (Dwork and Roth 2014, theorem A.1). Each coordinate
-    has a draw of its own.
+    Guarantees: one Gaussian mechanism of that noise multiplier (Dwork and Roth 2014, theorem A.1), rounded, up to the
+    error that the accounting adds (`rounded_gaussian`). Each value has a draw of its own.
 
     Args:
-        clipped: the clipped sum, with its sensitivity.
-        noise_multiplier: noise std divided by the sensitivity, finite and at least 0.
+        clipped: the sum over clipped records.
+        noise_multiplier: noise std divided by the clip norm, finite and at least 0.
         stream: the stream of the draws.
-
-    Returns:
-        The noisy sum, one tensor for each parameter.
     """
-    size = sum(value.numel() for value in clipped.value)
-    noise = torch.from_numpy(stream.normal(size, noise_multiplier * clipped.sensitivity))
-    parts = torch.split(noise, [value.numel() for value in clipped.value])
-    return [value + part.view(value.shape).to(value) for value, part in zip(clipped.value, parts, strict=True)]
+    noise = rounded_gaussian(stream, len(clipped.cells_X), clipped.grid.std(noise_multiplier))
+    return torch.from_numpy(noise).add_(clipped.cells_X)
 
 
 def clipped_sum(
-    gradients: Gradients,
-    block_X: Tensor,
-    data: PrivateSequences,
-    chosen_R: NDArray[np.bool_],
-    clip: float,
-    micro_batch: int,
-) -> ClippedSum:
-    """Return the sum of the clipped gradients of the chosen records, as one tensor `[X]`.
+    gradients: Gradients, block_X: Tensor, data: PrivateSequences, chosen_R: NDArray[np.bool_], grid: Grid
+) -> CellSum:
+    """Return the sum over the clipped gradients of the chosen records, in cells.
 
-    Memory: a gradient of each sequence of a micro-batch, and one sum, whatever the length of a record.
+    Guarantees: for data that differ in one record, the sums differ by that record's vector exactly, and by nothing if
+    it is not chosen. Its norm is at most `grid.cells`.
+
+    Memory: the gradient of one record, and one sum.
 
     Args:
         gradients: the engine.
         block_X: the block.
         data: all records.
         chosen_R: True for each chosen record.
-        clip: the clip norm.
-        micro_batch: number of sequences at a time.
+        grid: the public grid.
     """
-    total = ClippedSum.zero([block_X], clip)
-    for group in group_by_record(np.flatnonzero(chosen_R[data.record_N]), data.record_N, micro_batch):
-        if len(group) == 1:
-            total += gradients.book(block_X, group[0]).clipped(data.record_N[group[0]], clip)
-        else:
-            # One after the other: a list of the gradients of a long record would grow with its length.
-            record_X = reduce(torch.add, (gradients.book(block_X, numbers_B).summed() for numbers_B in group))
-            total += clip_summed([record_X[None]], clip)
+    total = CellSum.zero(block_X.numel(), grid)
+    starts_R = np.searchsorted(data.record_N, np.arange(data.records + 1))
+    for record in np.flatnonzero(chosen_R):
+        numbers = np.arange(starts_R[record], starts_R[record + 1])
+        if len(numbers):
+            total.add(gradients(block_X, numbers))
     return total
-
-
-def group_by_record(
-    numbers: NDArray[np.int64], record_N: NDArray[np.int64], micro_batch: int
-) -> Iterator[Sequence[NDArray[np.int64]]]:
-    """Group sequence numbers into micro-batches, without splitting a short record.
-
-    Args:
-        numbers: numbers of the chosen sequences, sorted.
-        record_N: the record of each sequence, sorted.
-        micro_batch: sequences in a micro-batch, at most.
-
-    Yields:
-        One micro-batch of complete records; or, for a record longer than a micro-batch, the list of its micro-batches.
-    """
-    starts = np.flatnonzero(np.diff(record_N[numbers], prepend=-1))
-    pending: list[NDArray[np.int64]] = []
-    for record in np.split(numbers, starts[1:]) if len(numbers) else []:
-        if pending and sum(map(len, pending)) + len(record) > micro_batch:
-            yield [np.concatenate(pending)]
-            pending = []
-        if len(record) > micro_batch:
-            yield [record[i : i + micro_batch] for i in range(0, len(record), micro_batch)]
-        else:
-            pending.append(record)
-    if pending:
-        yield [np.concatenate(pending)]

@@ -65,13 +65,13 @@ def fitting(limit: int, spec: MemorySpec, vocabulary: int, length: int) -> Footp
 
 
 def fixed_bytes(spec: MemorySpec, vocabulary: int) -> int:
-    """Return the bytes of the process, the anchor, and eight tensors of the block's size.
+    """Return the bytes of the process, the anchor, and sixteen float32 tensors of the block's size.
 
-    These tensors are rows, moments, sum, noise and a checkpoint.
+    These tensors are rows, moments, gradient and a checkpoint; sum, noise and update take 64 bits for each value.
     """
     shape = spec.shape
     layer = shape.d_model * (4 * shape.heads * shape.head_dim + 3 * shape.ffn)
-    return PROCESS + FLOAT * (2 * vocabulary * shape.d_model + spec.layers * layer + 8 * spec.fetch_size)
+    return PROCESS + FLOAT * (2 * vocabulary * shape.d_model + spec.layers * layer + 16 * spec.fetch_size)
 
 
 def per_sequence_bytes(spec: MemorySpec, vocabulary: int, length: int) -> int:

@@ -1,20 +1,18 @@
-"""Compute the gradient of a private block for each sequence of a micro-batch, by one of two engines.
+"""Compute the gradient of a private block for one record, by one of two engines.
 
-- `fused`: the block is expanded to one copy for each sequence, so one plain backward pass gives the gradient of each.
-  A product of tokens and rows enters the factors of its gradients in a book (`fedmem.privacy.book`).
+- `fused`: plain backward passes over the sequences of the record, which share the block.
 - `opacus`: Opacus' hooks on linear maps that hold the block. It trains FFN blocks only, and checks the other engine.
 
 Invariants
-- Both engines give the gradient that each sequence alone would have, to float rounding. `fused` does so for every kind
-  of memory.
+- A forward pass holds sequences of one record only. So the bits of a record's gradient are a function of the record,
+  the block and public settings: kernels choose their blocking by shapes, and the shapes come from this record alone.
 - No gradient is computed for the anchor or for shared rows, and neither changes.
 - Gradients are at least float32, whatever the precision of the forward pass.
 
-Shapes: N sequences, T tokens (public length), B sequences of a micro-batch, X values of the block.
+Shapes: N sequences, T tokens (public length), B sequences of a record, X values of the block.
 
-    with frozen(model), per_sequence(model, memory, spec, data, RuntimeOptions()) as gradients:
-        grads_BX = gradients(block_X, np.array([0, 1, 2]))
-        gradients.book(block_X, np.array([0, 1, 2])).clipped(np.array([0, 0, 1]), clip=0.1)
+    with frozen(model), per_record(model, memory, spec, data, RuntimeOptions()) as gradients:
+        grad_X = gradients(block_X, np.array([0, 1, 2]))
 """
 
 from collections.abc import Callable, Iterator
@@ -29,29 +27,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmem.memory.attach import Memory
-from fedmem.memory.block import make_source
+from fedmem.memory.block import make_shared_source
 from fedmem.memory.kinds import ActiveMemory
-from fedmem.memory.kinds.product import recording_factors
+from fedmem.memory.kinds.product import gathered
 from fedmem.memory.spec import MemorySpec
-from fedmem.privacy.book import GradBook
 from fedmem.training.sequences import readable, token_losses, trim
 
 Fetch = Callable[[NDArray[np.int64]], ActiveMemory]
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """An engine in use.
+Gradients = Callable[[Tensor, NDArray[np.int64]], Tensor]
+"""An engine in use: the gradient `[X]` of a block `[X]` for one record, by the numbers of all its sequences `[B]`.
 
-    Attributes:
-        book: computes the gradients of a block `[X]` for sequences with these numbers `[B]`.
-    """
-
-    book: Callable[[Tensor, NDArray[np.int64]], GradBook]
-
-    def __call__(self, block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
-        """Return the full gradient of each of these sequences, `[B, X]`."""
-        return self.book(block_X, numbers_B).full()
+The result is valid until the next call, which writes into the same buffer.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,7 +71,7 @@ class RuntimeOptions:
     """The settings of speed and memory; they do not change privacy. Raises ValueError for a micro-batch below 1.
 
     Attributes:
-        micro_batch: number of sequences at a time.
+        micro_batch: number of sequences of a record at a time.
         bf16: run the forward pass under autocast.
         engine: the engine of the gradients.
     """
@@ -97,10 +86,12 @@ class RuntimeOptions:
 
 
 @contextmanager
-def per_sequence(
+def per_record(
     model: PreTrainedModel, memory: Memory, spec: MemorySpec, data: PrivateSequences, runtime: RuntimeOptions
 ) -> Iterator[Gradients]:
     """Give the engine of `runtime` for blocks of a spec. Use it inside `frozen(model)`.
+
+    Memory: the activations of a micro-batch and the gradient of one record, whatever the length of the record.
 
     Args:
         model: the frozen anchor.
@@ -117,25 +108,46 @@ def per_sequence(
 
         with hooked(spec) as block:
 
-            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64]) -> GradBook:
+            def by_hooks(block_X: Tensor, numbers_B: NDArray[np.int64], onto_X: Tensor) -> None:
                 block.load(block_X)
                 batch_loss(model, memory, block, data, numbers_B, runtime.bf16).backward()
-                return GradBook.of(block.take())
+                onto_X.add_(block.take().sum(0))
 
-            yield Gradients(by_hooks)
+            yield _in_parts(by_hooks, runtime.micro_batch)
         return
 
-    def fused(block_X: Tensor, numbers_B: NDArray[np.int64]) -> GradBook:
-        book = GradBook(block_X.detach().contiguous(), len(numbers_B))
-        expanded_BX = book.block_X.expand(len(numbers_B), -1).requires_grad_()
-        with recording_factors(book.enter):
-            loss = batch_loss(model, memory, make_source(spec, expanded_BX), data, numbers_B, runtime.bf16)
-        (rest_BX,) = torch.autograd.grad(loss, expanded_BX, allow_unused=True)
-        if rest_BX is not None:
-            book.add(rest_BX)
-        return book
+    def fused(block_X: Tensor, numbers_B: NDArray[np.int64], onto_X: Tensor) -> None:
+        leaf_X = block_X.detach().contiguous().requires_grad_()
+        with gathered(lambda w_BIO: _place(w_BIO, leaf_X, onto_X)):
+            loss = batch_loss(model, memory, make_shared_source(spec, leaf_X), data, numbers_B, runtime.bf16)
+        (rest_X,) = torch.autograd.grad(loss, leaf_X, allow_unused=True)
+        if rest_X is not None:
+            onto_X.add_(rest_X)
 
-    yield Gradients(fused)
+    yield _in_parts(fused, runtime.micro_batch)
+
+
+def _place(w_BIO: Tensor, leaf_X: Tensor, onto_X: Tensor) -> Tensor | None:
+    """Return the values of `onto_X` at the place of a matrix in the block, or None if it is not a part of the block."""
+    if w_BIO.untyped_storage().data_ptr() != leaf_X.untyped_storage().data_ptr():
+        return None
+    offset = int(w_BIO.storage_offset() - leaf_X.storage_offset())
+    return onto_X.as_strided(w_BIO.shape[1:], w_BIO.stride()[1:], offset)
+
+
+def _in_parts(add: Callable[[Tensor, NDArray[np.int64], Tensor], None], micro_batch: int) -> Gradients:
+    """Return an engine that adds up the gradients of parts of a long record, in their order, in one buffer."""
+    buffers = list[Tensor]()
+
+    def whole(block_X: Tensor, numbers_B: NDArray[np.int64]) -> Tensor:
+        if not buffers:
+            buffers.append(torch.empty_like(block_X, dtype=torch.promote_types(block_X.dtype, torch.float32)))
+        total_X = buffers[0].zero_()
+        for start in range(0, len(numbers_B), micro_batch):
+            add(block_X, numbers_B[start : start + micro_batch], total_X)
+        return total_X
+
+    return whole
 
 
 def batch_loss(

@@ -24,6 +24,7 @@ from typing import Any
 
 from fedmem.errors import Refused, UsageError
 from fedmem.privacy.accounting import COARSE, epsilon_pld
+from fedmem.privacy.grid import Grid
 from fedmem.privacy.spend import SpendEvent
 
 NOISE_LIMIT = 2.0**14
@@ -47,7 +48,8 @@ class PrivacyPlan:
 
     | value | outcome |
     |---|---|
-    | rate outside (0, 1], steps < 1, clip, divisor <= 0, anything NaN or infinite | UsageError |
+    | rate outside (0, 1], steps < 1, divisor <= 0, anything NaN or infinite | UsageError |
+    | clip 0, negative, NaN or infinite | Refused |
     | more than 100,000 steps: too many for a device, and composing them takes minutes | UsageError |
     | delta above 1 / (10 * record_cap) | Refused |
     | noise_multiplier 0 | allowed, epsilon is infinite: any finite budget refuses it |
@@ -62,9 +64,11 @@ class PrivacyPlan:
     record_cap: int
 
     def __post_init__(self) -> None:
-        positive = (self.sampling_rate, self.clip, self.divisor, self.delta)
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            raise Refused("A clip norm is a finite number above 0; nothing was computed. Give another one.")
+        positive = (self.sampling_rate, self.divisor, self.delta)
         if not all(math.isfinite(value) and value > 0 for value in positive) or self.sampling_rate > 1:
-            raise UsageError("A privacy plan needs a rate in (0, 1] and a finite clip, divisor and delta above 0.")
+            raise UsageError("A privacy plan needs a rate in (0, 1] and a finite divisor and delta above 0.")
         if not 0.0 <= self.noise_multiplier < math.inf:
             raise UsageError("A privacy plan needs a finite noise multiplier that is not negative.")
         if any(type(value) is not int or value < 1 for value in (self.steps, self.record_cap)):
@@ -100,6 +104,17 @@ class PrivacyPlan:
     def spend(self) -> SpendEvent:
         """The spend of a complete run of this plan."""
         return SpendEvent(self.sampling_rate, self.noise_multiplier, self.steps)
+
+    def grid(self, values: int) -> Grid:
+        """Return the grid on which records of this plan are summed.
+
+        Args:
+            values: number of values of the block.
+
+        Raises:
+            Refused: there is none; nothing may be computed or charged then.
+        """
+        return Grid.fitting(self.clip, self.noise_multiplier, values, self.record_cap)
 
     def epsilon(self) -> float:
         """Return the epsilon of one run at this plan's delta, by PLD; infinite without noise."""

@@ -147,6 +147,25 @@ def test_a_round_spent_under_other_terms_is_refused(tmp_path: Path) -> None:
     assert len(journal.ledger.entries()) == 2
 
 
+def test_a_round_that_was_spent_for_another_noise_is_not_closed_with_this_one(
+    tmp_path: Path, toy: Callable[..., Any]
+) -> None:
+    """Two noises on the sum of one round would cancel each other. The journals of before name no noise."""
+    coordinator, journal = toy(noise_multiplier=1.0).coordinator(), Journal(tmp_path)
+    coordinator.open([1, 2, 3, 4])
+    event = coordinator.spend()
+    assert event["noise"] == "rounded-gaussian/1"
+    journal.record_spend({key: value for key, value in event.items() if key != "noise"})
+    with pytest.raises(Refused, match="other terms"):
+        journal.record_spend(event)
+    assert "noise" not in _opened(toy().coordinator()).spend()
+
+
+def _opened(coordinator: Any) -> Any:
+    coordinator.open([1, 2, 3, 4])
+    return coordinator
+
+
 def test_a_round_that_is_over_is_not_spent_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.record_spend({"round": 1, "plan": {}})

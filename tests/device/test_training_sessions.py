@@ -119,6 +119,20 @@ def test_a_deadline_shorter_than_a_step_still_makes_progress(shared: Vault, rele
     assert kinds(shared) == ["spend", "run_finished"]
 
 
+def test_a_training_that_paused_under_another_noise_ends_failed_and_charged(
+    shared: Vault, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two different noises on one sum would cancel each other. The run of before says nothing about its noise."""
+    with monkeypatch.context() as before:
+        before.setattr("fedmem.device.learning.MECHANISM", None)
+        assert go(shared, release, steps=2).state == "paused"
+    with pytest.raises(Refused, match="rounded-gaussian/1"):
+        go(shared, release)
+    assert kinds(shared) == ["spend", "run_failed"]
+    assert go(shared, release).state == "done"
+    assert kinds(shared) == ["spend", "run_failed", "spend", "run_finished"]
+
+
 def test_a_resumed_session_takes_up_where_it_stood(shared: Vault, release: Release) -> None:
     seen: list[int] = []
     assert go(shared, release, steps=2) == SessionResult(trainings(shared)[0].run, "paused", 2, 6)

@@ -59,14 +59,45 @@ def test_a_plan_without_noise_must_say_so_and_why() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"population": 0}, {"sampling_rate": 0.0}, {"sampling_rate": 1.1}, {"sampling_rate": math.nan}, {"clip": 0.0},
-        {"clip": math.inf}, {"clip": math.nan}, {"noise_multiplier": -1.0}, {"noise_multiplier": math.nan},
+        {"population": 0}, {"sampling_rate": 0.0}, {"sampling_rate": 1.1}, {"sampling_rate": math.nan},
+        {"noise_multiplier": -1.0}, {"noise_multiplier": math.nan},
         {"delta": 0.0}, {"delta": 1.0}, {"epsilon_max": 0.0}, {"rounds": -1},
     ],
 )  # fmt: skip
 def test_a_plan_with_a_number_out_of_range_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         DevicePlan(**{**PLAN.to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip": 0.0}, {"clip": math.inf}, {"clip": math.nan}, {"clip": -1.0}, {"clip": 1e-320},
+        {"population": 2**40}, {"noise_multiplier": 1e-4}, {"noise_multiplier": 1e6},
+    ],
+)  # fmt: skip
+def test_a_plan_without_a_grid_for_its_sum_and_noise_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        DevicePlan(**{**PLAN.to_dict(), **change})
+    assert caught.value.exit_code == 4
+
+
+def test_noise_is_added_in_cells_before_anything_is_decoded() -> None:
+    """The noisy sum of a round is an integer number of cells in every coordinate."""
+    step, label = fixedpoint.grid_step(PLAN.clip), b"cells"
+    for cells in (0, 12345):
+        sums = {"a": np.full(1000, cells, np.int64)}
+        noisy = device_dp._noisy(sums, PLAN, PrivacyStream(KEY, label))["a"]
+        mean = device_dp.noisy_mean(sums, PLAN, PrivacyStream(KEY, label))["a"]
+        assert noisy.dtype == np.int64
+        assert (mean == (noisy * step / PLAN.expected_cohort).astype(np.float32)).all()
+    assert (noisy - 12345 == device_dp._noisy({"a": sums["a"] * 0}, PLAN, PrivacyStream(KEY, label))["a"]).all()
+
+
+def test_more_coordinates_than_the_error_bound_covers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_dp, "MOST_VALUES", 99_999)
+    with pytest.raises(Refused, match="too many coordinates"):
+        empty_round(PLAN)
 
 
 def test_a_plan_survives_json_and_its_digest_binds_every_field() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fedmem.errors import Refused
 from fedmem.federation import fixedpoint
 
 clips = st.floats(1e-6, 1e6)
@@ -78,5 +79,12 @@ def test_the_order_of_updates_has_no_effect() -> None:
 
 def test_a_federation_that_could_overflow_is_refused() -> None:
     fixedpoint.check_headroom(10**9, 1.0)
-    with pytest.raises(OverflowError):
-        fixedpoint.check_headroom(2**40, 1.0)
+    for devices, noise in ((2**40, 0), (10**9, 2**62)):
+        with pytest.raises(Refused, match="overflow"):
+            fixedpoint.check_headroom(devices, 1.0, noise)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan, math.inf, 1e-310])
+def test_a_clip_norm_without_a_grid_is_refused(clip: float) -> None:
+    with pytest.raises(Refused, match="clip norm"):
+        fixedpoint.grid_step(clip)

@@ -7,6 +7,7 @@ import pytest
 
 from fedmem.errors import UsageError
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.spend import SpendEvent
 
 DELTA = 1e-5
@@ -36,7 +37,17 @@ def test_rdp_equals_the_closed_form_of_the_gaussian():
     expected = min(
         steps * a / (2 * sigma**2) + math.log1p(-1 / a) - (math.log(DELTA) + math.log(a)) / (a - 1) for a in alphas
     )
-    assert epsilon_rdp([SpendEvent(1.0, sigma, steps)], DELTA) == pytest.approx(expected, rel=1e-12)
+    found = epsilon_rdp([SpendEvent(1.0, sigma, steps)], DELTA)
+    assert found == pytest.approx(expected + steps * STEP_EPSILON, rel=1e-12)
+
+
+@pytest.mark.parametrize("epsilon", [epsilon_pld, epsilon_rdp])
+def test_each_step_adds_the_error_of_the_sampler(monkeypatch, epsilon):
+    spends = [SpendEvent(0.1, 1.0, 30), SpendEvent(0.2, 3.0, 50)]
+    whole = epsilon(spends, DELTA)
+    monkeypatch.setattr("fedmem.privacy.accounting.STEP_EPSILON", 0.0)
+    assert whole - epsilon(spends, DELTA) == pytest.approx(80 * STEP_EPSILON, rel=1e-6)
+    assert 80 * STEP_EPSILON < 1e-4
 
 
 def test_rdp_agrees_with_the_accounting_library():

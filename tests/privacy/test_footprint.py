@@ -94,7 +94,7 @@ footprint = fitting(limit, private_spec(release, settings), 280, settings.length
 plan = PrivacyPlan(1.0, 1, clip=0.1, noise_multiplier=4.0, divisor=4.0, delta=1e-5, record_cap=100)
 with Vault.create(sys.argv[1] + "/v", subject="ana") as vault:
     vector = np.eye(8, dtype=np.float32)
-    texts = ["a long record " * 150, *("a plain public record " * 90 for _ in range(16))]
+    texts = ["a long record " * 900, *("a plain public record " * 90 for _ in range(16))]
     vault.add_records([NewRecord(t, "health", (0, i % 4), vector[i % 8], release.digest) for i, t in enumerate(texts)])
     charged = charge(vault, release, Topic("health", 8.0, 1e-5), plan, settings=settings, record_memory=footprint.room)
     train(charged, RuntimeOptions(footprint.micro_batch))

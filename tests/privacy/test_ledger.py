@@ -251,6 +251,7 @@ def test_no_gradient_is_computed_for_a_step_that_is_not_covered(monkeypatch):
 def test_training_does_not_start_on_a_ledger_that_was_cut(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDMEM_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(learn, "_sequences", lambda *_: None)
+    monkeypatch.setattr(learn, "private_spec", lambda *_: SimpleNamespace(fetch_size=8))
     monkeypatch.setattr(learn, "train_block", lambda *_, **__: pytest.fail("a step was taken"))
     release, plan = SimpleNamespace(digest="r1"), PrivacyPlan(0.1, 5, 0.1, 4.0, 1.0, 1e-5, 100)
     with Vault.create(tmp_path / "vault", subject="alice") as vault:

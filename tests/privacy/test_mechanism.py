@@ -24,9 +24,10 @@ from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
 from fedmem.privacy import dpsgd
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
-from fedmem.privacy.book import GradBook
+from fedmem.privacy.clip import CellSum
 from fedmem.privacy.dpsgd import clipped_sum, train_block
-from fedmem.privacy.gradients import Gradients, PrivateSequences, RuntimeOptions, frozen, per_sequence
+from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_record
+from fedmem.privacy.grid import Grid
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.spend import SpendEvent
 from fedmem.privacy.stream import PrivacyStream
@@ -35,7 +36,7 @@ from fedmem.training.bank_state import BankState
 from fedmem.training.release import Release
 from fedmem.vault.vault import NewRecord, Vault
 from tests.privacy.models import LENGTH, VOCAB, anchor, sequences, spec, warm_block
-from tests.privacy.reference import clip_records
+from tests.privacy.reference import clipped
 
 KEY = bytes(range(32))
 PLAN = PrivacyPlan(sampling_rate=0.5, steps=4, clip=0.1, noise_multiplier=1.5, divisor=4.0, delta=1e-5, record_cap=1000)
@@ -139,6 +140,7 @@ WORKERS = """
 import os, random, sys
 import numpy as np
 from pathlib import Path
+from fedmem.privacy.rounded_gaussian import rounded_gaussian
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.vault.vault import NewRecord, Vault
 
@@ -153,7 +155,7 @@ def worker(number):
         ids = [record.id for record in vault.records("health")]
         run = vault.begin_run("health", "r" * 64, {}, "00", ids, spend)
         key = getattr(run, "key", None) if len(sys.argv) < 3 else bytes(32)
-        np.save(root / f"{number}.npy", PrivacyStream(key, b"one label").normal(50_000, 1.0))
+        np.save(root / f"{number}.npy", rounded_gaussian(PrivacyStream(key, b"one label"), 50_000, 1e6))
 
 for number in range(3):
     child = os.fork()
@@ -200,12 +202,16 @@ def data_of(found):
 MODEL, BLOCK = anchor(), warm_block()
 
 
+def grid_of(clip):
+    return Grid.fitting(clip, 1.0, spec().fetch_size, 1000)
+
+
 def total(found, clip, summed=clipped_sum):
     data, memory = data_of(found), attach(MODEL)
-    with frozen(MODEL), per_sequence(MODEL, memory, spec(), data, RuntimeOptions()) as gradients:
-        result = summed(gradients, BLOCK, data, np.ones(len(found), bool), clip, 256)
+    with frozen(MODEL), per_record(MODEL, memory, spec(), data, RuntimeOptions()) as gradients:
+        result = summed(gradients, BLOCK, data, np.ones(len(found), bool), grid_of(clip))
     memory.detach()
-    return torch.cat([value.flatten() for value in result.value]).double()
+    return result.cells_X.double() * grid_of(clip).spacing
 
 
 @settings(max_examples=12, deadline=None)
@@ -219,18 +225,18 @@ def test_taking_out_any_record_moves_the_engine_s_sum_by_at_most_clip(kinds, dat
     found = [*records(["plain"], seed + 1), *records(kinds, seed)]
     removed = data.draw(st.integers(1, len(kinds)))
     fewer = [record for number, record in enumerate(found) if number != removed]
-    assert float((total(found, clip) - total(fewer, clip)).norm()) <= clip * (1 + 1e-5)
+    assert float((total(found, clip) - total(fewer, clip)).norm()) <= clip
 
 
 def test_the_sensitivity_check_would_see_no_clip_and_a_clip_of_the_batch():
     found = records(["plain", "long"], 0)
 
-    def unclipped(gradients, block, data, chosen, clip, micro_batch):
-        return clipped_sum(gradients, block, data, chosen, 1e6 * clip, micro_batch)
+    def unclipped(gradients, block, data, chosen, grid):
+        return clipped_sum(gradients, block, data, chosen, replace(grid, clip=1e6 * grid.clip))
 
     def batch_clipped(*given):
-        whole = unclipped(*given)
-        return replace(whole, value=[value * (0.1 / float(value.norm())) for value in whole.value])
+        cells_X = unclipped(*given).cells_X
+        return CellSum((cells_X * (given[-1].cells / float(cells_X.double().norm()))).long(), given[-1])
 
     for wrong in (unclipped, batch_clipped):
         assert float((total(found, 0.1, wrong) - total(found[:1], 0.1, wrong)).norm()) > 0.1 * (1 + 1e-5)
@@ -239,8 +245,8 @@ def test_the_sensitivity_check_would_see_no_clip_and_a_clip_of_the_batch():
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf, 1e38, 0.0])
 def test_a_record_whose_gradient_is_poisoned_moves_the_update_by_at_most_clip(monkeypatch, poison):
     """Through training itself: both neighbours draw the same noise, so their first updates differ by the sums alone."""
-    real = dpsgd.per_sequence
-    monkeypatch.setattr(dpsgd, "per_sequence", lambda *given: Poisoned(real(*given), given[3], poison))
+    real = dpsgd.per_record
+    monkeypatch.setattr(dpsgd, "per_record", lambda *given: Poisoned(real(*given), given[3], poison))
     plan = replace(PLAN, steps=1, sampling_rate=1.0, noise_multiplier=0.0)
     found = records(["plain", "plain", "plain"], 5)
     whole, part = (first_update(data_of(rows), plan) * plan.divisor for rows in (found, found[:2]))
@@ -258,11 +264,12 @@ class Poisoned:
         gradients = self.engine.__enter__()
 
         def poisoned(block_X, numbers_B):
-            grads_BX = gradients(block_X, numbers_B).clone()
-            grads_BX[torch.from_numpy(self.data.record_N[numbers_B] == 2), ::7] = self.poison
-            return GradBook.of(grads_BX)
+            grad_X = gradients(block_X, numbers_B).clone()
+            if self.data.record_N[numbers_B[0]] == 2:
+                grad_X[::7] = self.poison
+            return grad_X
 
-        return Gradients(poisoned)
+        return poisoned
 
     def __exit__(self, *error):
         return self.engine.__exit__(*error)
@@ -286,8 +293,8 @@ def updates_of(data, plan, label=b"run"):
 def test_steps_divisor_shapes_and_draws_are_equal_with_and_without_the_record(monkeypatch, seed):
     """Every draw of noise has its size and std whoever is there; the others are sampled as they were."""
     draws, chosen = [], []
-    normal, bernoulli = PrivacyStream.normal, PrivacyStream.bernoulli
-    monkeypatch.setattr(PrivacyStream, "normal", lambda self, n, std: (draws.append((n, std)), normal(self, n, std))[1])
+    draw, bernoulli = dpsgd.rounded_gaussian, PrivacyStream.bernoulli
+    monkeypatch.setattr(dpsgd, "rounded_gaussian", lambda of, n, std: (draws.append((n, std)), draw(of, n, std))[1])
     monkeypatch.setattr(
         PrivacyStream, "bernoulli", lambda self, n, rate: (chosen.append(found := bernoulli(self, n, rate)), found)[1]
     )
@@ -324,9 +331,8 @@ def test_the_oracle_and_the_engine_agree_on_adversarial_records():
     """Per-record autograd, clipped and summed by hand, against the engine, on records of every kind."""
     found, clip = records([*KINDS, "plain"], 11), 0.05
     data, memory = data_of(found), attach(MODEL)
-    with frozen(MODEL), per_sequence(MODEL, memory, spec(), data, RuntimeOptions()) as gradients:
-        alone = [gradients(BLOCK, np.array([n])) for n in range(len(data.record_N)) if (data.tokens_NT[n] != PAD).any()]
+    with frozen(MODEL), per_record(MODEL, memory, spec(), data, RuntimeOptions()) as gradients:
+        alone = [gradients(BLOCK, np.flatnonzero(data.record_N == n)).clone() for n in range(data.records)]
     memory.detach()
-    kept = data.record_N[(data.tokens_NT != PAD).any(1).numpy()]
-    expected = clip_records([torch.cat(alone)], torch.from_numpy(kept), data.records, clip).value[0].double()
-    assert float((total(found, clip) - expected).norm()) <= 1e-5 * float(expected.norm())
+    expected = clipped(alone, grid_of(clip)).double() * grid_of(clip).spacing
+    assert float((total(found, clip) - expected).abs().max()) <= len(found) * grid_of(clip).spacing

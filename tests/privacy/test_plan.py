@@ -39,8 +39,6 @@ def test_a_target_must_be_a_finite_number_above_zero(target):
         {"steps": 2.5},
         {"steps": True},
         {"steps": 100_001},
-        {"clip": 0.0},
-        {"clip": float("inf")},
         {"noise_multiplier": -1.0},
         {"noise_multiplier": float("inf")},
         {"divisor": 0.0},
@@ -54,6 +52,13 @@ def test_a_target_must_be_a_finite_number_above_zero(target):
 def test_a_plan_without_meaning_is_refused(change):
     with pytest.raises(UsageError):
         replace(PLAN, **change)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_clip_norm_that_is_none_is_refused(clip):
+    with pytest.raises(Refused, match="clip norm") as caught:
+        replace(PLAN, clip=clip)
+    assert caught.value.exit_code == 4
 
 
 def test_delta_must_suit_the_declared_cap():
