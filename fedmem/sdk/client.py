@@ -19,6 +19,7 @@ Invariants
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class Client:
         self._answerer: Answerer | None = None
         self._lock = RLock()
         self._release_to_close: Release | None = None
-        forks.watch(self)
+        self._at_fork = _AtFork(self)
+        forks.watch(self._at_fork)
 
     @classmethod
     def open(
@@ -355,10 +357,6 @@ class Client:
                     self._opened = self._reopen()
         return self._opened
 
-    def disown(self) -> None:
-        """Give up what belongs to the parent, in a forked child: another thread may have held the lock."""
-        self._lock, self._answerer = RLock(), None
-
     def __enter__(self) -> "Client":
         return self
 
@@ -366,6 +364,18 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _AtFork:
+    """Gives a client in a forked child a lock of its own: another thread of the parent may have held the lock."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = weakref.ref(client)
+
+    def disown(self) -> None:
+        client = self._client()
+        if client is not None:
+            client._lock, client._answerer = RLock(), None
 
 
 def open_release(release: "str | Path | Release | None") -> Any:

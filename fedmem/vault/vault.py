@@ -23,7 +23,6 @@ A method that changes items raises Refused in a vault that is open for reading o
 1
 """
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -151,15 +150,18 @@ class Vault:
             VersionMismatch: another format.
         """
         root, files = Path(root), files or Files()
-        unlock = functools.partial(opening.unlock, root, subject=subject, ask=ask, write=write, files=files)
-        core = reserve.with_room(files, root, functools.partial(unlock, timeout=timeout))
-        try:
-            vault = cls(core)
-            vault._start()
-        except BaseException:
-            core.close()
-            raise
-        return vault
+
+        def work() -> Vault:
+            core = opening.unlock(root, subject=subject, ask=ask, write=write, files=files, timeout=timeout)
+            try:
+                vault = cls(core)
+                vault._start()
+            except BaseException:
+                core.close()
+                raise
+            return vault
+
+        return reserve.with_room(files, root, work)
 
     @property
     def id(self) -> str:

@@ -130,7 +130,8 @@ def test_every_cut_of_a_large_erasure_is_resumed(vaults, vault: Vault, tmp_path:
             at += 1
         vaults.faults.arm("cut", None)
         cut.core.database.close()
-        cut.core.writer.release()
+        cut.core.end_turn()
+        cut.core.lease.release()
         again = vaults.open()
         erasure.resume(again)
         lists = {path.stem for path in (again.root / "receipts").glob("*.items")}

@@ -13,6 +13,7 @@ from fedmem.federation import cohorts, device_dp
 from fedmem.federation.cohorts import FixedSpend
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.privacy.accounting_fixed import epsilon_fixed_pld
+from fedmem.privacy.rounded_gaussian import STEP_EPSILON
 from fedmem.privacy.stream import PrivacyStream
 
 KEY = bytes(range(32))

@@ -1,5 +1,6 @@
 """Leases: a live reader is seen by other processes, a dead one is swept, whoever had its number."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmem.errors import StorageError
 from fedmem.storage.locks import FileLock
 from fedmem.vault.store.leases import Lease, stale_readers
 
@@ -119,3 +121,27 @@ def test_a_new_reader_sweeps_the_dead(tmp_path: Path) -> None:
 
 def test_no_readers_ever(tmp_path: Path) -> None:
     assert stale_readers(tmp_path / "leases", 9) == []
+
+
+def test_a_mark_that_a_full_disk_stops_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    errors = []  # an error keeps the variables of its frames alive
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fail)
+        with pytest.raises(StorageError) as caught:
+            Lease(tmp_path, 0)
+        errors.append(caught.value)
+    assert stale_readers(tmp_path, 1) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mark_moves_to_a_later_generation(tmp_path: Path) -> None:
+    lease = Lease(tmp_path, 0)
+    assert len(stale_readers(tmp_path, 1)) == 1
+    lease.move(1)
+    assert stale_readers(tmp_path, 1) == []
+    assert [reader.mark for reader in stale_readers(tmp_path, 2)] == [lease.path.name]
+    lease.release()
+    assert list(tmp_path.iterdir()) == []
