@@ -143,7 +143,7 @@ def vault_with_block(release: Release, finish_block: Callable[..., BlockInfo]) -
         return Needles(client, finish_block(client._vault, "health", release.digest, scale=1.0))
 
 
-ON_STACK = 2  # words: the cipher leaves its last 16 bytes on the stack, until a later call of this thread takes their place
+ON_STACK = 2  # words: the cipher leaves its last 16 bytes on the stack, where later calls take their place
 
 
 def erase() -> str:
