@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from fedmem.anchor.load import load_model
+from fedmem.anchor.load import check_weights, load_model
 from fedmem.anchor.tokenizer import end_of_document
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import shape_of
@@ -33,7 +33,10 @@ def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> N
 
     Raises:
         StorageError: the disk refuses.
+        VerificationFailed: a weight is not finite, or the output layer is not tied as the configuration says. Nothing
+            is written.
     """
+    check_weights(model, "the anchor")
     temporary, final = folder / ".writing", folder / "anchor"
     with storage_errors("write the anchor"):
         shutil.rmtree(temporary, ignore_errors=True)
