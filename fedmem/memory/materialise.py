@@ -46,6 +46,8 @@ def materialise(model: Any, spec: MemorySpec, fetched_X: Tensor) -> Any:
     widths = [sum(level) for level in zip(*spec.widths, strict=True)]
     config = deepcopy(model.config)
     setattr(config, _WIDTH_NAMES.get(config.model_type, "intermediate_size"), spec.shape.ffn + max(widths))
+    # The weights decide, not the configuration: a head that was trained apart from its embedding stays apart.
+    config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     with torch.device("meta"):
         plain = type(model)(config)
     plain = plain.to(model.dtype).to_empty(device=model.device)

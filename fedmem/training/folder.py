@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from fedmem.anchor.load import check_weights, load_model
-from fedmem.anchor.tokenizer import end_of_document
-from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
+from fedmem.anchor.tokenizer import end_of_document, load_tokenizer
+from fedmem.errors import NothingMatched, VersionMismatch
 from fedmem.memory.sites import shape_of
 from fedmem.storage.files import Files, storage_errors
 
@@ -84,13 +84,12 @@ def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
 
     Returns:
         The tokenizer, without truncation and padding.
+
+    Raises:
+        VerificationFailed: the file is no tokenizer.
+        VersionMismatch: the tokenizer has more entries than the model, or no token that ends a document.
     """
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise VerificationFailed(f"{path} is no tokenizer; put the model's own tokenizer.json there.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(path)
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= vocabulary:
         raise VersionMismatch(f"{path} has more entries than its model; use the tokenizer that the model came with.")

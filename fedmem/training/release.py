@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fedmem.anchor.load import check_weights, load_model
+from fedmem.anchor.tokenizer import load_tokenizer
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
@@ -228,7 +229,7 @@ class Release:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The anchor's tokenizer."""
-        return Tokenizer.from_file(str(self.root / "tokenizer.json"))
+        return load_tokenizer(self.root / "tokenizer.json")
 
     @cached_property
     def tree(self) -> Tree:
