@@ -64,3 +64,10 @@ def test_a_head_of_its_own_stays_so_whatever_the_configuration_says(family, is_t
     plain.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(tokens).logits, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_a_compiled_model_is_refused():
+    model = model_of("llama")
+    spec = spec_of(model)
+    with pytest.raises(UsageError, match="compiled"):
+        materialise(torch.compile(model, backend="eager"), spec, some_fetch(spec)[0])

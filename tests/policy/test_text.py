@@ -8,14 +8,14 @@ from fedmem.errors import UsageError
 from fedmem.policy.policy import Policy
 from fedmem.policy.text import MOST_BYTES, check_text
 
-NO_TEXTS = [None, b"bytes", 7, ["text"], "half \ud83d of a pair", "\udc80", "a" * (MOST_BYTES + 1), "漢" * 400_000]
+NO_TEXTS = [None, b"bytes", 7, ["text"], "Half \ud83d of it", "\udc80", "a" * (MOST_BYTES + 1), "漢" * 400_000]
 
 
 @pytest.mark.parametrize("text", NO_TEXTS, ids=lambda text: ascii(text)[:20])
 def test_what_is_no_text_is_refused_by_the_policy(text):
     with pytest.raises(UsageError) as refusal:
         Policy.load("default").place(text)
-    assert ascii(text)[1:10] not in str(refusal.value)
+    assert not isinstance(text, str) or text[:4] not in str(refusal.value)
 
 
 def test_texts_of_any_script_and_with_control_characters_pass():
