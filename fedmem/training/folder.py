@@ -4,8 +4,9 @@ The folder comes from `fedmem anchor train`, or from elsewhere.
 
 Invariants
 - No code of the folder runs. Only safetensors weights are read, in float32, and nothing outside the folder.
-- Model and tokenizer fit: every id of the tokenizer has an embedding in the model. Id 0 is padding and id 1 the end of
-  document; `fedmem.training.sequences` needs both.
+- Weights fit the configuration (`fedmem.anchor.load`).
+- Model and tokenizer fit: every id of the tokenizer has an embedding in the model. The tokenizer has a token that ends
+  a document, and encodes every text.
 - The anchor is written completely or not at all.
 """
 
@@ -17,8 +18,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from fedmem.anchor.load import check_weights, load_model
-from fedmem.anchor.tokenizer import end_of_document, load_tokenizer
-from fedmem.errors import NothingMatched, VersionMismatch
+from fedmem.anchor.tokenizer import end_of_document, load_tokenizer, text_ids
+from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import shape_of
 from fedmem.storage.files import Files, storage_errors
 
@@ -86,7 +87,7 @@ def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
         The tokenizer, without truncation and padding.
 
     Raises:
-        VerificationFailed: the file is no tokenizer.
+        VerificationFailed: the file is no tokenizer, or it fails on a text.
         VersionMismatch: the tokenizer has more entries than the model, or no token that ends a document.
     """
     tokenizer = load_tokenizer(path)
@@ -94,4 +95,8 @@ def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     if max(ids, default=0) >= vocabulary:
         raise VersionMismatch(f"{path} has more entries than its model; use the tokenizer that the model came with.")
     end_of_document(tokenizer)
+    try:
+        text_ids(tokenizer, ["a \U0010ffff"])
+    except Exception as error:  # tokenizers raises no class of its own
+        raise VerificationFailed(f"{path} fails on a character that it does not know; add its unknown token.") from error
     return tokenizer
