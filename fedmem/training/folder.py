@@ -98,5 +98,5 @@ def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
     try:
         text_ids(tokenizer, ["a \U0010ffff"])
     except Exception as error:  # tokenizers raises no class of its own
-        raise VerificationFailed(f"{path} fails on a character that it does not know; add its unknown token.") from error
+        raise VerificationFailed(f"{path} fails on characters that it does not know; add an unknown token.") from error
     return tokenizer

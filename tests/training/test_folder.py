@@ -102,5 +102,5 @@ def test_a_tokenizer_that_fails_on_a_text_is_refused(tmp_path):
     tokenizer = Tokenizer(models.Unigram([("a", -1.0), ("</s>", 0.0)], None, False))
     tokenizer.add_special_tokens(["</s>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(VerificationFailed, match="does not know"):
+    with pytest.raises(VerificationFailed, match="not know"):
         fitting_tokenizer(tmp_path / "tokenizer.json", 400)
