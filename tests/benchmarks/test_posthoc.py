@@ -79,7 +79,8 @@ def test_exact_is_what_greedy_decoding_gives(bench, monkeypatch):
 
     def is_exact(token):
         """Give the answer as this one token."""
-        monkeypatch.setattr(posthoc, "text_ids", lambda _, texts: [[token] if text == " x" else prompt for text in texts])
+        ids_of = {ASKED[0].prompt: prompt, " x": [token]}
+        monkeypatch.setattr(posthoc, "text_ids", lambda _, texts: [ids_of[text] for text in texts])
         return bool(posthoc.answered(bench.model, bench.tokenizer, asked, bench.memory, None)[0][0])
 
     assert [is_exact(token) for token in (likeliest, likeliest ^ 1)] == [True, False]
