@@ -192,9 +192,7 @@ def test_an_answer_leaves_no_row(reader: Program, vault_with_block: Needles) -> 
 
 
 @pytest.mark.parametrize("notices", ["next", "search", pytest.param("generate", marks=pytest.mark.slow)])
-def test_a_suspended_stream_loses_its_rows_by_itself(
-    reader: Program, vault_with_block: Needles, notices: str
-) -> None:
+def test_a_suspended_stream_loses_its_rows_by_itself(reader: Program, vault_with_block: Needles, notices: str) -> None:
     assert reader("stream") == "done"
     assert erase() == "completed"
     assert vault_with_block.left(reader.process.pid) == 0
