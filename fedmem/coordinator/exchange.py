@@ -21,7 +21,7 @@ from fedmem.federation import wire
 from fedmem.federation.clock import Clock
 from fedmem.federation.flower import Grid, Message
 from fedmem.federation.rounds import Coordinator, Round
-from fedmem.federation.transcript import Transcript, estimate_evidence, read_evidence
+from fedmem.federation.transcript import Transcript, clean_number, estimate_evidence, read_evidence
 from fedmem.federation.wire import Fields, Schema
 
 _log = logging.getLogger("fedmem.coordinator")
@@ -109,12 +109,16 @@ def _check_ids(ids: list[str], count: int) -> list[str]:
 
 
 def _pull_replies(grid: Grid, opened: Round, sent: SentRequest, clock: Clock, poll: float) -> Iterator[Message]:
-    waiting, pause = set(sent.nodes), FIRST_PAUSE
+    """Return the replies as they arrive. A foreign answer to a request is returned once, and the wait goes on."""
+    waiting, forged, pause = set(sent.nodes), set[str](), FIRST_PAUSE
     while waiting and clock.now() <= opened.deadline:
         try:
             for reply in grid.pull_messages(sorted(waiting)):
-                waiting -= _answered(reply, sent)
-                yield reply
+                message_id, is_answer = reply.metadata.reply_to_message_id, sent.is_answered_by(reply)
+                key = message_id if message_id in sent.nodes else ""  # no id of a stranger is kept
+                if is_answer or key not in forged:
+                    yield reply
+                (waiting.discard if is_answer else forged.add)(key)
             pause = FIRST_PAUSE
         except FedmemError:
             raise
@@ -127,16 +131,11 @@ def _pull_replies(grid: Grid, opened: Round, sent: SentRequest, clock: Clock, po
             clock.sleep(poll)
 
 
-def _answered(reply: Message, sent: SentRequest) -> set[str]:
-    """Return the id of the request that `reply` answers; empty if it answers none, so that the wait goes on."""
-    return {reply.metadata.reply_to_message_id} if sent.is_answered_by(reply) else set()
-
-
 def _count_reply(
     coordinator: Coordinator, reply: Message, sent: SentRequest, transcript: Transcript, now: float
 ) -> tuple[int | None, Outcome]:
     """Count one reply, or log why it is refused; return its node (None for no node of the cohort) and its outcome."""
-    node = reply.metadata.src_node_id if _answered(reply, sent) else None
+    node = reply.metadata.src_node_id if sent.is_answered_by(reply) else None
     evidence, outcome = estimate_evidence(reply), Outcome.REFUSED
     try:
         fields = _read_fields(reply, sent, coordinator.reply_schema)
@@ -144,11 +143,12 @@ def _count_reply(
         moves = coordinator.accept(reply.metadata.src_node_id, int(sent.group), fields, now)
         outcome = Outcome.MOVES if moves else Outcome.ZEROS
     except FedmemError as error:
-        _log.warning("Node %s: %s", node, error)
+        _log.warning("Node %s: %s", clean_number(reply.metadata.src_node_id), error)
         outcome = _outcome_of(error)
     except Exception as error:  # noqa: BLE001  (a device that lies costs its own update only)
         # Nothing is added yet, so an error that a crafted record causes has no effect.
-        _log.warning("Node %s: a reply could not be read (%s); it was not counted.", node, type(error).__name__)
+        name = type(error).__name__
+        _log.warning("Node %s: a reply could not be read (%s).", clean_number(reply.metadata.src_node_id), name)
     transcript.add("up", reply, evidence)
     return node, outcome
 

@@ -116,7 +116,7 @@ class Transcript:
         meta = message.metadata
         node = meta.dst_node_id if direction == "down" else meta.src_node_id
         kind = _label(meta.message_type) + (" error" if message.has_error() else "")
-        self.entries.append(TranscriptEntry(_label(meta.group_id), direction, kind, _number(node), *proof))
+        self.entries.append(TranscriptEntry(_label(meta.group_id), direction, kind, clean_number(node), *proof))
 
     def traffic(self, group: str) -> tuple[int, int]:
         """Return the payload bytes (down, up) of one round, named by its Flower group.
@@ -142,5 +142,10 @@ def _label(text: object) -> str:
     return text if isinstance(text, str) and len(text) <= _LONGEST_LABEL and text.isascii() else "?"
 
 
-def _number(node: object) -> int:
+def clean_number(node: object) -> int:
+    """Return the id of a node as a peer gave it, or 0 if it is none.
+
+    Args:
+        node: the id; nothing of it is trusted.
+    """
     return node if isinstance(node, int) and -(2**63) <= node < 2**64 else 0
