@@ -10,16 +10,17 @@ Invariants
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fedmem.coordinator.mismatch import Outcome
 from fedmem.coordinator.retry import FIRST_PAUSE, LONGEST_PAUSE, retry_until
+from fedmem.coordinator.superlink_replies import SuperLinkReplies
 from fedmem.errors import FedmemError, RemoteError, VersionMismatch
 from fedmem.federation import flower_codec as records
 from fedmem.federation import wire
 from fedmem.federation.clock import Clock
-from fedmem.federation.flower import Grid, Message
+from fedmem.federation.flower import Grid, HttpGrid, Message
 from fedmem.federation.rounds import Coordinator, Round
 from fedmem.federation.transcript import Transcript, clean_number, estimate_evidence, read_evidence
 from fedmem.federation.wire import Fields, Schema
@@ -49,9 +50,18 @@ class SentRequest:
         Args:
             reply: a message that Flower delivered; it may come from any node.
         """
-        meta = reply.metadata
-        is_from_its_node: bool = self.nodes.get(meta.reply_to_message_id) == meta.src_node_id
+        meta, request_id = reply.metadata, self.request_id(reply)
+        is_from_its_node: bool = bool(request_id) and self.nodes[request_id] == meta.src_node_id
         return is_from_its_node and meta.group_id == self.group and meta.run_id == self.run_id
+
+    def request_id(self, reply: Message) -> str:
+        """Return the id of the request that `reply` names; "" where it is none of this round.
+
+        Args:
+            reply: a message that Flower delivered; it may come from any node.
+        """
+        name = reply.metadata.reply_to_message_id
+        return name if isinstance(name, str) and name in self.nodes else ""
 
 
 def exchange_messages(
@@ -75,7 +85,9 @@ def exchange_messages(
     """
     sent = _send_requests(grid, opened, transcript, clock)
     outcomes: dict[int, Outcome] = {}
-    for reply in _pull_replies(grid, opened, sent, clock, max(poll, _SHORTEST_POLL)):
+    is_remote = isinstance(grid, HttpGrid)
+    pull = SuperLinkReplies(grid, coordinator.reply_schema).pull if is_remote else grid.pull_messages
+    for reply in _pull_replies(pull, opened.deadline, sent, clock, max(poll, _SHORTEST_POLL)):
         node, outcome = _count_reply(coordinator, reply, sent, transcript, clock.now())
         if node is not None:
             outcomes.setdefault(node, outcome)
@@ -108,17 +120,18 @@ def _check_ids(ids: list[str], count: int) -> list[str]:
     return ids
 
 
-def _pull_replies(grid: Grid, opened: Round, sent: SentRequest, clock: Clock, poll: float) -> Iterator[Message]:
+def _pull_replies(
+    pull: Callable[[list[str]], Iterable[Message]], deadline: float, sent: SentRequest, clock: Clock, poll: float
+) -> Iterator[Message]:
     """Return the replies as they arrive. A foreign answer to a request is returned once, and the wait goes on."""
     waiting, forged, pause = set(sent.nodes), set[str](), FIRST_PAUSE
-    while waiting and clock.now() <= opened.deadline:
+    while waiting and clock.now() <= deadline:
         try:
-            for reply in grid.pull_messages(sorted(waiting)):
-                message_id, is_answer = reply.metadata.reply_to_message_id, sent.is_answered_by(reply)
-                key = message_id if message_id in sent.nodes else ""  # no id of a stranger is kept
-                if is_answer or key not in forged:
+            for reply in pull(sorted(waiting)):
+                request_id, is_answer = sent.request_id(reply), sent.is_answered_by(reply)
+                if is_answer or request_id not in forged:
                     yield reply
-                (waiting.discard if is_answer else forged.add)(key)
+                (waiting.discard if is_answer else forged.add)(request_id)
             pause = FIRST_PAUSE
         except FedmemError:
             raise
