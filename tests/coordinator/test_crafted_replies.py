@@ -1,4 +1,4 @@
-"""Crafted replies by the thousand: none ends a run, none is counted, and none costs more than the schema's size twice."""
+"""Crafted replies by the thousand: none ends a run, none is counted, none costs more than the schema's size twice."""
 
 import itertools
 import random

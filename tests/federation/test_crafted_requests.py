@@ -14,6 +14,7 @@ from fedmem.federation.client_app import answer_request
 from fedmem.federation.device import Device
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.flower import Context, RecordDict
+from fedmem.federation.flower_codec import to_request
 from fedmem.federation.rounds import Coordinator, RoundSettings
 from fedmem.federation.transcript import serialise_content
 from fedmem.federation.wire import Fields
@@ -78,8 +79,6 @@ def test_no_crafted_request_makes_a_handler_raise_or_tells_devices_apart(seed: i
 
 
 def test_an_honest_request_moves_the_healthy_device_alone() -> None:
-    from fedmem.federation.flower_codec import to_request
-
     replies = answers(lambda: to_request(honest_request()))
     assert len(set(replies.values())) == 2
     assert len({reply for name, reply in replies.items() if name != "healthy"}) == 1
