@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fedmem.coordinator.mismatch import Outcome
+from fedmem.coordinator.mismatch import ReplyOutcome
 from fedmem.coordinator.retry import FIRST_PAUSE, LONGEST_PAUSE, retry_until
 from fedmem.coordinator.superlink_replies import SuperLinkReplies
 from fedmem.errors import FedmemError, RemoteError, VersionMismatch
@@ -66,7 +66,7 @@ class SentRequest:
 
 def exchange_messages(
     grid: Grid, coordinator: Coordinator, opened: Round, transcript: Transcript, clock: Clock, poll: float
-) -> dict[int, Outcome]:
+) -> dict[int, ReplyOutcome]:
     """Send the request of a round and count the replies, until all have arrived or the deadline has passed.
 
     Args:
@@ -84,7 +84,7 @@ def exchange_messages(
         RemoteError: Flower took no request before the deadline. The round is open, and nothing was counted.
     """
     sent = _send_requests(grid, opened, transcript, clock)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, ReplyOutcome] = {}
     is_remote = isinstance(grid, HttpGrid)
     pull = SuperLinkReplies(grid, coordinator.reply_schema).pull if is_remote else grid.pull_messages
     for reply in _pull_replies(pull, opened.deadline, sent, clock, max(poll, _SHORTEST_POLL)):
@@ -146,15 +146,15 @@ def _pull_replies(
 
 def _count_reply(
     coordinator: Coordinator, reply: Message, sent: SentRequest, transcript: Transcript, now: float
-) -> tuple[int | None, Outcome]:
+) -> tuple[int | None, ReplyOutcome]:
     """Count one reply, or log why it is refused; return its node (None for no node of the cohort) and its outcome."""
     node = reply.metadata.src_node_id if sent.is_answered_by(reply) else None
-    evidence, outcome = estimate_evidence(reply), Outcome.REFUSED
+    evidence, outcome = estimate_evidence(reply), ReplyOutcome.REFUSED
     try:
         fields = _read_fields(reply, sent, coordinator.reply_schema)
         evidence = read_evidence(reply)
         moves = coordinator.accept(reply.metadata.src_node_id, int(sent.group), fields, now)
-        outcome = Outcome.MOVES if moves else Outcome.ZEROS
+        outcome = ReplyOutcome.MOVES if moves else ReplyOutcome.ZEROS
     except FedmemError as error:
         _log.warning("Node %s: %s", clean_number(reply.metadata.src_node_id), error)
         outcome = _outcome_of(error)
@@ -166,10 +166,10 @@ def _count_reply(
     return node, outcome
 
 
-def _outcome_of(error: FedmemError) -> Outcome:
+def _outcome_of(error: FedmemError) -> ReplyOutcome:
     if isinstance(error, VersionMismatch):
-        return Outcome.OTHER_PROTOCOL
-    return Outcome.OTHER_RELEASE if isinstance(error, records.TemplateMismatch) else Outcome.REFUSED
+        return ReplyOutcome.OTHER_PROTOCOL
+    return ReplyOutcome.OTHER_RELEASE if isinstance(error, records.TemplateMismatch) else ReplyOutcome.REFUSED
 
 
 def _read_fields(reply: Message, sent: SentRequest, schema: Schema) -> Fields:

@@ -8,9 +8,9 @@ Invariants
 - A device that refuses still answers with zeros (I1). The message names all reasons and does not tell them apart.
 
 >>> check = MismatchCheck(expects_updates=True, noisy=False)
->>> check.judge({7: Outcome.MOVES, 8: Outcome.ZEROS}, [7, 8]) is None
+>>> check.judge({7: ReplyOutcome.MOVES, 8: ReplyOutcome.ZEROS}, [7, 8]) is None
 True
->>> check.judge({7: Outcome.ZEROS, 8: Outcome.OTHER_PROTOCOL}, [7, 8])
+>>> check.judge({7: ReplyOutcome.ZEROS, 8: ReplyOutcome.OTHER_PROTOCOL}, [7, 8])
 '1 device answered with zeros alone; 1 device speaks another protocol version'
 """
 
@@ -29,7 +29,7 @@ ADVICE = (
 )
 
 
-class Outcome(Enum):
+class ReplyOutcome(Enum):
     """The effect of one reply."""
 
     MOVES = "moved a parameter"
@@ -49,9 +49,9 @@ class MismatchCheck:
 
     def __init__(self, expects_updates: bool, noisy: bool) -> None:
         self._expects_updates, self._noisy = expects_updates, noisy
-        self._fruitless: dict[int, Outcome] = {}
+        self._fruitless: dict[int, ReplyOutcome] = {}
 
-    def judge(self, outcomes: Mapping[int, Outcome], connected: Collection[int]) -> str | None:
+    def judge(self, outcomes: Mapping[int, ReplyOutcome], connected: Collection[int]) -> str | None:
         """Return what is wrong with all devices, or None if some device can take part or it is not decided yet.
 
         Args:
@@ -64,19 +64,21 @@ class MismatchCheck:
             return None
         connected = set(connected)
         self._fruitless = {n: o for n, o in {**self._fruitless, **outcomes}.items() if n in connected}
-        nodes = [node for node, outcome in self._fruitless.items() if outcome is not Outcome.REFUSED]
+        nodes = [node for node, outcome in self._fruitless.items() if outcome is not ReplyOutcome.REFUSED]
         is_decided = nodes and len(nodes) >= min(len(connected), ENOUGH)
         return describe(Counter(self._fruitless[node] for node in nodes)) if is_decided else None
 
-    def _is_fruitful(self, outcome: Outcome) -> bool:
-        return outcome is Outcome.MOVES or (outcome is Outcome.ZEROS and (self._noisy or not self._expects_updates))
+    def _is_fruitful(self, outcome: ReplyOutcome) -> bool:
+        return outcome is ReplyOutcome.MOVES or (
+            outcome is ReplyOutcome.ZEROS and (self._noisy or not self._expects_updates)
+        )
 
-    def _warn_of_zeros(self, outcomes: Mapping[int, Outcome]) -> None:
-        if self._expects_updates and outcomes and set(outcomes.values()) == {Outcome.ZEROS}:
+    def _warn_of_zeros(self, outcomes: Mapping[int, ReplyOutcome]) -> None:
+        if self._expects_updates and outcomes and set(outcomes.values()) == {ReplyOutcome.ZEROS}:
             _log.warning("No reply of this round moves a parameter: the sum is exactly zero. %s", ADVICE)
 
 
-def describe(numbers: Mapping[Outcome, int]) -> str:
+def describe(numbers: Mapping[ReplyOutcome, int]) -> str:
     """Return a clause for each outcome, with the number of its devices.
 
     Args:
@@ -84,7 +86,7 @@ def describe(numbers: Mapping[Outcome, int]) -> str:
     """
     return "; ".join(
         f"{numbers[kind]} device{'s' * (numbers[kind] > 1)} {_plural(kind.value, numbers[kind])}"
-        for kind in Outcome
+        for kind in ReplyOutcome
         if numbers.get(kind)
     )
 

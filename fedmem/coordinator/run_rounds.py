@@ -36,7 +36,7 @@ ABORTS = 3
 
 @dataclass(frozen=True)
 class Peers:
-    """What a coordinator remembers of its nodes from round to round.
+    """The facts about its nodes that a coordinator keeps from round to round.
 
     Attributes:
         roster: chooses the nodes that may be asked.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedmem.coordinator.journal import Journal
-from fedmem.coordinator.mismatch import ENOUGH, MismatchCheck, Outcome
+from fedmem.coordinator.mismatch import ENOUGH, MismatchCheck, ReplyOutcome
 from fedmem.coordinator.run_rounds import run_rounds
 from fedmem.errors import VersionMismatch
 from fedmem.federation import flower_codec as records
@@ -18,7 +18,12 @@ from fedmem.federation.flower import Array, ArrayRecord, ClientApp, Context, Mes
 from fedmem.federation.rounds import RoundAborted
 from tests.federation.conftest import UNSAFE
 
-MOVES, ZEROS, PROTOCOL, RELEASE = Outcome.MOVES, Outcome.ZEROS, Outcome.OTHER_PROTOCOL, Outcome.OTHER_RELEASE
+MOVES, ZEROS, PROTOCOL, RELEASE = (
+    ReplyOutcome.MOVES,
+    ReplyOutcome.ZEROS,
+    ReplyOutcome.OTHER_PROTOCOL,
+    ReplyOutcome.OTHER_RELEASE,
+)
 
 
 def check(expects_updates: bool = True, noisy: bool = False) -> MismatchCheck:
@@ -26,14 +31,14 @@ def check(expects_updates: bool = True, noisy: bool = False) -> MismatchCheck:
 
 
 @pytest.mark.parametrize("outcome", [ZEROS, PROTOCOL, RELEASE])
-def test_all_nodes_together_decide(outcome: Outcome) -> None:
+def test_all_nodes_together_decide(outcome: ReplyOutcome) -> None:
     assert outcome.value.split()[-1] in str(check().judge({1: outcome, 2: outcome}, [1, 2]))
 
 
 def test_a_silent_a_useful_or_a_lying_node_keeps_the_run_going() -> None:
     assert check().judge({1: ZEROS}, [1, 2]) is None
     assert check().judge({1: ZEROS, 2: MOVES}, [1, 2]) is None
-    assert check().judge({1: ZEROS, 2: Outcome.REFUSED}, [1, 2]) is None
+    assert check().judge({1: ZEROS, 2: ReplyOutcome.REFUSED}, [1, 2]) is None
     assert check().judge({}, []) is None
 
 

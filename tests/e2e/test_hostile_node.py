@@ -1,6 +1,6 @@
 """A SuperNode of its own making beside an honest device, on a real SuperLink: it costs its own update and nothing else.
 
-The hostile node runs the bundle that `flwr run` sends, in an installation that was changed so that it answers by `LIES`.
+The hostile node runs the bundle that `flwr run` sends, in a changed installation that answers by `LIES`.
 """
 
 import contextlib
