@@ -7,7 +7,7 @@ Invariants
 
 >>> from fedmem.federation.flower import Array, ArrayRecord
 >>> measure_arrays(RecordDict({"update": ArrayRecord({"w": Array("int32", (1,), "raw", bytes(4))})})).nbytes
-39
+40
 """
 
 import hashlib

@@ -15,6 +15,7 @@ Invariants
 >>> coordinator.open([7, 8]).cohort
 (7, 8)
 >>> coordinator.accept(7, 1, wire.Fields({"w": np.array([2**22, 0], np.int32)}), now=1.0)
+True
 >>> coordinator.spend()["round"]
 1
 >>> coordinator.close(Durable(1))["w"].tolist()

@@ -90,3 +90,13 @@ def test_a_device_without_a_release_at_hand_answers_any_request() -> None:
     for number in range(300):
         content = crafted_request(random.Random(number), honest)
         assert list(answer_request(unbuilt, content, CONTEXT)) == ["update"]
+
+
+def test_a_crafted_request_reaches_the_device_and_is_entered() -> None:
+    """Zeros need the approval of the vault process, also where the request could not be read."""
+    honest = honest_request()
+    for number in range(100):
+        port = InprocPort([], PLAN, SHAPES)
+        made = Device(0, port, PLAN, SHAPES, moved)
+        answer_request(lambda context, made=made: made, crafted_request(random.Random(number), honest), CONTEXT)
+        assert len(port.egress) == 1, number
