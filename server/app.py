@@ -33,10 +33,11 @@ def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
         Refused: `out` holds a federation under other terms.
         NothingMatched, VerificationFailed, VersionMismatch: as reading the terms and the release.
     """
-    values = {key: str(context.run_config[key]) for key in ("release", "terms", "out")}
+    values = {key: str(context.run_config.get(key, "")) for key in ("release", "terms", "out")}
     for key, value in values.items():
         if not value:
             raise UsageError(f"The run config needs {key}; see server/README.md.")
+    rounds, devices = _number(context, "rounds"), _number(context, "devices")
     agreement = Agreement.load(Path(values["terms"]))
     journal = Journal(Path(values["out"]))
     journal.bind(agreement.to_dict())
@@ -45,8 +46,14 @@ def start(context: Context) -> tuple[Coordinator, Journal, int, Patience]:
     coordinator = resume_coordinator(
         journal, lambda params, done: Coordinator(params or start_params, agreement.plan, noise, agreement.rounds, done)
     )
-    rounds = int(context.run_config["rounds"]) or agreement.plan.rounds
-    return coordinator, journal, rounds, Patience(nodes=int(context.run_config["devices"]))
+    return coordinator, journal, rounds or agreement.plan.rounds, Patience(nodes=devices)
+
+
+def _number(context: Context, key: str) -> int:
+    value = context.run_config.get(key, 0)
+    if type(value) is not int or value < 0:
+        raise UsageError(f"The run config needs a whole number from 0 for {key}; see server/README.md.")
+    return value
 
 
 app = make_server_app(start)

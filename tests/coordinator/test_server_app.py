@@ -86,3 +86,13 @@ def test_a_journal_that_names_no_terms_is_refused(begin: Any, toy: Any, tmp_path
 def test_a_run_config_that_names_no_folder_is_refused(begin: Any) -> None:
     with pytest.raises(UsageError, match="needs out"):
         begin(UNSAFE, out="")
+
+
+@pytest.mark.parametrize("value", ["two", -1, 1.5, True])
+@pytest.mark.parametrize("key", ["rounds", "devices"])
+def test_a_run_config_without_whole_numbers_is_refused_and_writes_nothing(
+    begin: Any, tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(UsageError, match=key):
+        begin(UNSAFE, **{key: value})
+    assert not (tmp_path / "out").exists()
