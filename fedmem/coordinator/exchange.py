@@ -114,8 +114,8 @@ def _send_requests(grid: Grid, opened: Round, transcript: Transcript, clock: Clo
 
 
 def _check_ids(ids: list[str], count: int) -> list[str]:
-    # Flower gives no ids where a push was too large, and None for a node that has gone.
-    if len(ids) != count or not any(ids):
+    # Flower gives no ids at all where it refuses a push, and None for a node that has gone: that one is silent.
+    if len(ids) != count:
         raise ConnectionError("Flower did not take the requests.")
     return ids
 

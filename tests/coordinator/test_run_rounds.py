@@ -129,14 +129,22 @@ def test_a_superlink_that_fails_for_good_ends_the_run_with_a_typed_error(
     assert ledger_rounds(Journal(made.root)) == rounds
 
 
-@pytest.mark.parametrize("ids", [[], [None] * 4])
-def test_requests_that_flower_does_not_take_are_sent_again(toy: Callable[..., Any], ids: list[None]) -> None:
+def test_requests_that_flower_does_not_take_are_sent_again(toy: Callable[..., Any]) -> None:
     made = toy()
     grid = made.grid()
-    real, answers = grid.push_messages, [ids]
+    real, answers = grid.push_messages, [[]]
     grid.push_messages = lambda messages: answers.pop() if answers else real(messages)
     traffic, _, _ = made.run(until=2, grid=grid)
     assert [row.counted for row in traffic] == [4, 4]
+
+
+def test_a_cohort_whose_nodes_have_all_gone_costs_its_round_alone(toy: Callable[..., Any]) -> None:
+    made = toy()
+    grid = made.grid()
+    real, answers = grid.push_messages, [[None] * 4]
+    grid.push_messages = lambda messages: answers.pop() if answers else real(messages)
+    traffic, _, _ = made.run(until=2, grid=grid)
+    assert [(row.counted, row.aborted) for row in traffic] == [(0, True), (4, False)]
 
 
 def test_a_node_that_flower_drops_while_the_requests_are_sent_is_a_silent_one(toy: Callable[..., Any]) -> None:
