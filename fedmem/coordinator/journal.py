@@ -160,6 +160,21 @@ class Journal:
         """The number of rounds that are over: closed or aborted."""
         return max(self._ends, default=0)
 
+    def bind(self, terms: dict[str, Any]) -> None:
+        """Write the terms of the federation as the first entry, or compare them with those that the journal has.
+
+        Args:
+            terms: the public terms of the federation, as JSON values.
+
+        Raises:
+            Refused: the journal belongs to other terms; or it has rounds and names no terms.
+        """
+        body = {"kind": "terms", "terms": digest(terms)}
+        if not self.log.entries():
+            self._append(body)
+        elif not self.log.contains(body):
+            raise Refused(f"{self.root} holds a federation under other terms. Name another folder as out.")
+
     def record_open(self, number: int) -> None:
         """Record that the request of round `number` is about to be sent.
 

@@ -2,7 +2,9 @@
 
 Invariants
 - Replies are added as they arrive. An aborted round is entered in the journal, and the loop continues. After `ABORTS`
-  aborted rounds in a row it ends with the typed error.
+  aborted rounds in a row, or if the last one was aborted, it ends with the typed error: an aborted round is no success.
+- A federation whose devices all hold another protocol, release or plan ends with VersionMismatch (`mismatch`).
+- A failing Grid is asked again with growing pauses; what it raises is typed here (`retry`).
 - There is one clock: the given one, else the virtual clock of the grid, else that of the machine.
 
     traffic = run_rounds(grid, coordinator, Journal(folder), until=3)
@@ -14,7 +16,10 @@ from dataclasses import dataclass
 
 from fedmem.coordinator.exchange import exchange_messages
 from fedmem.coordinator.journal import Journal, Traffic
-from fedmem.errors import RemoteError
+from fedmem.coordinator.mismatch import ADVICE, MismatchCheck
+from fedmem.coordinator.retry import retry_until
+from fedmem.coordinator.roster import Roster
+from fedmem.errors import FedmemError, RemoteError, VersionMismatch
 from fedmem.federation import wire
 from fedmem.federation.clock import Clock, WallClock
 from fedmem.federation.flower import Context, Grid, ServerApp
@@ -27,6 +32,19 @@ Progress = Callable[[int, int], None]
 
 ABORTS = 3
 """Number of aborted rounds in a row after which a federation ends."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The facts about its nodes that a coordinator keeps from round to round.
+
+    Attributes:
+        roster: chooses the nodes that may be asked.
+        mismatch: notices that no device can take part.
+    """
+
+    roster: Roster
+    mismatch: MismatchCheck
 
 
 @dataclass(frozen=True)
@@ -74,14 +92,17 @@ def run_rounds(
 
     Raises:
         BudgetExceeded: the plan does not allow the next round; the round is not opened.
-        RemoteError: too few devices connect in time.
-        RoundAborted: `ABORTS` rounds in a row ended without a result.
+        RemoteError: too few devices connect in time, or Flower fails until the deadline of a round.
+        RoundAborted: `ABORTS` rounds in a row ended without a result, or the last round did.
+        VersionMismatch: no connected device holds this protocol, release and plan; or all answer with zeros alone.
         StorageError: the disk refuses.
     """
+    settings, noisy = coordinator.settings, coordinator.plan.noise_multiplier > 0
+    peers = Peers(Roster(coordinator.plan.population), MismatchCheck(settings.moves_devices, noisy))
     clock, aborts = clock or getattr(grid, "clock", None) or WallClock(), 0
     while coordinator.finished_rounds < until:
         try:
-            _run_one_round(grid, coordinator, journal, patience or Patience(), closing or (lambda: None), clock)
+            _run_one_round(grid, coordinator, journal, peers, patience or Patience(), closing or (lambda: None), clock)
             aborts = 0
         except RoundAborted as error:
             aborts += 1
@@ -90,7 +111,13 @@ def run_rounds(
                 raise
         if progress:
             progress(coordinator.finished_rounds, until)
-    return journal.traffic()
+    return _check_last(journal.traffic())
+
+
+def _check_last(traffic: list[Traffic]) -> list[Traffic]:
+    if traffic and traffic[-1].aborted:
+        raise RoundAborted(f"Round {traffic[-1].round}, the last one, was aborted: its result is missing. Run more.")
+    return traffic
 
 
 def resume_coordinator(journal: Journal, make: Callable[[wire.Params | None, int], Coordinator]) -> Coordinator:
@@ -117,34 +144,48 @@ def _run_one_round(
     grid: Grid,
     coordinator: Coordinator,
     journal: Journal,
+    peers: Peers,
     patience: Patience,
     closing: Callable[[], None],
     clock: Clock,
 ) -> None:
-    nodes = _wait_for_nodes(grid, max(patience.nodes, coordinator.settings.minimum), patience, clock)
+    minimum = max(patience.nodes, coordinator.settings.minimum)
+    nodes = peers.roster.choose(_wait_for_nodes(grid, minimum, patience, coordinator.settings.deadline, clock))
     opened, transcript = coordinator.open(nodes, clock.now()), Transcript()
     journal.record_open(opened.number)
-    exchange_messages(grid, coordinator, opened, transcript, clock, patience.poll)
+    outcomes = exchange_messages(grid, coordinator, opened, transcript, clock, patience.poll)
     closing()
     proof = journal.record_spend(coordinator.spend())
-    group, counted, is_short = str(opened.number), coordinator.reply_count, coordinator.has_too_few_replies
-    traffic = Traffic(opened.number, *transcript.traffic(group), transcript.digest(group), counted, is_short)
-    if is_short:
+    mismatch = peers.mismatch.judge(outcomes, nodes)
+    group, counted = str(opened.number), coordinator.reply_count
+    has_no_result = coordinator.has_too_few_replies or mismatch is not None
+    traffic = Traffic(opened.number, *transcript.traffic(group), transcript.digest(group), counted, has_no_result)
+    if has_no_result:
         coordinator.abort(proof)
         journal.record_abort(traffic)
-        raise RoundAborted(f"Round {opened.number} was aborted: {counted} replies counted. Look after the devices.")
+        raise _no_result(opened.number, counted, mismatch)
     params = coordinator.close(proof)
     journal.record_close(params, traffic, coordinator.state)
 
 
-def _wait_for_nodes(grid: Grid, minimum: int, patience: Patience, clock: Clock) -> list[int]:
+def _no_result(number: int, counted: int, mismatch: str | None) -> FedmemError:
+    if mismatch is not None:
+        return VersionMismatch(f"Round {number} was aborted, for no device can take part: {mismatch}. {ADVICE}")
+    return RoundAborted(f"Round {number} was aborted: {counted} replies counted. Look after the devices.")
+
+
+def _wait_for_nodes(grid: Grid, minimum: int, patience: Patience, deadline: float, clock: Clock) -> list[int]:
     """Wait until `minimum` devices are connected and return their node ids: Flower may start `main` before that."""
-    deadline = clock.now() + patience.connect
-    while len(nodes := sorted(grid.get_node_ids())) < max(1, minimum):
-        if clock.now() >= deadline:
+    start = clock.now()
+    while True:
+        nodes = retry_until(
+            lambda: sorted(grid.get_node_ids()), clock, start + max(patience.connect, deadline), "naming its nodes"
+        )
+        if len(nodes) >= max(1, minimum):
+            return nodes
+        if clock.now() >= start + patience.connect:
             raise RemoteError(f"Of {minimum} devices {len(nodes)} are connected. Start the others and run again.")
         clock.sleep(max(patience.poll, 1e-3))
-    return nodes
 
 
 def make_server_app(start: Callable[[Context], tuple[Coordinator, Journal, int, Patience]]) -> ServerApp:

@@ -104,6 +104,9 @@ class Device:
         shapes: names and shapes of the federated parameters, from the device's own release.
         train: the local training.
         failed: is called with each error of training, on the device only.
+
+    Attributes:
+        request_schema: the request schema of the device's own release.
     """
 
     def __init__(
@@ -117,7 +120,7 @@ class Device:
     ) -> None:
         self._index, self._port, self._plan, self._train, self._failed = index, port, plan, train, failed
         self._shapes = {name: tuple(shapes[name]) for name in sorted(shapes)}
-        self._schema = wire.anchor_request(self._shapes)
+        self.request_schema = wire.anchor_request(self._shapes)
 
     def answer(self, request: Fields) -> Fields:
         """Return the approved reply to a `train.anchor` request; zeros after any error.
@@ -158,7 +161,7 @@ class Device:
             raise NoApproval(error) from None
 
     def _config(self, request: Fields) -> TrainConfig:
-        wire.check(request, self._schema)
+        wire.check(request, self.request_schema)
         scalars = request.scalars
         if scalars["plan"] != self._plan.digest():
             raise Refused("The request belongs to another device plan than the one this device agreed to.")

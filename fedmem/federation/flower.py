@@ -23,13 +23,24 @@ with warnings.catch_warnings():
     from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
     from flwr.common.serde_utils import error_from_proto, error_to_proto, metadata_from_proto, metadata_to_proto
     from flwr.proto.error_pb2 import Error as ProtoError
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from flwr.proto.message_pb2 import Metadata as ProtoMetadata
     from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+    from flwr.proto.runtime_pb2 import PullAppMessagesRequest
     from flwr.serverapp import Grid, ServerApp
     from flwr.supercore import telemetry
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_head_values_from_object_content,
+        iterate_object_tree,
+    )
+    from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, inflate_object_from_contents
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.supercore.utils import get_flwr_home
+    from flwr.superlink.grid.http_grid import HttpGrid
+    from httpx import HTTPError
 
 __all__ = [
     "SUPERLINK_NODE_ID",
@@ -37,15 +48,20 @@ __all__ = [
     "ArrayRecord",
     "ClientApp",
     "ConfigRecord",
+    "ConfirmMessageReceivedRequest",
     "Context",
     "Error",
     "ErrorCode",
     "Grid",
+    "HTTPError",
+    "HttpGrid",
     "Message",
     "MetricRecord",
+    "ObjectUnavailableError",
     "ProtoError",
     "ProtoMetadata",
     "ProtoRecordDict",
+    "PullAppMessagesRequest",
     "RecordDict",
     "Run",
     "ServerApp",
@@ -53,6 +69,11 @@ __all__ = [
     "error_from_proto",
     "error_to_proto",
     "get_flwr_home",
+    "get_object_body",
+    "get_object_head_values_from_object_content",
+    "inflate_object_from_contents",
+    "iterate_object_tree",
+    "make_pull_object_fn_protobuf",
     "metadata_from_proto",
     "metadata_to_proto",
     "recorddict_from_proto",

@@ -2,31 +2,32 @@
 
 Invariants
 - An array travels as its raw little-endian bytes under our own serialisation name, so no array format is parsed.
-- A record dict is a `BoundaryViolation` if it holds any record but the named ones, an array of another serialisation,
-  or an array whose length does not fit its shape. No memory is allocated from the claims of a header.
+- A message is read against its schema: records, names, dtypes, shapes and lengths are compared before a cell is read.
+  Nothing is allocated for it; the arrays are views of the bytes that arrived.
 - The serialisation name carries the protocol version, in both directions: another version is a `VersionMismatch`.
 
 >>> import numpy as np
->>> from fedmem.federation.wire import Fields
+>>> from fedmem.federation.wire import Fields, anchor_request
 >>> content = to_request(Fields({"w": np.zeros(2, np.uint16)}, {"round": 1}))
->>> sorted(content), from_request(content).scalars
+>>> sorted(content), from_request(content, anchor_request({"w": (2,)})).scalars
 (['config', 'params'], {'round': 1})
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmem.errors import BoundaryViolation, FedmemError, VersionMismatch
+from fedmem.errors import BoundaryViolation, VersionMismatch
 from fedmem.federation.flower import Array, ArrayRecord, ConfigRecord, RecordDict
-from fedmem.federation.wire import PROTOCOL, Fields, Scalar, Shapes
+from fedmem.federation.wire import PROTOCOL, ArraySpec, Fields, Scalar, Schema, Shapes
 
 _ENCODING = "fedmem.raw.le"
 STYPE = f"{_ENCODING}/{PROTOCOL}"
-# Public bounds for the shape in a header, far above any model's; numpy itself allows 64 axes.
-_MAX_AXES, _MAX_SIZE = 8, 2**40
+# Public bounds for the shapes of a request that no schema is at hand for; far above any model's.
+_MAX_AXES, _MAX_SIZE = 8, 2**31
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "int32": np.dtype("<i4")}
 _NAMES = {np.dtype(name): name for name in _DTYPES}
 PARAMS, CONFIG, UPDATE = "params", "config", "update"
@@ -65,66 +66,92 @@ def to_reply(fields: Fields) -> RecordDict:
     return RecordDict({UPDATE: _arrays(fields)})
 
 
-def from_request(content: RecordDict) -> Fields:
-    """Return the fields of a request; they are not yet checked against the schema.
+class TemplateMismatch(BoundaryViolation):
+    """A message whose arrays have other names, dtypes or shapes than the schema: its sender has another release."""
+
+
+def from_request(content: RecordDict, schema: Schema) -> Fields:
+    """Return the fields of a request whose template is the schema's; its cells and scalars are not yet checked.
 
     Args:
         content: the record dict as it arrived.
+        schema: the request schema of the device's own release.
 
     Raises:
         BoundaryViolation: it holds other records, or an array in another encoding or with another length.
+        TemplateMismatch: its arrays have other names, dtypes or shapes.
         VersionMismatch: it speaks another version of the protocol.
     """
-    _only(content, {PARAMS: ArrayRecord, CONFIG: ConfigRecord})
+    _check_records(content, {PARAMS: ArrayRecord, CONFIG: ConfigRecord})
     scalars = cast(dict[str, Scalar], dict(content[CONFIG].items()))
-    return Fields(_from_arrays(content[PARAMS]), scalars)
+    return Fields(_read_arrays(content[PARAMS], schema), scalars)
 
 
-def from_reply(content: RecordDict) -> Fields:
-    """Return the fields of a reply; they are not yet checked against the schema.
+def from_reply(content: RecordDict, schema: Schema) -> Fields:
+    """Return the fields of a reply whose template is the schema's; its cells are not yet checked.
 
     Args:
         content: the record dict as it arrived.
+        schema: the reply schema of the coordinator's release.
 
     Raises:
-        BoundaryViolation, VersionMismatch: as `from_request`.
+        BoundaryViolation, TemplateMismatch, VersionMismatch: as `from_request`.
     """
-    _only(content, {UPDATE: ArrayRecord})
-    return Fields(_from_arrays(content[UPDATE]))
+    _check_records(content, {UPDATE: ArrayRecord})
+    return Fields(_read_arrays(content[UPDATE], schema))
 
 
-def _only(content: RecordDict, kinds: dict[str, type]) -> None:
-    if {name: type(record) for name, record in content.items()} != kinds:
+def _check_records(content: RecordDict, kinds: dict[str, type]) -> None:
+    if len(content) != len(kinds) or {name: type(record) for name, record in content.items()} != kinds:
         raise BoundaryViolation("A message holds other records than its type names; it was not used.")
 
 
-def _from_arrays(record: ArrayRecord) -> dict[str, NDArray[np.generic]]:
-    return {str(name): _from_array(array) for name, array in record.items()}
+def _read_arrays(record: ArrayRecord, schema: Schema) -> dict[str, NDArray[np.generic]]:
+    _check_version(next(iter(record.values()), None))
+    if len(record) != len(schema.arrays) or record.keys() != schema.arrays.keys():
+        raise TemplateMismatch("A message holds other arrays than this release has; it was not used.")
+    return {name: _read_array(record[name], spec) for name, spec in schema.arrays.items()}
 
 
-def _from_array(array: Array) -> NDArray[np.generic]:
-    dtype = _DTYPES.get(array.dtype)
-    if array.stype != STYPE and array.stype.split("/")[0] == _ENCODING:
+def _check_version(array: Array | None) -> None:
+    """Raise VersionMismatch if the first array of a message names another version of our encoding."""
+    if array is not None and array.stype != STYPE and array.stype[: len(_ENCODING) + 1] in (_ENCODING, f"{_ENCODING}/"):
         raise VersionMismatch(f"A message speaks another protocol version than {PROTOCOL}. Update the older side.")
-    if array.stype != STYPE or dtype is None or not _is_plausible(array.shape):
+
+
+def _read_array(array: Array, spec: ArraySpec) -> NDArray[np.generic]:
+    if array.stype != STYPE:
         raise BoundaryViolation("An array travels in another encoding than the protocol's; it was not used.")
-    if len(array.data) != math.prod(array.shape) * dtype.itemsize:
+    if array.dtype != spec.dtype or array.shape != spec.shape:
+        raise TemplateMismatch("An array has another dtype or shape than in this release; it was not used.")
+    dtype = _DTYPES[spec.dtype]
+    if type(array.data) is not bytes or len(array.data) != math.prod(spec.shape) * dtype.itemsize:
         raise BoundaryViolation("An array has another length than its shape says; it was not used.")
-    values: NDArray[np.generic] = np.frombuffer(array.data, dtype).reshape(array.shape)
+    values: NDArray[np.generic] = np.frombuffer(array.data, dtype).reshape(spec.shape)
     return values
 
 
-def _is_plausible(shape: tuple[int, ...]) -> bool:
-    return len(shape) <= _MAX_AXES and all(0 <= size <= _MAX_SIZE for size in shape)
-
-
 def requested_shapes(content: RecordDict) -> Shapes:
-    """Return the names and shapes of a request's parameters; empty if it cannot be read.
+    """Return names and shapes of a request's parameters; empty if they are not those of a request.
+
+    A device that has no release of its own at hand answers with zeros in these shapes. Their sizes follow from the
+    bytes that arrived, never from a header.
 
     Args:
         content: the request as it arrived.
     """
     try:
-        return {name: tuple(array.shape) for name, array in from_request(content).arrays.items()}
-    except FedmemError:
+        _check_records(content, {PARAMS: ArrayRecord, CONFIG: ConfigRecord})
+        return dict(_plausible_shapes(content[PARAMS]))
+    except Exception:  # noqa: BLE001  (a crafted record may break any access)
         return {}
+
+
+def _plausible_shapes(record: ArrayRecord) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, array in record.items():
+        shape = tuple(array.shape)
+        if array.stype != STYPE or len(shape) > _MAX_AXES or not all(0 <= size <= _MAX_SIZE for size in shape):
+            raise BoundaryViolation("A request holds an array that is not the protocol's; it was not used.")
+        if len(array.data) != math.prod(shape) * _DTYPES["uint16"].itemsize:
+            raise BoundaryViolation("An array has another length than its shape says; it was not used.")
+        yield str(name), shape

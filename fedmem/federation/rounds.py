@@ -15,6 +15,7 @@ Invariants
 >>> coordinator.open([7, 8]).cohort
 (7, 8)
 >>> coordinator.accept(7, 1, wire.Fields({"w": np.array([2**22, 0], np.int32)}), now=1.0)
+True
 >>> coordinator.spend()["round"]
 1
 >>> coordinator.close(Durable(1))["w"].tolist()
@@ -87,6 +88,11 @@ class RoundSettings:
         _ = self.step
 
     @property
+    def moves_devices(self) -> bool:
+        """True if the training of a device with these settings can move a parameter."""
+        return self.steps > 0 and max(self.learning_rate, self.memory_learning_rate) > 0
+
+    @property
     def step(self) -> StepSettings:
         """The settings of the server's step."""
         rate, decays = self.server_learning_rate, (self.momentum, self.second_momentum)
@@ -144,6 +150,9 @@ class Coordinator:
         noise: a `PrivacyStream`; None only where the plan neither samples nor adds noise.
         finished_rounds: number of rounds that are over, when a federation is resumed.
 
+    Attributes:
+        reply_schema: the schema of every reply.
+
     Raises Refused where the plan needs a stream and `noise` is None, and for a trimmed mean with noise (`aggregate`).
     """
 
@@ -167,7 +176,7 @@ class Coordinator:
         self._noise = noise
         self._shapes = wire.shapes_of(self.params)
         self._request = wire.anchor_request(self._shapes)
-        self._reply = wire.anchor_reply(self._shapes, plan.clip)
+        self.reply_schema = wire.anchor_reply(self._shapes, plan.clip)
         self._round: Round | None = None
         self._replies: Summed | Trimmed = Summed(self._shapes)
         self._cohort: frozenset[int] = frozenset()
@@ -229,12 +238,15 @@ class Coordinator:
     def _stream(self, number: int, use: str) -> Any:
         return self._noise.substream(f"round-{number}/{use}".encode()) if self._noise else None
 
-    def accept(self, node: int, number: int, fields: Fields, now: float) -> None:
+    def accept(self, node: int, number: int, fields: Fields, now: float) -> bool:
         """Count one reply that arrived at `now`.
 
         Args:
             node: id of the device that replied.
             number: the round that the reply names.
+
+        Returns:
+            True if the reply moves a coordinate, False for zeros.
 
         Raises BoundaryViolation or Refused; nothing has changed then.
         """
@@ -247,10 +259,11 @@ class Coordinator:
             raise Refused("A reply comes from a node outside the round's cohort; it was not counted.")
         if node in self._counted:
             raise Refused("A node replied twice in one round; only the first reply counts.")
-        wire.check(fields, self._reply)
+        wire.check(fields, self.reply_schema)
         update = {name: array.view(np.int32) for name, array in fields.arrays.items()}
         self._replies.add(fixedpoint.clip_grid(update, self.plan.clip))
         self._counted.add(node)
+        return any(array.any() for array in update.values())
 
     def spend(self) -> dict[str, Any]:
         """Return the privacy event of the open round; it must be durable before `close`. Raises Refused."""

@@ -5,17 +5,20 @@ Invariants
   error.
 - It leaves out Flower's clock fields (created_at, ttl) and message ids, and nothing else.
 - A round's digest does not depend on the order in which replies arrive.
+- What a peer wrote into the head of a message is kept in few bytes: a long or foreign text becomes "?".
 
 >>> log = Transcript()
 >>> log.digest() == Transcript().digest(), log.traffic("1")
 (True, (0, 0))
 """
 
-import hashlib
 from typing import NamedTuple
 
-from fedmem.federation.flower import Message, RecordDict, error_to_proto, recorddict_to_proto
+from fedmem.federation.flower import ArrayRecord, Message, RecordDict, error_to_proto, recorddict_to_proto
+from fedmem.federation.payload import Evidence, count_bytes, measure_arrays, measure_payload
 from fedmem.storage.canonical import digest
+
+_LONGEST_LABEL = 64
 
 
 class TranscriptEntry(NamedTuple):
@@ -47,30 +50,9 @@ class Arrived(Message):  # type: ignore[misc]  # mypy does not follow flwr
         evidence: size and digest of the bytes.
     """
 
-    def __init__(self, content: RecordDict, message: Message, evidence: "Evidence") -> None:
+    def __init__(self, content: RecordDict, message: Message, evidence: Evidence) -> None:
         super().__init__(content, metadata=message.metadata)
         self.__dict__["evidence"] = evidence
-
-
-class Evidence(NamedTuple):
-    """The size and the digest of a payload.
-
-    Attributes:
-        nbytes: bytes of the payload.
-        sha256: SHA-256 of the payload, in hex.
-    """
-
-    nbytes: int
-    sha256: str
-
-
-def measure_payload(data: bytes) -> Evidence:
-    """Return size and digest of a payload.
-
-    Args:
-        data: the payload.
-    """
-    return Evidence(len(data), hashlib.sha256(data).hexdigest())
 
 
 def read_evidence(message: Message) -> Evidence:
@@ -79,7 +61,22 @@ def read_evidence(message: Message) -> Evidence:
     Args:
         message: a message in either direction.
     """
-    return message.__dict__["evidence"] if isinstance(message, Arrived) else measure_payload(serialise_payload(message))
+    if isinstance(message, Arrived):
+        return message.__dict__["evidence"]  # type: ignore[no-any-return]
+    if message.has_content() and all(type(record) is ArrayRecord for record in message.content.values()):
+        return measure_arrays(message.content)
+    return measure_payload(serialise_payload(message))
+
+
+def estimate_evidence(message: Message) -> Evidence:
+    """Return evidence of a reply that was refused unread: its size, and the digest of no bytes. Never raise.
+
+    Args:
+        message: a reply as it arrived; nothing of it is trusted.
+    """
+    if isinstance(message, Arrived):
+        return read_evidence(message)
+    return Evidence(count_bytes(message.__dict__.get("_content")), measure_payload(b"").sha256)
 
 
 def serialise_payload(message: Message) -> bytes:
@@ -118,8 +115,8 @@ class Transcript:
         """
         meta = message.metadata
         node = meta.dst_node_id if direction == "down" else meta.src_node_id
-        kind = meta.message_type + (" error" if message.has_error() else "")
-        self.entries.append(TranscriptEntry(meta.group_id, direction, kind, node, *proof))
+        kind = _label(meta.message_type) + (" error" if message.has_error() else "")
+        self.entries.append(TranscriptEntry(_label(meta.group_id), direction, kind, clean_number(node), *proof))
 
     def traffic(self, group: str) -> tuple[int, int]:
         """Return the payload bytes (down, up) of one round, named by its Flower group.
@@ -139,3 +136,16 @@ class Transcript:
         """
         chosen = sorted(entry for entry in self.entries if group in (None, entry.group))
         return digest([list(entry) for entry in chosen])
+
+
+def _label(text: object) -> str:
+    return text if isinstance(text, str) and len(text) <= _LONGEST_LABEL and text.isascii() else "?"
+
+
+def clean_number(node: object) -> int:
+    """Return the id of a node as a peer gave it, or 0 if it is none.
+
+    Args:
+        node: the id; nothing of it is trusted.
+    """
+    return node if isinstance(node, int) and -(2**63) <= node < 2**64 else 0

@@ -25,7 +25,8 @@ from fedmem.federation.flower import (
     RecordDict,
     recorddict_from_proto,
 )
-from fedmem.federation.transcript import Evidence, measure_payload, serialise_content, serialise_payload
+from fedmem.federation.payload import Evidence, measure_payload
+from fedmem.federation.transcript import serialise_content, serialise_payload
 
 NODE_BASE = 1000
 """The node id of device 0; simulated devices have the ids NODE_BASE + index."""

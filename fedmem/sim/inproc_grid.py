@@ -28,7 +28,8 @@ from fedmem.federation.flower import (
     Run,
     TaskIdentity,
 )
-from fedmem.federation.transcript import Arrived, Transcript, measure_payload, serialise_content
+from fedmem.federation.payload import measure_payload
+from fedmem.federation.transcript import Arrived, Transcript, serialise_content
 from fedmem.sim.fleet import NODE_BASE, Answer, Content, Fleet, Request, parse_content
 from fedmem.sim.workers import PATIENCE, Workers
 

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedmem.coordinator.journal import Journal
 from fedmem.coordinator.run_rounds import ABORTS, Patience, run_rounds
@@ -68,3 +70,87 @@ def test_too_few_connected_devices_open_no_round(tmp_path: Path) -> None:
         made.run()
     assert ledger_rounds(Journal(tmp_path)) == []
     assert made.grid.asked == []
+
+
+def test_two_aborted_rounds_are_no_success_also_when_the_run_is_repeated(tmp_path: Path) -> None:
+    made = Fleet(tmp_path, {(number, node): "garbage" for number in (1, 2) for node in NODES})
+    for _ in range(2):
+        with pytest.raises(RoundAborted, match="Round 2, the last one") as ended:
+            made.run(until=2)
+        assert ended.value.exit_code == 10
+    assert [row.aborted for row in Journal(tmp_path).traffic()] == [True, True]
+
+
+METHODS = ("get_node_ids", "push_messages", "pull_messages")
+ERRORS = {
+    "a reset connection": ConnectionResetError(),
+    "a 500": httpx.HTTPStatusError(
+        "500", request=httpx.Request("POST", "http://superlink"), response=httpx.Response(500)
+    ),
+    "a timeout": httpx.ReadTimeout("slow"),
+    "an error of Flower's own": ObjectPushError("object", 1, "session"),
+    "a body that is none": ValueError("Invalid protobuf response payload"),
+}
+
+
+def failing(grid: Any, method: str, error: Exception, times: int) -> Any:
+    """The grid, one of whose methods raises this error at its first calls."""
+    real, calls = getattr(grid, method), iter(range(times))
+
+    def call(*arguments: Any) -> Any:
+        if next(calls, None) is not None:
+            raise error
+        return real(*arguments)
+
+    setattr(grid, method, call)
+    return grid
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+@pytest.mark.parametrize("method", METHODS)
+def test_a_superlink_that_fails_for_a_while_changes_no_byte(toy: Callable[..., Any], method: str, error: Any) -> None:
+    calm, made = toy(), toy()
+    want, coordinator, _ = calm.run(until=2)
+    got, other, _ = made.run(until=2, grid=failing(made.grid(), method, error, times=5))
+    assert got == want
+    assert bytes_of(other) == bytes_of(coordinator)
+
+
+@pytest.mark.parametrize(("method", "rounds"), [("get_node_ids", []), ("push_messages", []), ("pull_messages", [1, 2])])
+def test_a_superlink_that_fails_for_good_ends_the_run_with_a_typed_error(
+    toy: Callable[..., Any], method: str, rounds: list[int]
+) -> None:
+    made = toy()
+    with pytest.raises(RemoteError) as ended:
+        made.run(until=2, grid=failing(made.grid(), method, ConnectionError("token=hunter2"), times=10**6))
+    assert ended.value.exit_code == 10
+    assert "hunter2" not in str(ended.value)
+    # What was never sent is not spent.
+    assert ledger_rounds(Journal(made.root)) == rounds
+
+
+def test_requests_that_flower_does_not_take_are_sent_again(toy: Callable[..., Any]) -> None:
+    made = toy()
+    grid = made.grid()
+    real, answers = grid.push_messages, [[]]
+    grid.push_messages = lambda messages: answers.pop() if answers else real(messages)
+    traffic, _, _ = made.run(until=2, grid=grid)
+    assert [row.counted for row in traffic] == [4, 4]
+
+
+def test_a_cohort_whose_nodes_have_all_gone_costs_its_round_alone(toy: Callable[..., Any]) -> None:
+    made = toy()
+    grid = made.grid()
+    real, answers = grid.push_messages, [[None] * 4]
+    grid.push_messages = lambda messages: answers.pop() if answers else real(messages)
+    traffic, _, _ = made.run(until=2, grid=grid)
+    assert [(row.counted, row.aborted) for row in traffic] == [(0, True), (4, False)]
+
+
+def test_a_node_that_flower_drops_while_the_requests_are_sent_is_a_silent_one(toy: Callable[..., Any]) -> None:
+    made = toy()
+    grid = made.grid()
+    real = grid.push_messages
+    grid.push_messages = lambda messages: [*list(real(messages))[:-1], None]
+    traffic, _, _ = made.run(until=2, grid=grid)
+    assert [row.counted for row in traffic] == [3, 3]

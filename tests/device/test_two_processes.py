@@ -298,9 +298,11 @@ def test_a_killed_network_facing_process_costs_its_own_connection(tmp_path: Path
         until(lambda: len(answers(out)) > 5)
         child.kill()
         child.communicate()
-        again = started(runtime, "run", tmp_path / "again")
-        again.communicate(timeout=60)
-        assert again.returncode == 0
+        # The same answers, zeros, may be given again; other ones in these rounds would be refused.
+        again = started(runtime, "rounds", tmp_path / "again")
+        until(lambda: len(answers(tmp_path / "again")) > 5)
+        again.kill()
+        again.communicate()
 
 
 def test_a_training_ends_with_the_vault_process(tmp_path: Path) -> None:

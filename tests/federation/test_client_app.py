@@ -21,6 +21,7 @@ from fedmem.federation.flower import (
 from fedmem.federation.port import NoApproval
 
 Make = Callable[..., Any]
+REPLY = wire.anchor_reply({"b": (3,), "w": (4, 3)}, clip=1.0)
 
 
 def test_evaluate_and_unknown_requests_are_refused(toy: Make) -> None:
@@ -43,7 +44,7 @@ def test_a_request_of_another_plan_or_another_shape_gets_zeros(toy: Make) -> Non
         RecordDict({"surprise": ConfigRecord({})}),
     ):
         context = Context(1, 1000, {"partition-id": 1}, RecordDict(), {})
-        fields = records.from_reply(answer_request(made.device, content, context))
+        fields = records.from_reply(answer_request(made.device, content, context), REPLY)
         assert wire.shapes_of(fields.arrays) == wire.shapes_of(fixedpoint.zeros({"b": (3,), "w": (4, 3)}))
         assert not any(array.any() for array in fields.arrays.values())
 
@@ -55,7 +56,7 @@ def test_a_device_that_cannot_be_built_is_answered_for_in_the_shapes_of_the_requ
         raise RuntimeError("the vault of a patient is locked")
 
     content = records.to_request(toy().coordinator().open([1000]).request)
-    fields = records.from_reply(answer_request(locked, content, Context(1, 1000, {}, RecordDict(), {})))
+    fields = records.from_reply(answer_request(locked, content, Context(1, 1000, {}, RecordDict(), {})), REPLY)
     assert {name: (array.dtype, array.shape) for name, array in fields.arrays.items()} == {
         "b": (np.int32, (3,)),
         "w": (np.int32, (4, 3)),

@@ -44,7 +44,7 @@ class Notes:
         return []
 
     def admit(self, number: int) -> None:
-        pass
+        """Grant every round."""
 
     def approve(self, fields: Fields, number: int) -> Fields:
         if self.refusals:

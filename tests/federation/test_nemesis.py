@@ -114,7 +114,7 @@ def test_with_noise_an_empty_round_is_an_ordinary_one(tmp_path: Path) -> None:
 
 
 UNREST = {(1, 1001): "garbage", (1, 1006): "hang", (2, 1002): "late", (2, 1003): "replay", (3, 1004): "duplicate"}
-ABORTING = UNREST | {(2, node): "nan" for node in list(NODES)[:6]}
+ABORTING = UNREST | {(1, node): "nan" for node in list(NODES)[:6]}
 STORMS = {
     "fedavg": (UNREST, {**NOISY, "sampling_rate": 0.9}, {}),
     "fedadam": (UNREST, {**NOISY, "cohort_size": 6}, {"optimiser": "fedadam"}),

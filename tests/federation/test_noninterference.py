@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmem.coordinator.journal import Journal
 from fedmem.device.inproc import InprocPort
+from fedmem.errors import VersionMismatch
 from fedmem.federation import flower_codec as records
 from fedmem.federation import wire
 from fedmem.federation.client_app import answer_request, make_client_app
@@ -24,6 +27,7 @@ from fedmem.federation.flower import (
     MetricRecord,
     RecordDict,
 )
+from fedmem.federation.rounds import RoundAborted
 from fedmem.vault.crypto.keystore import KeyfileKeys
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.egress_entry import EgressEntry
@@ -41,7 +45,9 @@ def backend(toy: Make, request: pytest.FixtureRequest) -> Make:
 
 def transcript(made: Any, app: ClientApp | None = None) -> list[Any]:
     with made.grid(app) as grid:
-        made.run(until=2, grid=grid)
+        # Where every device fails, the federation ends by name; what left until then is compared.
+        with suppress(RoundAborted, VersionMismatch):
+            made.run(until=2, grid=grid)
         return list(grid.transcript.entries)
 
 
@@ -142,7 +148,7 @@ def metric(note: str) -> Callable[[RecordDict, Context], Any]:
 
 def low_bit(note: str) -> Callable[[RecordDict, Context], Any]:
     def plant(content: RecordDict, context: Context) -> None:
-        fields = records.from_reply(content)
+        fields = records.from_reply(content, wire.anchor_reply({"b": (3,), "w": (4, 3)}, clip=1.0))
         arrays = {name: array.copy() for name, array in fields.arrays.items()}
         arrays["b"][0] += len(note) % 2
         content["update"] = records.to_reply(wire.Fields(arrays))["update"]
@@ -186,10 +192,11 @@ def test_a_leak_planted_in_the_wire_is_seen(backend: Make, leak: Callable[[str],
 @pytest.mark.parametrize("leak", [metric, key, error])
 def test_a_reply_with_a_leak_is_not_counted(backend: Make, leak: Callable[[str], Any]) -> None:
     made = backend()
-    traffic, coordinator, _ = made.run(until=1, grid=made.grid(leaky(made, leak("a debt"))))
-    assert traffic[0].counted == 0
-    start = backend().coordinator().params
-    assert all((coordinator.params[name] == start[name]).all() for name in start)
+    with pytest.raises(RoundAborted):
+        made.run(until=1, grid=made.grid(leaky(made, leak("a debt"))))
+    journal = Journal(made.root)
+    assert [row.counted for row in journal.traffic()] == [0]
+    assert journal.resume().params is None
 
 
 def test_what_is_sent_is_in_the_egress_list(toy: Make) -> None:
