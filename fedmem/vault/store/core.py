@@ -292,7 +292,8 @@ class Core:
                 self.lease.move(self.table.generation)
             else:
                 self.lease = Lease(self.root / "leases", self.table.generation)
-                watcher.watch(self)
+                if self.write:  # a vault that is open for reading lets go at its next use
+                    watcher.watch(self)
                 weakref.finalize(self, _let_go, self.table, self.memory, self.lease)
             if self.writer is None:  # an erasure may have ended before the mark was visible
                 self.refresh()
