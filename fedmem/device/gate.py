@@ -60,6 +60,9 @@ class Gate:
     def admit(self, number: int) -> None:
         """Return if an update may leave in round `number`. It is asked before a training, and again by `release`.
 
+        Args:
+            number: number of the round, from 1.
+
         Raises:
             BoundaryViolation: the plan has no such round.
             BudgetExceeded: the account does not grant the round.

@@ -67,7 +67,16 @@ class ServedVault:
         return self._with_vault(lambda: account_of(self._egress, self._policy.federation))
 
     def enter(self, entry: EgressEntry) -> None:
-        """Make an egress line durable. Raises StorageError, Busy, VerificationFailed."""
+        """Make an egress line durable.
+
+        Args:
+            entry: the line.
+
+        Raises:
+            StorageError: the disk failed.
+            Busy: the vault was busy or closed for an erasure for longer than `patience`.
+            VerificationFailed: the ledger was changed.
+        """
         self._with_vault(lambda: self._egress.enter(entry))
 
     def settle(self) -> None:
@@ -89,7 +98,14 @@ class ServedVault:
             return self._openings
 
     def holds(self, ids: frozenset[str]) -> bool:
-        """Return True if the vault still has all these shareable records. Raises as `shareable`."""
+        """Return True if the vault still has all these shareable records.
+
+        Args:
+            ids: ids of records.
+
+        Raises:
+            FedmemError: any error of `shareable`.
+        """
         return self._with_vault(lambda: ids <= self._vault.ids_of(None))
 
     def close(self) -> None:

@@ -81,7 +81,15 @@ def program() -> str:
 
 
 def environment(values: Mapping[str, str], runtime: Runtime) -> dict[str, str]:
-    """Return the SuperNode's environment; `values` is this process's environment. Raises as `program`."""
+    """Return the SuperNode's environment.
+
+    Args:
+        values: the environment of this process.
+        runtime: the runtime folder of the device.
+
+    Raises:
+        NothingMatched: Flower is not installed.
+    """
     passed = {name: values[name] for name in PASSED if name in values}
     # The SuperNode starts its other programs by name, so they have to be on the PATH.
     path = f"{Path(program()).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"

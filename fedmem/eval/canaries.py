@@ -26,7 +26,13 @@ MOST = len(_NAMES)
 
 @dataclass(frozen=True)
 class Canary:
-    """A sentence without its number, all candidates for the number, and the index of the true one (`secret`)."""
+    """A sentence with a secret number.
+
+    Attributes:
+        prefix: the sentence before the number.
+        candidates: every possible number, as text.
+        secret: index of the true number in `candidates`.
+    """
 
     prefix: str
     candidates: tuple[str, ...]

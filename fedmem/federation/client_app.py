@@ -62,5 +62,5 @@ def _reply(device: Device, content: RecordDict) -> Fields:
     try:
         request = records.from_request(content)
     except FedmemError:
-        return device.silence()
+        return device.answer_zeros()
     return device.answer(request)

@@ -178,7 +178,11 @@ def batch_loss(
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Switch gradients and dropout of the anchor off inside the context; restore its flags at the end."""
+    """Switch gradients and dropout of the anchor off inside the context; restore its flags at the end.
+
+    Args:
+        model: the anchor.
+    """
     was_training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:

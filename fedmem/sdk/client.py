@@ -59,7 +59,12 @@ Ask = Callable[[], str]
 
 @dataclass(frozen=True)
 class AddedRecord:
-    """A stored record: its id, and the decision that placed it."""
+    """A stored record.
+
+    Attributes:
+        id: Random id of the record.
+        decision: The decision that placed it.
+    """
 
     id: str
     decision: Decision
@@ -67,7 +72,14 @@ class AddedRecord:
 
 @dataclass(frozen=True)
 class Hit:
-    """A record that a search returned. `score` is the cosine similarity, in [-1, 1]."""
+    """A record that a search returned.
+
+    Attributes:
+        id: Random id of the record.
+        text: Text of the record.
+        topic: Name of its topic; None if it has none.
+        score: Cosine similarity to the query, in [-1, 1].
+    """
 
     id: str
     text: str
@@ -257,9 +269,9 @@ class Client:
 
     def trainings(self) -> "list[TrainingStatus]":
         """Return the state of each training: waiting, running, paused, done or failed."""
-        from fedmem.device.training_sessions import trainings
+        from fedmem.device.training_sessions import training_statuses
 
-        return trainings(self._vault)
+        return training_statuses(self._vault)
 
     def cancel(self, name: str) -> "TrainingStatus":
         """End a running or paused training, which then counts as failed and stays charged.
@@ -391,6 +403,21 @@ def open_vault(
 
     If two programs find no vault at the same time, one creates it. The other waits up to `timeout` seconds and opens
     it.
+
+    Args:
+        subject: Name of the subject.
+        root: Folder of the vault.
+        keystore: Keystore of a new vault.
+        ask: Returns the passphrase, if the keystore needs one.
+        write: Open the vault for writing.
+        timeout: Longest wait for other programs that write, in seconds.
+
+    Raises:
+        KeystoreError: A key is missing, the passphrase is wrong, or `auto` finds no keyring.
+        NothingMatched: `write` is False, and there is no vault.
+        Busy: Other programs wrote for longer than `timeout`.
+        VersionMismatch: The vault has another format.
+        StorageError: The disk failed.
     """
     if not (root / NAME).is_file() and write:
         with suppress(VaultExists):
@@ -400,7 +427,14 @@ def open_vault(
 
 
 def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:
-    """Return the keystore's backend. Raise KeystoreError if `auto` finds no keyring of the operating system."""
+    """Return the backend of a new vault's keystore.
+
+    Args:
+        keystore: The caller's choice.
+
+    Raises:
+        KeystoreError: The choice is `auto`, and the operating system has no keyring.
+    """
     if keystore != "auto":
         return keystore
     if has_keyring():
