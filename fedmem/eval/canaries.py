@@ -48,9 +48,12 @@ def plant(count: int, digits: int, seed: int) -> list[Canary]:
     """Return canaries with random numbers.
 
     Args:
-        count: number of canaries; at most `MOST` are returned.
+        count: number of canaries, from 0 to `MOST`.
         digits: digits of a number; it is drawn uniformly from 10 ** digits numbers.
         seed: decides the numbers.
+
+    Raises:
+        ValueError: there are more than `MOST`.
     """
     space = tuple(" " + " ".join(number) + "." for number in product("0123456789", repeat=digits))
     secrets = np.random.default_rng([seed, 0x43414E41]).integers(len(space), size=count)

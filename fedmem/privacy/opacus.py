@@ -1,7 +1,7 @@
 """Put Opacus' hooks on a block that is written as linear maps: the engine `opacus`.
 
 Invariants
-- When the context ends, all hooks and the attributes that they set are removed.
+- When the context ends, all hooks are removed and no activation is kept. The anchor never has a hook.
 
 Shapes: B batch, R rows, D model width, X values of the block, T tokens.
 """

@@ -166,22 +166,6 @@ def test_blocks_and_budget(finish_block: Callable[..., BlockInfo]) -> None:
         assert budget.runs[0].topic == "health"
 
 
-def test_without_the_tight_accountant_the_bound_is_greater(
-    monkeypatch: pytest.MonkeyPatch, finish_block: Callable[..., BlockInfo]
-) -> None:
-    from fedmem.sdk import privacy
-
-    with opened() as client:
-        client.add(HEALTH, topic="health")
-        finish_block(client._vault, "health", "r1")
-        tight = client.privacy.budget()
-        monkeypatch.setattr(privacy, "find_spec", lambda _: None)
-        loose = client.privacy.budget()
-        assert loose.accountant == "rdp"
-        assert loose.epsilon >= tight.epsilon
-        assert loose.runs[0].epsilon >= tight.runs[0].epsilon
-
-
 def test_no_unscoped_read_and_no_delete_all() -> None:
     names = {name for name in dir(Client) if not name.startswith("_")}
     assert names == {"open", "add", "search", "learn", "train", "trainings", "cancel", "generate", "close"}
