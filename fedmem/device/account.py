@@ -86,7 +86,8 @@ class Account:
         entries: the entries of its egress ledger, in any order.
         is_complete: False if the ledger is known to lack lines.
 
-    Raises VerificationFailed for a spend that this version does not know.
+    Raises:
+        VerificationFailed: this version does not know a spend.
     """
 
     def __init__(self, limits: FederationLimits, entries: Iterable[EgressEntry] = (), is_complete: bool = True) -> None:

@@ -115,6 +115,9 @@ def learn_topic(
     Guarantees: the block is (plan.epsilon(), plan.delta)-DP for adding or removing one record. Composed with every
     earlier run, no record exceeds the topic's epsilon.
 
+    Returns:
+        The facts of the new block.
+
     Raises:
         NothingMatched: the topic has no record.
         Refused: more records than the plan's cap, or a delta above the topic's.
@@ -179,7 +182,11 @@ def charge(
         record_memory: bytes that the records may take in memory. If they take more, Refused is raised before anything
             is charged.
 
-    Raises as `learn_topic`.
+    Returns:
+        The charged run with all inputs of its training.
+
+    Raises:
+        FedmemError: any error of `learn_topic`.
     """
     settings = settings or LearnSettings()
     records, spec = vault.records(topic.name), private_spec(release, settings)

@@ -60,7 +60,9 @@ class SessionLock:
     Args:
         root: the vault's folder.
 
-    Raises Busy if another training of the vault runs, StorageError.
+    Raises:
+        Busy: another training of the vault runs.
+        StorageError: the disk failed.
     """
 
     def __init__(self, root: Path) -> None:

@@ -55,7 +55,9 @@ class Limits:
         deadline: a time with its time zone.
         memory: bytes of memory of the whole process.
 
-    Raises Refused for a deadline that has passed, UsageError for a time without a zone.
+    Raises:
+        Refused: the deadline has passed.
+        UsageError: the deadline has no time zone.
     """
 
     deadline: datetime | None = None
@@ -138,6 +140,9 @@ def train(
         settings: public settings; if None, those of the open run, or else the defaults.
         stop: is called after each step; True pauses the run.
         progress: is called after each step, with the step and the number of steps.
+
+    Returns:
+        The state of the run at the end of the session.
 
     Raises:
         Refused: the topic has no record, records or plan have changed since the pause, the training was cancelled, the
@@ -284,12 +289,14 @@ def migrate(
         id_or_topic: the block's id, or its topic.
         limits, stop, progress: as in `train`.
 
+    Returns:
+        The state of the run at the end of the session.
+
     Raises:
         NothingMatched: there is no such block.
         Refused: the topic has a block on that release already, the policy has no budget for the topic, or the block was
             not made by learning.
-
-    Raises also as `train`.
+        FedmemError: any error of `train`.
     """
     block = vault.block(id_or_topic)
     if release.digest in {other.release for other in vault.blocks_of(block.topic)}:
@@ -350,7 +357,9 @@ def cancel(vault: Vault, name: str, patience: float = PATIENCE) -> TrainingStatu
     Args:
         name: the run's id, or the topic of the only run that has not ended.
 
-    Raises NothingMatched and UsageError as `cancellable`, Busy as `pause`.
+    Raises:
+        NothingMatched, UsageError: as `cancellable`.
+        Busy: as `pause`.
     """
     status = cancellable(vault, name)
     if status.state == "running" and not request_stop(vault.root, "cancel", patience):

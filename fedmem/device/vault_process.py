@@ -260,7 +260,9 @@ def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Ser
     Args:
         seconds: `greeting`, `training` and `patience` of the `Server`.
 
-    Raises StorageError if the socket cannot be made, Refused if others may enter the folder.
+    Raises:
+        StorageError: the socket cannot be made.
+        Refused: others may enter the folder.
     """
     with storage_errors("listen on the device's socket"):
         listener = listen(runtime.folder, MOST_CONNECTIONS)

@@ -53,7 +53,8 @@ class Summed:
         Args:
             noise: the stream of this round; None only where the plan adds no noise.
 
-        Raises Refused where the plan adds noise and `noise` is None.
+        Raises:
+            Refused: the plan adds noise and `noise` is None.
         """
         return device_dp.noisy_mean(self._sums, plan, noise)
 

@@ -225,6 +225,9 @@ class Client:
             topic: Name of a topic of the policy.
             plan: Privacy plan. The default is the default plan at the topic's ε of the policy.
 
+        Returns:
+            The facts of the new block.
+
         Raises:
             NothingMatched: The policy has no such topic, or the topic has no records.
             BudgetExceeded: The run would exceed the topic's budget. Nothing is charged.
@@ -258,6 +261,9 @@ class Client:
             memory: Most memory of the process, in bytes.
             stop: Called between steps. The training pauses when it returns True.
 
+        Returns:
+            The state of the training at the end of the session.
+
         Raises:
             Refused: Records or plan changed after the pause. The run has then failed and stays charged.
             FedmemError: Any other error of `fedmem.device.training_sessions.train`.
@@ -278,6 +284,9 @@ class Client:
 
         Args:
             name: Run id, or topic.
+
+        Returns:
+            The status of the ended training.
 
         Raises:
             NothingMatched: No training of this name is running or paused.

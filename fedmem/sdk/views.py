@@ -140,6 +140,9 @@ class PlannedErasure:
         Args:
             digest: Digest of the plan that a person saw. The default is the digest of this plan.
 
+        Returns:
+            The finished erasure with its receipt.
+
         Raises:
             Refused: The plan no longer holds, because the vault changed. Nothing was deleted.
             BudgetExceeded: A block cannot be trained anew. Nothing was deleted.
@@ -247,6 +250,9 @@ class Erase:
         Args:
             erasure_id: Id of the erasure.
             deep: Read every byte below the vault's folder.
+
+        Returns:
+            The remains by store; `clean` is True if there are none.
 
         Raises:
             NothingMatched: There is no such erasure.
