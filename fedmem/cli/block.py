@@ -69,7 +69,7 @@ def migrate(name: str, subject: str, vault_path: str | None, secret: Secret, rel
     from fedmem.cli.client import step_progress, stop_on_signal
     from fedmem.device.training_sessions import migrate as migrate_block
     from fedmem.policy.policy import Policy
-    from fedmem.sdk.client import open_release
+    from fedmem.sdk.opening import open_release
 
     rules, new_release = Policy.load(policy), open_release(release)
     with (

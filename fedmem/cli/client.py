@@ -71,7 +71,7 @@ def train(topic: str, subject: str, vault_path: str | None, secret: Secret, back
         emit("client.train", started, lambda out: pairs(out, started.items()), "`fedmem client status` shows it.")
         return
     from fedmem.device.learning import default_plan
-    from fedmem.sdk.client import open_release
+    from fedmem.sdk.opening import open_release
 
     release = open_release(options["release"])
     plan = None if options["epsilon"] is None else default_plan(options["epsilon"])

@@ -228,7 +228,7 @@ def retrainer_of(options: Mapping[str, Any]) -> "Retrainer | None":
         return None
     from fedmem.device.retraining import Retrainer
     from fedmem.policy.policy import Policy
-    from fedmem.sdk.client import open_release
+    from fedmem.sdk.opening import open_release
 
     return Retrainer(open_release(options["release"]), Policy.load(options["policy"]))
 

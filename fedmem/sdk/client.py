@@ -20,30 +20,28 @@ Invariants
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.device.retraining import Retrainer
-from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
+from fedmem.errors import NothingMatched, Refused, UsageError, VersionMismatch
 from fedmem.policy.policy import Decision, Policy, Topic
 from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.router import route
-from fedmem.sdk.doctor import has_keyring
 from fedmem.sdk.egress import Egress
+from fedmem.sdk.opening import Ask, Keystore, open_release, open_vault
 from fedmem.sdk.places import vault_root
 from fedmem.sdk.privacy import Privacy
 from fedmem.sdk.views import Blocks, Erase
 from fedmem.storage import forks
-from fedmem.vault.crypto.header import NAME
-from fedmem.vault.opening import TIMEOUT, VaultExists
+from fedmem.vault.opening import TIMEOUT
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 if TYPE_CHECKING:
@@ -52,9 +50,7 @@ if TYPE_CHECKING:
     from fedmem.privacy.plan import PrivacyPlan
     from fedmem.training.release import Release
 
-__all__ = ["AddedRecord", "Ask", "Client", "Hit", "Keystore", "open_release"]
-Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
-Ask = Callable[[], str]
+__all__ = ["AddedRecord", "Ask", "Client", "Hit", "Keystore"]
 
 
 @dataclass(frozen=True)
@@ -387,68 +383,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def open_release(release: "str | Path | Release | None") -> Any:
-    """Return a release as an object. Load it if a folder is given.
-
-    Args:
-        release: Folder of a release, a loaded release, or None.
-
-    Raises:
-        FedmemError: Any error of `Release.load`.
-    """
-    if not isinstance(release, str | Path):
-        return release
-    from fedmem.training.release import Release
-
-    return Release.load(Path(release))
-
-
-def open_vault(
-    subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = TIMEOUT
-) -> Vault:
-    """Open the vault at `root`. If there is none and `write` is set, create it.
-
-    If two programs find no vault at the same time, one creates it. The other waits up to `timeout` seconds and opens
-    it.
-
-    Args:
-        subject: Name of the subject.
-        root: Folder of the vault.
-        keystore: Keystore of a new vault.
-        ask: Returns the passphrase, if the keystore needs one.
-        write: Open the vault for writing.
-        timeout: Longest wait for other programs that write, in seconds.
-
-    Raises:
-        KeystoreError: A key is missing, the passphrase is wrong, or `auto` finds no keyring.
-        NothingMatched: `write` is False, and there is no vault.
-        Busy: Other programs wrote for longer than `timeout`.
-        VersionMismatch: The vault has another format.
-        StorageError: The disk failed.
-    """
-    if not (root / NAME).is_file() and write:
-        with suppress(VaultExists):
-            backend = chosen_keystore(keystore)
-            return Vault.create(root, subject=subject, keystore=backend, ask=ask, timeout=timeout)
-    return Vault.open(root, subject=subject, ask=ask, write=write, timeout=timeout)
-
-
-def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:
-    """Return the backend of a new vault's keystore.
-
-    Args:
-        keystore: The caller's choice.
-
-    Raises:
-        KeystoreError: The choice is `auto`, and the operating system has no keyring.
-    """
-    if keystore != "auto":
-        return keystore
-    if has_keyring():
-        return "keyring"
-    raise KeystoreError(
-        "This machine has no OS keyring. Choose: keystore='passphrase' with ask=…, or keystore='keyfile' "
-        "(a key file in your home folder, which protects only if a thief has the vault without that folder)."
-    )

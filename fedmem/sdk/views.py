@@ -73,7 +73,7 @@ class Blocks:
                 lists the reasons.
         """
         from fedmem.device.training_sessions import migrate
-        from fedmem.sdk.client import open_release
+        from fedmem.sdk.opening import open_release
 
         if self._policy is None:
             raise Refused("Moving a block needs the policy with its topic's budget. Open the vault with Client.open.")

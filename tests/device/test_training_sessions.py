@@ -390,7 +390,7 @@ def test_bad_input_is_refused_before_anything_is_charged(shared: Vault, release:
     with Vault.create(tmp_path / "sim", subject="ana", simulated=True) as made, pytest.raises(Refused):
         go(made, release)
     assert kinds(shared) == []
-    assert not trainer.runs(shared.root)
+    assert not trainer.is_training_running(shared.root)
 
 
 def test_a_client_trains_in_sessions(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
