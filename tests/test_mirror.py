@@ -8,29 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fedmem"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-WITHOUT_TESTS = {
-    "": 3,
-    "cli": 8,
-    "device": 10,
-    "erasure": 2,
-    "eval": 2,
-    "federation": 1,
-    "privacy": 5,
-    "sdk": 7,
-    "vault": 19,
-}
+WITHOUT_TESTS = dict[str, int]()
 """Room -> number of its modules without a test file of their name. A new file lowers a number; never raise one."""
-WITHOUT_ARGS = {
-    "": 3,
-    "cli": 81,
-    "device": 19,
-    "erasure": 24,
-    "federation": 21,
-    "privacy": 22,
-    "sdk": 13,
-    "storage": 3,
-    "vault": 75,
-}
+WITHOUT_ARGS = dict[str, int]()
 """Room -> number of its public functions with parameters and no `Args:`. Lower a number; never raise one."""
 
 

@@ -45,7 +45,12 @@ def audit(quick: bool) -> None:
 
 
 def print_audit(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the claim and its bounds, the exposure of the canaries, and the result for each planted bug."""
+    """Print the claim and its bounds, the exposure of the canaries, and the result for each planted bug.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     confidence = f"{data['confidence']:.0%} sure, {data['canaries']} canaries, δ = {data['delta']:g}"
     pairs(out, [("claimed ε", data["claimed"]), ("at least, white box", data["white_box"])])
     pairs(out, [("at least, black box", data["black_box"]), ("these bounds are", confidence)])

@@ -93,7 +93,7 @@ def restore(
     from dataclasses import asdict
 
     from fedmem.errors import UsageError
-    from fedmem.sdk.keys import newest as later_erasures
+    from fedmem.sdk import keys
     from fedmem.sdk.places import vault_root
     from fedmem.storage.files import Files
     from fedmem.vault.backup.backup import verify as verify_backup
@@ -112,13 +112,15 @@ def restore(
         emit("backup.restore", data, lambda out: pairs(out, data.items()))
         return
     public_keys = [Files().read(file) for file in options["public_keys"]]
-    newest = later_erasures(place, receipts, public_keys) if receipts is not None else None
+    later_erasures = keys.later_erasures(place, receipts, public_keys) if receipts is not None else None
     if options["nothing_erased_since"]:
-        newest = LaterErasures(generation=0)
+        later_erasures = LaterErasures(generation=0)
     confirm(f"Restore into {root}? Other copies of this vault will not open any more.", yes)
     root.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     backend = options["keystore"] or "keyfile"
-    result = restore_backup(place, root, subject=subject, ask=secret, kit=kit, backend=backend, newest=newest)
+    result = restore_backup(
+        place, root, subject=subject, ask=secret, kit=kit, backend=backend, later_erasures=later_erasures
+    )
     if result.unbounded:
         say("The ledger may lack spends made after the backup. ε is now infinite, and training is refused.")
     restored = asdict(result) | {"place": root.absolute(), "done": True}
@@ -126,7 +128,15 @@ def restore(
 
 
 def opened_kit(file: Path | None, code: Secret) -> "Kit | None":
-    """Open the recovery kit in `file` with its code. Return None if no file is given."""
+    """Open a recovery kit. Return None if no file is given.
+
+    Args:
+        file: File of the kit, or None.
+        code: Returns the recovery code.
+
+    Raises:
+        KeystoreError: The code does not open the kit.
+    """
     if file is None:
         return None
     from fedmem.storage.files import Files

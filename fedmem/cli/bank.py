@@ -41,7 +41,16 @@ class Widths(click.ParamType[tuple[int, ...]]):
     name = "R1,R2,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the widths of a text such as "32,8,2". Fail with a usage error on other text."""
+        """Return the widths of a text such as "32,8,2".
+
+        Args:
+            value: The text.
+            param: The parameter, for the message of an error.
+            ctx: The context, for the message of an error.
+
+        Raises:
+            BadParameter: The text is not a list of whole numbers of at least 1.
+        """
         parts = str(value).split(",")
         if not all(part.strip().isdecimal() and int(part) for part in parts):
             self.fail("Widths are whole numbers of at least 1, one for each level, such as 32,8,2.", param, ctx)
@@ -174,7 +183,12 @@ def verify(release: Path | None) -> None:
 
 
 def print_bank(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print a bank: its anchor, its levels, the share of a fetch in the anchor's parameters, and its digest."""
+    """Print a bank: its anchor, its levels, the share of a fetch in the anchor's parameters, and its digest.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     names = ("kind", "anchor", "anchor_parameters", "embedder", "branching", "values", "bytes", "fetched_values")
     pairs(out, [(name.replace("_", " "), data[name]) for name in names])
     pairs(out, [("fetched, of the anchor", f"{data['share']:.1%}"), ("release", data["release"])])
@@ -189,5 +203,9 @@ def print_bank(out: "Console", data: Mapping[str, Any]) -> None:
 
 
 def widths_text(widths: tuple[int, ...]) -> str:
-    """Return the widths by layer as text: a single number if all are equal."""
+    """Return the widths by layer as text: a single number if all are equal.
+
+    Args:
+        widths: Width of a block in each layer, at least one.
+    """
     return str(widths[0]) if len(set(widths)) == 1 else " ".join(map(str, widths))

@@ -69,7 +69,7 @@ def migrate(name: str, subject: str, vault_path: str | None, secret: Secret, rel
     from fedmem.cli.client import step_progress, stop_on_signal
     from fedmem.device.training_sessions import migrate as migrate_block
     from fedmem.policy.policy import Policy
-    from fedmem.sdk.client import open_release
+    from fedmem.sdk.opening import open_release
 
     rules, new_release = Policy.load(policy), open_release(release)
     with (
@@ -104,7 +104,11 @@ def delete(name: str, subject: str, vault_path: str | None, secret: Secret, dry_
 
 
 def plan_data(planned: "PlannedErasure") -> dict[str, Any]:
-    """Return a planned erasure as data of the JSON envelope."""
+    """Return a planned erasure as data of the JSON envelope.
+
+    Args:
+        planned: The planned erasure.
+    """
     facts = {"plan": planned.digest, "counts": planned.counts, "items": planned.items}
     return facts | {"blocks": planned.blocks, "retrain": planned.retrained, "not_covered": planned.not_covered}
 
@@ -149,7 +153,12 @@ def run_erasure(
 
 
 def print_inventory(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the number of items in scope, by store, and what the erasure does not cover."""
+    """Print the number of items in scope, by store, and what the erasure does not cover.
+
+    Args:
+        out: The console.
+        data: What `plan_data` returned.
+    """
     out.print(f"in scope: {counts_text(data['counts'])}")
     if data["blocks"]:
         retrained = f"; {data['retrain']} trained anew" if data["retrain"] else "; none is trained anew"
@@ -159,7 +168,12 @@ def print_inventory(out: "Console", data: Mapping[str, Any]) -> None:
 
 
 def print_outcome(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print what was erased and what the erasure does not cover, and the receipt."""
+    """Print what was erased and what the erasure does not cover, and the receipt.
+
+    Args:
+        out: The console.
+        data: What `plan_data` returned, with the outcome of the erasure.
+    """
     print_inventory(out, data)
     pairs(out, [("state", data["state"]), ("verified", data["verified"])])
     pairs(out, [("trained anew", block) for block in data["retrained"]])
@@ -167,12 +181,20 @@ def print_outcome(out: "Console", data: Mapping[str, Any]) -> None:
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
-    """Return counts by kind as text, such as "2 records, 1 block"."""
+    """Return counts by kind as text, such as "2 records, 1 block".
+
+    Args:
+        counts: Kind in the singular -> number.
+    """
     return ", ".join(f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in counts.items())
 
 
 def block_data(info: "BlockInfo") -> dict[str, Any]:
-    """Return a block as data of the JSON envelope."""
+    """Return a block as data of the JSON envelope.
+
+    Args:
+        info: The block.
+    """
     from dataclasses import asdict
     from datetime import UTC, datetime
 

@@ -71,7 +71,7 @@ def train(topic: str, subject: str, vault_path: str | None, secret: Secret, back
         emit("client.train", started, lambda out: pairs(out, started.items()), "`fedmem client status` shows it.")
         return
     from fedmem.device.learning import default_plan
-    from fedmem.sdk.client import open_release
+    from fedmem.sdk.opening import open_release
 
     release = open_release(options["release"])
     plan = None if options["epsilon"] is None else default_plan(options["epsilon"])
@@ -89,10 +89,10 @@ def train(topic: str, subject: str, vault_path: str | None, secret: Secret, back
 @json_option
 def status(subject: str, vault_path: str | None, secret: Secret) -> None:
     """Show the state of each training (waiting, running, paused, done or failed) and its current step."""
-    from fedmem.device.training_sessions import trainings
+    from fedmem.device.training_sessions import training_statuses
 
     with open_vault(subject, vault_path, secret, write=False) as vault:
-        statuses = [asdict(training) for training in trainings(vault)]
+        statuses = [asdict(training) for training in training_statuses(vault)]
     if not statuses:
         say("No trainings yet.")
     columns = ("run", "topic", "release", "state", "step", "steps", "block", "message")
@@ -135,7 +135,15 @@ def cancel(name: str, subject: str, vault_path: str | None, secret: Secret, dry_
 
 
 def find_topic(topic: str, policy: str) -> "Topic":
-    """Return a topic of a policy, with its budget. Raise NothingMatched if the policy has no such topic."""
+    """Return a topic of a policy, with its budget.
+
+    Args:
+        topic: Name of the topic.
+        policy: Name of a policy, or its TOML file.
+
+    Raises:
+        NothingMatched: The policy has no such topic.
+    """
     from fedmem.errors import NothingMatched
     from fedmem.policy.policy import Policy
 
@@ -146,7 +154,15 @@ def find_topic(topic: str, policy: str) -> "Topic":
 
 
 def parse_deadline(text: str | None) -> datetime | None:
-    """Return the time that `--deadline` names: a duration from now, or a time. Raise UsageError for other text."""
+    """Return the time that `--deadline` names.
+
+    Args:
+        text: A duration from now (`90s`, `10m`, `2h`) or an ISO time, which is local time without a zone. None is no
+            deadline.
+
+    Raises:
+        UsageError: The text is neither.
+    """
     from fedmem.errors import UsageError
 
     if text is None:
@@ -161,7 +177,14 @@ def parse_deadline(text: str | None) -> datetime | None:
 
 
 def parse_size(text: str | None) -> int | None:
-    """Return the number of bytes that `--memory` names. Raise UsageError for other text."""
+    """Return the number of bytes that `--memory` names.
+
+    Args:
+        text: A number of MB or GB, such as `1.5GB`. None is no limit.
+
+    Raises:
+        UsageError: The text is not such a number.
+    """
     from fedmem.errors import UsageError
 
     if text is None:
@@ -202,7 +225,11 @@ def step_progress() -> Iterator[Any]:
 
 
 def emit_result(result: "SessionResult") -> None:
-    """Write the result of a training session."""
+    """Write the result of a training session.
+
+    Args:
+        result: The result.
+    """
     data = asdict(result)
     emit("client.train", data, lambda out: pairs(out, data.items()))
     if result.state == "paused":
@@ -213,6 +240,13 @@ def train_in_background(
     topic: str, subject: str, vault_path: str | None, secret: Secret, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Start the training in a process without a terminal, and wait until it is charged.
+
+    Args:
+        topic: Name of the topic.
+        subject: Name of the subject.
+        vault_path: Folder of the vault; None for the subject's own vault.
+        secret: Returns the passphrase.
+        options: Values of the other options of `client train`.
 
     Returns:
         The data of the envelope: the run, its state and its steps.
@@ -233,7 +267,7 @@ def train_in_background(
     # This shows whether the keystore needs the secret, and whether the secret is right.
     with open_vault(subject, vault_path, remember_secret, write=False) as vault:
         root = vault.root
-    if session_lock.runs(root):
+    if session_lock.is_training_running(root):
         raise Busy("A training of this vault is already running. See `fedmem client status`, or pause it first.")
     words = ["client", "train", topic, "--subject", subject, "--vault", str(root), "--json"]
     words += ["--release", str(options["release"].absolute()), "--policy", options["policy"]]
@@ -248,7 +282,12 @@ def train_in_background(
 
 
 def spawn_command(words: list[str], secret: str | None) -> int:
-    """Start `fedmem WORDS` in a new process and session. Pass `secret` through a pipe. Return the process id."""
+    """Start `fedmem WORDS` in a new process and session, and return the process id.
+
+    Args:
+        words: The arguments of the command line; none is secret.
+        secret: A passphrase to pass through a pipe, or None.
+    """
     null = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)]
     command = [sys.executable, "-m", "fedmem.cli.main", *words]
     if secret is None:
@@ -266,13 +305,21 @@ def spawn_command(words: list[str], secret: str | None) -> int:
 
 
 def wait_until_charged(child: int, root: Path) -> "SessionStatus":
-    """Return the status of the training in process `child` when it is charged. Raise its error if it ended before."""
+    """Return the status of a training when it is charged.
+
+    Args:
+        child: Id of the process that trains; it is a child of this one.
+        root: Folder of the vault.
+
+    Raises:
+        FedmemError: The error of the training, if it ended before it was charged.
+    """
     from fedmem import errors
     from fedmem.device import session_lock
 
     while True:
         ended_pid, code = os.waitpid(child, os.WNOHANG)
-        status = session_lock.said(root)
+        status = session_lock.read_status(root)
         if status is not None and status.pid == child:
             if status.run:
                 return status

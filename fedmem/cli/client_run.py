@@ -63,7 +63,14 @@ def run(subject: str, vault_path: str | None, secret: Secret, **options: Any) ->
 
 
 def node_options(options: dict[str, Any]) -> Any:
-    """Return the options of the SuperNode, or None if the operator starts it. Raise UsageError without an address."""
+    """Return the options of the SuperNode. Return None if the operator starts it.
+
+    Args:
+        options: Values of the options of `client run`.
+
+    Raises:
+        UsageError: The address of the SuperLink is missing.
+    """
     from fedmem.device.supernode import Options
     from fedmem.errors import UsageError
 
@@ -76,7 +83,13 @@ def node_options(options: dict[str, Any]) -> Any:
 
 
 def say_ready(runtime: "Runtime", granted: int, rounds: int) -> None:
-    """Tell the operator the folder of the device's socket, and rounds of the plan that its budget does not cover."""
+    """Tell the operator the folder of the device's socket, and rounds of the plan that its budget does not cover.
+
+    Args:
+        runtime: The runtime folder of the device.
+        granted: Number of rounds that the device's budget covers.
+        rounds: Number of rounds of the plan.
+    """
     from fedmem.federation.runtime import DEVICE
 
     if granted < rounds:

@@ -67,7 +67,13 @@ def egress(
 
 
 def print_egress(out: "Console", lines: list[dict[str, Any]], account: "LifetimeSpent") -> None:
-    """Print the messages and the account of the device."""
+    """Print the messages and the account of the device.
+
+    Args:
+        out: The console.
+        lines: The messages, as `message_data` returned them.
+        account: The account of the device.
+    """
     from fedmem.privacy.report import lifetime_rows
 
     table(out, COLUMNS, [[line[name] for name in COLUMNS] for line in lines])
@@ -76,13 +82,21 @@ def print_egress(out: "Console", lines: list[dict[str, Any]], account: "Lifetime
 
 
 def account_data(account: "LifetimeSpent") -> dict[str, Any]:
-    """Return the account of the device as data of the JSON envelope. An infinite ε is null."""
+    """Return the account of the device as data of the JSON envelope. An infinite ε is null.
+
+    Args:
+        account: The account of the device.
+    """
     fields = asdict(account)
     return {"lifetime": fields.pop("epsilon"), **fields}
 
 
 def message_data(message: "SentMessage") -> dict[str, Any]:
-    """Return one message as data of the JSON envelope."""
+    """Return one message as data of the JSON envelope.
+
+    Args:
+        message: The message.
+    """
     fields = asdict(message)
     return {"when": message.when.isoformat(timespec="seconds"), "bytes": fields.pop("nbytes")} | {
         name: value for name, value in fields.items() if name != "when"
@@ -90,7 +104,15 @@ def message_data(message: "SentMessage") -> dict[str, Any]:
 
 
 def export_envelope(file: Path, data: dict[str, Any]) -> None:
-    """Write the envelope to a new file."""
+    """Write the envelope to a new file.
+
+    Args:
+        file: Path of the new file.
+        data: Data of the JSON envelope.
+
+    Raises:
+        UsageError: The file exists or cannot be written.
+    """
     from fedmem.cli.receipt import write_new
 
     envelope = {"schema": f"fedmem.{SCHEMA}/1", "data": plain(data)}
@@ -99,7 +121,14 @@ def export_envelope(file: Path, data: dict[str, Any]) -> None:
 
 
 def parse_since(text: str | None) -> datetime | None:
-    """Return the time that `--since` names. A time without a zone is local time. Raise UsageError for other text."""
+    """Return the time that `--since` names.
+
+    Args:
+        text: An ISO date or time, which is local time without a zone. None is no time.
+
+    Raises:
+        UsageError: The text is neither.
+    """
     if text is None:
         return None
     try:

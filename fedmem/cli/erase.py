@@ -42,7 +42,11 @@ Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def with_options(options: Sequence[Option]) -> Option:
-    """Return a decorator that adds options to a command."""
+    """Return a decorator that adds options to a command.
+
+    Args:
+        options: The options, in the order of the help.
+    """
     return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
@@ -202,7 +206,11 @@ def cancel(erasure: str, subject: str, vault_path: str | None, secret: Secret) -
 
 
 def scope_arguments(scope: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scope options of a command as arguments of `Erase.plan`."""
+    """Return the scope options of a command as arguments of `Erase.plan`.
+
+    Args:
+        scope: Values of the options `SCOPE`.
+    """
     from datetime import UTC
 
     before = scope["before"].replace(tzinfo=UTC) if scope["before"] else None
@@ -211,18 +219,30 @@ def scope_arguments(scope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def retrainer_of(options: Mapping[str, Any]) -> "Retrainer | None":
-    """Return the retrainer for the release of the options. Return None if no release is given."""
+    """Return the retrainer for the release of the options. Return None if no release is given.
+
+    Args:
+        options: Values of the options `LEARNED`.
+    """
     if options["release"] is None:
         return None
     from fedmem.device.retraining import Retrainer
     from fedmem.policy.policy import Policy
-    from fedmem.sdk.client import open_release
+    from fedmem.sdk.opening import open_release
 
     return Retrainer(open_release(options["release"]), Policy.load(options["policy"]))
 
 
 def check_digest(current: str, expected: str) -> None:
-    """Raise Refused if the digest of the current plan is not the one that the person saw."""
+    """Check that a plan is the one that the person saw.
+
+    Args:
+        current: Digest of the current plan, hexadecimal.
+        expected: Digest that the person gave.
+
+    Raises:
+        Refused: The digests differ.
+    """
     import hmac
 
     from fedmem.errors import Refused
@@ -234,7 +254,17 @@ def check_digest(current: str, expected: str) -> None:
 
 
 def parse_days(days: str | None) -> float | None:
-    """Return a number of days, or None for `forever`. Raise UsageError for other text."""
+    """Return the number of days of an argument.
+
+    Args:
+        days: A number, or `forever`.
+
+    Returns:
+        The number; None for `forever`.
+
+    Raises:
+        UsageError: The text is neither.
+    """
     from fedmem.errors import UsageError
 
     if days == "forever":
@@ -246,7 +276,11 @@ def parse_days(days: str | None) -> float | None:
 
 
 def status_data(status: Any) -> dict[str, Any]:
-    """Return the status of an erasure as data of the JSON envelope."""
+    """Return the status of an erasure as data of the JSON envelope.
+
+    Args:
+        status: The status of the engine.
+    """
     from dataclasses import asdict
     from datetime import UTC, datetime
 
@@ -254,7 +288,14 @@ def status_data(status: Any) -> dict[str, Any]:
 
 
 def resume_erasures(view: "Erase") -> list[dict[str, Any]]:
-    """Finish the unfinished erasures. Return them, and the completed ones whose opening was not delivered."""
+    """Finish the unfinished erasures. Return them, and the completed ones whose opening was not delivered.
+
+    Args:
+        view: The erasures of a vault that is open for writing.
+
+    Returns:
+        Data of each erasure.
+    """
     from dataclasses import asdict
 
     from fedmem.erasure import Outcome

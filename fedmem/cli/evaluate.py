@@ -65,7 +65,12 @@ def unlearn(facts: Path, release: Path | None, authors: int, steps: int, seed: i
 
 
 def print_unlearning(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print a row for each metric, and the checks of the erasure."""
+    """Print a row for each metric, and the checks of the erasure.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     metrics = {name: values for name, values in data["metrics"].items() if values["never"] is not None}
     rows = [[name, *(values[moment] for moment in COLUMNS)] for name, values in metrics.items()]
     table(out, ("metric", *COLUMNS.values()), rows)

@@ -136,6 +136,11 @@ def restore(subject: str, vault_path: str | None, secret: Secret, kit: Path, cod
 
 
 def print_status(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the status of the keys."""
+    """Print the status of the keys.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     pairs(out, [(name, value) for name, value in data.items() if name != "copies"])
     table(out, COLUMNS, [[copy[name] for name in COLUMNS] for copy in data["copies"]])

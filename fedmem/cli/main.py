@@ -56,7 +56,11 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 class BrokenPipe(Exception):
-    """A wrapper that carries a broken pipe past click. Click itself would exit with 1 and no message."""
+    """A wrapper that carries a broken pipe past click. Click itself would exit with 1 and no message.
+
+    Args:
+        error: The broken pipe.
+    """
 
     def __init__(self, error: BrokenPipeError) -> None:
         super().__init__()
@@ -67,7 +71,16 @@ class Root(LazyGroup):
     """The root group. It runs a command and exits with the code of its result."""
 
     def main(self, args: Any = None, prog_name: str | None = None, *_: Any, **extra: Any) -> Any:
-        """Run the command line and exit with the code of docs/design.md, §11."""
+        """Run the command line, and exit with the code of docs/design.md, §11.
+
+        Args:
+            args: The arguments; None for those of this process.
+            prog_name: Name of the program in messages.
+            extra: Further arguments of `click.Command.main`.
+
+        Raises:
+            SystemExit: Always, with the code.
+        """
         prepare()
         words = list(sys.argv[1:] if args is None else args)
         # A usage error can come before click reads the options, so the words are searched for the flag.
@@ -76,14 +89,29 @@ class Root(LazyGroup):
         sys.exit(run_guarded(lambda: super(Root, self).main(words, prog_name or "fedmem", obj=state, **extra), state))
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Parse the words. Click prints the root's own help in this step."""
+        """Parse the words. Click prints the root's own help in this step.
+
+        Args:
+            args: As for click.
+            extra: As for click.
+
+        Raises:
+            BrokenPipe: The output was closed.
+        """
         try:
             return super().make_context(*args, **extra)
         except BrokenPipeError as error:
             raise BrokenPipe(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command.
+
+        Args:
+            ctx: The context of click.
+
+        Raises:
+            BrokenPipe: The output was closed.
+        """
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -105,7 +133,12 @@ def run_guarded(run: Callable[[], Any], state: CommandSession) -> int:
 
 
 def run_reported(run: Callable[[], Any], state: CommandSession) -> int:
-    """Run a command, report its error if there is one, and return the exit code."""
+    """Run a command, report its error if there is one, and return the exit code.
+
+    Args:
+        run: The command, without arguments.
+        state: The session of the command.
+    """
     try:
         code = run()
         return code if isinstance(code, int) else 0
@@ -123,12 +156,21 @@ def run_reported(run: Callable[[], Any], state: CommandSession) -> int:
 
 
 def is_raised_by_echo(error: OSError) -> bool:
-    """Return True if click could not print a help, a version or a question."""
+    """Return True if click could not print a help, a version or a question.
+
+    Args:
+        error: An error with its traceback.
+    """
     return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def report_error(error: Exception, state: CommandSession) -> int:
-    """Report an error on stderr and return its exit code."""
+    """Report an error on stderr and return its exit code.
+
+    Args:
+        error: The error of the command.
+        state: The session of the command. With `debug`, a bug is raised instead.
+    """
     if state.debug and not isinstance(error, FedmemError | click.ClickException):
         raise error
     typed_error = typed_error_for(error)
@@ -159,7 +201,11 @@ def report_unwritten(error: OSError, code: int, state: CommandSession) -> int:
 
 
 def typed_error_for(error: Exception) -> FedmemError | None:
-    """Return the typed error for any error. Return None if the error is a bug."""
+    """Return the typed error for any error. Return None if the error is a bug.
+
+    Args:
+        error: Any error.
+    """
     if isinstance(error, FedmemError):
         return error
     if isinstance(error, click.Abort):

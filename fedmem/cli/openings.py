@@ -39,7 +39,12 @@ def opening(erasure: str, subject: str, vault_path: str | None, secret: Secret) 
 
 
 def confirm_openings(erase: "Erase", erasures: Iterable[str]) -> None:
-    """Remove the openings of these erasures from the vault. Call it only after stdout received them."""
+    """Remove the openings of these erasures from the vault. Call it only after stdout received them.
+
+    Args:
+        erase: The erasures of a vault that is open for writing.
+        erasures: Ids of the erasures.
+    """
     with keeping_on_failure():
         for erasure in erasures:
             erase.confirm_delivery(erasure)
@@ -56,6 +61,13 @@ def keeping_on_failure() -> Iterator[None]:
 
 
 def reminder(erasures: Iterable[str]) -> str:
-    """Return the sentence that says how to get openings that stdout did not receive."""
+    """Return the sentence that says how to get openings that stdout did not receive.
+
+    Args:
+        erasures: Ids of the erasures.
+
+    Returns:
+        "" if there is no id.
+    """
     commands = ", ".join(f"`fedmem receipt opening {erasure}`" for erasure in erasures)
     return f"The erasure is done, and the vault keeps the opening. Get it with {commands}." if commands else ""

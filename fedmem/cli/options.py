@@ -46,6 +46,9 @@ def vault_options(command: Command) -> Command:
     """Add `--vault`, `--subject` and the passphrase options to a command.
 
     The command gets `subject`, `vault_path` (None for the subject's own vault) and `secret`.
+
+    Args:
+        command: The function of the command.
     """
     decorated = secret_options("passphrase", "the passphrase")(command)
     for option in reversed(VAULT_OPTIONS):
@@ -100,7 +103,15 @@ def open_vault(subject: str, vault_path: str | None, secret: Secret, *, write: b
 
 
 def find_vault(subject: str, vault_path: str | None) -> Path:
-    """Return the root folder of the vault of the options. Raise NothingMatched if there is none."""
+    """Return the root folder of the vault of the options.
+
+    Args:
+        subject: Name of the subject.
+        vault_path: Folder of the vault, or `RUN/DEVICE` of a simulation; None for the subject's own vault.
+
+    Raises:
+        NothingMatched: There is no such folder.
+    """
     from fedmem.sdk.places import vault_root
 
     candidates = [vault_root(subject)]
@@ -115,7 +126,11 @@ def find_vault(subject: str, vault_path: str | None) -> Path:
 
 
 def simulated_vault_root(name: str) -> Path:
-    """Return the root folder of a simulated vault, named as `RUN/DEVICE`."""
+    """Return the root folder of a simulated vault, named as `RUN/DEVICE`.
+
+    Args:
+        name: Name of the run and the device, as `RUN/DEVICE`.
+    """
     run, _, device = name.partition("/")
     return runs_dir() / run / "vaults" / device
 
@@ -136,7 +151,14 @@ def secret_source(file: Path | None, descriptor: int | None, ask: Secret | None 
 
 
 def read_secret_file(file: Path) -> str:
-    """Return the first line of a file that only this user can read. Raise KeystoreError for another file."""
+    """Return the first line of a file that only this user can read.
+
+    Args:
+        file: Path of the file.
+
+    Raises:
+        KeystoreError: Others can read the file, it cannot be read, or its first line is empty or not UTF-8.
+    """
     try:
         mode = file.stat().st_mode
         if stat.S_ISREG(mode) and stat.S_IMODE(mode) & 0o077:
@@ -147,7 +169,14 @@ def read_secret_file(file: Path) -> str:
 
 
 def read_secret_descriptor(descriptor: int) -> str:
-    """Return the first line of an open descriptor. Raise KeystoreError if it cannot be read."""
+    """Return the first line of an open descriptor, which stays open.
+
+    Args:
+        descriptor: Number of the descriptor.
+
+    Raises:
+        KeystoreError: The descriptor cannot be read, or its first line is empty or not UTF-8.
+    """
     try:
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
             return first_line(stream.read())
@@ -158,7 +187,14 @@ def read_secret_descriptor(descriptor: int) -> str:
 
 
 def first_line(content: bytes) -> str:
-    """Return the first line of `content` as text. Raise KeystoreError if it is empty or not UTF-8."""
+    """Return the first line of a content as text, without its end.
+
+    Args:
+        content: The bytes.
+
+    Raises:
+        KeystoreError: The line is empty or not UTF-8.
+    """
     try:
         line = content.decode().split("\n", 1)[0].removesuffix("\r")
     except UnicodeDecodeError:
@@ -169,7 +205,16 @@ def first_line(content: bytes) -> str:
 
 
 def prompt(what: str, name: str, again: bool = False) -> str:
-    """Ask for a secret on the terminal and return it. Raise KeystoreError if there is no terminal."""
+    """Ask for a secret on the terminal and return it.
+
+    Args:
+        what: The secret in words, such as "the passphrase".
+        name: Name of its options, such as "passphrase".
+        again: Ask twice and compare.
+
+    Raises:
+        KeystoreError: There is no terminal.
+    """
     if not streams.is_terminal(sys.stdin):
         raise KeystoreError(f"This needs {what}: give --{name}-file or --{name}-fd, or use a terminal.")
     words = what.removeprefix("the ")
@@ -199,7 +244,15 @@ def code_writer(descriptor: int | None) -> Callable[[str], None]:
 
 
 def show_once(show: Callable[[], None], where: str) -> None:
-    """Show a new secret. Raise StorageError if it cannot be written."""
+    """Show a new secret.
+
+    Args:
+        show: Writes the secret.
+        where: Words for the place that it is written to.
+
+    Raises:
+        StorageError: The secret could not be written.
+    """
     try:
         show()
     except OSError as error:
@@ -211,13 +264,29 @@ def show_once(show: Callable[[], None], where: str) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` to an open descriptor."""
+    """Write all of `data` to an open descriptor.
+
+    Args:
+        descriptor: Number of the descriptor.
+        data: The bytes.
+
+    Raises:
+        OSError: The descriptor cannot be written.
+    """
     while data:
         data = data[os.write(descriptor, data) :]
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask for a confirmation on the terminal, unless `yes` is set. Raise Refused without a confirmation."""
+    """Ask for a confirmation on the terminal, unless it was given by an option.
+
+    Args:
+        question: The question, which is answered with yes or no.
+        yes: True if `--yes` was given.
+
+    Raises:
+        Refused: There is no confirmation, or no terminal to ask on.
+    """
     if yes:
         return
     if not streams.is_terminal(sys.stdin):

@@ -70,7 +70,11 @@ def changing() -> None:
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json` to a command."""
+    """Add `--json` to a command.
+
+    Args:
+        command: The function of the command.
+    """
 
     def switch(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
@@ -104,7 +108,12 @@ def emit(schema: str, data: Mapping[str, Any], human: Callable[["Console"], None
 
 
 def envelope(schema: str, data: Mapping[str, Any]) -> str:
-    """Return one envelope as JSON text that stdout's encoding can express."""
+    """Return one envelope as JSON text that stdout's encoding can express.
+
+    Args:
+        schema: Name of the command, such as `sim.run`.
+        data: The data; `plain` makes it JSON.
+    """
     whole = {"schema": f"fedmem.{schema}/1", "data": plain(data)}
     text = json.dumps(whole, ensure_ascii=False, allow_nan=False, indent=2)
     try:
@@ -115,7 +124,11 @@ def envelope(schema: str, data: Mapping[str, Any]) -> str:
 
 
 def console_text(human: Callable[["Console"], None]) -> str:
-    """Return the text that `human` prints. Its width is that of the terminal, or WIDE without one."""
+    """Return the text that `human` prints. Its width is that of the terminal, or WIDE without one.
+
+    Args:
+        human: Prints to a console.
+    """
     from rich.console import Console
 
     # `shutil` treats a width of 0 as unknown; rich would print nothing.
@@ -126,7 +139,12 @@ def console_text(human: Callable[["Console"], None]) -> str:
 
 
 def write_error(error: FedmemError, state: CommandSession) -> None:
-    """Write the error's sentence to stderr. With `--json` and no data so far, also write `fedmem.error/1` to stdout."""
+    """Write the error's sentence to stderr. With `--json` and no data so far, also write `fedmem.error/1` to stdout.
+
+    Args:
+        error: The error.
+        state: The session of the command.
+    """
     say(str(error))
     if state.json and not state.emitted:
         facts = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
@@ -135,13 +153,23 @@ def write_error(error: FedmemError, state: CommandSession) -> None:
 
 
 def say(text: str) -> None:
-    """Write a message to stderr. Ignore a stderr that cannot be written to."""
+    """Write a message to stderr. Ignore a stderr that cannot be written to.
+
+    Args:
+        text: The message, without a line end.
+    """
     with contextlib.suppress(OSError):
         write(sys.stderr, clean(text) + "\n")
 
 
 def table(out: "Console", columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table. Columns of numbers are aligned right."""
+    """Print a table. Columns of numbers are aligned right.
+
+    Args:
+        out: The console.
+        columns: Titles of the columns.
+        rows: One value for each column.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -156,7 +184,12 @@ def table(out: "Console", columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def pairs(out: "Console", rows: Iterable[tuple[str, Any]]) -> None:
-    """Print names and values in two columns."""
+    """Print names and values in two columns.
+
+    Args:
+        out: The console.
+        rows: Names and values.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -169,7 +202,11 @@ def pairs(out: "Console", rows: Iterable[tuple[str, Any]]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as text for a person."""
+    """Return a value as text for a person.
+
+    Args:
+        value: A value of any type.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -180,12 +217,20 @@ def shown(value: Any) -> str:
 
 
 def clean(text: str) -> str:
-    """Return `text` with `?` for every control character, except line ends."""
+    """Return `text` with `?` for every control character, except line ends.
+
+    Args:
+        text: A text from any source.
+    """
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def plain(value: Any) -> Any:
-    """Return `value` as JSON data: paths as strings, tuples as lists, infinity and NaN as None."""
+    """Return `value` as JSON data: paths as strings, tuples as lists, infinity and NaN as None.
+
+    Args:
+        value: Nested mappings, lists and tuples of scalars and paths.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -99,7 +99,13 @@ def verify(subject: str, vault_path: str | None, secret: Secret) -> None:
 
 
 def print_statement(out: "Console", statement: "Statement", html: Path | None) -> None:
-    """Print a statement of the privacy spent."""
+    """Print a statement of the privacy spent.
+
+    Args:
+        out: The console.
+        statement: The statement.
+        html: The file of the report; None if none was written.
+    """
     from fedmem.privacy.report import down, lifetime_rows, up
 
     exact = None if statement.epsilon_pld is None else up(statement.epsilon_pld)
@@ -122,14 +128,25 @@ def print_statement(out: "Console", statement: "Statement", html: Path | None) -
 
 
 def titled_table(out: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table with a title. Print nothing if it has no row."""
+    """Print a table with a title. Print nothing if it has no row.
+
+    Args:
+        out: The console.
+        title: The title.
+        columns: Titles of the columns.
+        rows: One value for each column.
+    """
     if rows:
         out.print(f"\n{title}")
         table(out, columns, rows)
 
 
 def run_row(run: "Spent") -> tuple[Any, ...]:
-    """Return one run as a row of the table."""
+    """Return one run as a row of the table.
+
+    Args:
+        run: The run.
+    """
     from fedmem.privacy.report import up
 
     settings = run.release[:12], run.sampling_rate, run.noise_multiplier, run.steps
@@ -137,7 +154,15 @@ def run_row(run: "Spent") -> tuple[Any, ...]:
 
 
 def write_private(file: Path, text: str) -> None:
-    """Write a new file that only this user can read. Raise UsageError if it exists or cannot be written."""
+    """Write a new file that only this user can read.
+
+    Args:
+        file: Path of the file.
+        text: Its content.
+
+    Raises:
+        UsageError: The file exists or cannot be written.
+    """
     from fedmem.cli.receipt import write_new
 
     previous_umask = os.umask(0o077)

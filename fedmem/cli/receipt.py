@@ -150,7 +150,12 @@ def export(file: Path, key: Path, html: Path) -> None:
 
 
 def statement_rows(statement: Mapping[str, Any], signature: str) -> list[tuple[str, Any]]:
-    """Return the facts of a receipt's statement as names and values for a person."""
+    """Return the facts of a receipt's statement as names and values for a person.
+
+    Args:
+        statement: The verified statement.
+        signature: Words for the state of the signature.
+    """
     from fedmem.erasure.bundle import counts, facts, unknown
 
     fields = facts(statement)
@@ -174,7 +179,12 @@ def statement_rows(statement: Mapping[str, Any], signature: str) -> list[tuple[s
 
 
 def chain_link(file: bytes, statement: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the link of one receipt in its chain: its digest, the digest of the receipt before it, and the erasure."""
+    """Return the link of one receipt in its chain: its digest, the digest of the receipt before it, and the erasure.
+
+    Args:
+        file: Bytes of the receipt.
+        statement: Its statement.
+    """
     from fedmem.storage.canonical import digest
 
     predicate = statement["predicate"]
@@ -182,7 +192,13 @@ def chain_link(file: bytes, statement: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def print_receipts(out: "Console", lines: list[tuple[str, Any]], links: Sequence[Mapping[str, Any]]) -> None:
-    """Print the newest statement, and the chain if there are several receipts."""
+    """Print the newest statement, and the chain if there are several receipts.
+
+    Args:
+        out: The console.
+        lines: What `statement_rows` returned for the newest receipt.
+        links: What `chain_link` returned for each receipt, oldest first.
+    """
     pairs(out, lines)
     if len(links) > 1:
         out.print(f"\nThe chain of {len(links)} receipts is whole, oldest first:")
@@ -190,7 +206,13 @@ def print_receipts(out: "Console", lines: list[tuple[str, Any]], links: Sequence
 
 
 def is_about(statement: Mapping[str, Any], scope: str, opening: bytes) -> bool:
-    """Return True if the opening shows that the receipt is about `scope`, written as KIND:NAME."""
+    """Return True if the opening shows that the receipt is about `scope`, written as KIND:NAME.
+
+    Args:
+        statement: The verified statement of a receipt.
+        scope: The scope, as KIND:NAME.
+        opening: The opening, 32 bytes.
+    """
     from fedmem.erasure import Scope
     from fedmem.erasure.receipt import opens
 
@@ -199,7 +221,15 @@ def is_about(statement: Mapping[str, Any], scope: str, opening: bytes) -> bool:
 
 
 def read_opening(file: Path | None, descriptor: int | None) -> bytes:
-    """Return an opening, 32 bytes, from a file, a descriptor or the terminal. Raise UsageError for other text."""
+    """Return an opening, 32 bytes, from a file, a descriptor or the terminal.
+
+    Args:
+        file: Path of a file, or None.
+        descriptor: Number of an open descriptor, or None.
+
+    Raises:
+        UsageError: The text is not 64 hexadecimal digits, or there is none to read.
+    """
     try:
         opening = bytes.fromhex(read_opening_text(file, descriptor).strip())
     except ValueError:
@@ -210,7 +240,15 @@ def read_opening(file: Path | None, descriptor: int | None) -> bytes:
 
 
 def read_opening_text(file: Path | None, descriptor: int | None) -> str:
-    """Return the text of an opening from a file, a descriptor or the terminal."""
+    """Return the text of an opening from a file, a descriptor or the terminal.
+
+    Args:
+        file: Path of a file, or None.
+        descriptor: Number of an open descriptor, or None.
+
+    Raises:
+        UsageError: The descriptor cannot be read, or there is no terminal.
+    """
     if file is not None:
         return read_file(file).decode()
     if descriptor is None:
@@ -225,7 +263,11 @@ def read_opening_text(file: Path | None, descriptor: int | None) -> str:
 
 
 def read_file(file: Path) -> bytes:
-    """Return the bytes of a file. Read at most one byte more than the longest receipt."""
+    """Return the bytes of a file. Read at most one byte more than the longest receipt.
+
+    Args:
+        file: Path of the file.
+    """
     from fedmem.erasure.receipt import LIMIT
 
     with file.open("rb") as stream:
@@ -234,6 +276,10 @@ def read_file(file: Path) -> bytes:
 
 def write_new(file: Path, text: str) -> None:
     """Write a new text file. After an error no part of it is left.
+
+    Args:
+        file: Path of the file.
+        text: Its content.
 
     Raises:
         UsageError: The file exists, or its folder does not exist or cannot be written.

@@ -95,6 +95,9 @@ def compare(names: tuple[str, ...], out: Path | None) -> None:
 def renderer_for(out: Path) -> Callable[[Mapping[str, Any]], str]:
     """Return the function that renders a comparison as a page or a plot, by the file's suffix.
 
+    Args:
+        out: Path of the file to write.
+
     Raises:
         UsageError: The file ends neither in .html nor in .svg.
     """
@@ -108,7 +111,12 @@ def renderer_for(out: Path) -> Callable[[Mapping[str, Any]], str]:
 
 
 def print_comparison(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print a comparison: its tables, caveats and the runs without differential privacy."""
+    """Print a comparison: its tables, caveats and the runs without differential privacy.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     from fedmem.sim.compare_tables import make_tables, unsafe_settings
 
     for part in make_tables(data):
@@ -121,7 +129,12 @@ def print_comparison(out: "Console", data: Mapping[str, Any]) -> None:
 
 
 def print_run(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print a run: its name and state, its losses, ε with the reason, bytes and the erasure."""
+    """Print a run: its name and state, its losses, ε with the reason, bytes and the erasure.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     pairs(
         out, [(key, data[key]) for key in ("name", "scenario", "seed", "state", "phases_done", "digest") if key in data]
     )
@@ -138,7 +151,12 @@ def print_run(out: "Console", data: Mapping[str, Any]) -> None:
 
 
 def flat(figures: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the scalars of nested figures with dotted names, without lists."""
+    """Return the scalars of nested figures with dotted names, without lists.
+
+    Args:
+        figures: Nested mappings with scalars and lists.
+        prefix: Put before each name.
+    """
     scalars: list[tuple[str, Any]] = []
     for key, value in figures.items():
         if isinstance(value, Mapping):

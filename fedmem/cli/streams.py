@@ -32,12 +32,24 @@ def prepare() -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return True if the stream is open and is a terminal."""
+    """Return True if the stream is open and is a terminal.
+
+    Args:
+        stream: The stream; None if the process was started without it.
+    """
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def write(stream: TextIO | None, text: str) -> None:
-    """Write and flush a text. Raise OSError if that fails, also for a closed stream."""
+    """Write and flush a text.
+
+    Args:
+        stream: The stream; None if the process was started without it.
+        text: The text.
+
+    Raises:
+        OSError: The text was not written, also because the stream is closed.
+    """
     if stream is None or stream.closed:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     try:
@@ -62,7 +74,11 @@ def _write_all(stream: TextIO, text: str) -> None:
 
 
 def flush(stream: TextIO | None) -> OSError | None:
-    """Flush the stream. Return the error if that fails, or None."""
+    """Flush the stream. Return the error if that fails, or None.
+
+    Args:
+        stream: The stream; None if the process was started without it.
+    """
     if stream is None or stream.closed:
         return None
     try:
@@ -74,7 +90,11 @@ def flush(stream: TextIO | None) -> OSError | None:
 
 
 def silence(stream: TextIO) -> None:
-    """Redirect the stream to the null device, with the rest of its buffer and all later writes."""
+    """Redirect the stream to the null device, with the rest of its buffer and all later writes.
+
+    Args:
+        stream: The stream, open.
+    """
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -60,7 +60,15 @@ def training_options(steps: int, lr: float) -> Callable[[Callable[..., Any]], Ca
 
 
 def settings(steps: int, batch: int, lr: float, bf16: bool, memory_lr: float = 0.0) -> "Settings":
-    """Return the training settings for the values of the options."""
+    """Return the training settings for the values of the options.
+
+    Args:
+        steps: Number of steps.
+        batch: Packed rows in a step.
+        lr: Highest learning rate of the anchor.
+        bf16: Run the forward pass in bf16.
+        memory_lr: Highest learning rate of the blocks.
+    """
     from fedmem.training.settings import Settings
 
     return Settings(steps, batch, lr, memory_lr=memory_lr, bf16=bf16)
@@ -106,7 +114,14 @@ def watched_training(tensorboard: Path | None) -> "Iterator[Watch]":
 
 
 def write_page(title: str, folder: Path, data: Mapping[str, Any], attribution: str) -> None:
-    """Write `report.html` with the loss curve of a training. Say so if a package for plots is missing."""
+    """Write `report.html` with the loss curve of a training. Say so if a package for plots is missing.
+
+    Args:
+        title: Title of the page.
+        folder: Folder of the training.
+        data: Data of the JSON envelope.
+        attribution: Attribution of the corpus.
+    """
     try:
         from fedmem.sim.report import write_report
     except ModuleNotFoundError as error:
@@ -118,7 +133,12 @@ def write_page(title: str, folder: Path, data: Mapping[str, Any], attribution: s
 
 
 def print_training(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the result of a training: the held-out loss at its start and end, and its speed."""
+    """Print the result of a training: the held-out loss at its start and end, and its speed.
+
+    Args:
+        out: The console.
+        data: Data of the JSON envelope.
+    """
     pairs(out, [(name.replace("_", " "), data[name]) for name in ("release", "parameters") if name in data])
     for phase in dict.fromkeys(point["phase"] for point in data["curve"]):
         losses = [p["loss"] for p in data["curve"] if (p["phase"], p["split"]) == (phase, "heldout")]

@@ -86,7 +86,8 @@ class Account:
         entries: the entries of its egress ledger, in any order.
         is_complete: False if the ledger is known to lack lines.
 
-    Raises VerificationFailed for a spend that this version does not know.
+    Raises:
+        VerificationFailed: this version does not know a spend.
     """
 
     def __init__(self, limits: FederationLimits, entries: Iterable[EgressEntry] = (), is_complete: bool = True) -> None:
@@ -97,7 +98,14 @@ class Account:
             self.add(entry)
 
     def add(self, entry: EgressEntry) -> None:
-        """Add one entry of the egress ledger."""
+        """Add one entry of the egress ledger.
+
+        Args:
+            entry: the entry, of any plan.
+
+        Raises:
+            VerificationFailed: this version does not know its spend.
+        """
         key = entry.plan, canonical_json(dict(entry.spend))
         if key not in self._plans:
             spend = composition.spend_from(entry.spend) if entry.spend else None
@@ -119,8 +127,12 @@ class Account:
     def granted(self, plan: DevicePlan) -> int:
         """Return the number of the plan's rounds that the limits allow beside all other plans, from 0 to `plan.rounds`.
 
-        Raises Refused if the plan adds no noise and the policy does not allow that, or if the name of its run belongs
-        to another plan that was answered.
+        Args:
+            plan: the plan of a federation.
+
+        Raises:
+            Refused: the plan adds no noise and the policy does not allow that, or the name of its run belongs to
+                another plan that was answered.
         """
         self._check(plan)
         digest = plan.digest()
@@ -133,6 +145,10 @@ class Account:
 
         Guarantees: after the answer of an admitted round is charged, `epsilon` is at most the limit, except for plans
         without noise that the policy allows.
+
+        Args:
+            plan: the plan of the federation.
+            number: number of the round, from 1.
 
         Raises:
             BoundaryViolation: the plan has no such round.
@@ -149,9 +165,18 @@ class Account:
             raise self._refusal()
 
     def admit_answer(self, plan: DevicePlan, number: int, digest: str) -> None:
-        """Return if an update with this digest may leave in round `number`.
+        """Return if an update with this digest may leave in round `number`. The same answer may be repeated.
 
-        The same answer may be repeated. Raises as `admit`, and BoundaryViolation if this round got another answer.
+        Guarantees: in each round at most one distinct update leaves; otherwise as `admit`.
+
+        Args:
+            plan: the plan of the federation.
+            number: number of the round, from 1.
+            digest: digest of the update, hex.
+
+        Raises:
+            BoundaryViolation: this round got another answer, or the plan has no such round.
+            BudgetExceeded, Refused: as `admit`.
         """
         self.admit(plan, number)
         digests = {one for lines in self._lines(plan) for one in lines.answers.get(number, ())}
@@ -159,7 +184,15 @@ class Account:
             raise BoundaryViolation("Another answer was given in this round; a second one was not sent.")
 
     def charge(self, plan: DevicePlan, number: int) -> int:
-        """Return the rounds that an answer in round `number` is charged with: `EgressEntry.rounds`."""
+        """Return the rounds that an answer in round `number` is charged with: `EgressEntry.rounds`.
+
+        Args:
+            plan: the plan of the federation.
+            number: number of the round; 0 for an answer to no round.
+
+        Returns:
+            0 if `admit` refuses the round, since only zeros may be sent for it.
+        """
         try:
             self.admit(plan, number)
         except (BoundaryViolation, BudgetExceeded, Refused):
@@ -169,7 +202,12 @@ class Account:
     def check_joining(self, plan: DevicePlan) -> None:
         """Return if the device may join a federation with this plan: at least one more round of it is granted.
 
-        Raises Refused as `granted`, and BudgetExceeded if no further round is granted.
+        Args:
+            plan: the plan of the federation.
+
+        Raises:
+            Refused: as `granted`.
+            BudgetExceeded: no further round is granted.
         """
         granted, charged = self.granted(plan), self._charged(plan)
         is_spent = granted == 0 if plan.sampled else charged >= granted
@@ -179,7 +217,11 @@ class Account:
     def joining_entry(self, plan: DevicePlan) -> EgressEntry | None:
         """Return the entry that charges a sampling plan when the device joins; None if there is nothing to charge.
 
-        Raises Refused as `granted`.
+        Args:
+            plan: the plan of the federation.
+
+        Raises:
+            Refused: as `granted`.
         """
         granted = self.granted(plan)
         if not plan.sampled or self._charged(plan) >= granted:
@@ -255,7 +297,11 @@ class Account:
 
 
 def entry_facts(plan: DevicePlan) -> dict[str, Any]:
-    """Return the fields of an egress entry that follow from the plan: run, plan, spend and δ."""
+    """Return the fields of an egress entry that follow from the plan: run, plan, spend and δ.
+
+    Args:
+        plan: the plan of a federation.
+    """
     # A plan that claims no ε has no event to compute one from.
     spend = {} if plan.unsafe_no_dp else device_dp.spend(plan, rounds=1).to_dict()
     return {"run": plan.run, "plan": plan.digest(), "spend": spend, "delta": plan.delta}
@@ -272,7 +318,15 @@ def _greatest(fitting: int, last: int, fits: Callable[[int], bool]) -> int:
 
 
 def account_of(ledger: "EgressLog", limits: FederationLimits) -> Account:
-    """Return the account of an egress ledger. Raises VerificationFailed for an edited or shortened one."""
+    """Return the account of an egress ledger.
+
+    Args:
+        ledger: the egress ledger of the device.
+        limits: the limits of its policy.
+
+    Raises:
+        VerificationFailed: the ledger was edited or shortened, or this version does not know a spend.
+    """
     return Account(limits, [line.entry for line in ledger.entries()], ledger.complete())
 
 

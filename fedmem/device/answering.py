@@ -32,7 +32,11 @@ from fedmem.vault.vault import BlockInfo, Vault
 
 
 class Answerer:
-    """The anchor of a release with memory attached. One Answerer is used for many answers."""
+    """The anchor of a release with memory attached. One Answerer is used for many answers.
+
+    Args:
+        release: the release, whose anchor is loaded.
+    """
 
     def __init__(self, release: Release) -> None:
         self.release = release
@@ -67,7 +71,13 @@ class Answerer:
         return _pieces(decoder, self.tokens(ids, sources, limit, cache, blocks), vault, generation)
 
     def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[ActiveMemory]:
-        """Return the memory sources of an answer: the shared rows of the path, then the private rows of each block."""
+        """Return the memory sources of an answer: the shared rows of the path, then the private rows of each block.
+
+        Args:
+            path: the path in the release's tree, one block number for each level.
+            vault: the vault of `blocks`.
+            blocks: the private blocks, in the order of the sources.
+        """
         return shared_and_private(self.release, [path], private_sources(vault, self.release, blocks))
 
     def tokens(
@@ -80,8 +90,12 @@ class Answerer:
     ) -> Iterator[int]:
         """Return the tokens of the greedy continuation of `ids`, until the document ends or after `limit` tokens.
 
-        The sources, which include those of `blocks`, are attached only while a token is computed. `cache`, which is
-        empty, is overwritten at the end.
+        Args:
+            ids: the tokens to continue, at least one.
+            sources: the memory sources, those of `blocks` included. They are attached only while a token is computed.
+            limit: the greatest number of tokens.
+            cache: an empty cache. It is overwritten at the end.
+            blocks: the private blocks in use.
         """
         tokens_1T = torch.tensor([list(ids)])
         try:
@@ -131,6 +145,9 @@ def overwrite_tensor(values: Tensor) -> None:
     """Overwrite the memory of a tensor and of all its views with zeros.
 
     On the CPU no thread of torch is used: in a forked child a call of torch could wait for ever.
+
+    Args:
+        values: the tensor, on any device.
     """
     storage = values.untyped_storage()
     if storage.device.type == "cpu":

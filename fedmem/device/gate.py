@@ -60,6 +60,9 @@ class Gate:
     def admit(self, number: int) -> None:
         """Return if an update may leave in round `number`. It is asked before a training, and again by `release`.
 
+        Args:
+            number: number of the round, from 1.
+
         Raises:
             BoundaryViolation: the plan has no such round.
             BudgetExceeded: the account does not grant the round.
@@ -77,9 +80,6 @@ class Gate:
         Guarantees: the returned fields are exactly the reply schema, their decoded norm is at most the clip norm, and
         their egress line with the charge of the account is durable.
 
-        Raises BoundaryViolation as the table says, as `admit` for an update, and what `enter` raises. In all cases
-        nothing may leave.
-
         | fields | result |
         |---|---|
         | zeros | entered and returned, as other answers |
@@ -87,6 +87,11 @@ class Gate:
         | not all zeros, in no round of the plan | BoundaryViolation |
         | not all zeros, in a round that got another answer | BoundaryViolation; the same answer may be repeated |
         | norm slightly above the clip norm | BoundaryViolation; decided in integers |
+
+        Raises:
+            BoundaryViolation: as the table says. Whatever is raised, nothing may leave.
+            BudgetExceeded, Refused: as `admit`, for an update.
+            FedmemError: any error of `enter`.
         """
         if not 0 <= number <= MAX_ROUND:
             raise BoundaryViolation("An answer names an impossible round; it was not sent.")

@@ -49,12 +49,26 @@ class InprocPort:
         return self._records
 
     def admit(self, number: int) -> None:
-        """Return if an update may leave in round `number`. Raises BoundaryViolation, BudgetExceeded and Refused."""
+        """Return if an update may leave in round `number`.
+
+        Args:
+            number: number of the round, from 1.
+
+        Raises:
+            BoundaryViolation, BudgetExceeded, Refused: as `Gate.admit`.
+        """
         self._gate.admit(number)
 
     def approve(self, fields: Fields, number: int) -> Fields:
-        """Check the reply of round `number` and enter its egress line; return it. Raises BoundaryViolation.
+        """Check the reply of round `number`, enter its egress line, and return the reply.
 
         Guarantees: the returned fields are exactly the reply schema, and their decoded norm is at most the clip norm.
+
+        Args:
+            fields: the reply.
+            number: number of the round; 0 for an answer to no round.
+
+        Raises:
+            BoundaryViolation, BudgetExceeded, Refused: as `Gate.release`.
         """
         return self._gate.release(fields, number)

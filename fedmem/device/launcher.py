@@ -13,7 +13,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> None:
-    """Execute the program `arguments[1:]`; `arguments[0]` is the id of the parent process."""
+    """Execute a program that ends with its parent. This call does not return.
+
+    Args:
+        arguments: the id of the parent process, the path of the program, and the program's arguments.
+
+    Raises:
+        SystemExit: the parent has ended already; the code is 1.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(arguments[0]):  # the parent ended before the call of prctl
         sys.exit(1)

@@ -69,7 +69,16 @@ class LearnSettings:
 class ChargedRun:
     """A charged run with all inputs of its training, in the memory of this process only.
 
-    `state` is the last checkpoint of an earlier session, or None.
+    Attributes:
+        run: the open run of the vault.
+        topic: name of the topic.
+        release: the release that the block is trained on.
+        plan: the privacy plan that was charged.
+        settings: the public settings of the training.
+        spec: shape of the block.
+        data: the records as sequences.
+        stream: the stream of the run's key, which decides sampling and noise.
+        state: the last checkpoint of an earlier session, or None.
     """
 
     run: TrainingRun
@@ -106,6 +115,9 @@ def learn_topic(
     Guarantees: the block is (plan.epsilon(), plan.delta)-DP for adding or removing one record. Composed with every
     earlier run, no record exceeds the topic's epsilon.
 
+    Returns:
+        The facts of the new block.
+
     Raises:
         NothingMatched: the topic has no record.
         Refused: more records than the plan's cap, or a delta above the topic's.
@@ -125,7 +137,14 @@ def learn_topic(
 
 
 def default_plan(epsilon: float) -> PrivacyPlan:
-    """Return the plan for small topics, calibrated to `epsilon`. Raises UsageError, Refused."""
+    """Return the plan for small topics, calibrated to an ε.
+
+    Args:
+        epsilon: the ε of the whole run, above 0.
+
+    Raises:
+        UsageError, Refused: as `PrivacyPlan.calibrate`.
+    """
     return PrivacyPlan.small(record_cap=RECORD_CAP).calibrate(epsilon)
 
 
@@ -163,7 +182,11 @@ def charge(
         record_memory: bytes that the records may take in memory. If they take more, Refused is raised before anything
             is charged.
 
-    Raises as `learn_topic`.
+    Returns:
+        The charged run with all inputs of its training.
+
+    Raises:
+        FedmemError: any error of `learn_topic`.
     """
     settings = settings or LearnSettings()
     records, spec = vault.records(topic.name), private_spec(release, settings)
@@ -215,7 +238,14 @@ def train(
 def seal_block(vault: Vault, charged: ChargedRun, block_X: Tensor) -> BlockInfo:
     """Seal the block of a run and return its facts.
 
-    Raises NothingMatched where the run is not open any more, and what the vault raises.
+    Args:
+        vault: the open vault of the run.
+        charged: the run.
+        block_X: the trained block, `[X]`.
+
+    Raises:
+        NothingMatched: the run is not open any more.
+        StorageError: the disk failed.
     """
     spec, width, owner = charged.spec, charged.settings.width, (charged.topic, charged.release.digest)
     return vault.finish_run(charged.run, *owner, save({"rows": block_X}), spec.layers, width, spec.shape.d_model)
@@ -224,14 +254,26 @@ def seal_block(vault: Vault, charged: ChargedRun, block_X: Tensor) -> BlockInfo:
 def save_checkpoint(vault: Vault, charged: ChargedRun, state: State) -> None:
     """Seal the state of a run as its checkpoint, from which another session goes on.
 
-    Raises NothingMatched where the run is not open any more, and StorageError.
+    Args:
+        vault: the open vault of the run.
+        charged: the run.
+        state: the state after a step.
+
+    Raises:
+        NothingMatched: the run is not open any more.
+        StorageError: the disk failed.
     """
     tensors = {"block": state.block_X, "first": state.first_X, "second": state.second_X}
     vault.save_checkpoint(charged.run, state.step, save(tensors))
 
 
 def private_spec(release: Release, settings: LearnSettings) -> MemorySpec:
-    """Return the spec of a private block of `settings.width` on this release."""
+    """Return the spec of a private block of `settings.width` on this release.
+
+    Args:
+        release: the release that the block is trained on.
+        settings: give the width.
+    """
     return MemorySpec.single(release.spec.shape, release.spec.layers, settings.width)
 
 

@@ -28,7 +28,13 @@ from fedmem.vault.vault import BlockInfo, Vault
 
 
 def block_for(vault: Vault, topic: str | None, release: str) -> BlockInfo | None:
-    """Return the newest block of `topic` that was trained on the release of this digest, or None."""
+    """Return the newest block of a topic on a release, or None.
+
+    Args:
+        vault: the open vault.
+        topic: name of the topic; None has no block.
+        release: digest of the release.
+    """
     blocks = [block for block in vault.blocks() if block.topic == topic and block.release == release]
     return max(blocks, key=lambda block: block.version, default=None)
 
@@ -36,7 +42,13 @@ def block_for(vault: Vault, topic: str | None, release: str) -> BlockInfo | None
 def private_sources(vault: Vault, release: Release, blocks: Iterable[BlockInfo]) -> list[ActiveMemory]:
     """Return one memory source for each private block; it applies to every item of a batch.
 
-    Raises what reading the vault raises.
+    Args:
+        vault: the vault of the blocks.
+        release: the release that the blocks were trained on.
+        blocks: the blocks, in the order of the sources.
+
+    Raises:
+        FedmemError: any error of reading the vault.
     """
     sources = []
     for block in blocks:

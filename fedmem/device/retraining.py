@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 
 class Retrainer:
-    """Retrains blocks on one release, under the budgets of one policy."""
+    """Retrains blocks on one release, under the budgets of one policy.
+
+    Args:
+        release: the release to train on.
+        policy: the policy, which has the budgets of the topics.
+    """
 
     def __init__(self, release: "Release", policy: Policy) -> None:
         self._release, self._policy = release, policy
 
     def check(self, vault: Vault, retraining: Retraining) -> None:
         """Check that the block may be trained again; nothing is charged.
+
+        Args:
+            vault: the open vault of the block.
+            retraining: the block's topic, release and plan, and the ids of the remaining records.
 
         Raises:
             VersionMismatch: the block belongs to another release.
@@ -46,9 +55,15 @@ class Retrainer:
         check_budget(events, plan.spend, ids, budget=topic.epsilon, delta=plan.delta)
 
     def train(self, vault: Vault, run: RunRecord) -> str:
-        """Train the block of a planned run, and return the new block's id. Raises as `check`, and NothingMatched.
+        """Train the block of a planned run, and return the new block's id. The run is charged before its first step.
 
-        The run is charged before its first step.
+        Args:
+            vault: the open vault of the run.
+            run: the planned run.
+
+        Raises:
+            VersionMismatch, BudgetExceeded, Refused: as `check`.
+            NothingMatched: the topic has no record, or the run is not open any more.
         """
         from fedmem.device.learning import learn_topic
 
@@ -66,7 +81,14 @@ class Retrainer:
 
 
 def choices(public: Mapping[str, Any]) -> "tuple[PrivacyPlan, LearnSettings]":
-    """Return plan and settings of a run, from its sealed facts. Raises Refused where it was not made by learning."""
+    """Return plan and settings of a run.
+
+    Args:
+        public: the sealed facts of the run.
+
+    Raises:
+        Refused: the run was not made by learning.
+    """
     from fedmem.device.learning import LearnSettings
     from fedmem.privacy.dpsgd import Optimiser
     from fedmem.privacy.plan import PrivacyPlan

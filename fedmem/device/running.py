@@ -63,8 +63,7 @@ class Running:
             VerificationFailed: the egress ledger, which holds the account, was edited or shortened.
             RemoteError: the SuperNode ended.
             StorageError: the socket or the runtime folder cannot be made.
-
-        Raises also what `open_vault` raises.
+            FedmemError: any error of `open_vault`.
         """
         shapes = shapes_of(self.release, self.agreement)
         with contextlib.ExitStack() as stack:

@@ -28,7 +28,11 @@ from fedmem.storage.locks import WriterLock
 
 
 def place(root: Path) -> Path:
-    """Return the runtime folder of the vault at `root`: under XDG_RUNTIME_DIR, else under fedmem's home."""
+    """Return the runtime folder of the vault at `root`: under XDG_RUNTIME_DIR, else under fedmem's home.
+
+    Args:
+        root: folder of the vault.
+    """
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
     base = Path(runtime_dir) / "fedmem" if runtime_dir else paths.home() / "run"
     return base / digest(str(root.resolve()))[:16]

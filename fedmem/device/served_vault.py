@@ -40,7 +40,9 @@ class ServedVault:
         policy: places records each time they are requested.
         patience: seconds that a request waits for an erasure to end.
 
-    Raises what `open_vault` raises, and VerificationFailed for a changed egress ledger.
+    Raises:
+        FedmemError: any error of `open_vault`.
+        VerificationFailed: the egress ledger was changed.
     """
 
     def __init__(self, open_vault: Callable[[], Vault], policy: Policy, patience: float = PATIENCE) -> None:
@@ -52,7 +54,9 @@ class ServedVault:
     def shareable(self) -> tuple[list[str], frozenset[str]]:
         """Return the texts of the shareable records in the order they were added, and the records' ids.
 
-        Raises Busy if an erasure takes longer than `patience`, and what reading a damaged vault raises.
+        Raises:
+            Busy: an erasure takes longer than `patience`.
+            VerificationFailed: the vault is damaged.
         """
         records = self._with_vault(lambda: self._vault.records(None))
         decisions = self._policy.place_many([record.text for record in records])
@@ -62,12 +66,23 @@ class ServedVault:
     def account(self) -> Account:
         """Return the account of this device over all its federations, with the limits of the policy.
 
-        Raises VerificationFailed for a changed egress ledger, and for a spend that this version does not know.
+        Raises:
+            VerificationFailed: the egress ledger was changed, or this version does not know a spend.
+            Busy: an erasure takes longer than `patience`.
         """
         return self._with_vault(lambda: account_of(self._egress, self._policy.federation))
 
     def enter(self, entry: EgressEntry) -> None:
-        """Make an egress line durable. Raises StorageError, Busy, VerificationFailed."""
+        """Make an egress line durable.
+
+        Args:
+            entry: the line.
+
+        Raises:
+            StorageError: the disk failed.
+            Busy: the vault was busy or closed for an erasure for longer than `patience`.
+            VerificationFailed: the ledger was changed.
+        """
         self._with_vault(lambda: self._egress.enter(entry))
 
     def settle(self) -> None:
@@ -89,7 +104,14 @@ class ServedVault:
             return self._openings
 
     def holds(self, ids: frozenset[str]) -> bool:
-        """Return True if the vault still has all these shareable records. Raises as `shareable`."""
+        """Return True if the vault still has all these shareable records.
+
+        Args:
+            ids: ids of records.
+
+        Raises:
+            FedmemError: any error of `shareable`.
+        """
         return self._with_vault(lambda: ids <= self._vault.ids_of(None))
 
     def close(self) -> None:

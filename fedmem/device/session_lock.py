@@ -8,9 +8,9 @@ Invariants
 - The files hold a random run id, public step numbers, a process id, and the message of an error; nothing private (I8).
 
     with SessionLock(vault.root) as lock:
-        lock.say(run.id, step=3, steps=80)
+        lock.write_status(run.id, step=3, steps=80)
         if lock.request() == "pause": ...
-    ask(vault.root, "pause", patience=60)          # from any process
+    request_stop(vault.root, "pause", patience=60)          # from any process
 """
 
 import contextlib
@@ -60,7 +60,9 @@ class SessionLock:
     Args:
         root: the vault's folder.
 
-    Raises Busy if another training of the vault runs, StorageError.
+    Raises:
+        Busy: another training of the vault runs.
+        StorageError: the disk failed.
     """
 
     def __init__(self, root: Path) -> None:
@@ -73,10 +75,19 @@ class SessionLock:
         self._lock = lock
         self._request_file, self._status = folder / "request", SessionStatus(os.getpid())
         self._request_file.unlink(missing_ok=True)  # a request to an earlier training
-        self.say()
+        self.write_status()
 
-    def say(self, run: str = "", step: int = 0, steps: int = 0) -> None:
-        """Write the status: the run's id, the steps done, and the steps of the plan. Raises StorageError."""
+    def write_status(self, run: str = "", step: int = 0, steps: int = 0) -> None:
+        """Write the status of the training.
+
+        Args:
+            run: id of its run; "" until it is charged.
+            step: number of steps done.
+            steps: number of steps of the plan.
+
+        Raises:
+            StorageError: the disk failed.
+        """
         self._write(replace(self._status, run=run, step=step, steps=steps))
 
     def request(self) -> str:
@@ -109,8 +120,12 @@ class SessionLock:
             self._lock.release()
 
 
-def said(root: Path) -> SessionStatus | None:
-    """Return the status of the running training, or else of the last one; None if there was none."""
+def read_status(root: Path) -> SessionStatus | None:
+    """Return the status of the running training, or else of the last one; None if there was none.
+
+    Args:
+        root: the vault's folder.
+    """
     for _ in range(_TRIES):
         try:
             return SessionStatus(**json.loads((root / FOLDER / "trainer").read_bytes()))
@@ -121,24 +136,37 @@ def said(root: Path) -> SessionStatus | None:
     return None
 
 
-def runs(root: Path) -> bool:
-    """Return True if a training of this vault runs."""
+def is_training_running(root: Path) -> bool:
+    """Return True if a training of this vault runs.
+
+    Args:
+        root: the vault's folder.
+    """
     with contextlib.suppress(FileNotFoundError):
         return is_locked(root / FOLDER / "trainer")
     return False
 
 
-def ask(root: Path, request: Request, patience: float) -> bool:
-    """Ask the running training to stop after its current step; return True if it stopped within `patience` seconds.
+def request_stop(root: Path, request: Request, patience: float) -> bool:
+    """Ask the running training to stop after its current step.
 
-    Raises StorageError.
+    Args:
+        root: the vault's folder.
+        request: "pause" or "cancel".
+        patience: seconds to wait for the training to stop, at least 0.
+
+    Returns:
+        True if it stopped within `patience`.
+
+    Raises:
+        StorageError: the disk failed.
     """
     path = root / FOLDER / "request"
     with storage_errors("write the request to the training"):
         path.with_suffix(".new").write_text(request)
         os.replace(path.with_suffix(".new"), path)
     deadline = time.monotonic() + patience
-    while runs(root):
+    while is_training_running(root):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

@@ -33,13 +33,21 @@ class SimulationLog:
         self._ports = ports
 
     def failed(self, error: Exception) -> None:
-        """Add the class of the error of a failed training."""
+        """Add the class of the error of a failed training.
+
+        Args:
+            error: the error of the training.
+        """
         self.failures.append(type(error).__name__)
 
     def take(self, index: int) -> bytes:
         """Remove and return the notes since the last call: all failures, and the egress lines of device `index`.
 
-        Empty bytes where there are none.
+        Args:
+            index: index of the device.
+
+        Returns:
+            The notes as JSON; empty bytes if there are none.
         """
         lines = self._ports[index].egress if index in self._ports else []
         notes = {"failures": self.failures, "egress": [asdict(line) for line in lines]}
@@ -49,7 +57,12 @@ class SimulationLog:
         return data
 
     def put(self, index: int, notes: bytes) -> None:
-        """Add notes that `take` returned in the process of device `index`."""
+        """Add notes that `take` returned in the process of device `index`.
+
+        Args:
+            index: index of the device.
+            notes: what `take` returned, not empty.
+        """
         entries = json.loads(notes)
         self.failures += entries["failures"]
         if entries["egress"]:

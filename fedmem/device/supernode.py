@@ -43,7 +43,8 @@ class Options:
         root_certificates, private_key, trusted_entities: files for Flower's options of these names.
         port: port on 127.0.0.1 for the SuperNode's own processes.
 
-    Raises UsageError for an address without a port, and for `insecure` together with root certificates.
+    Raises:
+        UsageError: the address has no port, or `insecure` is given together with root certificates.
     """
 
     superlink: str
@@ -73,7 +74,11 @@ class Options:
 
 
 def program() -> str:
-    """Return the path of Flower's SuperNode program. Raises NothingMatched if it is not installed."""
+    """Return the path of Flower's SuperNode program.
+
+    Raises:
+        NothingMatched: it is not installed.
+    """
     path = shutil.which(PROGRAM, path=str(Path(sys.executable).parent)) or shutil.which(PROGRAM)
     if path is None:
         raise NothingMatched(f"{PROGRAM} is not installed. Install it: pip install 'fedmem[fl]'.")
@@ -81,7 +86,15 @@ def program() -> str:
 
 
 def environment(values: Mapping[str, str], runtime: Runtime) -> dict[str, str]:
-    """Return the SuperNode's environment; `values` is this process's environment. Raises as `program`."""
+    """Return the SuperNode's environment.
+
+    Args:
+        values: the environment of this process.
+        runtime: the runtime folder of the device.
+
+    Raises:
+        NothingMatched: Flower is not installed.
+    """
     passed = {name: values[name] for name in PASSED if name in values}
     # The SuperNode starts its other programs by name, so they have to be on the PATH.
     path = f"{Path(program()).parent}{os.pathsep}{passed.get('PATH', os.defpath)}"
@@ -95,7 +108,8 @@ def supernode(runtime: Runtime, options: Options, output: Any = None) -> Iterato
     Args:
         output: the target of its stdout and stderr, as in `subprocess`; by default this process's stderr.
 
-    Raises NothingMatched if it is not installed.
+    Raises:
+        NothingMatched: Flower is not installed.
     """
     launcher = [sys.executable, "-m", "fedmem.device.launcher", str(os.getpid()), program()]
     process = subprocess.Popen(  # noqa: S603 (a list, no shell)

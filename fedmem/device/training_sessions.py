@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedmem.device import session_lock
 from fedmem.device.retraining import choices
-from fedmem.device.session_lock import SessionLock, SessionStatus, ask
+from fedmem.device.session_lock import SessionLock, SessionStatus, request_stop
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
 from fedmem.policy.policy import Policy
 from fedmem.vault.vault import ALL, RunRecord, Vault
@@ -55,7 +55,9 @@ class Limits:
         deadline: a time with its time zone.
         memory: bytes of memory of the whole process.
 
-    Raises Refused for a deadline that has passed, UsageError for a time without a zone.
+    Raises:
+        Refused: the deadline has passed.
+        UsageError: the deadline has no time zone.
     """
 
     deadline: datetime | None = None
@@ -74,7 +76,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class SessionResult:
-    """The result of a session: "done" with the id of the `block`, or "paused" after `step` of `steps`."""
+    """The result of a session.
+
+    Attributes:
+        run: random id of the run.
+        state: "done", or "paused".
+        step: number of steps done.
+        steps: number of steps of the plan.
+        block: id of the block; None if paused.
+    """
 
     run: str
     state: Literal["done", "paused"]
@@ -131,6 +141,9 @@ def train(
         stop: is called after each step; True pauses the run.
         progress: is called after each step, with the step and the number of steps.
 
+    Returns:
+        The state of the run at the end of the session.
+
     Raises:
         Refused: the topic has no record, records or plan have changed since the pause, the training was cancelled, the
             deadline has passed, or the memory limit is too small for the release or a record.
@@ -182,7 +195,7 @@ class _Session:
         self._vault, self._lock, self._charged, self._stop = vault, lock, charged, stop
         self._generation, self._deadline, self._last_save = generation, deadline, time.monotonic()
         self._step, self._steps = charged.state.step if charged.state else 0, charged.plan.steps
-        lock.say(charged.run.id, self._step, self._steps)
+        lock.write_status(charged.run.id, self._step, self._steps)
 
     def run(self, runtime: "RuntimeOptions | None", progress: "Progress | None") -> SessionResult:
         """Train until the run is done or paused. Seal the block or the checkpoint."""
@@ -198,7 +211,7 @@ class _Session:
     def _after_step(self, state: "State") -> None:
         """Stop the session if it has to end, and save a checkpoint if one is due."""
         self._step = state.step
-        self._lock.say(self._charged.run.id, state.step, self._steps)
+        self._lock.write_status(self._charged.run.id, state.step, self._steps)
         if self._vault.generation != self._generation:
             raise Busy(ERASED)
         request, now = self._lock.request(), time.monotonic()
@@ -252,11 +265,11 @@ def _fit_memory(
     if memory is None:
         return None, None
     from fedmem.device.learning import private_spec
-    from fedmem.privacy.footprint import fitting
+    from fedmem.privacy.footprint import fit_footprint
     from fedmem.privacy.gradients import RuntimeOptions
 
     spec, vocabulary = private_spec(release, settings), release.tokenizer.get_vocab_size()
-    footprint = fitting(memory, spec, vocabulary, settings.length)
+    footprint = fit_footprint(memory, spec, vocabulary, settings.length)
     return RuntimeOptions(footprint.micro_batch), footprint.room
 
 
@@ -276,12 +289,14 @@ def migrate(
         id_or_topic: the block's id, or its topic.
         limits, stop, progress: as in `train`.
 
+    Returns:
+        The state of the run at the end of the session.
+
     Raises:
         NothingMatched: there is no such block.
         Refused: the topic has a block on that release already, the policy has no budget for the topic, or the block was
             not made by learning.
-
-    Raises also as `train`.
+        FedmemError: any error of `train`.
     """
     block = vault.block(id_or_topic)
     if release.digest in {other.release for other in vault.blocks_of(block.topic)}:
@@ -295,9 +310,13 @@ def migrate(
     )
 
 
-def trainings(vault: Vault) -> list[TrainingStatus]:
-    """Return the status of every run of the vault that was not erased, oldest first."""
-    is_running, session = session_lock.runs(vault.root), session_lock.said(vault.root)
+def training_statuses(vault: Vault) -> list[TrainingStatus]:
+    """Return the status of every run of the vault that was not erased, oldest first.
+
+    Args:
+        vault: the open vault.
+    """
+    is_running, session = session_lock.is_training_running(vault.root), session_lock.read_status(vault.root)
     return [_status_of(vault, run, is_running, session) for run in vault.runs_by_id(vault.ids_of(ALL))]
 
 
@@ -315,17 +334,21 @@ def _status_of(vault: Vault, run: RunRecord, is_running: bool, session: SessionS
 def pause(vault: Vault, patience: float = PATIENCE) -> TrainingStatus:
     """Ask the running training to save a checkpoint and stop after its step, wait for it, and return its status.
 
+    Args:
+        vault: the open vault.
+        patience: seconds to wait for the training to stop, at least 0.
+
     Raises:
         NothingMatched: no training of this vault runs.
         Busy: it has not stopped within `patience` seconds. It stops later.
     """
-    session = session_lock.said(vault.root)
-    if not session_lock.runs(vault.root) or session is None:
+    session = session_lock.read_status(vault.root)
+    if not session_lock.is_training_running(vault.root) or session is None:
         raise NothingMatched("No training of this vault runs. `fedmem client status` shows the state of each.")
-    if not ask(vault.root, "pause", patience):
+    if not request_stop(vault.root, "pause", patience):
         raise Busy("The training was asked to pause and has not finished its step. See `fedmem client status`.")
-    paused = session_lock.said(vault.root) or session
-    return next(status for status in trainings(vault) if status.run == paused.run)
+    paused = session_lock.read_status(vault.root) or session
+    return next(status for status in training_statuses(vault) if status.run == paused.run)
 
 
 def cancel(vault: Vault, name: str, patience: float = PATIENCE) -> TrainingStatus:
@@ -334,23 +357,29 @@ def cancel(vault: Vault, name: str, patience: float = PATIENCE) -> TrainingStatu
     Args:
         name: the run's id, or the topic of the only run that has not ended.
 
-    Raises NothingMatched and UsageError as `cancellable`, Busy as `pause`.
+    Raises:
+        NothingMatched, UsageError: as `cancellable`.
+        Busy: as `pause`.
     """
     status = cancellable(vault, name)
-    if status.state == "running" and not ask(vault.root, "cancel", patience):
+    if status.state == "running" and not request_stop(vault.root, "cancel", patience):
         raise Busy("The training was asked to end and has not finished its step. See `fedmem client status`.")
     vault.end_run(status.run)
-    return next(ended for ended in trainings(vault) if ended.run == status.run)
+    return next(ended for ended in training_statuses(vault) if ended.run == status.run)
 
 
 def cancellable(vault: Vault, name: str) -> TrainingStatus:
     """Return the status of the run that `cancel` would end.
 
+    Args:
+        vault: the open vault.
+        name: the run's id, or the topic of the only run that has not ended.
+
     Raises:
         NothingMatched: no run of this id or topic is running or paused.
         UsageError: the topic has several such runs.
     """
-    statuses = [status for status in trainings(vault) if name in (status.run, status.topic)]
+    statuses = [status for status in training_statuses(vault) if name in (status.run, status.topic)]
     statuses = [status for status in statuses if status.state in ("running", "paused")]
     if not statuses:
         raise NothingMatched("No training of this name is running or paused. See `fedmem client status`.")

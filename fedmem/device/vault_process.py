@@ -58,7 +58,16 @@ class Served(Protocol):
 
 
 class PeerSession:
-    """One connection, the ids of the records that were sent over it, and True if it has sent the token."""
+    """The state of one connection.
+
+    Args:
+        connection: the connection, open.
+
+    Attributes:
+        connection: the connection.
+        record_ids: ids of the records that were sent over it.
+        has_token: True if the peer has sent the token.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection, self.record_ids, self.has_token = connection, frozenset[str](), False
@@ -99,9 +108,13 @@ class Server:
         self.released = 0
 
     def serve(self, until: Callable[[], bool]) -> None:
-        """Accept and answer connections until `until()` is true; it is called several times a second.
+        """Accept and answer connections until a function returns True.
 
-        Raises what opening the vault again after an erasure raises, except Busy.
+        Args:
+            until: called several times a second; ends the serving when it returns True.
+
+        Raises:
+            FedmemError: any error, except Busy, of opening the vault again after an erasure.
         """
         while not until():
             if select.select([self._listener], [], [], TICK)[0]:
@@ -247,7 +260,9 @@ def listening(runtime: Runtime, vault: Served, **seconds: float) -> Iterator[Ser
     Args:
         seconds: `greeting`, `training` and `patience` of the `Server`.
 
-    Raises StorageError if the socket cannot be made, Refused if others may enter the folder.
+    Raises:
+        StorageError: the socket cannot be made.
+        Refused: others may enter the folder.
     """
     with storage_errors("listen on the device's socket"):
         listener = listen(runtime.folder, MOST_CONNECTIONS)

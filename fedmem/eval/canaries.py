@@ -26,7 +26,13 @@ MOST = len(_NAMES)
 
 @dataclass(frozen=True)
 class Canary:
-    """A sentence without its number, all candidates for the number, and the index of the true one (`secret`)."""
+    """A sentence with a secret number.
+
+    Attributes:
+        prefix: the sentence before the number.
+        candidates: every possible number, as text.
+        secret: index of the true number in `candidates`.
+    """
 
     prefix: str
     candidates: tuple[str, ...]
@@ -42,9 +48,12 @@ def plant(count: int, digits: int, seed: int) -> list[Canary]:
     """Return canaries with random numbers.
 
     Args:
-        count: number of canaries; at most `MOST` are returned.
+        count: number of canaries, from 0 to `MOST`.
         digits: digits of a number; it is drawn uniformly from 10 ** digits numbers.
         seed: decides the numbers.
+
+    Raises:
+        ValueError: there are more than `MOST`.
     """
     space = tuple(" " + " ".join(number) + "." for number in product("0123456789", repeat=digits))
     secrets = np.random.default_rng([seed, 0x43414E41]).integers(len(space), size=count)

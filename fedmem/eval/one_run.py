@@ -47,7 +47,13 @@ NO_NOISE = 1e-4
 
 @dataclass
 class CanaryTrace:
-    """The release of a run: the block before each step, the update of each step, and the last block."""
+    """The release of a run.
+
+    Attributes:
+        blocks_SX: the block before each of the S steps, `[X]` each.
+        updates_SX: the update of each step, `[X]` each: the noisy sum over the divisor.
+        end_X: the block after the last step.
+    """
 
     blocks_SX: list[Tensor] = field(default_factory=list)
     updates_SX: list[Tensor] = field(default_factory=list)
@@ -56,7 +62,15 @@ class CanaryTrace:
 
 @dataclass(frozen=True)
 class AuditSetup:
-    """A random anchor with memory, a start block with random rows, and canaries of one random sequence each."""
+    """The inputs of an audit, from a public seed.
+
+    Attributes:
+        model: a random anchor.
+        memory: the memory that is attached to it.
+        spec: shape of the block.
+        start_X: the first block, with random rows.
+        tokens_MT: one random sequence for each canary.
+    """
 
     model: PreTrainedModel
     memory: Memory
@@ -66,7 +80,11 @@ class AuditSetup:
 
     @classmethod
     def new(cls, canaries: int) -> "AuditSetup":
-        """Make the setup. It is a function of the number of canaries."""
+        """Return the setup for a number of canaries; equal numbers give equal setups.
+
+        Args:
+            canaries: number of canaries, at least 1.
+        """
         model, generator = new_anchor(SHAPE, VOCABULARY, SEED), torch.Generator().manual_seed(SEED)
         spec = spec_for(model, "ffn", 1, (WIDTH,))
         tokens_MT = torch.randint(1, VOCABULARY, (canaries, LENGTH), generator=generator)
@@ -74,7 +92,11 @@ class AuditSetup:
         return cls(model, attach(model), spec, 0.3 * torch.randn(spec.fetch_size, generator=generator), tokens_MT)
 
     def canaries(self, included_M: NDArray[np.bool_]) -> PrivateSequences:
-        """Return the included canaries as private records; `included_M` is True for them."""
+        """Return the included canaries as private records, one sequence each.
+
+        Args:
+            included_M: True for each canary that is included.
+        """
         numbers = np.flatnonzero(included_M)
         return PrivateSequences(self.tokens_MT[numbers], np.arange(len(numbers)), len(numbers))
 
@@ -102,7 +124,11 @@ class AuditSetup:
         return trace
 
     def losses(self, block_X: Tensor) -> Scores:
-        """Return the summed loss in nats of each canary, `[M]`, with the block in use."""
+        """Return the summed loss in nats of each canary, `[M]`, with the block in use.
+
+        Args:
+            block_X: the block.
+        """
         return sequence_losses(
             self.model,
             self.tokens_MT,
@@ -112,7 +138,11 @@ class AuditSetup:
         )[0]
 
     def gradients(self, blocks_SX: list[Tensor]) -> Iterator[Tensor]:
-        """Yield for each block the gradients `[M, X]` of all canaries."""
+        """Yield for each block the gradients `[M, X]` of all canaries.
+
+        Args:
+            blocks_SX: the blocks, `[X]` each.
+        """
         canaries = self.canaries(np.ones(len(self.tokens_MT), bool))
         parts = np.array_split(np.arange(canaries.records), -(-canaries.records // BATCH))
         with frozen(self.model):

@@ -30,13 +30,21 @@ Update = Mapping[str, NDArray[np.int32]]
 
 
 class Summed:
-    """The noisy sum of updates over a public divisor. Its memory does not grow with the cohort."""
+    """The noisy sum of updates over a public divisor. Its memory does not grow with the cohort.
+
+    Args:
+        shapes: name -> shape of the federated parameters.
+    """
 
     def __init__(self, shapes: Shapes) -> None:
         self._sums = fixedpoint.empty_sums(shapes)
 
     def add(self, update: Update) -> None:
-        """Add one clipped update."""
+        """Add one clipped update.
+
+        Args:
+            update: the update in grid cells, int32 arrays by name, with a norm of at most the clip norm.
+        """
         fixedpoint.add(self._sums, update)
 
     def mean(self, plan: DevicePlan, noise: Noise | None) -> Params:
@@ -45,7 +53,8 @@ class Summed:
         Args:
             noise: the stream of this round; None only where the plan adds no noise.
 
-        Raises Refused where the plan adds noise and `noise` is None.
+        Raises:
+            Refused: the plan adds noise and `noise` is None.
         """
         return device_dp.noisy_mean(self._sums, plan, noise)
 
@@ -71,11 +80,19 @@ class Trimmed:
         self._updates: list[Update] = []
 
     def add(self, update: Update) -> None:
-        """Keep one clipped update until the round ends."""
+        """Keep one clipped update until the round ends.
+
+        Args:
+            update: as in `Summed.add`.
+        """
         self._updates.append(update)
 
     def mean(self, shapes: Shapes) -> Params:
-        """Return the trimmed mean over the counted replies: float32 arrays of `shapes`."""
+        """Return the trimmed mean over the counted replies: float32 arrays by name.
+
+        Args:
+            shapes: name -> shape of the federated parameters.
+        """
         return {name: self._trimmed(name, shape) for name, shape in shapes.items()}
 
     def _trimmed(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

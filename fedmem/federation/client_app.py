@@ -69,7 +69,7 @@ def _reply(device: Device, content: RecordDict) -> Fields:
         request = records.from_request(content, device.request_schema)
     except Exception as error:  # noqa: BLE001  (a crafted record may break any access)
         _log.warning("A request was not used: %s", type(error).__name__)
-        return device.silence()
+        return device.answer_zeros()
     return device.answer(request)
 
 

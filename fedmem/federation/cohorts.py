@@ -76,7 +76,7 @@ class FixedSpend:
         return {"mechanism": MECHANISM, **vars(self)}
 
 
-def poisson(nodes: list[int], rate: float, noise: Noise) -> list[int]:
+def draw_poisson(nodes: list[int], rate: float, noise: Noise) -> list[int]:
     """Return a Poisson sample of the nodes: each is drawn independently.
 
     Args:
@@ -88,7 +88,7 @@ def poisson(nodes: list[int], rate: float, noise: Noise) -> list[int]:
     return [node for node, joined in zip(nodes, joins, strict=True) if joined]
 
 
-def fixed(nodes: list[int], population: int, size: int, noise: Noise) -> list[int]:
+def draw_fixed(nodes: list[int], population: int, size: int, noise: Noise) -> list[int]:
     """Return the nodes whose places are in a uniform sample of `size` out of `population` places.
 
     Guarantees: every set of `size` places is equally likely. The first places belong to the nodes. The others stand for
@@ -140,7 +140,11 @@ def fixed_epsilon(spend: FixedSpend, delta: float) -> float:
 
 
 def fixed_accounting(spend: FixedSpend) -> str:
-    """Return the name of the accounting behind `fixed_epsilon`: `FIXED_PLD` or `FIXED_RDP`."""
+    """Return the name of the accounting behind `fixed_epsilon`: `FIXED_PLD` or `FIXED_RDP`.
+
+    Args:
+        spend: the rounds.
+    """
     return FIXED_PLD if find_spec("dp_accounting") and _loss_range(spend) <= MOST_LOSS else FIXED_RDP
 
 
@@ -165,7 +169,14 @@ def fixed_epsilon_bound(spend: FixedSpend, delta: float) -> float:
 
 
 def fixed_rdp(spend: FixedSpend) -> NDArray[np.float64]:
-    """Return the Rényi divergence of all rounds of `spend` at each of `ORDERS`; infinite without noise."""
+    """Return the Rényi divergence of all rounds of `spend` at each of `ORDERS`; infinite without noise.
+
+    Args:
+        spend: the rounds.
+
+    Returns:
+        Divergences `[N]` for the N `ORDERS`, under replacing one device by another.
+    """
     if spend.noise_multiplier == 0:
         return np.full(len(ORDERS), math.inf if spend.steps else 0.0)
     return spend.steps * _fixed_rdp(spend.cohort / spend.population, spend.noise_multiplier / 2)

@@ -45,7 +45,14 @@ ZERO_OUT = "in all rounds of all federations, the device's updates count or are 
 
 
 def spend_from(event: Mapping[str, Any]) -> Spend:
-    """Return the spend of its JSON form. Raises VerificationFailed for an unknown mechanism or an impossible value."""
+    """Return the spend of its JSON form.
+
+    Args:
+        event: the JSON form, as `SpendEvent.to_dict` or `FixedSpend.to_dict` returns it.
+
+    Raises:
+        VerificationFailed: the mechanism is unknown or a value is impossible.
+    """
     if event.get("mechanism") != cohorts.MECHANISM:
         return SpendEvent.from_dict(event)
     try:
@@ -55,7 +62,11 @@ def spend_from(event: Mapping[str, Any]) -> Spend:
 
 
 def is_sampled(spend: Spend) -> bool:
-    """Return True if the rounds of this spend draw their cohort at random."""
+    """Return True if the rounds of this spend draw their cohort at random.
+
+    Args:
+        spend: the rounds.
+    """
     return isinstance(spend, FixedSpend) or spend.sampling_rate < 1
 
 
@@ -100,7 +111,15 @@ def _convolved(poisson: frozenset[SpendEvent], fixed: frozenset[FixedSpend], del
 
 
 def epsilon_bound(spends: Iterable[Spend], delta: float) -> float:
-    """Return an upper bound on `epsilon` by Rényi DP in numpy: Mironov et al. 2019 and Wang et al. 2019, Theorem 9."""
+    """Return an upper bound on `epsilon` by Rényi DP in numpy alone.
+
+    Guarantees: (ε, δ)-DP under zero-out, by Mironov et al. 2019 for Poisson cohorts and by Wang et al. 2019, Theorem 9,
+    for cohorts of fixed size. The edge cases are those of the module's table.
+
+    Args:
+        spends: the spends, each of any number of rounds.
+        delta: strictly between 0 and 1.
+    """
     poisson, fixed = _split(spends)
     if not fixed:
         return accounting.epsilon_rdp(poisson, delta)

@@ -143,9 +143,9 @@ class Device:
             return self._port.approve(Fields(encode_update(before, after, self._plan.clip)), number)
         except Exception as error:  # noqa: BLE001  (after any error the answer is zeros: I1)
             self._report(error)
-            return self.silence(number)
+            return self.answer_zeros(number)
 
-    def silence(self, number: int = 0) -> Fields:
+    def answer_zeros(self, number: int = 0) -> Fields:
         """Return an approved update of zeros for round `number` (0: no round).
 
         Args:

@@ -119,7 +119,15 @@ class DevicePlan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DevicePlan":
-        """Return the plan that `to_dict` gave. Raises as the constructor, and UsageError for an unknown key."""
+        """Return the plan of its JSON form.
+
+        Args:
+            values: field -> value, as `to_dict` returns them. Fields with a default may be missing.
+
+        Raises:
+            UsageError: a key is unknown or a number is out of its range.
+            Refused: as `DevicePlan`.
+        """
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             raise UsageError(f"A device plan has no key {sorted(unknown)[0]!r}.")
@@ -169,6 +177,10 @@ def figures(plan: DevicePlan, rounds: int) -> Figures:
     |---|---|
     | unsafe_no_dp | inf, with the reason |
     | no round yet | 0 |
+
+    Args:
+        plan: the public terms.
+        rounds: number of rounds so far, at least 0.
     """
     if plan.unsafe_no_dp:
         reason = f"unsafe_no_dp = true: {plan.unsafe_reason}"
@@ -183,14 +195,27 @@ def figures(plan: DevicePlan, rounds: int) -> Figures:
 
 
 def spend(plan: DevicePlan, rounds: int) -> SpendEvent | FixedSpend:
-    """Return the spend of `rounds` rounds, as a ledger records it."""
+    """Return the spend of `rounds` rounds, as a ledger records it.
+
+    Args:
+        plan: the public terms.
+        rounds: number of rounds, at least 0.
+    """
     if plan.cohort_size:
         return FixedSpend(plan.population, plan.cohort_size, plan.noise_multiplier, rounds)
     return SpendEvent(plan.sampling_rate, plan.noise_multiplier, rounds)
 
 
 def check_budget(plan: DevicePlan, rounds_after: int) -> None:
-    """Raise BudgetExceeded if `rounds_after` rounds in total exceed the plan's rounds or its `epsilon_max`."""
+    """Check that a plan allows a number of rounds.
+
+    Args:
+        plan: the public terms.
+        rounds_after: number of rounds in total, with the next one.
+
+    Raises:
+        BudgetExceeded: the rounds exceed the plan's `rounds` or its `epsilon_max`.
+    """
     if rounds_after > plan.rounds:
         raise BudgetExceeded(
             "The device plan allows no further round; none was opened. A new plan starts a new federation."
@@ -215,12 +240,21 @@ def noisy_mean(sums: fixedpoint.Sums, plan: DevicePlan, noise: Noise | None) -> 
     by at most `plan.clip`; replacing one changes it by at most twice that, in exact integer arithmetic. The divisor is
     public. Arrays are processed in the order of their names, so equal streams give equal bytes.
 
-    Raises Refused where the plan adds noise and `noise` is None, or has more coordinates than `MOST_VALUES`.
-
     | input | result |
     |---|---|
     | no update | noise alone, an ordinary round |
     | noise_multiplier 0 (unsafe) | the plain mean |
+
+    Args:
+        sums: name -> sum of the clipped updates in grid cells, int64.
+        plan: the public terms.
+        noise: the stream of this round; None only if the plan adds no noise.
+
+    Returns:
+        Name -> mean, float32, of the shapes of `sums`.
+
+    Raises:
+        Refused: the plan adds noise, and `noise` is None or there are more coordinates than `MOST_VALUES`.
     """
     step, noisy = fixedpoint.grid_step(plan.clip), _noisy(sums, plan, noise)
     return {n: (fixedpoint.decode(noisy[n], step) / plan.expected_cohort).astype(np.float32) for n in sorted(noisy)}
@@ -240,7 +274,13 @@ def _noisy(sums: fixedpoint.Sums, plan: DevicePlan, noise: Noise | None) -> fixe
 def cohort(nodes: list[int], plan: DevicePlan, noise: Noise | None) -> list[int]:
     """Return the devices of a round, sorted: a sample of `nodes` by the plan, or all where the plan does not sample.
 
-    Raises Refused where the plan samples and `noise` is None.
+    Args:
+        nodes: ids of the connected devices, in any order.
+        plan: the public terms.
+        noise: the stream of this round; None only if the plan does not sample.
+
+    Raises:
+        Refused: the plan samples and `noise` is None.
     """
     ordered = sorted(nodes)
     if not plan.sampled:
@@ -248,5 +288,5 @@ def cohort(nodes: list[int], plan: DevicePlan, noise: Noise | None) -> list[int]
     if noise is None:
         raise Refused("This plan samples, so the coordinator needs a privacy stream.")
     if plan.cohort_size:
-        return cohorts.fixed(ordered, plan.population, plan.cohort_size, noise)
-    return cohorts.poisson(ordered, plan.sampling_rate, noise)
+        return cohorts.draw_fixed(ordered, plan.population, plan.cohort_size, noise)
+    return cohorts.draw_poisson(ordered, plan.sampling_rate, noise)

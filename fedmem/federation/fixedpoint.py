@@ -31,7 +31,11 @@ _SUM_LIMIT = 2**62
 def grid_step(clip: float) -> float:
     """Return the width of one grid cell for a public clip norm: a power of two, at most clip * 2^-23.
 
-    Raises Refused unless 0 < clip < inf, and where so small a step is no float64.
+    Args:
+        clip: the clip norm.
+
+    Raises:
+        Refused: the clip norm is not a finite number above 0, or its step is not a normal float64.
     """
     step = math.ldexp(1.0, math.frexp(clip)[1] - 1 - _CLIP_BITS) if 0 < clip < math.inf else 0.0
     if not (step and math.isfinite(1 / step)):
@@ -40,7 +44,14 @@ def grid_step(clip: float) -> float:
 
 
 def cells(clip: float) -> int:
-    """Return the clip norm in grid cells, rounded down. It bounds the absolute value of every clipped coordinate."""
+    """Return the clip norm in grid cells, rounded down. It bounds the absolute value of every clipped coordinate.
+
+    Args:
+        clip: the clip norm.
+
+    Raises:
+        Refused: as `grid_step`.
+    """
     return math.floor(clip / grid_step(clip))
 
 
@@ -53,6 +64,13 @@ def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.int32]:
     | larger | OverflowError |
     | NaN, inf | ValueError |
     | empty | empty |
+
+    Args:
+        values: an array of any shape.
+        step: width of a grid cell, a power of two.
+
+    Raises:
+        OverflowError, ValueError: as the table says.
     """
     scaled = np.divide(values, step, dtype=np.float64)
     np.trunc(scaled, out=scaled)
@@ -66,7 +84,12 @@ def quantise(values: NDArray[np.float32], step: float) -> NDArray[np.int32]:
 
 
 def decode(grid: NDArray[np.int32] | NDArray[np.int64], step: float) -> NDArray[np.float64]:
-    """Return the numbers that grid cells stand for; float64, same shape."""
+    """Return the numbers that grid cells stand for; float64, same shape.
+
+    Args:
+        grid: an array of grid cells.
+        step: width of a grid cell.
+    """
     return grid.astype(np.float64) * step
 
 
@@ -99,6 +122,13 @@ def clip_grid(grid: Mapping[str, NDArray[np.int32]], clip: float) -> Grid:
     | norm <= clip | the same cells |
     | norm > clip | scaled, then rounded toward zero |
     | zeros, empty | zeros, empty |
+
+    Args:
+        grid: name -> array of grid cells; the update of one device.
+        clip: the clip norm, finite and above 0.
+
+    Raises:
+        Refused: as `grid_step`.
     """
     limit = cells(clip)
     kept = {name: np.asarray(part, np.int32) for name, part in grid.items()}
@@ -114,22 +144,44 @@ def clip_grid(grid: Mapping[str, NDArray[np.int32]], clip: float) -> Grid:
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]]) -> Grid:
-    """Return an update of zeros."""
+    """Return an update of zeros: name -> int32 array.
+
+    Args:
+        shapes: name -> shape of the federated parameters.
+    """
     return {name: np.zeros(shape, np.int32) for name, shape in shapes.items()}
 
 
 def empty_sums(shapes: Mapping[str, tuple[int, ...]]) -> Sums:
-    """Return int64 zeros, to which a round's updates are added."""
+    """Return int64 zeros, to which a round's updates are added.
+
+    Args:
+        shapes: name -> shape of the federated parameters.
+    """
     return {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
 
 
 def check_headroom(devices: int, clip: float, noise: int = 0) -> None:
-    """Raise Refused if `devices` clipped updates, with noise of up to `noise` cells, could leave the int64 range."""
+    """Check that the sum of a round stays in the int64 range.
+
+    Args:
+        devices: the greatest number of updates.
+        clip: the clip norm.
+        noise: the greatest noise in a coordinate, in cells.
+
+    Raises:
+        Refused: the sum could leave the int64 range.
+    """
     if devices * cells(clip) + noise >= _SUM_LIMIT:
         raise Refused("So many devices could overflow the integers of the sum; declare a smaller population.")
 
 
 def add(sums: Sums, update: Mapping[str, NDArray[np.int32]]) -> None:
-    """Add one clipped update to `sums` in place. Sums are exact, so the order of calls has no effect."""
+    """Add one clipped update to `sums` in place. Sums are exact, so the order of calls has no effect.
+
+    Args:
+        sums: name -> sum in grid cells, int64; it is changed.
+        update: name -> clipped update, int32, of the same shapes.
+    """
     for name, total in sums.items():
         total += update[name]

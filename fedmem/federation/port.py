@@ -45,8 +45,12 @@ class VaultPort(Protocol):
     def admit(self, number: int) -> None:
         """Return if an update may leave in round `number`.
 
-        Raises BoundaryViolation for no round of the plan; BudgetExceeded and Refused where the device's own budget or
-        policy does not allow it.
+        Args:
+            number: number of the round, from 1.
+
+        Raises:
+            BoundaryViolation: the plan has no such round.
+            BudgetExceeded, Refused: the device's own budget or policy does not allow it.
         """
         ...
 

@@ -51,6 +51,9 @@ class SocketPort:
     def admit(self, number: int) -> None:
         """Return if the vault process admits round `number`.
 
+        Args:
+            number: number of the round, from 1.
+
         Raises:
             BoundaryViolation: the plan has no such round.
             BudgetExceeded: the device's own budget or policy does not allow it.

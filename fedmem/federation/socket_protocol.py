@@ -70,14 +70,28 @@ def encode(fields: Fields, number: int, schema: Schema) -> list[bytes]:
 
 
 def encode_round(number: int) -> bytes:
-    """Return the payload of a ROUND. Raises BoundaryViolation for a round outside [0, 2^32)."""
+    """Return the payload of a ROUND.
+
+    Args:
+        number: number of the round.
+
+    Raises:
+        BoundaryViolation: the number is outside [0, 2^32).
+    """
     if not 0 <= number < 2**32:
         raise BoundaryViolation("An answer names an impossible round; it was not sent.")
     return _ROUND.pack(number)
 
 
 def decode_round(payload: bytes | bytearray) -> int:
-    """Return the round of a ROUND. Raises BadFrame for another length."""
+    """Return the round of a ROUND.
+
+    Args:
+        payload: the payload of the frame.
+
+    Raises:
+        BadFrame: the payload has another length.
+    """
     if len(payload) != ROUND_BYTES:
         raise BadFrame("A round has another length than the protocol says; it was not read.")
     return int(_ROUND.unpack(payload)[0])

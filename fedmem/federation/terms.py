@@ -35,7 +35,12 @@ _NUMBERS = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)
 
 @dataclass(frozen=True)
 class Terms:
-    """The plan, which names the run, and the names and shapes of the federated parameters."""
+    """The public terms of a run.
+
+    Attributes:
+        plan: the device plan, which names the run.
+        shapes: name -> shape of the federated parameters.
+    """
 
     plan: DevicePlan
     shapes: Shapes
@@ -94,6 +99,9 @@ class Agreement:
     def load(cls, file: Path) -> "Agreement":
         """Read a terms file.
 
+        Args:
+            file: path of the TOML file.
+
         Raises:
             NothingMatched: there is no such file.
             UsageError: the file is not valid TOML, or a key is unknown, missing or of another type.
@@ -108,7 +116,14 @@ class Agreement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Agreement":
-        """Return the agreement that `to_dict` gave. Raises UsageError and Refused as `load`."""
+        """Return the agreement of its JSON form.
+
+        Args:
+            values: key -> value, as `to_dict` returns them.
+
+        Raises:
+            UsageError, Refused: as `load`.
+        """
         rest = dict(values)
         plan = _section(DevicePlan, rest.pop("plan", None), "plan")
         rounds = _section(RoundSettings, rest.pop("rounds", None), "rounds")

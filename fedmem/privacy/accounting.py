@@ -125,9 +125,15 @@ def sampler_epsilon(merged: Merged) -> float:
 
 
 def epsilon_of_rdp(divergences: NDArray[np.float64], orders: NDArray[np.int64], delta: float) -> float:
-    """Return ε at `delta` of Rényi divergences `[N]` at `orders` `[N]` (Canonne, Kamath and Steinke 2020, Prop. 12).
+    """Return ε at `delta` of Rényi divergences.
 
-    What the sampler of the noise adds (`sampler_epsilon`) is not in it.
+    Guarantees: an upper bound if each divergence is one (Canonne, Kamath and Steinke 2020, Proposition 12). What the
+    sampler of the noise adds (`sampler_epsilon`) is not in it.
+
+    Args:
+        divergences: one divergence for each order, `[N]`, at least 0; may be infinite.
+        orders: the orders, `[N]`, above 1.
+        delta: strictly between 0 and 1.
     """
     alphas = orders.astype(np.float64)
     epsilons = divergences + np.log1p(-1 / alphas) - (math.log(delta) + np.log(alphas)) / (alphas - 1)
@@ -135,12 +141,26 @@ def epsilon_of_rdp(divergences: NDArray[np.float64], orders: NDArray[np.int64], 
 
 
 def composed_rdp(spends: Iterable[SpendEvent]) -> NDArray[np.float64]:
-    """Return the Rényi divergence of all spends together at each of `ORDERS`."""
+    """Return the Rényi divergence of all spends together at each of `ORDERS`.
+
+    Args:
+        spends: the spends to compose, in any order.
+
+    Returns:
+        Divergences `[N]` for the N `ORDERS`.
+    """
     return rdp(_merge(spends))
 
 
 def rdp(merged: Merged) -> NDArray[np.float64]:
-    """Return the Rényi divergence of the composition at each of `ORDERS`."""
+    """Return the Rényi divergence of the composition at each of `ORDERS`.
+
+    Args:
+        merged: distinct mechanisms with their steps, as `_merge` returns them.
+
+    Returns:
+        Divergences `[N]` for the N `ORDERS`; infinite if a mechanism has no noise.
+    """
     total = np.zeros(len(ORDERS))
     for rate, noise, steps in merged:
         total += steps * _rdp_step(rate, noise)

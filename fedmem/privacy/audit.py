@@ -146,7 +146,16 @@ def refuted_epsilon(
 def p_value(claim: TradeoffCurve, canaries: int, guesses: int, right: int) -> float:
     """Return an upper bound on the chance of at least `right` right guesses for a run with this curve.
 
-    It is exact to 1 %, rounded up, and at least `LEAST`. Arguments and errors are those of `is_refuted`.
+    It is exact to 1 %, rounded up, and at least `LEAST`.
+
+    Args:
+        claim: as in `is_refuted`.
+        canaries: as in `is_refuted`.
+        guesses: as in `is_refuted`.
+        right: as in `is_refuted`.
+
+    Raises:
+        UsageError: as `is_refuted`.
     """
     if not is_refuted(claim, canaries, guesses, right, 1.0):
         return 1.0

@@ -36,7 +36,12 @@ _CHUNK = 1 << 16  # values in a pass: their float64 copies stay in the cache
 
 @dataclass(frozen=True)
 class CellSum:
-    """A sum over records in cells of a grid, `[X]` int64; `add` changes it in place."""
+    """A sum over records in cells of a grid; `add` changes it in place.
+
+    Attributes:
+        cells_X: the sum in cells, `[X]`, int64.
+        grid: the public grid.
+    """
 
     cells_X: Tensor
     grid: Grid
@@ -44,7 +49,12 @@ class CellSum:
 
     @classmethod
     def zero(cls, values: int, grid: Grid) -> "CellSum":
-        """Return the sum over no records."""
+        """Return the sum over no records.
+
+        Args:
+            values: number of values of the block.
+            grid: the public grid of the sum.
+        """
         return cls(torch.zeros(values, dtype=torch.int64), grid)
 
     def add(self, grad_X: Tensor) -> None:

@@ -47,10 +47,16 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class State:
-    """The state of a training after `step` steps: the block and Adam's two moments, each `[X]`, float32.
+    """The state of a training after some steps. Tensors are `[X]`, float32.
 
     It is as private as the key of the run, and is sealed under a key derived from it. It is never released, logged or
     compared.
+
+    Attributes:
+        step: number of steps done.
+        block_X: the block.
+        first_X: Adam's first moment.
+        second_X: Adam's second moment.
     """
 
     step: int
@@ -69,6 +75,13 @@ class Optimiser:
 
     The learning rate falls linearly from `lr` to `lr * final`. Large first steps move far in the few steps that a small
     epsilon allows, and small last steps average the noise. With beta2 0.99 the second moment settles within a run.
+
+    Attributes:
+        lr: learning rate of the first step, above 0.
+        final: factor on `lr` after the last step.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        eps: added to the root of the second moment.
     """
 
     lr: float = 3e-2
@@ -78,7 +91,12 @@ class Optimiser:
     eps: float = 1e-8
 
     def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of step `step`, counted from 0, out of `steps`."""
+        """Return the learning rate of step `step`, counted from 0, out of `steps`.
+
+        Args:
+            step: number of the step, from 0.
+            steps: number of steps of the plan, above 0.
+        """
         return self.lr * (1 - (1 - self.final) * step / steps)
 
 

@@ -9,7 +9,7 @@ Invariants
 The factors are upper bounds on measurements with `nano`, `tiny` and `small` anchors, 128 to 512 tokens and 512 to
 16,384 words.
 
-    footprint = fitting(1 << 30, spec, vocabulary=16384, length=128)
+    footprint = fit_footprint(1 << 30, spec, vocabulary=16384, length=128)
     RuntimeOptions(footprint.micro_batch)
 """
 
@@ -38,7 +38,7 @@ class Footprint:
     room: int
 
 
-def fitting(limit: int, spec: MemorySpec, vocabulary: int, length: int) -> Footprint:
+def fit_footprint(limit: int, spec: MemorySpec, vocabulary: int, length: int) -> Footprint:
     """Return the sizes that keep a training below a memory limit.
 
     Records get at least half of the memory that process, anchor and block leave.
@@ -68,6 +68,10 @@ def fixed_bytes(spec: MemorySpec, vocabulary: int) -> int:
     """Return the bytes of the process, the anchor, and sixteen float32 tensors of the block's size.
 
     These tensors are rows, moments, gradient and a checkpoint; sum, noise and update take 64 bits for each value.
+
+    Args:
+        spec: shape of the block, and of its anchor.
+        vocabulary: entries of the tokenizer.
     """
     shape = spec.shape
     layer = shape.d_model * (4 * shape.heads * shape.head_dim + 3 * shape.ffn)
@@ -75,16 +79,31 @@ def fixed_bytes(spec: MemorySpec, vocabulary: int) -> int:
 
 
 def per_sequence_bytes(spec: MemorySpec, vocabulary: int, length: int) -> int:
-    """Return the bytes of one more sequence in a micro-batch: logits, activations, attention, and its gradient."""
+    """Return the bytes of one more sequence in a micro-batch: logits, activations, attention, and its gradient.
+
+    Args:
+        spec: shape of the block, and of its anchor.
+        vocabulary: entries of the tokenizer.
+        length: tokens of a sequence.
+    """
     inner = 18 * spec.shape.d_model + 5 * spec.shape.ffn + spec.shape.heads * length
     return FLOAT * (length * (4 * vocabulary + spec.layers * inner) + 5 * spec.fetch_size)
 
 
 def record_bytes(text: str) -> int:
-    """Return the bytes that tokenising the text of one record needs; they are free again afterwards."""
+    """Return the bytes that tokenising the text of one record needs; they are free again afterwards.
+
+    Args:
+        text: the text of the record.
+    """
     return TEXT * len(text.encode())
 
 
 def kept_bytes(sequences: int, length: int) -> int:
-    """Return the bytes of the tokens of so many sequences; they are kept during the whole training."""
+    """Return the bytes of the tokens of several sequences; they are kept during the whole training.
+
+    Args:
+        sequences: number of sequences of all records.
+        length: tokens of a sequence.
+    """
     return TOKEN * sequences * length

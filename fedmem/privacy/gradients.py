@@ -45,13 +45,16 @@ The result is valid until the next call, which writes into the same buffer.
 
 @dataclass(frozen=True)
 class PrivateSequences:
-    """Private records as sequences of public length. Raises ValueError if `record_N` is not as stated here.
+    """Private records as sequences of public length.
 
     Attributes:
         tokens_NT: token ids, int64, right-padded with `PAD`.
         record_N: the record of each sequence, int64, sorted, from 0 to `records` - 1.
         records: number of records.
         shared: gives the shared blocks for sequence numbers, as a memory source; None without a shared bank.
+
+    Raises:
+        ValueError: the sequences are not sorted by record, or one names no record.
     """
 
     tokens_NT: Tensor
@@ -68,12 +71,15 @@ class PrivateSequences:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """The settings of speed and memory; they do not change privacy. Raises ValueError for a micro-batch below 1.
+    """The settings of speed and memory; they do not change privacy.
 
     Attributes:
         micro_batch: number of sequences of a record at a time.
         bf16: run the forward pass under autocast.
         engine: the engine of the gradients.
+
+    Raises:
+        ValueError: the micro-batch is below 1.
     """
 
     micro_batch: int = 16
@@ -178,7 +184,11 @@ def batch_loss(
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Switch gradients and dropout of the anchor off inside the context; restore its flags at the end."""
+    """Switch gradients and dropout of the anchor off inside the context; restore its flags at the end.
+
+    Args:
+        model: the anchor.
+    """
     was_training, flags = model.training, [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:

@@ -40,7 +40,11 @@ class Grid:
         return math.floor(self.clip / self.spacing)
 
     def std(self, noise_multiplier: float) -> float:
-        """Return the std of the noise in cells."""
+        """Return the std of the noise in cells.
+
+        Args:
+            noise_multiplier: noise std divided by the clip norm, at least 0.
+        """
         return noise_multiplier * (self.clip / self.spacing)
 
     @classmethod

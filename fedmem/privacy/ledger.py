@@ -64,12 +64,23 @@ class Charge:
     release: str = ""
 
     def may_hold(self, record: str) -> bool:
-        """Return True if the record was in this run, or if the lineage is lost."""
+        """Return True if the record was in this run, or if the lineage is lost.
+
+        Args:
+            record: random id of the record.
+        """
         return self.records is None or record in self.records
 
 
-def charges(events: Events) -> list[Charge]:
-    """Return the spends of a ledger in order. Raises VerificationFailed if one cannot be read."""
+def read_charges(events: Events) -> list[Charge]:
+    """Return the spends of a ledger in order.
+
+    Args:
+        events: events of the ledger.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
     return [_read_charge(event.payload) for event in events if event.kind == SPEND]
 
 
@@ -83,7 +94,7 @@ def _read_charge(payload: Mapping[str, Any]) -> Charge:
         raise VerificationFailed("The ledger holds a spend without its run; it was edited or damaged.") from error
 
 
-def states(events: Events) -> dict[str, State]:
+def read_run_states(events: Events) -> dict[str, State]:
     """Return the state of each run by its id, in the order of the charges.
 
     | state | meaning |
@@ -92,6 +103,9 @@ def states(events: Events) -> dict[str, State]:
     | finished, failed | ended |
     | erased | an erasure took the run or its block |
     | lost | the charge stands for spends that a restored backup may lack |
+
+    Args:
+        events: events of the ledger.
 
     Raises:
         VerificationFailed: a run is charged twice, ends twice, ends without a charge, or ends in another block; or a
@@ -132,12 +146,21 @@ def block_epsilon(events: Events, block: str, delta: float = DELTA) -> float:
     Raises:
         VerificationFailed: a spend cannot be read.
     """
-    return _compose(charges(events), delta, lambda charge: block in (charge.block, charge.run))
+    return _compose(read_charges(events), delta, lambda charge: block in (charge.block, charge.run))
 
 
 def record_epsilon(events: Events, record: str, delta: float = DELTA) -> float:
-    """Return the epsilon of one record, over every run that it was in or, with lost lineage, may have been in."""
-    return _compose(charges(events), delta, lambda charge: charge.may_hold(record))
+    """Return the epsilon of one record, over every run that it was in or, with lost lineage, may have been in.
+
+    Args:
+        events: events of the ledger.
+        record: random id of the record. The result counts only runs with lost lineage if the ledger does not name it.
+        delta: strictly between 0 and 1.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
+    return _compose(read_charges(events), delta, lambda charge: charge.may_hold(record))
 
 
 def subject_epsilon(events: Events, delta: float = DELTA, accountant: Accountant = epsilon_pld) -> float:
@@ -158,7 +181,7 @@ def subject_epsilon(events: Events, delta: float = DELTA, accountant: Accountant
     Raises:
         VerificationFailed: a spend cannot be read.
     """
-    ledger = charges(events)
+    ledger = read_charges(events)
     return _greatest_epsilon(
         ledger, delta, {record for charge in ledger for record in charge.records or ()}, accountant
     )
@@ -178,7 +201,7 @@ def greatest_epsilon(
     Raises:
         VerificationFailed: a spend cannot be read.
     """
-    return _greatest_epsilon(charges(events), delta, records, accountant)
+    return _greatest_epsilon(read_charges(events), delta, records, accountant)
 
 
 def check_budget(events: Events, new: SpendEvent, records: Collection[str], *, budget: float, delta: float) -> None:
@@ -200,7 +223,7 @@ def check_budget(events: Events, new: SpendEvent, records: Collection[str], *, b
         BudgetExceeded: the run would exceed the budget.
         VerificationFailed: a spend cannot be read.
     """
-    ledger = [*charges(events), Charge("", "", new, frozenset(records))]
+    ledger = [*read_charges(events), Charge("", "", new, frozenset(records))]
     if not _greatest_epsilon(ledger, delta, records) <= budget:
         raise BudgetExceeded("This run would pass the topic's privacy budget; nothing was trained or charged.")
 
@@ -245,7 +268,11 @@ def _greatest_epsilon(
 
 
 class Meter:
-    """A counter of steps against one durable charge, by RDP at every order."""
+    """A counter of steps against one durable charge, by RDP at every order.
+
+    Args:
+        charge: the spend that the ledger was charged with.
+    """
 
     def __init__(self, charge: SpendEvent) -> None:
         self._charge = rdp(((charge.sampling_rate, charge.noise_multiplier, charge.steps),))

@@ -1,7 +1,7 @@
 """Put Opacus' hooks on a block that is written as linear maps: the engine `opacus`.
 
 Invariants
-- When the context ends, all hooks and the attributes that they set are removed.
+- When the context ends, all hooks are removed and no activation is kept. The anchor never has a hook.
 
 Shapes: B batch, R rows, D model width, X values of the block, T tokens.
 """
@@ -23,6 +23,9 @@ class LinearBlock(nn.Module):
     """A gated FFN block as three linear maps for each layer. It is a memory source.
 
     The values of `block_X` have the order of `MemorySpec.single(shape, layers, width)`.
+
+    Args:
+        spec: shape of the block; its kind is `ffn`.
     """
 
     sites = frozenset({"mlp"})
@@ -37,7 +40,11 @@ class LinearBlock(nn.Module):
 
     @torch.no_grad()
     def load(self, block_X: Tensor) -> None:
-        """Copy the values and the dtype of a block."""
+        """Copy the values and the dtype of a block.
+
+        Args:
+            block_X: the block, `[X]`, in the order of `MemorySpec.single(shape, layers, width)`.
+        """
         self.dtype = block_X.dtype
         self.to(block_X.dtype)
         for number, rows_RD in enumerate(block_X.view(len(self.maps), -1, self.spec.shape.d_model)):
@@ -49,7 +56,14 @@ class LinearBlock(nn.Module):
         return torch.cat([(p.mT if n % 3 == 2 else p).flatten(1) for n, p in enumerate(parts)], dim=1)
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
-        """Return the output of the MLP plus the output of the block."""
+        """Return the output of the MLP plus the output of the block.
+
+        Args:
+            layer: number of the layer, from 0.
+            site: the site in the layer; always "mlp".
+            hidden_BTD: input of the MLP.
+            output_BTD: output of the MLP, same shape.
+        """
         gate, up, down = self.maps[3 * layer : 3 * layer + 3]
         added: Tensor = down(F.silu(gate(hidden_BTD)) * up(hidden_BTD))
         return output_BTD + added
@@ -71,7 +85,11 @@ def _take_gradients(parameter: nn.Parameter) -> Tensor:
 def hooked(spec: MemorySpec) -> Iterator[LinearBlock]:
     """Give a block whose linear maps keep a gradient for each sequence.
 
-    Raises UsageError if the block is not a gated FFN with SiLU.
+    Args:
+        spec: shape of the block.
+
+    Raises:
+        UsageError: the block is not a gated FFN with SiLU.
     """
     if (spec.kind, spec.shape.gated, spec.shape.activation) != ("ffn", True, "silu"):
         raise UsageError("The engine opacus trains FFN memory of a SwiGLU anchor only; use the engine fused.")

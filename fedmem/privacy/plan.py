@@ -158,7 +158,15 @@ class PrivacyPlan:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PrivacyPlan":
-        """Return the plan of a JSON form. Raises UsageError for missing or unknown fields, and as `PrivacyPlan`."""
+        """Return the plan of a JSON form.
+
+        Args:
+            data: the value of each field, as `to_dict` returns them.
+
+        Raises:
+            UsageError: fields are missing or unknown.
+            UsageError, Refused: as `PrivacyPlan`.
+        """
         if set(data) != {field.name for field in fields(cls)}:
             raise UsageError("A privacy plan has missing or unknown fields; compare it with PrivacyPlan.")
         return cls(**data)

@@ -31,7 +31,16 @@ BEYOND = 1.5  # the chart ends at this multiple of the greatest budget
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar of the chart, in px. `frame` is the length of the budget, `filled` that of the spent ε, `top` its place."""
+    """A bar of the chart, in px.
+
+    Attributes:
+        name: name of the topic.
+        top: distance from the top of the chart.
+        frame: length of the budget.
+        filled: length of the spent ε.
+        is_within: True if the spent ε is within the budget.
+        figures: text behind the bar.
+    """
 
     name: str
     top: int
@@ -42,7 +51,11 @@ class Bar:
 
 
 def page(statement: Statement) -> str:
-    """Return the report as one HTML page."""
+    """Return the report as one HTML page.
+
+    Args:
+        statement: the content of the report.
+    """
     best = statement.epsilon_rdp if statement.epsilon_pld is None else statement.epsilon_pld
     pld = statement.epsilon_pld
     noted = statement.noted
@@ -62,7 +75,11 @@ def page(statement: Statement) -> str:
 
 
 def up(epsilon: float) -> str:
-    """Return a spent ε, rounded up to three decimals; "not bounded" if it is not finite."""
+    """Return a spent ε, rounded up to three decimals; "not bounded" if it is not finite.
+
+    Args:
+        epsilon: a spent ε.
+    """
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}" if math.isfinite(epsilon) else "not bounded"
 
 
@@ -71,12 +88,20 @@ def _bound(epsilon: float) -> str:
 
 
 def down(left: float) -> str:
-    """Return the rest of a budget, rounded down to three decimals."""
+    """Return the rest of a budget, rounded down to three decimals.
+
+    Args:
+        left: the rest of a budget, at least 0 and finite.
+    """
     return f"{math.floor(left * 1000) / 1000:.3f}"
 
 
 def lifetime_rows(account: LifetimeSpent) -> list[tuple[str, str]]:
-    """Return the account of the device over all its federations as names and values."""
+    """Return the account of the device over all its federations as names and values.
+
+    Args:
+        account: the account of the device.
+    """
     return [
         ("federations", str(account.federations)),
         ("lifetime ε", up(account.epsilon)),
@@ -88,7 +113,11 @@ def lifetime_rows(account: LifetimeSpent) -> list[tuple[str, str]]:
 
 
 def chart(topics: Sequence[TopicSpent]) -> Markup:
-    """Return bars as SVG: for each topic the spent ε, and its budget as a frame. A bar beyond the chart is cut."""
+    """Return bars as SVG: for each topic the spent ε, and its budget as a frame. A bar beyond the chart is cut.
+
+    Args:
+        topics: the topics, at least one.
+    """
     greatest = max(topic.budget or 0.0 for topic in topics)
     scale = WIDTH / (BEYOND * greatest or 1.0)
     bars = [_bar(topic, 5 + ROW * row, scale) for row, topic in enumerate(topics)]

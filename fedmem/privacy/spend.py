@@ -53,7 +53,11 @@ class SpendEvent:
     def from_dict(cls, data: Mapping[str, Any]) -> "SpendEvent":
         """Return the spend of a JSON form, which may also hold a digest of the public plan.
 
-        Raises VerificationFailed if the mechanism is unknown or a value is out of range.
+        Args:
+            data: the JSON form, as `to_dict` returns it.
+
+        Raises:
+            VerificationFailed: the mechanism is unknown or a value is out of range.
         """
         fields = ("sampling_rate", "noise_multiplier", "steps")
         if set(data) - {"plan"} != {"mechanism", *fields} or data["mechanism"] != MECHANISM:

@@ -29,9 +29,9 @@ from fedmem.privacy.ledger import (
     Charge,
     LedgerEvent,
     State,
-    charges,
     greatest_epsilon,
-    states,
+    read_charges,
+    read_run_states,
     subject_epsilon,
 )
 from fedmem.privacy.plan import DELTA
@@ -204,9 +204,9 @@ def runs_spent(
         accountant: computes ε.
 
     Raises:
-        VerificationFailed: the ledger contradicts itself, as in `states`.
+        VerificationFailed: the ledger contradicts itself, as in `read_run_states`.
     """
-    run_states = states(events)
+    run_states = read_run_states(events)
     return [
         Spent(
             charge.run,
@@ -220,7 +220,7 @@ def runs_spent(
             run_states[charge.run],
             deltas.get(charge.run, DELTA),
         )
-        for charge in charges(events)
+        for charge in read_charges(events)
     ]
 
 
@@ -282,19 +282,36 @@ def readded_epsilon(
     def may_count(charge: Charge) -> bool:
         return charge.records is None or topics.get(charge.run, topic) == topic or bool(charge.records & ids)
 
-    return accountant([charge.spend for charge in charges(events) if may_count(charge)], delta)
+    return accountant([charge.spend for charge in read_charges(events) if may_count(charge)], delta)
 
 
 def greatest_readded_epsilon(
     events: Sequence[LedgerEvent], topics: Mapping[str, str], delta: float, accountant: Accountant
 ) -> float:
-    """Return the greatest `readded_epsilon` of any topic, an unknown one included; never below that of a record."""
+    """Return the greatest `readded_epsilon` of any topic, an unknown one included; never below that of a record.
+
+    Args:
+        events: events of the ledger.
+        topics: run id -> name of the topic, for the runs whose topic is known.
+        delta: strictly between 0 and 1.
+        accountant: composes the spends.
+
+    Raises:
+        VerificationFailed: a spend cannot be read.
+    """
     names = {*topics.values(), ""}
     readded = max(readded_epsilon(events, topics, name, (), delta, accountant) for name in names)
     return max(readded, subject_epsilon(events, delta, accountant))
 
 
 def topic_spent(name: str, budget: TopicBudget | None, epsilon: float, epsilon_readded: float) -> TopicSpent:
-    """Return the figures of one topic from its budget (None without one) and its spent ε."""
+    """Return the figures of one topic.
+
+    Args:
+        name: name of the topic.
+        budget: its budget in the policy, or None.
+        epsilon: the greatest ε of a record that the topic holds now.
+        epsilon_readded: its `readded_epsilon`.
+    """
     limit, delta = (budget.epsilon, budget.delta) if budget else (None, DELTA)
     return TopicSpent(name, limit, delta, epsilon, max(0.0, (limit or 0.0) - epsilon), epsilon_readded)

@@ -54,11 +54,19 @@ class PrivacyStream:
         raise TypeError("a privacy stream is never copied or serialised: a copy would repeat its noise")
 
     def substream(self, name: bytes) -> "PrivacyStream":
-        """Return an independent stream. Equal names give equal streams, whatever was drawn from this one before."""
+        """Return an independent stream. Equal names give equal streams, whatever was drawn from this one before.
+
+        Args:
+            name: the purpose of the stream.
+        """
         return PrivacyStream(self._key, b"substream\0" + name)
 
     def words(self, n: int) -> NDArray[np.uint64]:
-        """Return the next `n` words of the stream: independent and uniform on 64 bits."""
+        """Return the next `n` words of the stream: independent and uniform on 64 bits.
+
+        Args:
+            n: number of words, at least 0.
+        """
         return np.frombuffer(self._cipher.update(bytes(8 * n)), dtype="<u8")
 
     def bernoulli(self, n: int, rate: float) -> NDArray[np.bool_]:

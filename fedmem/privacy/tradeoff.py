@@ -28,7 +28,11 @@ EPSILONS_E = np.linspace(-20.0, 20.0, 2001)
 
 @dataclass(frozen=True, eq=False)
 class TradeoffCurve:
-    """The delta of a mechanism at each of `EPSILONS_E`, at least the true one."""
+    """The curve of a mechanism, as upper bounds on its delta.
+
+    Attributes:
+        deltas_E: the delta at each of `EPSILONS_E`, at least the true one, in [0, 1].
+    """
 
     deltas_E: NDArray[np.float64]
 

@@ -21,31 +21,29 @@ Invariants
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmem.device.retraining import Retrainer
-from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
+from fedmem.errors import NothingMatched, Refused, UsageError, VersionMismatch
 from fedmem.policy.policy import Decision, Policy, Topic
 from fedmem.policy.text import check_text
 from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.router import route
-from fedmem.sdk.doctor import has_keyring
 from fedmem.sdk.egress import Egress
+from fedmem.sdk.opening import Ask, Keystore, open_release, open_vault
 from fedmem.sdk.places import vault_root
 from fedmem.sdk.privacy import Privacy
 from fedmem.sdk.views import Blocks, Erase
 from fedmem.storage import forks
-from fedmem.vault.crypto.header import NAME
-from fedmem.vault.opening import TIMEOUT, VaultExists
+from fedmem.vault.opening import TIMEOUT
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 if TYPE_CHECKING:
@@ -54,14 +52,17 @@ if TYPE_CHECKING:
     from fedmem.privacy.plan import PrivacyPlan
     from fedmem.training.release import Release
 
-__all__ = ["AddedRecord", "Ask", "Client", "Hit", "Keystore", "open_release"]
-Keystore = Literal["auto", "keyring", "passphrase", "keyfile"]
-Ask = Callable[[], str]
+__all__ = ["AddedRecord", "Ask", "Client", "Hit", "Keystore"]
 
 
 @dataclass(frozen=True)
 class AddedRecord:
-    """A stored record: its id, and the decision that placed it."""
+    """A stored record.
+
+    Attributes:
+        id: Random id of the record.
+        decision: The decision that placed it.
+    """
 
     id: str
     decision: Decision
@@ -69,7 +70,14 @@ class AddedRecord:
 
 @dataclass(frozen=True)
 class Hit:
-    """A record that a search returned. `score` is the cosine similarity, in [-1, 1]."""
+    """A record that a search returned.
+
+    Attributes:
+        id: Random id of the record.
+        text: Text of the record.
+        topic: Name of its topic; None if it has none.
+        score: Cosine similarity to the query, in [-1, 1].
+    """
 
     id: str
     text: str
@@ -216,6 +224,9 @@ class Client:
             topic: Name of a topic of the policy.
             plan: Privacy plan. The default is the default plan at the topic's ε of the policy.
 
+        Returns:
+            The facts of the new block.
+
         Raises:
             NothingMatched: The policy has no such topic, or the topic has no records.
             BudgetExceeded: The run would exceed the topic's budget. Nothing is charged.
@@ -249,6 +260,9 @@ class Client:
             memory: Most memory of the process, in bytes.
             stop: Called between steps. The training pauses when it returns True.
 
+        Returns:
+            The state of the training at the end of the session.
+
         Raises:
             Refused: Records or plan changed after the pause. The run has then failed and stays charged.
             FedmemError: Any other error of `fedmem.device.training_sessions.train`.
@@ -260,15 +274,18 @@ class Client:
 
     def trainings(self) -> "list[TrainingStatus]":
         """Return the state of each training: waiting, running, paused, done or failed."""
-        from fedmem.device.training_sessions import trainings
+        from fedmem.device.training_sessions import training_statuses
 
-        return trainings(self._vault)
+        return training_statuses(self._vault)
 
     def cancel(self, name: str) -> "TrainingStatus":
         """End a running or paused training, which then counts as failed and stays charged.
 
         Args:
             name: Run id, or topic.
+
+        Returns:
+            The status of the ended training.
 
         Raises:
             NothingMatched: No training of this name is running or paused.
@@ -378,46 +395,3 @@ class _AtFork:
         client = self._client()
         if client is not None:
             client._lock, client._answerer = RLock(), None
-
-
-def open_release(release: "str | Path | Release | None") -> Any:
-    """Return a release as an object. Load it if a folder is given.
-
-    Args:
-        release: Folder of a release, a loaded release, or None.
-
-    Raises:
-        FedmemError: Any error of `Release.load`.
-    """
-    if not isinstance(release, str | Path):
-        return release
-    from fedmem.training.release import Release
-
-    return Release.load(Path(release))
-
-
-def open_vault(
-    subject: str, root: Path, keystore: Keystore, ask: Ask | None, write: bool = True, timeout: float = TIMEOUT
-) -> Vault:
-    """Open the vault at `root`. If there is none and `write` is set, create it.
-
-    If two programs find no vault at the same time, one creates it. The other waits up to `timeout` seconds and opens
-    it.
-    """
-    if not (root / NAME).is_file() and write:
-        with suppress(VaultExists):
-            backend = chosen_keystore(keystore)
-            return Vault.create(root, subject=subject, keystore=backend, ask=ask, timeout=timeout)
-    return Vault.open(root, subject=subject, ask=ask, write=write, timeout=timeout)
-
-
-def chosen_keystore(keystore: Keystore) -> Literal["keyring", "passphrase", "keyfile"]:
-    """Return the keystore's backend. Raise KeystoreError if `auto` finds no keyring of the operating system."""
-    if keystore != "auto":
-        return keystore
-    if has_keyring():
-        return "keyring"
-    raise KeystoreError(
-        "This machine has no OS keyring. Choose: keystore='passphrase' with ask=…, or keystore='keyfile' "
-        "(a key file in your home folder, which protects only if a thief has the vault without that folder)."
-    )

@@ -40,7 +40,13 @@ PACKAGES = ("cryptography", "sqlalchemy", "numpy", "torch", "transformers", "opa
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's report."""
+    """One line of the doctor's report.
+
+    Attributes:
+        name: Name of the check.
+        state: `ok`, `warning` or `failed`.
+        detail: What was seen, and what to do.
+    """
 
     name: str
     state: State
@@ -108,7 +114,13 @@ def has_keyring() -> bool:
 
 
 def check_folder(name: str, folder: Path, worst: State) -> Check:
-    """Check that only this user can read a folder. A missing folder passes, since it is created private later."""
+    """Check that only this user can read a folder. A missing folder passes, since it is created private later.
+
+    Args:
+        name: Name of the check.
+        folder: The folder.
+        worst: State of the check if another user can read the folder.
+    """
     if not folder.exists():
         return Check(name, "ok", f"{folder} does not exist yet; it is created readable by you alone")
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
@@ -119,7 +131,11 @@ def check_folder(name: str, folder: Path, worst: State) -> Check:
 
 
 def check_sqlite(here: Path) -> Check:
-    """Check that SQLite keeps a write-ahead log, overwrites deleted rows, and holds temporary data in memory."""
+    """Check that SQLite keeps a write-ahead log, overwrites deleted rows, and holds temporary data in memory.
+
+    Args:
+        here: An existing folder, to make a temporary database in.
+    """
     expected = {"journal_mode=WAL": "wal", "secure_delete=ON": 1, "synchronous=FULL": 2, "temp_store=MEMORY": 2}
     try:
         with tempfile.TemporaryDirectory(prefix="fedmem-doctor-", dir=here) as folder:
@@ -132,7 +148,12 @@ def check_sqlite(here: Path) -> Check:
 
 
 def pragma(folder: Path, setting: str) -> object:
-    """Set a pragma on a new database and return its value."""
+    """Set a pragma on a new database and return its value.
+
+    Args:
+        folder: Folder of the database.
+        setting: The pragma as `NAME=VALUE`.
+    """
     database = sqlite3.connect(folder / "probe.db")
     try:
         database.execute(f"PRAGMA {setting}")
@@ -167,7 +188,12 @@ def check_swap() -> Check:
 
 
 def check_filesystem(here: Path, name: str = "file system") -> Check:
-    """Check that the file system keeps no old copies and is not on a network."""
+    """Check that the file system keeps no old copies and is not on a network.
+
+    Args:
+        here: An existing folder.
+        name: Name of the check.
+    """
     kind = filesystem(here)
     if kind in NETWORK:
         return Check(name, "failed", f"{here} is on {kind}: locks and SQLite's log need a local file system")
@@ -181,7 +207,11 @@ def check_filesystem(here: Path, name: str = "file system") -> Check:
 
 
 def filesystem(here: Path) -> str:
-    """Return the type of the file system of a folder. Return "" if the system does not tell it."""
+    """Return the type of the file system of a folder. Return "" if the system does not tell it.
+
+    Args:
+        here: The folder.
+    """
     mounts = Path("/proc/self/mounts")
     longest_point, kind = "", ""
     for line in mounts.read_text().splitlines() if mounts.exists() else []:
@@ -194,14 +224,23 @@ def filesystem(here: Path) -> str:
 
 
 def check_synced(root: Path, name: str = "synced folder") -> Check:
-    """Check that no synchronising program copies the folder to another place."""
+    """Check that no synchronising program copies the folder to another place.
+
+    Args:
+        root: The folder.
+        name: Name of the check.
+    """
     if is_synced(root):
         return Check(name, "warning", f"{root} looks synchronised: copies elsewhere are not covered by an erasure")
     return Check(name, "ok", "no sign of one")
 
 
 def check_apart(root: Path) -> Check:
-    """Check that key slots and vaults do not lie in one tree, which a backup would copy together."""
+    """Check that key slots and vaults do not lie in one tree, which a backup would copy together.
+
+    Args:
+        root: Folder of the vaults.
+    """
     slots, vaults = paths.slots_dir().resolve(), root.resolve()
     if slots.is_relative_to(vaults) or vaults.is_relative_to(slots) or slots.parent == vaults.parent:
         tree = slots.parent if slots.parent == vaults.parent else min(slots, vaults)
@@ -215,7 +254,11 @@ def check_apart(root: Path) -> Check:
 
 
 def check_space(here: Path) -> Check:
-    """Check that there is space for a vault and a run."""
+    """Check that there is space for a vault and a run.
+
+    Args:
+        here: An existing folder.
+    """
     free = shutil.disk_usage(here).free
     detail = f"{free / (1 << 30):.1f} GiB free in {here}"
     if free < FULL_BYTES:
@@ -224,5 +267,9 @@ def check_space(here: Path) -> Check:
 
 
 def nearest(folder: Path) -> Path:
-    """Return the folder, or its nearest parent that exists."""
+    """Return the folder, or its nearest parent that exists.
+
+    Args:
+        folder: An absolute path.
+    """
     return next(parent for parent in [folder, *folder.parents] if parent.is_dir())

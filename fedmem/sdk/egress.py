@@ -65,7 +65,11 @@ class SentMessage:
 
 
 class Egress:
-    """The egress ledger of a vault."""
+    """The egress ledger of a vault.
+
+    Args:
+        vault: The open vault.
+    """
 
     def __init__(self, vault: Vault) -> None:
         self._ledger = Ledger(vault.core)

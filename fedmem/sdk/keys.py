@@ -31,7 +31,7 @@ from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.vault import Vault
 
-__all__ = ["CopyState", "KeyStatus", "copies_of", "newest", "status"]
+__all__ = ["CopyState", "KeyStatus", "copies_of", "later_erasures", "status"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,11 @@ class KeyStatus:
 
 
 def status(vault: Vault) -> KeyStatus:
-    """Return the keystore's kind, the numbers of the key table, and every kit and backup."""
+    """Return the keystore's kind, the numbers of the key table, and every kit and backup.
+
+    Args:
+        vault: The open vault.
+    """
     core = vault.core
     header, table = public.read_facts(core.files, core.root)[0], core.table
     return KeyStatus(
@@ -95,7 +99,7 @@ def copies_of(vault: Vault, kind: str | None = None) -> list[CopyState]:
     return [_copy_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
 
 
-def newest(place: Path, receipts: Path, public_keys: Sequence[bytes] = ()) -> LaterErasures:
+def later_erasures(place: Path, receipts: Path, public_keys: Sequence[bytes] = ()) -> LaterErasures:
     """Return the erasures that happened after a backup, from receipts.
 
     Args:

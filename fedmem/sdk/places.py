@@ -20,6 +20,9 @@ __all__ = ["vault_root"]
 def vault_root(subject: str) -> Path:
     """Return the default folder of a subject's vault, below `vaults_dir()`.
 
+    Args:
+        subject: Name of the subject, not empty.
+
     Raises:
         UsageError: The subject is empty.
     """

@@ -16,7 +16,7 @@ from typing import Literal
 from fedmem.errors import VerificationFailed
 from fedmem.policy.policy import FederationLimits, Topic
 from fedmem.privacy.accounting import epsilon_pld, epsilon_rdp
-from fedmem.privacy.ledger import Accountant, charges, states, subject_epsilon
+from fedmem.privacy.ledger import Accountant, read_charges, read_run_states, subject_epsilon
 from fedmem.privacy.plan import DELTA
 from fedmem.privacy.statement import Spent, Statement, greatest_readded_epsilon, runs_spent, topics_spent
 from fedmem.sdk.egress import Egress
@@ -66,7 +66,11 @@ class CheckedLedger:
 
 
 class Privacy:
-    """The privacy ledger of a vault."""
+    """The privacy ledger of a vault.
+
+    Args:
+        vault: The open vault.
+    """
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
@@ -140,7 +144,10 @@ class Privacy:
         blocks, runs = self._vault.blocks(), self._vault.runs_by_id(self._vault.ids_of(ALL))
         noted_head = heads.noted(self._vault.core.keystore)
         events = self._vault.ledger.events()
-        ledger_states, blocks_of = states(events), {charge.run: charge.block for charge in charges(events)}
+        ledger_states, blocks_of = (
+            read_run_states(events),
+            {charge.run: charge.block for charge in read_charges(events)},
+        )
         ended_runs = {run.id: run.state for run in runs if run.state in ("finished", "failed")}
         uncharged = [block.id for block in blocks if blocks_of.get(block.run_id) != block.id]
         if uncharged or any(ledger_states[run] not in (state, "erased") for run, state in ended_runs.items()):
@@ -153,7 +160,7 @@ class Privacy:
 
     def _runs(self, events: Sequence[Event]) -> list[RunRecord]:
         """Return the charged runs that were not erased."""
-        return self._vault.runs_by_id({charge.run for charge in charges(events)})
+        return self._vault.runs_by_id({charge.run for charge in read_charges(events)})
 
 
 def _topics(runs: Sequence[RunRecord]) -> dict[str, str]:

@@ -33,7 +33,11 @@ _ACCOUNT = re.compile(r" - .*| \(.*\)|[-_ ][^-_ ]*@.*|-(?:personal|business)$")
 
 
 def is_synced(folder: Path) -> bool:
-    """Return True if a parent folder has the name or a marker file of a synchronising program."""
+    """Return True if a parent folder has the name or a marker file of a synchronising program.
+
+    Args:
+        folder: The folder; it need not exist.
+    """
     return any(_has_name(parent.name) or _has_marker(parent) for parent in _parents(folder))
 
 

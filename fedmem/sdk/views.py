@@ -29,7 +29,12 @@ __all__ = ["Blocks", "Erase", "Erased", "PlannedErasure"]
 
 
 class Blocks:
-    """The private blocks of a vault. `policy` sets the budgets for `migrate`."""
+    """The private blocks of a vault.
+
+    Args:
+        vault: The open vault.
+        policy: The policy, which has the budgets for `migrate`.
+    """
 
     def __init__(self, vault: Vault, policy: Policy | None = None) -> None:
         self._vault, self._policy = vault, policy
@@ -39,7 +44,14 @@ class Blocks:
         return self._vault.blocks()
 
     def get(self, id_or_topic: str) -> BlockInfo:
-        """Return a block by its id, or the newest block of a topic. Raise NothingMatched if there is none."""
+        """Return a block by its id, or the newest block of a topic.
+
+        Args:
+            id_or_topic: Id of a block, or a topic.
+
+        Raises:
+            NothingMatched: There is no such block.
+        """
         return self._vault.block(id_or_topic)
 
     def migrate(self, id_or_topic: str, release: "str | Path | Release") -> BlockInfo:
@@ -61,7 +73,7 @@ class Blocks:
                 lists the reasons.
         """
         from fedmem.device.training_sessions import migrate
-        from fedmem.sdk.client import open_release
+        from fedmem.sdk.opening import open_release
 
         if self._policy is None:
             raise Refused("Moving a block needs the policy with its topic's budget. Open the vault with Client.open.")
@@ -107,6 +119,11 @@ class PlannedErasure:
         not_covered: Copies and places that the erasure does not reach.
         blocks: Ids of the blocks that learned a record of the scope and are erased too.
         retrained: Number of blocks that are trained anew in their place.
+
+    Args:
+        vault: The open vault.
+        plan: The plan of the engine.
+        retrain: Trains blocks anew; None if the plan retrains none.
     """
 
     def __init__(self, vault: Vault, plan: erasure.Plan, retrain: erasure.Retrain | None = None) -> None:
@@ -122,6 +139,9 @@ class PlannedErasure:
 
         Args:
             digest: Digest of the plan that a person saw. The default is the digest of this plan.
+
+        Returns:
+            The finished erasure with its receipt.
 
         Raises:
             Refused: The plan no longer holds, because the vault changed. Nothing was deleted.
@@ -152,7 +172,12 @@ class PlannedErasure:
 
 
 class Erase:
-    """The erasures of a vault. `retrain` trains blocks anew without erased records, and needs a release."""
+    """The erasures of a vault.
+
+    Args:
+        vault: The open vault.
+        retrain: Trains blocks anew without erased records. None: no block can be trained anew.
+    """
 
     def __init__(self, vault: Vault, retrain: erasure.Retrain | None = None) -> None:
         self._vault, self._retrain = vault, retrain
@@ -226,6 +251,9 @@ class Erase:
             erasure_id: Id of the erasure.
             deep: Read every byte below the vault's folder.
 
+        Returns:
+            The remains by store; `clean` is True if there are none.
+
         Raises:
             NothingMatched: There is no such erasure.
         """
@@ -233,6 +261,9 @@ class Erase:
 
     def opening(self, erasure_id: str) -> str:
         """Return the opening of an erasure's receipt, 64 hexadecimal digits.
+
+        Args:
+            erasure_id: Id of the erasure.
 
         Raises:
             NothingMatched: The id is unknown, or the vault does not hold the opening, since its delivery was confirmed.
@@ -245,6 +276,9 @@ class Erase:
         A line is a list: store, random id, kind, SHA-256 (hex) of the ciphertext, and its salt (hex). The receipt of a
         large erasure holds the Merkle root over these lines.
 
+        Args:
+            erasure_id: Id of the erasure.
+
         Raises:
             NothingMatched: The id is unknown, or the list is missing.
             VerificationFailed: The list was changed.
@@ -253,6 +287,9 @@ class Erase:
 
     def confirm_delivery(self, erasure_id: str) -> None:
         """Remove the sealed opening of an erasure from the vault. Call it when the person has the opening.
+
+        Args:
+            erasure_id: Id of the erasure.
 
         Raises:
             NothingMatched: The id is unknown.
@@ -263,6 +300,9 @@ class Erase:
 
     def cancel(self, erasure_id: str) -> erasure.Status:
         """Cancel an erasure that has not begun, or a retraining that has not begun.
+
+        Args:
+            erasure_id: Id of the erasure.
 
         Raises:
             NothingMatched: The id is unknown.

@@ -12,7 +12,7 @@ import resource
 from typing import Any
 
 from fedmem.federation.rounds import local_steps
-from fedmem.privacy.ledger import charges
+from fedmem.privacy.ledger import read_charges
 from fedmem.sim.context import Simulation
 from fedmem.sim.folder import Facts
 from fedmem.sim.phases.federated import compute_epsilon, load_arm, open_journal
@@ -55,7 +55,7 @@ def _file(sim: Simulation, name: str) -> str:
 
 def _spends(sim: Simulation, device: int) -> list[Any]:
     with open_vault(sim, device, write=False) as vault:
-        return [[charge.spend.to_dict(), len(charge.records or ())] for charge in charges(vault.ledger.events())]
+        return [[charge.spend.to_dict(), len(charge.records or ())] for charge in read_charges(vault.ledger.events())]
 
 
 def release_digests(sim: Simulation, facts: dict[str, Facts]) -> list[str]:

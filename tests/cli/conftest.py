@@ -1,4 +1,4 @@
-"""A home of its own, and a vault with a health block and a note beside it."""
+"""A home of its own, a vault with a health block and a note beside it, and a tiny anchor and bank."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from fedmem.sdk.places import vault_root
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 SECRET = "zebrafinch-4711"
+TINY = ("--steps", "4", "--batch", "4", "--length", "48")
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +54,25 @@ def call(*words: str, **options: Any) -> tuple[Result, dict[str, Any]]:
 def fedmem() -> Any:
     """`call`, for tests to use."""
     return call
+
+
+def made(*words: Any) -> dict[str, Any]:
+    """The data of a command that must end well."""
+    result, envelope = call(*map(str, words))
+    assert result.exit_code == 0, result.stderr
+    assert envelope["schema"] == f"fedmem.{words[0]}.{words[1]}/1"
+    return envelope["data"]
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A corpus, an anchor of it, and a new bank."""
+    from tests.coordinator.workplace import TEXTS
+
+    root = tmp_path_factory.mktemp("work")
+    corpus = root / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    made("anchor", "train", corpus, "--out", root / "anchor", "--preset", "nano", "--vocabulary", 300, *TINY)
+    words = ("--branching", 3, "--widths", "4,2", "--placement", "ramp")
+    built = made("bank", "build", corpus, "--anchor", root / "anchor", "--out", root / "bank", *words)
+    return {"root": root, "corpus": corpus, "anchor": root / "anchor", "release": Path(built["folder"])}

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from fedmem.cli import output
 from fedmem.cli.main import main
 from fedmem.erasure import Scope, receipt
-from fedmem.errors import PartialErasure, StorageError
+from fedmem.errors import PartialErasure
 from fedmem.sdk.places import vault_root
 from fedmem.vault.vault import BlockInfo, Vault
 
@@ -180,15 +180,6 @@ def fill_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "write", write)
 
 
-def test_an_opening_stays_where_stdout_fails(block: BlockInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill_stdout(monkeypatch)
-    result = CliRunner().invoke(main, ["block", "delete", "health", *ANA, "--yes", "--json"])
-    assert (result.exit_code, result.stdout) == (0, "")
-    (one,) = erasures()
-    assert one.opening == "waiting"
-    assert f"`fedmem receipt opening {one.id}`" in result.stderr
-
-
 def test_a_partial_erasure_stays_partial(block: BlockInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     def partial(*_: object, **__: object) -> None:
         raise PartialErasure("It is not finished.")
@@ -201,20 +192,3 @@ def test_a_partial_erasure_stays_partial(block: BlockInfo, monkeypatch: pytest.M
         "It is not finished.",
         f"{UNWRITTEN} (No space left on device). The changes of the command are kept.",
     ]
-
-
-def test_an_opening_that_the_vault_cannot_let_go_of_is_no_failure(
-    fedmem: Call, block: BlockInfo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise StorageError("The disk is full.")
-
-    monkeypatch.setattr("fedmem.erasure.openings.confirm_delivery", refuse)
-    result, envelope = fedmem("block", "delete", "health", *ANA, "--yes")
-    assert (result.exit_code, envelope["data"]["state"]) == (0, "completed")
-    assert "keeps the opening" in result.stderr
-    (one,) = erasures()
-    assert one.opening == "waiting"
-    result, envelope = fedmem("receipt", "opening", one.id, *ANA)
-    assert (result.exit_code, is_the_opening(envelope["data"]["opening"])) == (0, True)
-    assert "keeps the opening" in result.stderr

@@ -1,11 +1,8 @@
 """anchor and bank: the whole way on a tiny corpus, what is shown of it, and how bad input ends."""
 
-import json
 import shutil
 import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,44 +15,8 @@ from fedmem.errors import VersionMismatch
 from fedmem.memory.kinds import kind_named
 from fedmem.sdk.client import Client
 from fedmem.training.release import Release
-from tests.cli.conftest import call
-from tests.coordinator.workplace import TEXTS
+from tests.cli.conftest import TINY, call, made
 from tests.routing import fake_minilm
-
-TINY = ("--steps", "4", "--batch", "4", "--length", "48")
-
-
-def made(*words: Any) -> dict[str, Any]:
-    """The data of a command that must end well."""
-    result, envelope = call(*map(str, words))
-    assert result.exit_code == 0, result.stderr
-    assert envelope["schema"] == f"fedmem.{words[0]}.{words[1]}/1"
-    return envelope["data"]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A corpus, an anchor of it, and a new bank."""
-    root = tmp_path_factory.mktemp("work")
-    corpus = root / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    made("anchor", "train", corpus, "--out", root / "anchor", "--preset", "nano", "--vocabulary", 300, *TINY)
-    words = ("--branching", 3, "--widths", "4,2", "--placement", "ramp")
-    built = made("bank", "build", corpus, "--anchor", root / "anchor", "--out", root / "bank", *words)
-    return {"root": root, "corpus": corpus, "anchor": root / "anchor", "release": Path(built["folder"])}
-
-
-def test_an_anchor_leaves_its_model_curve_and_report(work: dict[str, Path]) -> None:
-    folder = work["anchor"]
-    assert {path.name for path in folder.iterdir()} == {
-        *("anchor", "tokenizer.json", "training.json", "report.html", "state"),
-    }
-    page = (folder / "report.html").read_text()
-    assert "<svg" in page
-    assert "The user's own public text." in page.replace("&#39;", "'")
-    facts = json.loads((folder / "training.json").read_text())
-    assert facts["inputs"]["preset"] == "nano"
-    assert facts["tokens_per_second"] > 0
 
 
 def test_show_and_verify(work: dict[str, Path]) -> None:
@@ -110,58 +71,6 @@ def test_cotrain_for_people(work: dict[str, Path], tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "cotrain, held-out loss" in result.stdout
     assert "report.html" in result.stderr
-
-
-def test_tensorboard_is_asked_for_by_name_where_it_is_missing(
-    work: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    words = ("anchor", "train", work["corpus"], "--out", tmp_path / "a", "--preset", "nano", "--vocabulary", 300, *TINY)
-    result, envelope = call(*map(str, words), "--tensorboard", str(tmp_path / "logs"))
-    assert result.exit_code == 2
-    assert "pip install tensorboard" in envelope["data"]["message"]
-    assert not (tmp_path / "a").exists()
-
-
-def test_tensorboard_gets_every_loss(work: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Any] = []
-
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            told.append(folder)
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            told.append((name, step))
-
-        def close(self) -> None:
-            told.append("closed")
-
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
-    module = types.ModuleType("torch.utils.tensorboard")
-    monkeypatch.setattr(module, "SummaryWriter", Writer, raising=False)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    words = ("anchor", "train", work["corpus"], "--out", tmp_path / "a", "--preset", "nano", "--vocabulary", 300, *TINY)
-    made(*words, "--tensorboard", tmp_path / "logs")
-    assert (told[0], told[-1]) == (str(tmp_path / "logs"), "closed")
-    assert told[1:-1].count(("anchor/train", 4)) == 1
-    assert next(entry for entry in told[1:-1] if entry[0] == "anchor/heldout") == ("anchor/heldout", 0)
-
-
-@pytest.mark.parametrize(
-    ("line", "code", "words"),
-    [
-        ('{"text": "a", "topic": "health"}', 4, "public text only"),
-        ('{"text": 1}', 2, "line 1"),
-        ('{"text": "a"}', 2, "two different"),
-    ],
-)
-def test_a_corpus_that_will_not_do(line: str, code: int, words: str, tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text(line + "\n")
-    result, envelope = call("anchor", "train", str(corpus), "--out", str(tmp_path / "a"))
-    assert result.exit_code == code
-    assert words in envelope["data"]["message"]
-    assert not (tmp_path / "a").exists()
 
 
 def test_what_a_file_holds_out_is_left_out(tmp_path: Path) -> None:

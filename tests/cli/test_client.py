@@ -134,14 +134,14 @@ def test_what_the_background_fails_with_is_told_by_the_one_who_started_it(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_pauses_it(fedmem: Call, release: Release, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     fill(release)
-    say = trainer.SessionLock.say
+    write_status = trainer.SessionLock.write_status
 
     def signalled(self: trainer.SessionLock, run: str = "", step: int = 0, steps: int = 0) -> None:
-        say(self, run, step, steps)
+        write_status(self, run, step, steps)
         if step == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(trainer.SessionLock, "say", signalled)
+    monkeypatch.setattr(trainer.SessionLock, "write_status", signalled)
     before = signal.getsignal(number)
     result, envelope = fedmem("client", "train", "health", *ANA, "--release", str(release.root), "--epsilon", "2")
     assert (result.exit_code, envelope["data"]["state"], envelope["data"]["step"]) == (0, "paused", 2)

@@ -13,10 +13,9 @@ from click.testing import CliRunner
 
 from fedmem.cli.egress import parse_since
 from fedmem.cli.main import main
-from fedmem.errors import UsageError, VerificationFailed
+from fedmem.errors import UsageError
 from fedmem.federation import cohorts, device_dp
 from fedmem.federation.device_dp import DevicePlan
-from fedmem.sdk.client import Client
 from fedmem.sdk.places import vault_root
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.egress_entry import EgressEntry
@@ -127,18 +126,3 @@ def test_an_edited_or_shortened_ledger_ends_with_6(
     result, envelope = fedmem("client", "egress", *ANA, "--export", str(tmp_path / "out.json"))
     assert (result.exit_code, envelope["data"]["exit_code"]) == (6, 6)
     assert not (tmp_path / "out.json").exists()
-
-
-def test_the_sdk_shows_the_same(times: list[float]) -> None:
-    with Client.open("ana", write=False) as client:
-        assert [one.round for one in client.egress.since()] == [1, 2, 3]
-        assert [one.round for one in client.egress.since(datetime.fromtimestamp(times[2] - 60))] == [3]
-        assert client.egress.since()[2].epsilon == float("inf")
-        assert client.egress.complete()
-
-
-def test_an_event_of_a_later_version_is_not_guessed(block: BlockInfo) -> None:
-    with Vault.open(vault_root("ana"), subject="ana") as vault:
-        EgressLog(vault.core).enter(EgressEntry("train.anchor", 1, 4, "00", spend={"mechanism": "later/9"}, delta=1e-5))
-        with pytest.raises(VerificationFailed):
-            Client(vault, None).egress.since()  # type: ignore[arg-type]

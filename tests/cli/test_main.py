@@ -150,11 +150,3 @@ def test_usage(words: list[str]) -> None:
 def test_help_and_version_end_with_zero() -> None:
     assert CliRunner().invoke(main, ["--version"]).exit_code == 0
     assert CliRunner().invoke(main, ["path", "--help"]).exit_code == 0
-
-
-def test_path_follows_the_environment() -> None:
-    result = CliRunner().invoke(main, ["path", "--json"], env={"FEDMEM_HOME": "/h", "FEDMEM_RUNS": "/r"})
-    assert json.loads(result.stdout) == {
-        "schema": "fedmem.path/1",
-        "data": {"home": "/h", "runs": "/r", "slots": "/h/slots", "vaults": "/h/vaults"},
-    }

@@ -9,10 +9,8 @@ import pytest
 from fedmem.device import account as module
 from fedmem.device.account import UNLIMITED, Account
 from fedmem.device.gate import Gate
-from fedmem.device.inproc import InprocPort
-from fedmem.errors import BoundaryViolation, BudgetExceeded, Refused, VerificationFailed
-from fedmem.federation import composition, device_dp, wire
-from fedmem.federation.device import Device, TrainConfig
+from fedmem.errors import BudgetExceeded, Refused, VerificationFailed
+from fedmem.federation import composition, device_dp
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
@@ -72,32 +70,6 @@ class TestFigure:
             assert Account(LIMITS, order).epsilon() == pytest.approx(expected)
         alone = [device_dp.figures(plan, 9).readers for plan in (EVERYONE, SAMPLED)]
         assert max(alone) < expected < sum(alone)
-
-    def test_both_kinds_of_cohort_compose_by_pld(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        spends = [device_dp.spend(SAMPLED, 9), device_dp.spend(FIXED, 9)]
-        both, alone = composition.epsilon(spends, 1e-5), [composition.epsilon([spend], 1e-5) for spend in spends]
-        assert max(alone) < both < sum(alone)
-        assert composition.epsilon(spends[::-1], 1e-5) == both
-        monkeypatch.setattr(composition, "find_spec", lambda name: None)
-        assert both < composition.epsilon(spends, 1e-5)
-
-    def test_both_kinds_without_sampling_are_gaussians_of_one_and_two_clip_norms(self) -> None:
-        everyone = DevicePlan(population=50, noise_multiplier=4.0)
-        whole = DevicePlan(population=50, cohort_size=50, noise_multiplier=8.0)
-        spends = [device_dp.spend(everyone, 3), device_dp.spend(whole, 5)]
-        # Both are Gaussian mechanisms of sensitivity over deviation 1/4, so eight rounds of the first are the oracle.
-        assert composition.epsilon(spends, 1e-5) == pytest.approx(device_dp.figures(everyone, 8).readers, abs=2e-3)
-
-    def test_equal_fixed_cohorts_add_their_rounds_up(self) -> None:
-        halves = [device_dp.spend(FIXED, 4), device_dp.spend(FIXED, 5)]
-        assert composition.epsilon(halves, 1e-5) == composition.epsilon([device_dp.spend(FIXED, 9)], 1e-5)
-
-    def test_without_the_library_the_bound_is_never_below(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        spends = [[device_dp.spend(plan, 9)] for plan in (EVERYONE, SAMPLED, FIXED)]
-        exact = [composition.epsilon(one, 1e-5) for one in spends]
-        monkeypatch.setattr(composition, "find_spec", lambda name: None)
-        for one, figure in zip(spends, exact, strict=True):
-            assert figure <= composition.epsilon(one, 1e-5) < 3 * figure
 
     def test_a_plan_without_noise_is_infinite_and_an_unknown_spend_is_not_guessed(self) -> None:
         assert math.isinf(Account(LIMITS, answered(UNSAFE, 1)[0]).epsilon())
@@ -233,45 +205,3 @@ class TestLimit:
         monkeypatch.setattr(module.composition, "epsilon", None)
         monkeypatch.setattr(module.composition, "epsilon_bound", None)
         answered(EVERYONE, *range(2, 10), account=account)
-
-
-class TestGate:
-    def test_a_second_answer_in_a_round_is_refused_and_the_same_one_is_not(self) -> None:
-        lines, account = answered(EVERYONE, 1, 1)
-        assert [line.number for line in lines] == [1, 1]
-        gate = Gate(Terms(EVERYONE, SHAPES), lines.append, Account(LIMITS, lines))  # after a restart too
-        with pytest.raises(BoundaryViolation, match="Another answer"):
-            gate.release(fields(2), 1)
-        gate.release(fields(1), 1)
-        gate.release(fields(0), 1)  # zeros, the look of a refusal
-        assert account.epsilon() == pytest.approx(device_dp.figures(EVERYONE, 1).readers)
-        assert Account(LIMITS, lines).epsilon() == account.epsilon()
-
-    def test_an_answer_to_no_round_is_zeros(self) -> None:
-        for number in (0, 10, 999_999):
-            gate = Gate(Terms(EVERYONE, SHAPES), list[EgressEntry]().append)
-            with pytest.raises(BoundaryViolation):
-                gate.release(fields(1), number)
-
-    def test_a_round_that_is_not_granted_trains_nothing_and_answers_zeros(self) -> None:
-        trained = list[int]()
-
-        def train(params: wire.Params, config: TrainConfig) -> wire.Params:
-            trained.append(config.round)
-            return {name: value + 0.5 for name, value in params.items()}
-
-        plan = DevicePlan(population=100, rounds=40, noise_multiplier=2.0)
-        account = Account(LIMITS)
-        granted = account.granted(plan)
-        answered(plan, *range(1, granted), account=account)
-        port = InprocPort(["a text"], plan, SHAPES, account)
-        device = Device(0, port, plan, SHAPES, train)
-        params = {"w": np.zeros(3, np.float32)}
-        sent = []
-        for number in (granted, granted + 1, 40, 41):
-            scalars = {"protocol": wire.PROTOCOL, "round": number, "seed": 1, "steps": 1, "batch": 1,
-                       "learning_rate": 0.1, "memory_learning_rate": 0.1, "plan": plan.digest()}  # fmt: skip
-            request = Fields({name: wire.pack(params)[name] for name in params}, scalars)
-            sent.append(bool(device.answer(request).arrays["w"].any()))
-        assert (sent, trained) == ([True, False, False, False], [granted])
-        assert [entry.rounds for entry in port.egress] == [1, 0, 0, 0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmem.device.gate import MAX_ROUND, Gate
+from fedmem.device.gate import MAX_ROUND
 from fedmem.device.inproc import InprocPort
 from fedmem.errors import BoundaryViolation, Busy, Refused, StorageError, VersionMismatch
 from fedmem.federation import fixedpoint, wire
@@ -25,12 +25,10 @@ from fedmem.federation.flower import Context, RecordDict
 from fedmem.federation.port import NoApproval
 from fedmem.federation.terms import Terms
 from fedmem.federation.wire import Fields
-from fedmem.vault.store.egress_entry import EgressEntry
-from tests.device.served import PLAN, SHAPES, TERMS, TEXTS, Running, raw_update, serving, update
+from tests.device.served import PLAN, SHAPES, TEXTS, Running, raw_update, serving, update
 
 SCHEMA = wire.anchor_reply(SHAPES, PLAN.clip)
 BOUND = fixedpoint.cells(PLAN.clip)
-CONFIG = TrainConfig(1, 5, 1, 1, 0.1)
 
 
 @pytest.fixture
@@ -306,11 +304,3 @@ def test_a_folder_that_others_may_enter_is_refused(running: Running) -> None:
     os.chmod(running.folder, 0o750)
     with pytest.raises(Refused):
         running.port()
-
-
-def test_the_gate_enters_before_it_returns_and_returns_nothing_else() -> None:
-    def full(entry: EgressEntry) -> None:
-        raise StorageError("The disk is full.")
-
-    with pytest.raises(StorageError):
-        Gate(TERMS, full).release(update(), 1)

@@ -20,7 +20,7 @@ from fedmem.device.training_sessions import (
     cancel,
     pause,
     train,
-    trainings,
+    training_statuses,
 )
 from fedmem.erasure import residue
 from fedmem.errors import Busy, NothingMatched, Refused, UsageError
@@ -137,7 +137,7 @@ def test_a_training_that_paused_under_another_noise_ends_failed_and_charged(
 
 def test_a_resumed_session_takes_up_where_it_stood(shared: Vault, release: Release) -> None:
     seen: list[int] = []
-    assert go(shared, release, steps=2) == SessionResult(trainings(shared)[0].run, "paused", 2, 6)
+    assert go(shared, release, steps=2) == SessionResult(training_statuses(shared)[0].run, "paused", 2, 6)
     go(shared, release, progress=lambda step, _: seen.append(step))
     assert seen == [3, 4, 5, 6]
 
@@ -181,7 +181,7 @@ def test_after_a_change_it_fails_stays_charged_and_begins_nothing(
     shared: Vault, release: Release, root: Path, change: str
 ) -> None:
     go(shared, release, steps=2)
-    (run,) = trainings(shared)
+    (run,) = training_statuses(shared)
     options: dict = {}
     if change == "record":
         with Client.open("ana", path=root, release=release) as client:
@@ -194,7 +194,7 @@ def test_after_a_change_it_fails_stays_charged_and_begins_nothing(
         go(shared, release, **options)
     assert caught.value.exit_code == 4
     assert kinds(shared) == ["spend", "run_failed"]
-    assert [(one.run, one.state, one.message) for one in trainings(shared)] == [(run.run, "failed", "")]
+    assert [(one.run, one.state, one.message) for one in training_statuses(shared)] == [(run.run, "failed", "")]
     assert list((root / "training").glob("*.fmc")) == []
 
 
@@ -226,7 +226,7 @@ def test_of_a_checkpoint_nothing_is_left(shared: Vault, release: Release, root: 
             assert client.erase.verify(erased.id, deep=True).clean
     assert residue.scan(root, needles) == []
     with Vault.open(root, subject="ana") as vault:
-        assert not [one for one in trainings(vault) if one.state == "paused"]
+        assert not [one for one in training_statuses(vault) if one.state == "paused"]
 
 
 def test_a_checkpoint_is_sealed(shared: Vault, release: Release, root: Path) -> None:
@@ -304,7 +304,7 @@ def test_an_erasure_stops_it_and_is_complete(shared: Vault, release: Release, ro
             go(shared, release, progress=begin)
         assert erasures[0].result() == "completed"
     with Vault.open(root, subject="ana") as vault:
-        assert trainings(vault) == []
+        assert training_statuses(vault) == []
         assert vault.blocks() == []
         assert kinds(vault)[0] == "spend"
 
@@ -338,7 +338,7 @@ def test_it_is_saved_now_and_then_for_the_case_that_it_is_killed(
     monkeypatch.setattr(training, "CHECKPOINT_INTERVAL", 0.0)
     with pytest.raises(Killed):
         go(shared, release, progress=killed)
-    assert [(one.state, one.step) for one in trainings(shared)] == [("paused", 4)]
+    assert [(one.state, one.step) for one in training_statuses(shared)] == [("paused", 4)]
     go(shared, release, progress=lambda step, _: seen.append(step))
     assert seen == [1, 2, 3, 4, 5, 5, 6]
     assert kinds(shared) == ["spend", "run_finished"]
@@ -361,7 +361,7 @@ def test_pause_and_cancel_from_another_program(shared: Vault, release: Release, 
         thread = threading.Thread(target=begin)
         thread.start()
         assert gate.wait(20)
-        assert [one.state for one in trainings(shared)] == ["running"]
+        assert [one.state for one in training_statuses(shared)] == ["running"]
         told = stop(shared)
         thread.join(20)
         assert not thread.is_alive()
@@ -380,7 +380,7 @@ def test_there_is_nothing_to_pause_or_cancel(shared: Vault, release: Release) ->
 
 def test_a_paused_one_is_cancelled(shared: Vault, release: Release) -> None:
     go(shared, release, steps=2)
-    (one,) = trainings(shared)
+    (one,) = training_statuses(shared)
     assert (one.state, one.step, one.steps, one.block) == ("paused", 2, 6, None)
     assert cancel(shared, one.run).state == "failed"
     assert kinds(shared) == ["spend", "run_failed"]
@@ -401,7 +401,7 @@ def test_bad_input_is_refused_before_anything_is_charged(shared: Vault, release:
     with Vault.create(tmp_path / "sim", subject="ana", simulated=True) as made, pytest.raises(Refused):
         go(made, release)
     assert kinds(shared) == []
-    assert not trainer.runs(shared.root)
+    assert not trainer.is_training_running(shared.root)
 
 
 def test_a_client_trains_in_sessions(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,8 +424,8 @@ def test_a_lower_memory_limit_gives_the_same_block(
     """To float rounding, under noise that is the same; the micro-batch is a function of public sizes alone."""
     fixed_key(monkeypatch)
     found, sizes = [], []
-    fitting = footprint.fitting
-    monkeypatch.setattr(footprint, "fitting", lambda *known: sizes.append(fitting(*known)) or sizes[-1])
+    fit_footprint = footprint.fit_footprint
+    monkeypatch.setattr(footprint, "fit_footprint", lambda *known: sizes.append(fit_footprint(*known)) or sizes[-1])
     spec, words = MemorySpec.single(release.spec.shape, 2, 4), release.tokenizer.get_vocab_size()
     least = footprint.fixed_bytes(spec, words) + 2 * footprint.per_sequence_bytes(spec, words, 16)
     for name, memory in (("low", least), ("high", least + (64 << 20))):
@@ -451,4 +451,4 @@ def test_a_record_longer_than_the_limit_is_refused_before_it_is_charged(
         go(shared, release, limits=Limits(memory=footprint.PROCESS + (24 << 20)))
     assert caught.value.exit_code == 4
     assert kinds(shared) == []
-    assert trainings(shared) == []
+    assert training_statuses(shared) == []

@@ -20,7 +20,7 @@ from fedmem.device.runtime_folder import place, runtime_folder
 from fedmem.device.served_vault import ServedVault
 from fedmem.device.supernode import PASSED, environment
 from fedmem.device.vault_process import Server, listening
-from fedmem.errors import Refused, StorageError, VerificationFailed
+from fedmem.errors import StorageError
 from fedmem.federation.device_dp import DevicePlan
 from fedmem.federation.offline import SWITCHES
 from fedmem.federation.port import NoApproval
@@ -29,7 +29,6 @@ from fedmem.federation.runtime import DEVICE, Runtime
 from fedmem.federation.terms import Agreement, LocalSettings
 from fedmem.policy.policy import Policy
 from fedmem.storage.files import Files
-from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.vault import NewRecord, Vault
 
@@ -247,14 +246,6 @@ def test_the_network_facing_process_holds_a_socket_and_nothing_private(
     assert {word.split(b"=")[0].decode() for word in given.split(b"\0")[:-1]} <= {*PASSED, *SWITCHES, DEVICE}
 
 
-def test_records_that_a_stricter_policy_takes_back_are_not_handed_out(tmp_path: Path, policy: Policy) -> None:
-    opened = make(tmp_path / "vault")
-    with Vault.open(tmp_path / "vault", subject="ada") as vault:
-        vault.add_records([record("My diagnosis is diabetes; the doctor prescribed insulin.", None)])
-    with ServedVault(opened, policy) as served:
-        assert served.shareable()[0] == PUBLIC
-
-
 def hosted(root: Path) -> "subprocess.Popen[bytes]":
     """A vault process of its own; it listens when this returns."""
     process = subprocess.Popen(script(__file__, root), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -266,13 +257,6 @@ def hosted(root: Path) -> "subprocess.Popen[bytes]":
 def answers(out: Path) -> list[tuple[int, int]]:
     lines = out.read_text().splitlines() if out.exists() else []
     return [(int(number), int(pid)) for number, pid in (line.split() for line in lines if line.count(" ") == 1)]
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_killed_vault_process_ends_the_answers_and_none_is_without_its_line(tmp_path: Path) -> None:
@@ -338,15 +322,6 @@ def test_what_cannot_be_entered_does_not_leave(tmp_path: Path, policy: Policy) -
     assert not out.exists()
     with opened() as vault:
         assert EgressLog(vault.core).entries() == []
-
-
-def test_a_vault_that_does_not_open_or_has_a_changed_ledger_is_not_served(tmp_path: Path, policy: Policy) -> None:
-    opened = few(tmp_path / "vault")
-    with pytest.raises(Refused):
-        ServedVault(lambda: Vault.open(tmp_path / "vault", subject="eve", write=False), policy)
-    (tmp_path / "vault" / egress.NAME).write_bytes(b"{}\n")
-    with pytest.raises(VerificationFailed):
-        ServedVault(opened, policy)
 
 
 def erased(root: Path, scope: erasure.Scope) -> erasure.Outcome:

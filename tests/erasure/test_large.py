@@ -10,7 +10,7 @@ import pytest
 from fedmem import erasure, paths
 from fedmem.erasure import Scope, journal, receipt
 from fedmem.errors import FedmemError, NothingMatched, VerificationFailed
-from fedmem.sdk.keys import newest
+from fedmem.sdk.keys import later_erasures
 from fedmem.vault.backup import backup, recovery, repair, restoring
 from fedmem.vault.backup import recovery_kit as kits
 from fedmem.vault.backup.check import check
@@ -170,8 +170,8 @@ def test_a_restored_backup_lacks_what_a_list_names(vaults, vault: Vault, tmp_pat
     shutil.rmtree(vault.root)
     if are_keys_lost:
         shutil.rmtree(paths.slots_dir() / vault.id)
-    told = newest(tmp_path / "away", tmp_path / "receipts")
-    restoring.restore(tmp_path / "away", vault.root, subject="alice", kit=kit, newest=told)
+    told = later_erasures(tmp_path / "away", tmp_path / "receipts")
+    restoring.restore(tmp_path / "away", vault.root, subject="alice", kit=kit, later_erasures=told)
     again = vaults.open()
     assert (len(again.records("large")), len(again.records("small"))) == (0, 2)
     assert erasure.verify(again, outcome.id, deep=True).clean
@@ -181,7 +181,7 @@ def test_a_restored_backup_lacks_what_a_list_names(vaults, vault: Vault, tmp_pat
     list_of(again, outcome.id).unlink()
     (tmp_path / "receipts" / f"{outcome.id}.items").unlink()
     with pytest.raises(NothingMatched, match="whole folder"):
-        newest(tmp_path / "away", tmp_path / "receipts")
+        later_erasures(tmp_path / "away", tmp_path / "receipts")
 
 
 def test_a_repaired_vault_keeps_the_list(vaults, vault: Vault, tmp_path: Path) -> None:

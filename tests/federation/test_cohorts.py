@@ -35,14 +35,14 @@ def test_a_fixed_cohort_has_the_declared_size_and_comes_from_the_stream_alone() 
 
 
 def test_every_set_of_devices_is_as_likely_as_any_other() -> None:
-    draws = Counter(tuple(cohorts.fixed([0, 1, 2, 3, 4], 5, 2, stream(n))) for n in range(5000))
+    draws = Counter(tuple(cohorts.draw_fixed([0, 1, 2, 3, 4], 5, 2, stream(n))) for n in range(5000))
     assert set(draws) == set(combinations(range(5), 2))
     # Ten sets, 500 expected each: chi-square with 9 degrees of freedom, 33.7 is its 99.99 % point.
     assert sum((count - 500) ** 2 / 500 for count in draws.values()) < 33.7
 
 
 def test_the_chance_of_a_device_does_not_grow_when_others_are_away() -> None:
-    sizes = [len(cohorts.fixed(list(range(100)), 1000, 50, stream(n))) for n in range(300)]
+    sizes = [len(cohorts.draw_fixed(list(range(100)), 1000, 50, stream(n))) for n in range(300)]
     # Hypergeometric: mean 5, standard deviation 2.1; one standard error of the mean of 300 is 0.12.
     assert abs(np.mean(sizes) - 5) < 0.6
     assert max(sizes) > 6

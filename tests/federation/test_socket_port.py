@@ -59,7 +59,7 @@ def test_only_the_digest_of_what_was_asked_releases_it(tmp_path: Path, frames: l
         with pytest.raises(BadFrame if frames else PeerGone):
             port.approve(update(), 1)
         with pytest.raises(NoApproval):  # and nothing is asked of the impostor again
-            Device(0, port, PLAN, SHAPES, lambda params, config: params).silence()
+            Device(0, port, PLAN, SHAPES, lambda params, config: params).answer_zeros()
 
 
 def test_texts_that_are_no_text_are_not_used(tmp_path: Path) -> None:

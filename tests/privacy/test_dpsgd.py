@@ -6,24 +6,22 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from fedmem.anchor.tokenizer import PAD
-from fedmem.errors import BudgetExceeded, UsageError
+from fedmem.errors import BudgetExceeded
 from fedmem.memory.attach import attach
 from fedmem.memory.block import make_shared_source, new_blocks
 from fedmem.memory.spec import LayerShape, MemorySpec
 from fedmem.privacy import dpsgd
 from fedmem.privacy.clip import CellSum
-from fedmem.privacy.dpsgd import Optimiser, add_noise, clipped_sum, train_block
-from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, frozen, per_record
-from fedmem.privacy.grid import Grid
+from fedmem.privacy.dpsgd import Optimiser, add_noise, train_block
+from fedmem.privacy.gradients import RuntimeOptions
 from fedmem.privacy.ledger import Meter
 from fedmem.privacy.plan import PrivacyPlan
 from fedmem.privacy.stream import PrivacyStream
 from fedmem.training.sequences import readable, token_losses
-from tests.privacy.models import D_MODEL, LAYERS, LENGTH, WIDTH, anchor, sequences, spec, warm_block
+from tests.privacy.engines import PER_RECORD, engine_sum, norm
+from tests.privacy.models import D_MODEL, LAYERS, WIDTH, anchor, sequences, spec, warm_block
 
 KEY = bytes(range(32))
-PER_RECORD = [1, 3, 1, 7, 2, 1]
 
 
 def plan(**changes):
@@ -46,95 +44,9 @@ def new_block():
     return new_blocks(spec(), 1, 1, torch.Generator().manual_seed(3))[0]
 
 
-def engine_sum(model, block_X, data, chosen, clip, micro_batch=4, bf16=False, engine="fused", of=None):
-    """The clipped sum on a grid that is much finer than it has to be, decoded: float64."""
-    runtime, grid = RuntimeOptions(micro_batch, bf16, engine), Grid.fitting(clip, 1e-6, (of or spec()).fetch_size, 1000)
-    with frozen(model), per_record(model, attach(model), of or spec(), data, runtime) as gradients:
-        cells_X = clipped_sum(gradients, block_X, data, chosen, grid).cells_X
-    assert cells_X.dtype == torch.int64
-    return cells_X.double() * grid.spacing
-
-
-def one_record_at_a_time(model, block_X, data, chosen, clip, of=None):
-    """The oracle: plain autograd on one record, no hooks, no batch of records."""
-    memory, leaf_X = attach(model), block_X.clone().requires_grad_()
-    total_X = torch.zeros_like(block_X)
-    for record in np.flatnonzero(chosen):
-        numbers = np.flatnonzero(data.record_N == record)
-        shared = [data.shared(numbers)] if data.shared else []
-        with memory.using(*shared, make_shared_source(of or spec(), leaf_X)):
-            loss, _ = token_losses(model(readable(data.tokens_NT[numbers])).logits, data.tokens_NT[numbers])
-        (grad_X,) = torch.autograd.grad(loss.sum() / LENGTH, leaf_X)
-        total_X += grad_X * min(1.0, clip / float(grad_X.double().norm()))
-    memory.detach()
-    return total_X
-
-
-def gap(left_X, right_X):
-    return float((left_X.double() - right_X.double()).abs().max())
-
-
-def norm(values_X):
-    return float(values_X.double().norm())
-
-
-@pytest.mark.parametrize("engine", ["fused", "opacus"])
-@pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 15, 64])
-@pytest.mark.parametrize("clip", [0.01, 1e3])
-def test_engine_equals_the_one_record_loop(micro_batch, clip, engine):
-    model, block = anchor().double(), warm_block().double()
-    data = sequences(PER_RECORD, shared=True, dtype=torch.float64)
-    chosen = np.array([True, True, False, True, True, True])
-    fast = engine_sum(model, block, data, chosen, clip, micro_batch, engine=engine)
-    slow = one_record_at_a_time(model, block, data, chosen, clip)
-    assert gap(fast, slow) < 1e-5 * norm(slow)
-
-
-@pytest.mark.parametrize("width", [WIDTH, 64])
-@pytest.mark.parametrize("kind", ["ffn", "lora_ffn", "lora_qk", "lora_vo", "kv"])
-def test_the_fused_engine_does_every_kind(kind, width):
-    of = spec(width, kind)
-    model, block = anchor().double(), warm_block(of=of).double()
-    data, chosen = sequences(PER_RECORD, shared=True, dtype=torch.float64), np.ones(len(PER_RECORD), dtype=bool)
-    slow = one_record_at_a_time(model, block, data, chosen, 0.01, of)
-    for micro_batch in (1, 4, 64):
-        fast = engine_sum(model, block, data, chosen, 0.01, micro_batch, of=of)
-        assert gap(fast, slow) < 1e-5 * norm(slow)
-
-
-def test_the_engine_opacus_does_ffn_only():
-    with pytest.raises(UsageError, match="engine fused"):
-        engine_sum(anchor(), None, sequences([1]), np.array([True]), 0.1, engine="opacus", of=spec(kind="kv"))
-
-
 def test_both_engines_train_the_same_block():
     fused, opacus = (train(sequences(PER_RECORD), runtime=RuntimeOptions(engine=one)) for one in ("fused", "opacus"))
     torch.testing.assert_close(fused, opacus, atol=1e-5, rtol=0)
-
-
-def test_clipping_sequences_instead_of_records_would_be_seen():
-    model, block, data = anchor().double(), warm_block().double(), sequences(PER_RECORD)
-    chosen = np.ones(len(PER_RECORD), dtype=bool)
-    per_sequence = PrivateSequences(data.tokens_NT, np.arange(len(data.record_N)), len(data.record_N))
-    wrong = engine_sum(model, block, per_sequence, np.ones(len(data.record_N), dtype=bool), 0.01)
-    assert gap(wrong, one_record_at_a_time(model, block, data, chosen, 0.01)) > 1e-3
-
-
-def test_all_padding_and_one_token_records_count_as_zero():
-    data = sequences([1, 1])
-    data.tokens_NT[0] = PAD
-    data.tokens_NT[1, 1:] = PAD
-    clipped = engine_sum(anchor(), warm_block(), data, np.array([True, True]), 0.1)
-    assert norm(clipped) == 0.0
-
-
-@pytest.mark.parametrize("engine", ["fused", "opacus"])
-def test_under_bf16_autocast_the_sum_is_near(engine):
-    chosen = np.ones(len(PER_RECORD), dtype=bool)
-    data = sequences(PER_RECORD)
-    rough = engine_sum(anchor(), warm_block(), data, chosen, 0.1, bf16=True, engine=engine)
-    exact = engine_sum(anchor(), warm_block(), data, chosen, 0.1)
-    assert 0 < gap(rough, exact) < 0.05 * norm(exact)
 
 
 def test_removing_one_record_moves_the_sum_by_at_most_clip():
@@ -315,10 +227,3 @@ def test_training_learns_without_noise():
         with torch.no_grad(), memory.using(*sources):
             losses.append(float(token_losses(model(readable(data.tokens_NT)).logits, data.tokens_NT)[0].sum()))
     assert losses[1] < 0.96 * losses[0]
-
-
-def test_sequences_must_be_sorted_by_record_and_complete():
-    tokens_NT = torch.ones(2, 4, dtype=torch.int64)
-    for record_N, records in ((np.array([1, 0]), 2), (np.array([0, 2]), 2), (np.array([0]), 1)):
-        with pytest.raises(ValueError, match="sorted by record"):
-            PrivateSequences(tokens_NT, record_N, records)

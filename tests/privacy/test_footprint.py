@@ -9,7 +9,7 @@ import pytest
 
 from fedmem.errors import Refused
 from fedmem.memory.spec import LayerShape, MemorySpec
-from fedmem.privacy.footprint import MOST, PROCESS, fitting, kept_bytes, per_sequence_bytes, record_bytes
+from fedmem.privacy.footprint import MOST, PROCESS, fit_footprint, kept_bytes, per_sequence_bytes, record_bytes
 
 SHAPE = LayerShape(d_model=64, ffn=192, heads=2, kv_heads=2, head_dim=32, gated=True, activation="silu")
 SPEC = MemorySpec.single(SHAPE, 2, 16)
@@ -17,7 +17,7 @@ MB = 1 << 20
 
 
 def test_a_higher_limit_never_gives_less() -> None:
-    found = [fitting(PROCESS + extra * MB, SPEC, 4096, 128) for extra in range(30, 800, 10)]
+    found = [fit_footprint(PROCESS + extra * MB, SPEC, 4096, 128) for extra in range(30, 800, 10)]
     sizes = [one.micro_batch for one in found]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, MOST)
@@ -27,20 +27,20 @@ def test_a_higher_limit_never_gives_less() -> None:
 def test_half_of_what_is_left_is_the_records() -> None:
     sequence = per_sequence_bytes(SPEC, 4096, 128)
     for extra in (40, 100, 200):
-        one = fitting(PROCESS + extra * MB, SPEC, 4096, 128)
+        one = fit_footprint(PROCESS + extra * MB, SPEC, 4096, 128)
         assert one.micro_batch * sequence <= one.room
 
 
 def test_the_least_limit_that_is_named_is_enough() -> None:
     with pytest.raises(Refused, match="at least") as caught:
-        fitting(MB, SPEC, 16384, 512)
+        fit_footprint(MB, SPEC, 16384, 512)
     assert caught.value.exit_code == 4
     named = re.search(r"at least (\d+) MB", str(caught.value))
     assert named is not None
     least = int(named[1])
-    assert fitting(least * MB, SPEC, 16384, 512).micro_batch == 1
+    assert fit_footprint(least * MB, SPEC, 16384, 512).micro_batch == 1
     with pytest.raises(Refused):
-        fitting((least - 1) * MB, SPEC, 16384, 512)
+        fit_footprint((least - 1) * MB, SPEC, 16384, 512)
 
 
 @pytest.mark.parametrize("change", ["vocabulary", "length", "width", "layers"])
@@ -67,7 +67,7 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.memory.sites import spec_for
 from fedmem.policy.files import Topic
-from fedmem.privacy.footprint import fitting
+from fedmem.privacy.footprint import fit_footprint
 from fedmem.privacy.gradients import RuntimeOptions
 from fedmem.device.learning import LearnSettings, charge, private_spec, train
 from fedmem.privacy.plan import PrivacyPlan
@@ -90,7 +90,7 @@ state = BankState.new(spec_for(model, "ffn", 2, (4, 2)), 0)
 tree = Tree(2, 2, (np.eye(4, 8, dtype=np.float32)[:2], np.eye(4, 8, dtype=np.float32)))
 release = Release.write(Path(sys.argv[1]), model, tokenizer, tree, "none", state.stream())
 settings = LearnSettings(width=64, length=512)
-footprint = fitting(limit, private_spec(release, settings), 280, settings.length)
+footprint = fit_footprint(limit, private_spec(release, settings), 280, settings.length)
 plan = PrivacyPlan(1.0, 1, clip=0.1, noise_multiplier=4.0, divisor=4.0, delta=1e-5, record_cap=100)
 with Vault.create(sys.argv[1] + "/v", subject="ana") as vault:
     vector = np.eye(8, dtype=np.float32)

@@ -20,8 +20,8 @@ from fedmem.privacy.ledger import (
     check_budget,
     greatest_epsilon,
     is_open,
+    read_run_states,
     record_epsilon,
-    states,
     subject_epsilon,
 )
 from fedmem.privacy.plan import PrivacyPlan
@@ -144,7 +144,7 @@ def test_how_each_run_stands():
     events += [Event("erased", {"ids": ["4"]}), spent("6", None), spent("7", [])]
     events += [Event("spend", spent("8", None).payload | {"release": ""})]  # as a restore writes it
     found = ["finished", "failed", "erased", "erased", "open", "open", "open", "lost"]
-    assert states(events) == dict(zip("12345678", found, strict=True))
+    assert read_run_states(events) == dict(zip("12345678", found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_how_each_run_stands():
 )
 def test_a_history_that_cannot_be(wrong):
     with pytest.raises(VerificationFailed, match="contradicts"):
-        states([spent("1", ["a"]), *wrong])
+        read_run_states([spent("1", ["a"]), *wrong])
 
 
 def test_an_open_run_is_one_that_has_not_ended():

@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import fedmem
-from fedmem.errors import Busy, KeystoreError, NothingMatched, Refused, UsageError
-from fedmem.sdk import client as module
+from fedmem.errors import NothingMatched, Refused, UsageError
 from fedmem.sdk.client import Client
 from fedmem.sdk.places import vault_root
 from fedmem.training.release import Release
@@ -87,55 +84,6 @@ def test_simulated_vaults_are_refused_and_let_go(tmp_path: Path) -> None:
             Client.open("ana", path=tmp_path / "v", keystore="keyfile")
 
 
-def test_auto_keystore_refuses_where_there_is_no_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_keyring", lambda: False)
-    with pytest.raises(KeystoreError, match=r"passphrase.*keyfile"):
-        Client.open("ana")
-    assert not vault_root("ana").exists()
-
-
-def test_auto_keystore_is_the_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "has_keyring", lambda: True)
-    assert module.chosen_keystore("auto") == "keyring"
-    assert module.chosen_keystore("passphrase") == "passphrase"
-
-
-def test_passphrase_right_wrong_and_missing() -> None:
-    Client.open("ana", keystore="passphrase", ask=lambda: "tulip").close()
-    Client.open("ana", ask=lambda: "tulip").close()
-    with pytest.raises(KeystoreError):
-        Client.open("ana", ask=lambda: "rose")
-    with pytest.raises(KeystoreError):
-        Client.open("ana")
-
-
-def test_two_clients_write_in_turn() -> None:
-    with opened() as first, opened(timeout=0.1) as second:
-        ids = {first.add("The plum tree wants pruning.").id, second.add("Beans go in after the frost.").id}
-        for client in (first, second):
-            assert {hit.id for hit in client.search("garden", k=9)} == ids
-        with first._vault.core.turn(), pytest.raises(Busy):
-            second.add("Not now.")
-        assert len(second.search("garden", k=9)) == 2
-
-
-def test_a_writer_waits_for_another_one() -> None:
-    has_lock = threading.Event()
-
-    def change(client: Client) -> None:
-        with client._vault.core.turn():
-            has_lock.set()
-            time.sleep(0.3)
-
-    with opened() as first, opened(timeout=20) as second:
-        slow = threading.Thread(target=change, args=(first,))
-        slow.start()
-        has_lock.wait()
-        second.add("The hull leaks aft.")
-        slow.join()
-        assert len(first.search("boat", k=3)) == 1
-
-
 def test_answers_need_a_release() -> None:
     with opened() as client:
         with pytest.raises(Refused):
@@ -164,22 +112,6 @@ def test_blocks_and_budget(finish_block: Callable[..., BlockInfo]) -> None:
         assert (budget.delta, budget.accountant) == (1e-5, "pld")
         assert 0 < budget.epsilon == budget.runs[0].epsilon < 8
         assert budget.runs[0].topic == "health"
-
-
-def test_without_the_tight_accountant_the_bound_is_greater(
-    monkeypatch: pytest.MonkeyPatch, finish_block: Callable[..., BlockInfo]
-) -> None:
-    from fedmem.sdk import privacy
-
-    with opened() as client:
-        client.add(HEALTH, topic="health")
-        finish_block(client._vault, "health", "r1")
-        tight = client.privacy.budget()
-        monkeypatch.setattr(privacy, "find_spec", lambda _: None)
-        loose = client.privacy.budget()
-        assert loose.accountant == "rdp"
-        assert loose.epsilon >= tight.epsilon
-        assert loose.runs[0].epsilon >= tight.runs[0].epsilon
 
 
 def test_no_unscoped_read_and_no_delete_all() -> None:

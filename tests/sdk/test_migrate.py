@@ -10,7 +10,7 @@ from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.device.learning import LearnSettings, learn_topic
 from fedmem.device.private_fetch import block_for
-from fedmem.device.training_sessions import migrate, trainings
+from fedmem.device.training_sessions import migrate, training_statuses
 from fedmem.errors import BudgetExceeded, NothingMatched, Refused, VersionMismatch
 from fedmem.memory.sites import spec_for
 from fedmem.policy.policy import Policy
@@ -112,7 +112,7 @@ def test_over_budget_nothing_is_charged_and_the_old_block_answers(
 def test_it_can_be_paused_and_goes_on(client: Client, release: Release, newer: Release) -> None:
     learn(client, release)
     assert migrate(client._vault, "health", newer, client._policy, stop=lambda: True).state == "paused"
-    assert [(one.release, one.state, one.step) for one in trainings(client._vault)] == [
+    assert [(one.release, one.state, one.step) for one in training_statuses(client._vault)] == [
         (release.digest, "done", 4),
         (newer.digest, "paused", 1),
     ]

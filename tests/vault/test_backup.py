@@ -23,7 +23,7 @@ from fedmem.errors import (
     VersionMismatch,
 )
 from fedmem.privacy.ledger import subject_epsilon
-from fedmem.sdk.keys import newest
+from fedmem.sdk.keys import later_erasures
 from fedmem.vault.backup import backup, recovery, restoring
 from fedmem.vault.backup import backup_registry as copies
 from fedmem.vault.backup import recovery_kit as kits
@@ -222,7 +222,9 @@ class TestKit:
         options = {"subject": "alice", "kit": kit, "backend": backend, "ask": lambda: "tulip"}
         with pytest.raises(Refused, match="--receipts"):
             restoring.restore(tmp_path / "backup", vaults.base / "v", **options)
-        told = restoring.restore(tmp_path / "backup", vaults.base / "v", newest=LaterErasures(generation=0), **options)
+        told = restoring.restore(
+            tmp_path / "backup", vaults.base / "v", later_erasures=LaterErasures(generation=0), **options
+        )
         assert told.missing is None
         assert told.unbounded  # no keystore is left to say that nothing was spent since
         again = vaults.open(**({"ask": lambda: "tulip"} if backend == "passphrase" else {}))
@@ -250,10 +252,10 @@ class TestKit:
             with pytest.raises(Refused, match="erased after"):
                 restoring.restore(tmp_path / "stick", vaults.base / "v", **options)
             with pytest.raises(Refused, match="erased after"):
-                restoring.restore(tmp_path / "stick", vaults.base / "v", newest=LaterErasures(1), **options)
-        told = newest(tmp_path / "stick", tmp_path / "receipts")
+                restoring.restore(tmp_path / "stick", vaults.base / "v", later_erasures=LaterErasures(1), **options)
+        told = later_erasures(tmp_path / "stick", tmp_path / "receipts")
         assert (told.generation, len(told.receipts)) == (2, 2)
-        result = restoring.restore(tmp_path / "stick", vaults.base / "v", newest=told, **options)
+        result = restoring.restore(tmp_path / "stick", vaults.base / "v", later_erasures=told, **options)
         assert result.erased >= len(salts) - 1
         again = vaults.open()
         assert held(again)[:2] == ([], [])
@@ -277,7 +279,7 @@ class TestKit:
                 erase(vault, vaults.TOPIC)
         second = erase(vault, "other")
         (first,) = erasure.resume(vault)
-        told = newest(tmp_path / "stick", vault.root / "receipts")
+        told = later_erasures(tmp_path / "stick", vault.root / "receipts")
         assert list(told.receipts) == [f"{one.id}.dsse.json" for one in (second, first)]
 
     def test_receipts_that_break_are_refused(self, vaults, vault: Vault, kit, tmp_path: Path) -> None:
@@ -285,15 +287,15 @@ class TestKit:
         (tmp_path / "backup").rename(tmp_path / "stick")
         (tmp_path / "receipts").mkdir()
         with pytest.raises(NothingMatched):
-            newest(tmp_path / "stick", tmp_path / "receipts")
+            later_erasures(tmp_path / "stick", tmp_path / "receipts")
         erase(vault, vaults.TOPIC)
         second = erase(vault, "other").receipt_path
         shutil.copy(second, tmp_path / "receipts")
         with pytest.raises(VerificationFailed):
-            newest(tmp_path / "stick", tmp_path / "receipts")
+            later_erasures(tmp_path / "stick", tmp_path / "receipts")
         (tmp_path / "receipts" / second.name).write_text("{}")
         with pytest.raises(VerificationFailed):
-            newest(tmp_path / "stick", tmp_path / "receipts")
+            later_erasures(tmp_path / "stick", tmp_path / "receipts")
 
 
 class TestBad:

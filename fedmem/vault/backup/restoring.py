@@ -103,14 +103,14 @@ def restore(
     ask: Ask | None = None,
     kit: Kit | None = None,
     backend: str = "keyfile",
-    newest: LaterErasures | None = None,
+    later_erasures: LaterErasures | None = None,
     files: Files | None = None,
 ) -> Restored:
     """Restore a vault from a backup. Other copies of the vault no longer open afterwards.
 
     Guarantees
-        No item in `newest.erased` is in the restored vault. If its ledger lacks later spends, or may lack them, ε is
-        infinite.
+        No item in `later_erasures.erased` is in the restored vault. If its ledger lacks later spends, or may lack
+        them, ε is infinite.
 
     Args:
         place: the backup's folder.
@@ -119,10 +119,10 @@ def restore(
         ask: returns the passphrase of the existing keystore, or with a kit the passphrase of the new one.
         kit: an opened recovery kit; the keys then go into a new set of slots of `backend`.
         backend: keyfile, passphrase or keyring; used with a kit only.
-        newest: the erasures after the backup; None if the backup's own receipts are the newest.
+        later_erasures: the erasures after the backup; None if the backup's own receipts are the newest.
 
     Raises:
-        Refused: `root` is not empty, the vault belongs to another subject, or `newest` lacks an erasure.
+        Refused: `root` is not empty, the vault belongs to another subject, or `later_erasures` lacks an erasure.
         KeystoreError: the key of the backup is missing, or the keystore does not open.
         NothingMatched: there is no backup, or no parent folder of `root`.
         VerificationFailed, VersionMismatch, StorageError. The old state stays valid until `root` exists.
@@ -135,7 +135,9 @@ def restore(
         ask = public.passphrase(ask)
     old_keystore = keystore_for(files, header, ask, kit)
     backup = open_backup(files, place, manifest, header, old_keystore, kit)
-    erasures = _with_listed_ids(backup, _complete_erasures(backup, old_keystore, newest, is_lost=kit is not None))
+    erasures = _with_listed_ids(
+        backup, _complete_erasures(backup, old_keystore, later_erasures, is_lost=kit is not None)
+    )
     noted_serial = noted(old_keystore)[2] if old_keystore is not None else 0
     staging = staging_folder(root, new_id())
     try:
@@ -153,16 +155,16 @@ def restore(
 
 
 def _complete_erasures(
-    backup: OpenedBackup, keystore: Keystore | None, newest: LaterErasures | None, *, is_lost: bool
+    backup: OpenedBackup, keystore: Keystore | None, later_erasures: LaterErasures | None, *, is_lost: bool
 ) -> LaterErasures:
-    """Return all erasures after the backup. Raises Refused if one may be missing from `newest`."""
+    """Return all erasures after the backup. Raises Refused if one may be missing from `later_erasures`."""
     noted_generation, noted_serial = noted(keystore)[1:] if keystore is not None else (0, 0)
-    if newest is None and is_lost and not noted_serial:
+    if later_erasures is None and is_lost and not noted_serial:
         raise Refused(
             "The keystore is lost, so this machine does not know the erasures after this backup. Give the newest "
             "receipts with --receipts, or say with --nothing-erased-since that there are none."
         )
-    erasures = newest or LaterErasures(backup.manifest.generation)
+    erasures = later_erasures or LaterErasures(backup.manifest.generation)
     if noted_generation > max(erasures.generation, backup.manifest.generation):
         raise Refused(
             "Something was erased after this backup, and the given receipts do not show every erasure. Give the newest "

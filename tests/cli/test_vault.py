@@ -10,10 +10,7 @@ from click.testing import CliRunner
 
 from fedmem import paths
 from fedmem.cli.main import main
-from fedmem.errors import Refused, StorageError
-from fedmem.sdk import removal
 from fedmem.sdk.places import vault_root
-from fedmem.storage.files import Files
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]
@@ -72,51 +69,6 @@ def test_nothing_is_lost(fedmem: Call, erased: str, tmp_path: Path, what: str) -
     else:
         assert remove(fedmem, place)[0].exit_code == 4
     Vault.open(root, subject="ana").close()
-
-
-def test_an_undelivered_opening_is_delivered_first(block: BlockInfo, tmp_path: Path) -> None:
-    from fedmem.sdk.views import Erase
-
-    with Vault.open(vault_root("ana"), subject="ana") as vault:
-        done = Erase(vault).plan(subject=True).execute()
-    with pytest.raises(Refused, match=f"receipt opening {done.id}"):
-        removal.remove(vault_root("ana"), tmp_path / "evidence", subject="ana")
-
-
-def test_an_interrupted_removal_is_completed(erased: str, tmp_path: Path) -> None:
-    """Fail at every operation after the mark; the same call then completes, and never without the mark."""
-    root, at = vault_root("ana"), 0
-
-    def run(limit: int | None, place: Path) -> None:
-        seen = 0
-
-        def hook(operation: str, path: Path) -> None:
-            nonlocal seen
-            seen += operation != "read"
-            if limit is not None and seen > limit:
-                raise OSError(5, "the disk failed")
-
-        removal.remove(root, place, subject="ana", files=Files(hook))
-
-    while root.exists():
-        try:
-            run(at, tmp_path / f"evidence-{at}")
-        except StorageError:
-            at += 3
-            assert at < 300
-    assert not (paths.slots_dir() / root.name).exists()
-    assert list(paths.slots_dir().iterdir()) == []
-
-
-def test_a_wrong_passphrase_completes_no_removal(home: Path, tmp_path: Path) -> None:
-    root = tmp_path / "v"
-    with Vault.create(root, subject="ana", keystore="passphrase", ask=lambda: "tulip") as vault:
-        vault.add_records([NewRecord("new", "health", (), np.ones(2, np.float32), "r")])
-    (root / removal.MARK).touch()
-    with pytest.raises(Exception, match="passphrase"):
-        removal.remove(root, tmp_path / "evidence", subject="ana", ask=lambda: "rose")
-    with Vault.open(root, subject="ana", ask=lambda: "tulip") as vault:
-        assert len(vault.records("health")) == 1
 
 
 def test_items_are_written_once_and_checked(fedmem: Call, erased: str, tmp_path: Path) -> None:
