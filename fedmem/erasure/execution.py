@@ -45,7 +45,7 @@ def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
         with vault.core.writing():
             entry = journal.move(vault, entry, states.IN_PROGRESS)
             verification = _destroy(vault, entry, is_resumed)
-            if verification.clean:
+            if verification.is_clean:
                 return _write_receipt(vault, entry, verification)
     except FedmemError as error:
         raise _failure(vault, entry, error) from error
@@ -65,7 +65,7 @@ def _destroy(vault: Vault, entry: journal.JournalEntry, is_resumed: bool) -> Ver
     for epoch in earlier_epochs(vault) if is_resumed else ():  # a copy of an old slot was put back
         vault.core.keystore.destroy(epoch_name(epoch))
     # After an interruption the log no longer shows which cells moved, so every byte is read.
-    if have_cells_moved or (is_resumed and rescan(vault, entry, deep=True).found[FILES]):
+    if have_cells_moved or (is_resumed and rescan(vault, entry, deep=True).remnants[FILES]):
         vault.core.database.vacuum()
         _checkpoint(vault)
     return rescan(vault, entry, deep=is_resumed)

@@ -133,7 +133,7 @@ def item_lines(vault: Vault, erasure_id: str) -> list[bytes]:
     Raises:
         NothingMatched: there is no such erasure, or its list is missing. VerificationFailed: the list was changed.
     """
-    vault.core.reading()
+    vault.core.prepare_read()
     return item_list.lines_of(with_items(vault, read(vault, erasure_id)).items)
 
 

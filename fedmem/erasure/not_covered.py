@@ -10,7 +10,7 @@ Invariants
 
 from collections.abc import Iterable
 
-from fedmem.vault.backup.backup_registry import KIT, in_reach, known, out_of_reach
+from fedmem.vault.backup.backup_registry import KIT, in_reach, out_of_reach, registered_copies
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import Core
 
@@ -31,7 +31,7 @@ ALWAYS = (
 def predicted(core: Core, items: Iterable[StoredItem]) -> list[str]:
     """Return the sentences that hold before an erasure of `items`: registered copies out of reach included."""
     reachable_ids = {copy.id for copy in in_reach(core)}
-    return _lines([copy.id for copy in known(core) if copy.id not in reachable_ids], items)
+    return _lines([copy.id for copy in registered_copies(core) if copy.id not in reachable_ids], items)
 
 
 def remaining(core: Core, items: Iterable[StoredItem]) -> list[str]:

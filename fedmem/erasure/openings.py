@@ -58,7 +58,7 @@ def read(vault: Vault, erasure_id: str) -> str:
         NothingMatched: there is no such erasure, or the vault does not hold its opening.
         VerificationFailed: the cell was changed.
     """
-    vault.core.reading()
+    vault.core.prepare_read()
     entry = journal.read(vault, erasure_id)
     if not entry.opening:
         raise NothingMatched(_reason(state(entry)))

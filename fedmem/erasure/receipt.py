@@ -283,12 +283,15 @@ def _stores(entry: JournalEntry, stores: list[ContentStore], verification: Verif
             "name": store.name,
             "method": store.method,
             "items": item_counts[store.name],
-            "clean": not verification.found[store.name],
+            "clean": not verification.remnants[store.name],
         }
         for store in stores
     ]
-    deep = [(name, method) for name, method in DEEP if name in verification.found]
-    return [*rows, *({"name": name, "method": method, "clean": not verification.found[name]} for name, method in deep)]
+    deep = [(name, method) for name, method in DEEP if name in verification.remnants]
+    return [
+        *rows,
+        *({"name": name, "method": method, "clean": not verification.remnants[name]} for name, method in deep),
+    ]
 
 
 def _chain_error(number: int) -> VerificationFailed:

@@ -41,17 +41,17 @@ class Verification:
 
     Attributes:
         erasure: id of the erasure.
-        found: store -> sentences about items that still exist; an empty list is clean. A deep verification adds FILES
-            and EPOCHS to the stores.
+        remnants: store -> sentences about items that still exist; an empty list is clean. A deep verification adds
+            FILES and EPOCHS to the stores.
     """
 
     erasure: str
-    found: dict[str, list[str]]
+    remnants: dict[str, list[str]]
 
     @property
-    def clean(self) -> bool:
+    def is_clean(self) -> bool:
         """True if no store and no file holds anything of the erased items."""
-        return not any(self.found.values())
+        return not any(self.remnants.values())
 
 
 def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification:

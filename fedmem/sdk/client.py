@@ -42,7 +42,7 @@ from fedmem.sdk.places import vault_root
 from fedmem.sdk.privacy import Privacy
 from fedmem.sdk.views import Blocks, Erase
 from fedmem.storage import forks
-from fedmem.vault.crypto.header import NAME
+from fedmem.vault.crypto.vault_header import NAME
 from fedmem.vault.opening import TIMEOUT, VaultExists
 from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 

@@ -107,7 +107,7 @@ class Vault:
             VerificationFailed: a vault in the folder lost its header.
             Busy, KeystoreError, StorageError, UsageError.
         """
-        core = opening.make(
+        core = opening.create_vault(
             Path(root), subject=subject, keystore=keystore, ask=ask, simulated=simulated, files=files, timeout=timeout
         )
         try:
@@ -151,8 +151,8 @@ class Vault:
             VersionMismatch: another format.
         """
         root, files = Path(root), files or Files()
-        unlock = functools.partial(opening.unlock, root, subject=subject, ask=ask, write=write, files=files)
-        core = reserve.with_room(files, root, functools.partial(unlock, timeout=timeout))
+        open_core = functools.partial(opening.open_vault, root, subject=subject, ask=ask, write=write, files=files)
+        core = reserve.with_room(files, root, functools.partial(open_core, timeout=timeout))
         try:
             vault = cls(core)
             vault._start()
@@ -233,7 +233,7 @@ class Vault:
 
     def retention(self) -> dict[str, float]:
         """Return for each topic with a retention rule the days for which its records are kept."""
-        self.core.reading()
+        self.core.prepare_read()
         return retention(self.core.table)
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
@@ -287,7 +287,7 @@ class Vault:
 
     def checkpoint_step(self, run: RunRecord) -> int:
         """Return the step of a run's last checkpoint; 0 if it has none."""
-        self.core.reading()
+        self.core.prepare_read()
         return self._checkpoints.step(run.key_id)
 
     def runs(self, topic: str) -> list[RunRecord]:
@@ -358,7 +358,7 @@ class Vault:
 
     def ids_of(self, topic: str | Everything | None) -> frozenset[str]:
         """Return the ids of a topic's records, blocks, runs and run keys; of the shareable records (None); of `ALL`."""
-        self.core.reading()
+        self.core.prepare_read()
         return ids_of(self.core.table, topic)
 
     def close(self) -> None:
@@ -375,7 +375,7 @@ class Vault:
 
     def _acknowledge(self) -> None:
         """Note a durable change in the keystore: the ledger's head, and the state of table and database."""
-        ledger_anchor.note(self.core)
+        ledger_anchor.write_note(self.core)
         acknowledgement.acknowledge(self.core)
 
     def _seal_serial(self) -> bytes:

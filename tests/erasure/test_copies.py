@@ -9,9 +9,7 @@ from fedmem import erasure
 from fedmem.erasure import Scope, receipt
 from fedmem.errors import Refused, VerificationFailed
 from fedmem.sdk.views import Erase
-from fedmem.vault.backup import backup, recovery
-from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import backup, backup_registry, recovery, recovery_kit
 from fedmem.vault.vault import Vault
 
 
@@ -68,7 +66,7 @@ def test_a_backup_s_folder_gives_up_its_own_files_only(vaults, vault: Vault, tmp
     planned = erasure.plan(vault, Scope.topic(vaults.TOPIC))
     assert erasure.execute(vault, planned, planned.digest).state == "completed"
     assert {str(path.relative_to(stick)) for path in stick.rglob("*") if path.is_file()} == foreign
-    assert copies.known(vault.core) == []
+    assert backup_registry.registered_copies(vault.core) == []
 
 
 @pytest.mark.parametrize("name", ["../victim", "/victim", "photos/victim", "blocks/../victim", "blocks/.."])
@@ -115,7 +113,7 @@ def test_the_rest_of_a_killed_backup_goes_at_the_next_opening(vaults, vault: Vau
     vault.core.writer.release()
     again = vaults.open()
     assert not stage.exists()
-    assert copies.known(again.core) == []
+    assert backup_registry.registered_copies(again.core) == []
 
 
 def test_the_rest_of_a_killed_backup_goes_with_an_erasure(vaults, vault: Vault, tmp_path: Path) -> None:
@@ -145,4 +143,4 @@ def test_a_kit_of_another_vault_is_left_alone(vaults, vault: Vault, tmp_path: Pa
     assert (tmp_path / "kit").read_bytes() == file
     assert "kit" not in planned.counts
     with pytest.raises(VerificationFailed):
-        kits.opened(b"no kit", code)
+        recovery_kit.open_kit(b"no kit", code)

@@ -53,7 +53,7 @@ def test_erasing_a_topic_takes_all_of_it_and_nothing_else(vaults) -> None:
     vault = full(vaults)
     outcome = erase(vault, vaults.TOPIC)
     assert outcome.state == "completed"
-    assert erasure.verify(vault, outcome.id).clean
+    assert erasure.verify(vault, outcome.id).is_clean
     assert gone(vault, vaults.TOPIC)
     vault = vaults.reopen(vault)
     assert gone(vault, vaults.TOPIC)
@@ -124,7 +124,7 @@ def test_many_records_leave_no_ciphertext_in_the_database(vaults, monkeypatch: p
         vault.add_records(vaults.records(120))
         vault.add_records(vaults.records(120, topic=OTHER))
     outcome = erase(vault, vaults.TOPIC)
-    assert erasure.verify(vault, outcome.id, deep=True).clean
+    assert erasure.verify(vault, outcome.id, deep=True).is_clean
     assert len(vault.records(OTHER)) == 960
 
 
@@ -181,7 +181,7 @@ def test_cut_at_any_operation_then_resumed(vaults, faults, at: int) -> None:
         assert [outcome.state for outcome in erasure.resume(vault)] == ["completed"]
     (status,) = erasure.status(vault)
     assert status.state == "completed"
-    assert erasure.verify(vault, status.id).clean
+    assert erasure.verify(vault, status.id).is_clean
     assert status.receipt_path is not None
     assert erasure.receipt.verify(status.receipt_path.read_bytes(), (vault.root / "device.pub").read_bytes())
     assert gone(vault, vaults.TOPIC)
@@ -261,7 +261,7 @@ def test_a_store_that_still_holds_something_makes_it_partial(vaults) -> None:
     (status,) = erasure.status(vault)
     assert status.state == "partial"
     assert status.receipt_path is None
-    assert not erasure.verify(vault, status.id).clean
+    assert not erasure.verify(vault, status.id).is_clean
     store.leaks = False
     (outcome,) = erasure.resume(vault)
     assert outcome.state == "completed"
@@ -289,8 +289,8 @@ def test_planted_residue_is_found(vaults) -> None:
     salt = next(item.salt for item in planned.items if item.kind == "record")
     outcome = erasure.execute(vault, planned, planned.digest)
     (vault.root / "receipts" / "left").write_bytes(b"..." + bytes.fromhex(salt) + b"...")
-    assert erasure.verify(vault, outcome.id).clean  # by id nothing is there
-    assert not erasure.verify(vault, outcome.id, deep=True).clean
+    assert erasure.verify(vault, outcome.id).is_clean  # by id nothing is there
+    assert not erasure.verify(vault, outcome.id, deep=True).is_clean
 
 
 def test_a_reader_of_the_old_generation_stops(vaults) -> None:

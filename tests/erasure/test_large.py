@@ -11,8 +11,7 @@ from fedmem import erasure, paths
 from fedmem.erasure import Scope, journal, receipt
 from fedmem.errors import FedmemError, NothingMatched, VerificationFailed
 from fedmem.sdk.keys import newest
-from fedmem.vault.backup import backup, recovery, repair, restoring
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import backup, recovery, recovery_kit, repair, restoring
 from fedmem.vault.backup.check import check
 from fedmem.vault.vault import NewRecord, Vault
 
@@ -86,7 +85,7 @@ def test_the_list_is_sealed_and_verification_reads_it(vaults, vault: Vault) -> N
     data = list_of(vault, outcome.id).read_bytes()
     assert not any(record.encode() in data for record in ids)
     again = vaults.reopen(vault)
-    assert erasure.verify(again, outcome.id, deep=True).clean
+    assert erasure.verify(again, outcome.id, deep=True).is_clean
     assert erasure.status(again)[0].counts == {"key": MANY, "record": MANY}
 
 
@@ -137,7 +136,7 @@ def test_every_cut_of_a_large_erasure_is_resumed(vaults, vault: Vault, tmp_path:
         assert lists == {entry.id for entry in erasure.status(again)}
         if lists:
             assert not again.ids_of("large")
-            assert erasure.verify(again, *lists, deep=True).clean
+            assert erasure.verify(again, *lists, deep=True).is_clean
         else:
             assert len(again.records("large")) == MANY
         again.close()
@@ -160,7 +159,7 @@ def test_the_last_receipt_is_found_without_the_ledger(vault: Vault, monkeypatch:
 @pytest.mark.parametrize("are_keys_lost", [False, True])
 def test_a_restored_backup_lacks_what_a_list_names(vaults, vault: Vault, tmp_path: Path, are_keys_lost: bool) -> None:
     code = recovery.create(vault, tmp_path / "kit")[1]
-    kit = kits.opened((tmp_path / "kit").read_bytes(), code)
+    kit = recovery_kit.open_kit((tmp_path / "kit").read_bytes(), code)
     backup.create(vault, tmp_path / "stick")
     (tmp_path / "stick").rename(tmp_path / "away")
     outcome = erase(vault, "large")
@@ -173,7 +172,7 @@ def test_a_restored_backup_lacks_what_a_list_names(vaults, vault: Vault, tmp_pat
     restoring.restore(tmp_path / "away", vault.root, subject="alice", kit=kit, newest=told)
     again = vaults.open()
     assert (len(again.records("large")), len(again.records("small"))) == (0, 2)
-    assert erasure.verify(again, outcome.id, deep=True).clean
+    assert erasure.verify(again, outcome.id, deep=True).is_clean
     later = erase(again, "small")
     statement = receipt.read(later.receipt_path.read_bytes())["predicate"]
     assert statement["previous"] == receipt.digest(outcome.receipt_path.read_bytes())

@@ -24,9 +24,7 @@ from fedmem.errors import (
 )
 from fedmem.privacy.ledger import subject_epsilon
 from fedmem.sdk.keys import newest
-from fedmem.vault.backup import backup, recovery, restoring
-from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import backup, backup_registry, recovery, recovery_kit, restoring
 from fedmem.vault.backup.restoring import LaterErasures
 from fedmem.vault.crypto import rekey
 from fedmem.vault.crypto.device_key import fingerprint
@@ -153,8 +151,8 @@ class TestWhole:
         restoring.restore(tmp_path / "second", vaults.base / "v", subject="alice")
         again = vaults.open()
         assert len(again.records(ALL)) == 6
-        assert {copy.place for copy in copies.known(again.core)} == {place, tmp_path / "second"}
-        assert all(copies.holds(again.core, copy) for copy in copies.known(again.core))
+        assert {copy.place for copy in backup_registry.registered_copies(again.core)} == {place, tmp_path / "second"}
+        assert all(backup_registry.is_valid(again.core, copy) for copy in backup_registry.registered_copies(again.core))
         assert backup.verify(place)
 
 
@@ -162,16 +160,16 @@ class TestErasure:
     def test_a_backup_in_reach_is_removed(self, vault: Vault, place: Path, vaults) -> None:
         assert erase(vault, vaults.TOPIC).state == "completed"
         assert not place.exists()
-        assert copies.known(vault.core) == []
+        assert backup_registry.registered_copies(vault.core) == []
 
     def test_one_out_of_reach_is_named_and_its_key_is_gone(
         self, vaults, vault: Vault, place: Path, tmp_path: Path
     ) -> None:
-        (copy,) = copies.known(vault.core)
+        (copy,) = backup_registry.registered_copies(vault.core)
         place.rename(tmp_path / "usb stick")
         outcome = erase(vault, vaults.TOPIC)
-        assert copies.out_of_reach(vault.core) == [copy.id]
-        assert erasure.verify(vault, outcome.id).clean
+        assert backup_registry.out_of_reach(vault.core) == [copy.id]
+        assert erasure.verify(vault, outcome.id).is_clean
         lose(vault)
         with pytest.raises(Refused, match="older than an erasure") as caught:
             restoring.restore(tmp_path / "usb stick", vaults.base / "v", subject="alice")
@@ -186,16 +184,16 @@ class TestErasure:
         place.rename(tmp_path / "usb stick")
         outcome = erase(vault, vaults.TOPIC)
         (tmp_path / "usb stick").rename(place)
-        assert not erasure.verify(vault, outcome.id).clean
+        assert not erasure.verify(vault, outcome.id).is_clean
         with vault.core.writing():
-            assert copies.retire(vault.core) == []
-        assert erasure.verify(vault, outcome.id).clean
+            assert backup_registry.retire(vault.core) == []
+        assert erasure.verify(vault, outcome.id).is_clean
 
     def test_a_new_backup_is_not_retired(self, vaults, vault: Vault, place: Path, tmp_path: Path) -> None:
         erase(vault, vaults.TOPIC)
         backup.create(vault, tmp_path / "new")
         with vault.core.writing():
-            assert copies.retire(vault.core) == []
+            assert backup_registry.retire(vault.core) == []
         before = held(vault)
         lose(vault)
         restoring.restore(tmp_path / "new", vaults.base / "v", subject="alice")
@@ -205,14 +203,14 @@ class TestErasure:
         (place / "manifest.json").write_text('{"id": "of another"}')
         erase(vault, vaults.TOPIC)
         assert place.exists()
-        assert len(copies.out_of_reach(vault.core)) == 1
+        assert len(backup_registry.out_of_reach(vault.core)) == 1
 
 
 class TestKit:
     @pytest.fixture
-    def kit(self, vault: Vault, tmp_path: Path) -> kits.Kit:
+    def kit(self, vault: Vault, tmp_path: Path) -> recovery_kit.Kit:
         code = recovery.create(vault, tmp_path / "kit")[1]
-        return kits.opened((tmp_path / "kit").read_bytes(), code)
+        return recovery_kit.open_kit((tmp_path / "kit").read_bytes(), code)
 
     @pytest.mark.parametrize("backend", ["keyfile", "passphrase"])
     def test_vault_and_keystore_both_lost(self, vaults, vault: Vault, kit, tmp_path: Path, backend: str) -> None:
@@ -375,7 +373,7 @@ class TestBad:
                 backup.create(vault, taken)
         with pytest.raises(UsageError):
             backup.create(vault, tmp_path / "absent" / "b")
-        assert len(copies.known(vault.core)) == 1
+        assert len(backup_registry.registered_copies(vault.core)) == 1
 
     def test_a_reader_and_a_second_process(self, vaults, vault: Vault, tmp_path: Path) -> None:
         with vault.core.turn(), pytest.raises(Busy):
@@ -404,7 +402,7 @@ class TestCrash:
             assert backup.verify(tmp_path / "backup")
         backup.create(vault, tmp_path / "after")
         assert not list(tmp_path.glob(".*.tmp"))
-        assert len(copies.known(vault.core)) == 1 + (tmp_path / "backup").exists()
+        assert len(backup_registry.registered_copies(vault.core)) == 1 + (tmp_path / "backup").exists()
 
     @pytest.mark.parametrize("at", range(0, 44, 2))
     @pytest.mark.parametrize("kind", ["cut", "full"])
@@ -436,5 +434,5 @@ class TestCrash:
             patch.setattr(type(vault.core.database), "copy_to", lambda *_: (_ for _ in ()).throw(StorageError("full")))
             with pytest.raises(StorageError):
                 backup.create(vault, tmp_path / "backup")
-        assert copies.known(vault.core) == []
+        assert backup_registry.registered_copies(vault.core) == []
         assert held(vaults.reopen(vault)) == before

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from fedmem import erasure
 from fedmem.errors import UsageError, VerificationFailed
 from fedmem.vault.crypto.key_table import RolledBack
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import ledger_anchor
 from fedmem.vault.store.ledger import chain
 
 
@@ -134,11 +134,11 @@ def test_an_open_run_without_its_charge_is_a_cut_and_a_wish_is_not(vaults) -> No
 def test_a_new_event_does_not_cover_up_a_cut(vaults) -> None:
     vault = vaults.create()
     learned(vaults, vault)
-    noted = heads.noted(vault.core.keystore)
+    noted = ledger_anchor.read_note(vault.core.keystore)
     changed(vault, "DELETE FROM events WHERE seq = 1")
     vault.begin_run(vaults.TOPIC, "release-1", {}, "digest-2", ["r1"], SPEND)  # takes the number that is free
-    assert heads.head(vault.core)[0] == noted[0]
-    assert heads.noted(vault.core.keystore) == noted
+    assert ledger_anchor.head(vault.core)[0] == noted[0]
+    assert ledger_anchor.read_note(vault.core.keystore) == noted
     for look in (vault.ledger.events, lambda: vaults.reopen(vault)):
         with pytest.raises(RolledBack):
             look()
@@ -155,7 +155,7 @@ def rechained(vault: Any, order: list[int]) -> None:
             row = {"seq": seq, "digest": previous, "sealed": sealed}
             session.execute(text("INSERT INTO events VALUES (:seq, :digest, :sealed)"), row)
     forget_notes(vault)
-    heads.note(vault.core)
+    ledger_anchor.write_note(vault.core)
 
 
 def test_a_chain_computed_anew_does_not_help(vaults) -> None:
@@ -163,7 +163,7 @@ def test_a_chain_computed_anew_does_not_help(vaults) -> None:
         vault = vaults.create(name)
         for number in range(3):
             vault.ledger.append("spend", {"n": number})
-        heads.note(vault.core)
+        ledger_anchor.write_note(vault.core)
         rechained(vault, [0, 1, 2])
         assert len(vault.ledger.events()) == 3
         rechained(vault, order)

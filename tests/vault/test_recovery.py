@@ -20,9 +20,7 @@ from fedmem.errors import (
     VerificationFailed,
     VersionMismatch,
 )
-from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup import recovery
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import backup_registry, recovery, recovery_kit
 from fedmem.vault.backup.check import check
 from fedmem.vault.crypto import container, passphrase, rekey
 from fedmem.vault.crypto.device_key import fingerprint, public_pem
@@ -66,23 +64,23 @@ def held(vault: Vault) -> tuple[int, list[str], list[str]]:
 class TestCode:
     def test_it_survives_how_people_type(self) -> None:
         code = bytes(range(32))
-        text = kits.spell(code)
+        text = recovery_kit.spell(code)
         assert len(text.split("-")) == 14
         for typed in (text, text.lower(), text.replace("-", " ") + "\n", text.replace("O", "0").replace("I", "1")):
-            assert kits.read_code(typed) == code
+            assert recovery_kit.read_code(typed) == code
 
     def test_every_wrong_letter_is_noticed(self) -> None:
-        text = kits.spell(bytes(range(32)))
+        text = recovery_kit.spell(bytes(range(32)))
         for at, letter in enumerate(text):
             if letter != "-":
                 wrong = text[:at] + ("A" if letter != "A" else "C") + text[at + 1 :]
                 with pytest.raises(KeystoreError, match="mistyped"):
-                    kits.read_code(wrong)
+                    recovery_kit.read_code(wrong)
 
     @pytest.mark.parametrize("text", ["", "AAAA", "é" * 56, "A" * 56, "A" * 64, "A" * 10_000])
     def test_what_is_no_code(self, text: str) -> None:
         with pytest.raises(KeystoreError):
-            kits.read_code(text)
+            recovery_kit.read_code(text)
 
 
 @pytest.mark.parametrize("backend", ["keyfile", "passphrase"])
@@ -119,7 +117,7 @@ def test_a_lost_keystore_comes_back_and_nothing_is_lost(vaults, kitted, backend:
 def test_a_kit_holds_no_key_that_signs(kitted) -> None:
     vault, kit, code = kitted
     fields = json.loads(kit.read_bytes())
-    sealing_key = kits._sealing_key(kits.read_code(code), fields)
+    sealing_key = recovery_kit._sealing_key(recovery_kit.read_code(code), fields)
     identity = f"recovery/{vault.id}/{fields['id']}/{fields['created']}"
     plain = container.open_cell(sealing_key, base64.b64decode(fields["sealed"]), identity=identity)
     assert json.loads(plain).keys() == {"key"}
@@ -142,11 +140,11 @@ def test_a_chain_whose_key_changes_without_a_word_is_refused(vaults, kitted) -> 
 def test_a_kit_of_an_earlier_fedmem_still_opens(kitted, monkeypatch: pytest.MonkeyPatch) -> None:
     vault, _, code = kitted
     known = vault.core.table.facts["kits"]
-    monkeypatch.setattr(kits, "SCHEMA", "fedmem.recovery-kit/1")
-    kit_id, key = next(iter(known)), kits.X25519PrivateKey.generate()
-    file = kits.encode(vault.id, kit_id, kits.read_code(code), key)
+    monkeypatch.setattr(recovery_kit, "SCHEMA", "fedmem.recovery-kit/1")
+    kit_id, key = next(iter(known)), recovery_kit.X25519PrivateKey.generate()
+    file = recovery_kit.encode(vault.id, kit_id, recovery_kit.read_code(code), key)
     assert json.loads(file)["schema"] == "fedmem.recovery-kit/1"
-    assert kits.opened(file, code).id == kit_id
+    assert recovery_kit.open_kit(file, code).id == kit_id
 
 
 def test_a_kit_survives_learning_and_opens_what_came_after_it(vaults, kitted) -> None:
@@ -167,7 +165,7 @@ def test_an_erasure_retires_the_kit(vaults, kitted) -> None:
     file = kit.read_bytes()
     erase(vault, vaults.TOPIC)
     assert not kit.exists()
-    assert copies.known(vault.core) == []
+    assert backup_registry.registered_copies(vault.core) == []
     vault.close()
     for action in (
         lambda: recovery.check(vault.root, file, code),
@@ -183,17 +181,17 @@ def test_an_erasure_retires_the_kit(vaults, kitted) -> None:
 
 def test_a_kit_out_of_reach_is_named_and_the_new_one_is_not(vaults, kitted, tmp_path: Path) -> None:
     vault, kit, _ = kitted
-    (old,) = [copy.id for copy in copies.known(vault.core)]
+    (old,) = [copy.id for copy in backup_registry.registered_copies(vault.core)]
     kit.rename(tmp_path / "safe")
     erase(vault, vaults.TOPIC)
     new, _ = recovery.create(vault, kit)
-    assert copies.out_of_reach(vault.core) == [old]
+    assert backup_registry.out_of_reach(vault.core) == [old]
     with vault.core.writing():
-        assert new not in copies.retire(vault.core)
+        assert new not in backup_registry.retire(vault.core)
     assert kit.exists()
     (tmp_path / "safe").rename(kit)  # it comes back into reach: the next erasure takes it
     with vault.core.writing():
-        assert copies.retire(vault.core) == []
+        assert backup_registry.retire(vault.core) == []
 
 
 def test_another_file_at_the_kits_place_is_left_alone(vaults, kitted) -> None:
@@ -201,7 +199,7 @@ def test_another_file_at_the_kits_place_is_left_alone(vaults, kitted) -> None:
     kit.write_text(json.dumps({"id": "something else"}))
     erase(vault, vaults.TOPIC)
     assert kit.exists()
-    assert len(copies.out_of_reach(vault.core)) == 1
+    assert len(backup_registry.out_of_reach(vault.core)) == 1
 
 
 def test_rotating_retires_kits_and_loses_nothing(vaults, kitted) -> None:
@@ -244,7 +242,7 @@ def test_a_kit_of_a_later_format(kitted) -> None:
     known = json.loads(kit.read_bytes())
     known["schema"] = "fedmem.recovery-kit/3"
     del known["checksum"]
-    known["checksum"] = kits.digest(known)
+    known["checksum"] = recovery_kit.digest(known)
     with pytest.raises(VersionMismatch):
         recovery.check(vault.root, json.dumps(known).encode(), code)
 
@@ -291,7 +289,7 @@ def test_places_that_are_refused(vaults, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         recovery.create(vault, tmp_path / "absent" / "kit")
     assert (tmp_path / "there").read_text() == "mine"
-    assert copies.known(vault.core) == []
+    assert backup_registry.registered_copies(vault.core) == []
 
 
 def test_no_more_kits_than_the_header_has_room_for(vaults, tmp_path: Path) -> None:

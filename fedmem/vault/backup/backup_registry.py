@@ -29,7 +29,7 @@ from sqlalchemy import delete, select
 from fedmem.errors import FedmemError
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import TEMPORARY, Files, storage_errors
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import recovery_kit
 from fedmem.vault.crypto import container
 from fedmem.vault.crypto.key_table import backup_name
 from fedmem.vault.store.content_stores import StoredItem
@@ -86,7 +86,7 @@ def forget(core: Core, copy_id: str) -> None:
         session.execute(delete(CopyRow).where(CopyRow.id == copy_id))
 
 
-def known(core: Core) -> list[RegisteredCopy]:
+def registered_copies(core: Core) -> list[RegisteredCopy]:
     """Return all registered copies, oldest first."""
     with core.database.session() as session:
         session.expire_on_commit = False
@@ -94,7 +94,7 @@ def known(core: Core) -> list[RegisteredCopy]:
     return [RegisteredCopy(row.id, row.kind, row.generation, row.created, _place(core, row)) for row in rows]
 
 
-def holds(core: Core, copy: RegisteredCopy) -> bool:
+def is_valid(core: Core, copy: RegisteredCopy) -> bool:
     """Return True if a copy is valid: it still opens the present vault, or restores it."""
     if copy.kind == KIT:
         return copy.id in core.table.facts.get("kits", {})
@@ -103,7 +103,7 @@ def holds(core: Core, copy: RegisteredCopy) -> bool:
 
 def in_reach(core: Core) -> list[RegisteredCopy]:
     """Return the copies that are at their recorded paths, oldest first. An erasure retires and removes them."""
-    return [copy for copy in known(core) if reachable(core, copy)]
+    return [copy for copy in registered_copies(core) if is_reachable(core, copy)]
 
 
 def sweep(core: Core) -> None:
@@ -119,7 +119,9 @@ def sweep(core: Core) -> None:
 
 def unfinished(core: Core) -> list[RegisteredCopy]:
     """Return the backups that a crash left incomplete, and whose temporary folder can be reached."""
-    return [copy for copy in known(core) if copy.kind == BACKUP and staging_folder(copy.place, copy.id).is_dir()]
+    return [
+        copy for copy in registered_copies(core) if copy.kind == BACKUP and staging_folder(copy.place, copy.id).is_dir()
+    ]
 
 
 def staging_folder(place: Path, folder_id: str) -> Path:
@@ -129,8 +131,8 @@ def staging_folder(place: Path, folder_id: str) -> Path:
 
 def retire(core: Core) -> list[str]:
     """Remove the invalid copies that can be reached; return the ids of the invalid copies that remain."""
-    for copy in known(core):
-        if not holds(core, copy) and reachable(core, copy):
+    for copy in registered_copies(core):
+        if not is_valid(core, copy) and is_reachable(core, copy):
             with contextlib.suppress(FedmemError):
                 _remove(core, copy)
     return out_of_reach(core)
@@ -138,13 +140,13 @@ def retire(core: Core) -> list[str]:
 
 def out_of_reach(core: Core) -> list[str]:
     """Return the ids of the invalid copies that are still registered, sorted."""
-    return sorted(copy.id for copy in known(core) if not holds(core, copy))
+    return sorted(copy.id for copy in registered_copies(core) if not is_valid(core, copy))
 
 
-def reachable(core: Core, copy: RegisteredCopy) -> bool:
+def is_reachable(core: Core, copy: RegisteredCopy) -> bool:
     """Return True if the copy with this id is at its recorded path."""
     if copy.kind == KIT:
-        return _fields(core.files, copy.place, kits.LIMIT).get("id") == copy.id
+        return _fields(core.files, copy.place, recovery_kit.LIMIT).get("id") == copy.id
     return _fields(core.files, copy.place / MANIFEST, MANIFEST_LIMIT).get("id") == copy.id
 
 
@@ -170,7 +172,7 @@ class CopyStore:
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         core, old_generation = self._core, self._core.table.generation - 1
-        remaining = [copy for copy in known(core) if not holds(core, copy) and reachable(core, copy)]
+        remaining = [copy for copy in registered_copies(core) if not is_valid(core, copy) and is_reachable(core, copy)]
         residue = [f"{copy.kind} {copy.id} is at its place" for copy in remaining]
         residue += [f"the incomplete backup {copy.id} is at its place" for copy in unfinished(core)]
         if old_generation >= 0 and core.keystore.exists(backup_name(old_generation)):

@@ -19,8 +19,7 @@ from fedmem.vault import opening
 from fedmem.vault.backup.salvage import Fault, Remains, open_remains
 from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement, inventory, item_list
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import acknowledgement, inventory, item_list, ledger_anchor
 from fedmem.vault.store.blocks import BlockStore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import BlockRow, RecordRow
@@ -57,7 +56,7 @@ def _check_core(remains: Remains, core: Core) -> None:
         acknowledgement.check(core.table, items, remains.note)
         inventory.check_keys(core.table, items, core.database)
     with remains.part("privacy ledger"):
-        heads.check(core)
+        ledger_anchor.check(core)
         Ledger(core).verify()
     with remains.part("records"):
         _require_none(list(unreadable_records(core)), "record(s) do not open. Restore the vault from a backup.")

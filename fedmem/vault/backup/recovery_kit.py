@@ -38,8 +38,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmem.errors import KeystoreError, Refused, VerificationFailed, VersionMismatch
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.vault.crypto import container
-from fedmem.vault.crypto import hpke as recipients
+from fedmem.vault.crypto import container, hpke
 from fedmem.vault.crypto.key_table import numbers_of
 from fedmem.vault.crypto.keystore import Keystore
 
@@ -85,7 +84,7 @@ class Kit:
                 "This recovery kit was retired by an erasure or a rotation of keys after it was made, and opens "
                 "nothing of the vault any more. Destroy it, and make a new one with `fedmem keys recovery create`."
             )
-        return recipients.open_with(self.key, sealed, identity=f"{self.vault}/{self.id}")
+        return hpke.open_with(self.key, sealed, identity=f"{self.vault}/{self.id}")
 
 
 class KitKeys:
@@ -140,7 +139,7 @@ def encode(vault_id: str, kit_id: str, code: bytes, key: X25519PrivateKey) -> by
     return json.dumps({**content, "checksum": digest(content)}, indent=1).encode() + b"\n"
 
 
-def opened(file: bytes, code: str) -> Kit:
+def open_kit(file: bytes, code: str) -> Kit:
     """Open a kit file with its code.
 
     Guarantees

@@ -30,8 +30,7 @@ from fedmem.errors import FedmemError, KeystoreError, VerificationFailed
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
 from fedmem.storage.private_memory import PrivateBuffer, Readable, overwrite_values
-from fedmem.vault.crypto import container, table_log
-from fedmem.vault.crypto import hpke as recipients
+from fedmem.vault.crypto import container, hpke, table_log
 from fedmem.vault.crypto.keystore import Keystore
 from fedmem.vault.crypto.table_log import LogPosition
 
@@ -111,7 +110,7 @@ def seal(key: bytes, vault_id: str, numbers: Numbers, facts: Mapping[str, Any], 
     header = {"kind": "keytable", "vault": vault_id, **dict(zip(_NUMBERS, numbers, strict=True))}
     kits = facts.get("kits", {})
     if kits:
-        header["kits"] = {kit: recipients.seal_to(kits[kit], key, identity=f"{vault_id}/{kit}") for kit in kits}
+        header["kits"] = {kit: hpke.seal_to(kits[kit], key, identity=f"{vault_id}/{kit}") for kit in kits}
     return container.seal(key, header, encode(facts, rows), identity=identity(vault_id))
 
 
@@ -133,7 +132,7 @@ def identity(vault_id: str) -> str:
     return f"keytable/{vault_id}"
 
 
-def noted(keystore: Keystore) -> Numbers:
+def noted_numbers(keystore: Keystore) -> Numbers:
     """Return the newest (epoch, generation, serial) that a keystore has noted; zeros if it has no valid note."""
     value = keystore.noted(NOTE) or b""
     return _NOTE.unpack(value) if len(value) == _NOTE.size else (0, 0, 0)
@@ -143,7 +142,7 @@ def noted_serial(keystore: Keystore) -> int:
     """Return the newest serial that a keystore has noted, for the table or for an acknowledged change."""
     change = keystore.noted(CHANGE) or b""
     acknowledged = int(CHANGE_NOTE.unpack(change)[0]) if len(change) == CHANGE_NOTE.size else 0
-    return max(noted(keystore)[2], acknowledged)
+    return max(noted_numbers(keystore)[2], acknowledged)
 
 
 class KeyTable:
@@ -404,7 +403,7 @@ class KeyTable:
 
     def _note(self) -> None:
         """Write the numbers of a durable table to the keystore, unless it has noted newer ones."""
-        if noted(self._keystore)[2] < self.serial:
+        if noted_numbers(self._keystore)[2] < self.serial:
             self._keystore.note(NOTE, _NOTE.pack(self.epoch, self.generation, self.serial))
 
     def _old_backups(self) -> list[str]:

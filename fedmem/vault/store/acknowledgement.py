@@ -7,7 +7,7 @@ Invariants
   items that were never acknowledged. Otherwise they belong to items that were lost.
 - A vault of an earlier fedmem has no note; the first change writes it.
 
-    check(table, items_of(database), noted(keystore))
+    check(table, items_of(database), read_note(keystore))
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Items:
     revision: int
 
 
-def noted(keystore: Keystore) -> Acknowledged | None:
+def read_note(keystore: Keystore) -> Acknowledged | None:
     """Return the keystore's note of the last acknowledged change; None if there is no complete note."""
     value = keystore.noted(CHANGE) or b""
     return Acknowledged(*CHANGE_NOTE.unpack(value)) if len(value) == CHANGE_NOTE.size else None
@@ -90,7 +90,7 @@ def acknowledge(core: Core) -> None:
     """
     with contextlib.suppress(FedmemError):
         current = state(core)
-        if noted(core.keystore) != current:
+        if read_note(core.keystore) != current:
             core.keystore.note(CHANGE, CHANGE_NOTE.pack(current.serial, current.revision))
 
 

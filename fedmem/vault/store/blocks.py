@@ -56,7 +56,7 @@ class BlockStore:
 
     def visible(self, ids: frozenset[str] | None = None) -> list[BlockInfo]:
         """Return all visible blocks, or those among `ids`, oldest first. Raises StaleReader."""
-        self._core.reading()
+        self._core.prepare_read()
         query = select(BlockRow.created, BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")
         with self._core.database.session() as session:
             rows = session.execute(query).all() if ids is None else []
@@ -67,7 +67,7 @@ class BlockStore:
 
     def of(self, topic: str) -> list[BlockInfo]:
         """Return the visible blocks of one topic, oldest first. Raises StaleReader."""
-        self._core.reading()
+        self._core.prepare_read()
         return self.visible(ids_of(self._core.table, topic))
 
     def get(self, id_or_topic: str) -> BlockInfo:
@@ -92,7 +92,7 @@ class BlockStore:
         try:
             data = self._core.files.read(self._core.block_file(info.id))
         except NothingMatched:
-            self._core.reading()  # an erasure may just have removed it
+            self._core.prepare_read()  # an erasure may just have removed it
             raise VerificationFailed(
                 f"The file of block {info.id} is missing. Put it back, or restore the vault from a backup."
             ) from None

@@ -31,9 +31,9 @@ from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
 from fedmem.storage.private_memory import PrivateBuffer, PrivateMemory, Readable
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.header import NAME as HEADER
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.crypto.vault_header import NAME as HEADER
 from fedmem.vault.store import watcher
 from fedmem.vault.store.database import Database
 from fedmem.vault.store.leases import Lease
@@ -114,7 +114,7 @@ class Core:
         """The lock of this open vault; the database takes it too."""
         return self.database.lock
 
-    def reading(self) -> None:
+    def prepare_read(self) -> None:
         """Check that this vault may be read, and read what other processes added.
 
         Raises:

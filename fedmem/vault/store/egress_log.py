@@ -86,7 +86,7 @@ class EgressLog:
 
     def enter_at(self, when: float, entry: EgressEntry) -> EgressLine:
         """Add one line with a given time (seconds since 1970), as `enter` does: for lines of another vault."""
-        self.core.reading()
+        self.core.prepare_read()
         with self._alone():
             if not self._log.count or not self._log.is_current:
                 self._checked()
@@ -101,7 +101,7 @@ class EgressLog:
             return
         head = self._log.count - 1, self._log.head
         with contextlib.suppress(FedmemError):
-            noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+            noted_head = ledger_anchor.read_note(self.core.keystore, NOTE)
             if noted_head is None or noted_head[0] < head[0] or [*noted_head] == self.core.table.facts.get(GAP):
                 self.core.keystore.note(NOTE, ledger_anchor.pack(head))
 
@@ -112,18 +112,18 @@ class EgressLog:
             VerificationFailed: a line was changed, or the end is lost.
             StaleReader: the vault was erased from since it was opened.
         """
-        self.core.reading()
+        self.core.prepare_read()
         return [self._opened(line) for line in self._checked()]
 
     def complete(self) -> bool:
         """Return False if a line is missing or may be: a restored backup lacks the lines after it."""
-        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+        noted_head = ledger_anchor.read_note(self.core.keystore, NOTE)
         return GAP not in self.core.table.facts and (noted_head is None or holds(self._checked(), noted_head))
 
     def _checked(self) -> list[LogEntry]:
         """Return the complete lines, after a check of chain and head. Raises VerificationFailed."""
         # The head first: a line that another process enters in between then comes after it.
-        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+        noted_head = ledger_anchor.read_note(self.core.keystore, NOTE)
         lines = self._log.read()
         if noted_head is not None and not holds(lines, noted_head) and [*noted_head] != self.core.table.facts.get(GAP):
             raise VerificationFailed("The egress ledger has lost its end. Put its newest file back.")

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from fedmem.errors import VerificationFailed
-from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup import backup_registry
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.store import acknowledgement, item_list
 from fedmem.vault.store.acknowledgement import Items, items_of, keys_without_items
@@ -44,7 +44,7 @@ class Inventory:
         core.refresh()
         if not core.is_settled:
             core.database.overwrite_log()
-        if not core.is_settled or acknowledgement.noted(core.keystore) != acknowledgement.state(core):
+        if not core.is_settled or acknowledgement.read_note(core.keystore) != acknowledgement.state(core):
             self.recover()
             acknowledgement.acknowledge(core)
 
@@ -54,12 +54,12 @@ class Inventory:
         Raises:
             VerificationFailed: table and database differ, and no interrupted change explains it; see `acknowledgement`.
         """
-        note = acknowledgement.noted(self._core.keystore)
+        note = acknowledgement.read_note(self._core.keystore)
         self.sweep()
         self._core.table.settle()
         self._runs.recover()
         self._reconcile(note)
-        copies.sweep(self._core)
+        backup_registry.sweep(self._core)
         self._core.is_settled = True
 
     def sweep(self) -> None:

@@ -64,7 +64,7 @@ def read(core: Core, erasure_id: str, root: str) -> tuple[StoredItem, ...]:
         raise NothingMatched(
             f"The list of erased items {file.name} is missing beside its receipt. Put it back, or restore a backup."
         ) from None
-    return opened(key_of(core.table), core.id, erasure_id, data, root)
+    return open_list(key_of(core.table), core.id, erasure_id, data, root)
 
 
 def seal(key: bytes, vault_id: str, erasure_id: str, lines: Iterable[bytes]) -> bytes:
@@ -79,7 +79,7 @@ def seal(key: bytes, vault_id: str, erasure_id: str, lines: Iterable[bytes]) -> 
     return container.seal(key, header, b"\n".join(lines), identity=_identity(vault_id, erasure_id))
 
 
-def opened(key: bytes, vault_id: str, erasure_id: str, data: bytes, root: str) -> tuple[StoredItem, ...]:
+def open_list(key: bytes, vault_id: str, erasure_id: str, data: bytes, root: str) -> tuple[StoredItem, ...]:
     """Return the items in the content of a list's file. Raises VerificationFailed, VersionMismatch."""
     content = bytes(container.unseal(key, data, identity=_identity(vault_id, erasure_id))[1])
     if merkle.root(content.split(b"\n")).hex() != root:  # public digests: no secret is compared

@@ -92,7 +92,7 @@ class Ledger:
             VerificationFailed: the ledger is missing, was changed, or lacks the charge of a run.
             RolledBack: the keystore knows a later event.
         """
-        self.core.reading()
+        self.core.prepare_read()
         ledger_anchor.check(self.core)
         with self.core.database.session() as session:
             # Runs before events: else a run that begins in between would seem to have no charge.

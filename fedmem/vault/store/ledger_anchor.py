@@ -43,7 +43,7 @@ def digest_as_text(digest: bytes | None) -> str:
     return (digest or b"").decode("ascii", "backslashreplace")
 
 
-def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
+def read_note(keystore: Keystore, name: str = NOTE) -> Head | None:
     """Return the newest head that a keystore knows; None if it knows none."""
     value = keystore.noted(name) or b""
     if len(value) != _HEAD.size:
@@ -57,15 +57,15 @@ def pack(head: Head) -> bytes:
     return _HEAD.pack(head[0], bytes.fromhex(head[1]))
 
 
-def note(core: Core) -> None:
+def write_note(core: Core) -> None:
     """Note the ledger's head. A failure of the keystore is ignored: the head is noted after the next event."""
     with contextlib.suppress(FedmemError):
-        last, noted_head = head(core), noted(core.keystore)
+        last, noted_head = head(core), read_note(core.keystore)
         if last is not None and last != noted_head and not _is_lost(core, noted_head):
             core.keystore.note(NOTE, pack(last))
 
 
-def holds(core: Core, expected: Head) -> bool:
+def has_event(core: Core, expected: Head) -> bool:
     """Return True if the ledger holds the event of this head, at its place and with its digest."""
     with core.database.session() as session:
         digest = session.execute(select(_DIGEST).where(EventRow.seq == expected[0])).scalar_one_or_none()
@@ -79,7 +79,7 @@ def check(core: Core) -> None:
         VerificationFailed: the vault has no ledger.
         RolledBack: the ledger lacks the event.
     """
-    noted_head = noted(core.keystore)  # first: an event that another process appends in between comes after it
+    noted_head = read_note(core.keystore)  # first: an event that another process appends in between comes after it
     if EventRow.__tablename__ not in core.database.tables():
         raise VerificationFailed(
             "The vault has lost its privacy ledger, so nothing may be spent. `fedmem backup restore` brings it back."
@@ -93,4 +93,4 @@ def check(core: Core) -> None:
 
 def _is_lost(core: Core, noted_head: Head | None) -> bool:
     """Return True if the ledger lacks the noted event, and the loss is not the known gap of a restored backup."""
-    return noted_head is not None and not holds(core, noted_head) and [*noted_head] != core.table.facts.get(GAP)
+    return noted_head is not None and not has_event(core, noted_head) and [*noted_head] != core.table.facts.get(GAP)
