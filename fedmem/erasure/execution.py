@@ -20,7 +20,7 @@ from fedmem.erasure.verification import FILES, Verification, earlier_epochs, res
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
 from fedmem.vault.crypto.device_key import DEVICE_KEY, earlier_keys
-from fedmem.vault.crypto.key_table import epoch_name
+from fedmem.vault.crypto.sealed_table import epoch_name
 from fedmem.vault.store.core import in_turn
 from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault

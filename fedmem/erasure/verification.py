@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmem.erasure import journal, residue
-from fedmem.vault.crypto.key_table import epoch_name
+from fedmem.vault.crypto.sealed_table import epoch_name
 from fedmem.vault.store.content_stores import ContentStore
 from fedmem.vault.store.core import serialised
 from fedmem.vault.vault import Vault

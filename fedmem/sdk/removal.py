@@ -23,9 +23,10 @@ from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY
-from fedmem.vault.crypto.key_table import LOG, backup_name, epoch_name, numbers_of
+from fedmem.vault.crypto.key_table import LOG
 from fedmem.vault.crypto.keystore import Ask, KeyfileKeys
 from fedmem.vault.crypto.rekey import slots_of
+from fedmem.vault.crypto.sealed_table import backup_name, epoch_name, numbers_of
 from fedmem.vault.opening import TABLE, TIMEOUT, table_header
 from fedmem.vault.store.core import take_writer_lock
 from fedmem.vault.store.leases import stale_readers

@@ -11,8 +11,9 @@ from fedmem.storage import two_slot_register as notes
 from fedmem.storage.ids import new_id
 from fedmem.vault.crypto import hpke
 from fedmem.vault.crypto.container import ContainerCorrupt
-from fedmem.vault.crypto.key_table import KeyTable, RolledBack, backup_name, decode, encode, epoch_name, noted_numbers
+from fedmem.vault.crypto.key_table import KeyTable, RolledBack, noted_numbers
 from fedmem.vault.crypto.keystore import KeyfileKeys
+from fedmem.vault.crypto.sealed_table import backup_name, decode, encode, epoch_name
 
 STAYS, GOES = "ab" * 16, "cd" * 16
 

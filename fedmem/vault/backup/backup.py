@@ -33,8 +33,9 @@ from fedmem.vault.backup.recovery import check_place
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import rekey, vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
-from fedmem.vault.crypto.key_table import Numbers, backup_name, noted_numbers, seal, unseal
+from fedmem.vault.crypto.key_table import noted_numbers
 from fedmem.vault.crypto.keystore import Ask, Keystore
+from fedmem.vault.crypto.sealed_table import Numbers, backup_name, seal, unseal
 from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.opening import DATABASE, TABLE
 from fedmem.vault.store import egress_log as egress

@@ -31,7 +31,7 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import TEMPORARY, Files, storage_errors
 from fedmem.vault.backup import recovery_kit
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.key_table import backup_name
+from fedmem.vault.crypto.sealed_table import backup_name
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import CopyRow

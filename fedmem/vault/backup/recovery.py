@@ -27,8 +27,9 @@ from fedmem.storage.ids import new_id
 from fedmem.vault.backup import backup_registry
 from fedmem.vault.backup.recovery_kit import CODE_BYTES, Kit, KitKeys, encode, open_kit, spell
 from fedmem.vault.crypto import container, hpke, rekey, vault_header
-from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
+from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Ask, Keystore
+from fedmem.vault.crypto.sealed_table import epoch_name, numbers_of
 from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.opening import TABLE, TIMEOUT, check_sealed
 from fedmem.vault.store.core import take_writer_lock

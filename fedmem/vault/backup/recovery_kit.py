@@ -39,8 +39,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedmem.errors import KeystoreError, Refused, VerificationFailed, VersionMismatch
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.vault.crypto import container, hpke
-from fedmem.vault.crypto.key_table import numbers_of
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.crypto.sealed_table import numbers_of
 
 SCHEMA = "fedmem.recovery-kit/2"
 SCHEMAS = ("fedmem.recovery-kit/1", SCHEMA)

@@ -45,8 +45,9 @@ from fedmem.vault.backup.backup_registry import FOLDERS, staging_folder
 from fedmem.vault.backup.recovery_kit import Kit
 from fedmem.vault.crypto import rekey, vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY
-from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted_numbers, noted_serial, seal
+from fedmem.vault.crypto.key_table import KeyTable, noted_numbers, noted_serial
 from fedmem.vault.crypto.keystore import Ask, Keystore
+from fedmem.vault.crypto.sealed_table import Numbers, backup_name, epoch_name, seal
 from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.opening import DATABASE, TABLE, check_sealed
 from fedmem.vault.store import acknowledgement, item_list, ledger_anchor

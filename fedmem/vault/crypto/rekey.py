@@ -28,8 +28,9 @@ from fedmem.storage.files import Files
 from fedmem.vault.backup import backup_registry
 from fedmem.vault.crypto import device_key, vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY
-from fedmem.vault.crypto.key_table import KeyTable, backup_name, epoch_name
+from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import NOTES, Ask, Keystore
+from fedmem.vault.crypto.sealed_table import backup_name, epoch_name
 from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.store.core import Core
 

@@ -20,7 +20,7 @@ from sqlalchemy import Select, delete, func, select
 from fedmem.errors import Refused
 from fedmem.storage.files import storage_errors
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.key_table import epoch_name
+from fedmem.vault.crypto.sealed_table import epoch_name
 from fedmem.vault.store.core import Core, forget_in_this_process
 from fedmem.vault.store.database import BlockRow, RecordRow, RunRow
 from fedmem.vault.store.leases import StaleLease, stale_readers
