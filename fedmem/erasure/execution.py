@@ -21,7 +21,7 @@ from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
 from fedmem.vault.crypto.device_key import DEVICE_KEY, earlier_keys
 from fedmem.vault.crypto.sealed_table import epoch_name
-from fedmem.vault.store.core import in_turn
+from fedmem.vault.store.turns import in_turn
 from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault
 
@@ -53,7 +53,12 @@ def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
 
 
 def receipt_path(vault: Vault, entry: journal.JournalEntry) -> Path:
-    """Return the path of the receipt of an erasure; the file exists once the erasure is completed."""
+    """Return the path of the receipt of an erasure; the file exists once the erasure is completed.
+
+    Args:
+        vault: the vault that ran the erasure.
+        entry: the journal entry of the erasure.
+    """
     return vault.root / "receipts" / f"{entry.id}.dsse.json"
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from fedmem.erasure import journal, residue
 from fedmem.vault.crypto.sealed_table import epoch_name
 from fedmem.vault.store.content_stores import ContentStore
-from fedmem.vault.store.core import serialised
+from fedmem.vault.store.turns import serialised
 from fedmem.vault.vault import Vault
 
 FILES = "files-under-root"
@@ -72,7 +72,16 @@ def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification
 
 @serialised
 def rescan(vault: Vault, entry: journal.JournalEntry, *, deep: bool = False) -> Verification:
-    """Ask every store for the items of one erasure; if `deep`, read every file under the root too."""
+    """Ask every store for the items of one erasure; if `deep`, read every file under the root too.
+
+    Args:
+        vault: the vault that ran the erasure.
+        entry: its journal entry, with its items.
+        deep: True also reads every file, and asks the keystore for each earlier epoch key.
+
+    Raises:
+        StorageError: a file could not be read.
+    """
     remnants = {store.name: _scan_store(store, entry.ids) for store in vault.stores}
     if deep:
         remnants |= {
@@ -108,5 +117,12 @@ def _whole_files(vault: Vault, entry: journal.JournalEntry) -> Iterator[str]:
 
 
 def earlier_epochs(vault: Vault) -> list[int]:
-    """Return the earlier epochs whose key still exists; each key opens an older copy of the table."""
+    """Return the earlier epochs whose key still exists; each key opens an older copy of the table.
+
+    Args:
+        vault: an open vault.
+
+    Returns:
+        Numbers from 1 to the epoch before the present one; empty is clean.
+    """
     return [n for n in range(1, vault.core.table.epoch) if vault.core.keystore.exists(epoch_name(n))]

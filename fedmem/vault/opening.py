@@ -207,6 +207,10 @@ def _migrate(root: Path) -> None:
 def read_header(files: Files, root: Path) -> tuple[Header, bytes]:
     """Return the header of the vault at `root`, and its bytes.
 
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+
     Raises:
         NothingMatched: no vault here. VerificationFailed: the header of the vault is missing or damaged.
         VersionMismatch: another format.
@@ -217,7 +221,15 @@ def read_header(files: Files, root: Path) -> tuple[Header, bytes]:
 
 
 def table_header(files: Files, root: Path) -> Mapping[str, Any]:
-    """Return the public header of the key table at `root`. Raises VerificationFailed if it is missing or damaged."""
+    """Return the public header of the key table. It is not authenticated.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+
+    Raises:
+        VerificationFailed: the table is missing or damaged. VersionMismatch: another format.
+    """
     if not (root / TABLE).is_file():
         raise VerificationFailed(f"The vault's key table {TABLE} is missing. {SEE_CHECK}")
     first_bytes = files.read(root / TABLE, limit=container.PREFIX.size + container.MAX_HEADER)
@@ -225,7 +237,16 @@ def table_header(files: Files, root: Path) -> Mapping[str, Any]:
 
 
 def check_same_vault(files: Files, root: Path, header: Header) -> None:
-    """Check that the header and the key table belong to one vault. Raises VerificationFailed."""
+    """Check that the header and the key table belong to one vault.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+        header: the header in it.
+
+    Raises:
+        VerificationFailed: they belong to two vaults, or the table is missing or damaged.
+    """
     if table_header(files, root).get("vault") != header.id:
         raise VerificationFailed(f"{vault_header.NAME} and {TABLE} belong to two different vaults. {SEE_CHECK}")
 
@@ -237,7 +258,9 @@ def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
         A changed header is detected, because the table holds its digest, sealed.
 
     Args:
+        table: the open key table.
         data: the bytes of vault.json.
+        subject: the subject that the vault is opened for.
 
     Raises:
         VerificationFailed: the header was changed. Refused: the vault of another subject.
@@ -248,7 +271,15 @@ def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
 
 
 def check_subject(table: KeyTable, subject: str) -> None:
-    """Check that the key table belongs to a vault of this subject. Raises Refused."""
+    """Check that the key table belongs to a vault of this subject.
+
+    Args:
+        table: the open key table.
+        subject: the subject that the vault is opened for.
+
+    Raises:
+        Refused: the vault of another subject.
+    """
     if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
         raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
 

@@ -41,12 +41,13 @@ from fedmem.vault.store import acknowledgement, ledger_anchor, reserve
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, check_claims, valid_store
-from fedmem.vault.store.core import Core, StaleReader, serialised_methods
+from fedmem.vault.store.core import Core, StaleReader
 from fedmem.vault.store.inventory import Inventory
 from fedmem.vault.store.ledger import Event, Ledger
 from fedmem.vault.store.records import NewRecord, Record, Records
 from fedmem.vault.store.runs import RunRecord, Runs, TrainingRun
 from fedmem.vault.store.topics import ALL, FACTS, Everything, ids_of, keep, retention
+from fedmem.vault.store.turns import serialised_methods
 from fedmem.vault.store.vectors import Vector
 
 __all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "RunRecord", "StaleReader", "TrainingRun", "Vault"]

@@ -128,6 +128,10 @@ def create(vault: Vault, place: Path) -> BackupManifest:
 def read(place: Path, files: Files | None = None) -> BackupManifest:
     """Return the manifest of a backup after comparing every file with it. This needs no key.
 
+    Args:
+        place: the backup's folder.
+        files: the file layer; None uses the default.
+
     Raises:
         NothingMatched: there is no backup. VerificationFailed: a file is damaged or missing.
         VersionMismatch: another format. StorageError.
@@ -153,8 +157,10 @@ def verify(
         The backup opens with the keystore or the kit, and its files belong to one backup.
 
     Args:
+        place: the backup's folder.
         ask: returns the passphrase; the passphrase keystore needs it if no kit is given.
         kit: an opened recovery kit, which opens the backup instead of the keystore.
+        files: the file layer; None uses the default.
 
     Raises:
         Refused: an erasure retired the backup, or the kit belongs to another vault. KeystoreError: its key is missing.
@@ -221,6 +227,14 @@ def table_without(
     """Return the rows and facts of a key table without some ids.
 
     The facts about one table file are removed too: the key of the backups, the manifest's digest, a move of keys.
+
+    Args:
+        rows: id (32 hex digits) -> 32-byte data key.
+        facts: sealed facts of the table.
+        removed_ids: ids that leave rows, topics and retention rules.
+
+    Returns:
+        New rows and new facts; the arguments stay as they are.
     """
     topics = {topic: [item for item in ids if item not in removed_ids] for topic, ids in facts["topics"].items()}
     rules = {item: rule for item, rule in facts["retention"].items() if item not in removed_ids}
@@ -250,6 +264,10 @@ def _manifest(data: bytes) -> BackupManifest:
 def current_header(files: Files, place: Path) -> Header:
     """Return the header in a backup, with the present place of the vault's keys: they may have moved since.
 
+    Args:
+        files: the file layer.
+        place: the backup's folder.
+
     Raises:
         NothingMatched, VerificationFailed, VersionMismatch: a header is missing, damaged or of another format.
     """
@@ -263,6 +281,12 @@ def current_header(files: Files, place: Path) -> Header:
 
 def keystore_for(files: Files, header: Header, ask: Ask | None, kit: Kit | None) -> Keystore | None:
     """Open the vault's keystore. With a kit, return the keystore for reading notes, or None if it does not answer.
+
+    Args:
+        files: the file layer.
+        header: the vault's header, as `current_header` returns it.
+        ask: returns the passphrase; the passphrase keystore needs it if no kit is given.
+        kit: an opened recovery kit, or None.
 
     Raises:
         KeystoreError: no kit is given, and the keystore does not open. StorageError.

@@ -81,7 +81,11 @@ def _require_none(ids: list[str], message: str) -> None:
 
 
 def unreadable_records(core: Core) -> Iterator[str]:
-    """Yield the ids of the records that have a key and do not open."""
+    """Yield the ids of the records that have a key and do not open.
+
+    Args:
+        core: the open parts of a vault.
+    """
     with core.database.session() as session:
         rows = session.execute(select(RecordRow.id, RecordRow.sealed)).all()
     for item, sealed in rows:
@@ -90,7 +94,11 @@ def unreadable_records(core: Core) -> Iterator[str]:
 
 
 def unreadable_blocks(core: Core) -> Iterator[str]:
-    """Yield the ids of the visible blocks whose facts or file do not open."""
+    """Yield the ids of the visible blocks whose facts or file do not open.
+
+    Args:
+        core: the open parts of a vault.
+    """
     blocks = BlockStore(core)
     with core.database.session() as session:
         rows = session.execute(select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")).all()
@@ -104,7 +112,11 @@ def unreadable_blocks(core: Core) -> Iterator[str]:
 
 
 def missing_receipts(core: Core) -> Iterator[str]:
-    """Yield the ids of completed erasures whose receipt is missing or differs from the digest in the journal."""
+    """Yield the ids of completed erasures whose receipt is missing or differs from the digest in the journal.
+
+    Args:
+        core: the open parts of a vault.
+    """
     for erasure, expected in inventory.receipts(core.database):
         path = core.root / "receipts" / f"{erasure}.dsse.json"
         if not path.is_file() or digest(core.files.read(path)) != expected:
@@ -112,7 +124,11 @@ def missing_receipts(core: Core) -> Iterator[str]:
 
 
 def unreadable_lists(core: Core) -> Iterator[str]:
-    """Yield the ids of large erasures whose list of items is missing or differs from its Merkle root."""
+    """Yield the ids of large erasures whose list of items is missing or differs from its Merkle root.
+
+    Args:
+        core: the open parts of a vault.
+    """
     for erasure, root in inventory.item_roots(core.database):
         try:
             item_list.read(core, erasure, root)

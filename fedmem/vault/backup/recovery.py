@@ -131,6 +131,10 @@ def restore(
 def check_place(root: Path, place: Path) -> None:
     """Check that a kit or backup can be created at `place`.
 
+    Args:
+        root: the vault's folder.
+        place: path of the new kit's file or the new backup's folder.
+
     Raises:
         Refused: `place` exists and is no empty folder, or lies in the vault's folder or among the keys.
         UsageError: the parent folder is missing.

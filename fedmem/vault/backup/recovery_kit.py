@@ -166,7 +166,14 @@ def open_kit(file: bytes, code: str) -> Kit:
 
 
 def spell(code: bytes) -> str:
-    """Return a code of 32 bytes, with its checksum, as 14 groups of four letters and digits."""
+    """Return a code of 32 bytes, with its checksum, as 14 groups of four letters and digits.
+
+    Args:
+        code: 32 random bytes.
+
+    Returns:
+        69 characters: the code and three bytes of checksum in base32, with dashes.
+    """
     text = base64.b32encode(code + hashlib.sha256(code).digest()[:CHECK_BYTES]).decode()
     return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
 
@@ -175,6 +182,9 @@ def read_code(text: str) -> bytes:
     """Return the 32 bytes of a code that `spell` wrote.
 
     Upper and lower case are equal, blanks and dashes are ignored, and 0, 1 and 8 are read as O, I and B.
+
+    Args:
+        text: the code as a person typed it.
 
     Raises:
         KeystoreError: the checksum or the length is wrong.

@@ -58,7 +58,11 @@ class Remains:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Turn an error inside the block into a fault of this part. Refused is raised and is no fault."""
+        """Turn an error inside the block into a fault of this part. Refused is raised and is no fault.
+
+        Args:
+            name: name of the part in the fault.
+        """
         try:
             yield
         except Refused:
@@ -67,7 +71,12 @@ class Remains:
             self.faults.append(Fault(name, str(error)))
 
     def attempt(self, name: str, work: Callable[[], Result]) -> Result | None:
-        """Return the result of `work`, or None if it fails; its error becomes a fault of this part."""
+        """Return the result of `work`, or None if it fails; its error becomes a fault of this part.
+
+        Args:
+            name: name of the part in the fault.
+            work: opens or reads the part.
+        """
         results = []
         with self.part(name):
             results.append(work())

@@ -53,13 +53,27 @@ class RolledBack(VerificationFailed):
 
 
 def noted_numbers(keystore: Keystore) -> Numbers:
-    """Return the newest (epoch, generation, serial) that a keystore has noted; zeros if it has no valid note."""
+    """Return the newest (epoch, generation, serial) that a keystore has noted.
+
+    Args:
+        keystore: the keystore of the vault; a bare one is enough.
+
+    Returns:
+        Three numbers; zeros if there is no valid note.
+    """
     value = keystore.noted(NOTE) or b""
     return _NOTE.unpack(value) if len(value) == _NOTE.size else (0, 0, 0)
 
 
 def noted_serial(keystore: Keystore) -> int:
-    """Return the newest serial that a keystore has noted, for the table or for an acknowledged change."""
+    """Return the newest serial that a keystore has noted, for the table or for an acknowledged change.
+
+    Args:
+        keystore: the keystore of the vault; a bare one is enough.
+
+    Returns:
+        The serial; 0 if there is no valid note.
+    """
     change = keystore.noted(CHANGE) or b""
     acknowledged = int(CHANGE_NOTE.unpack(change)[0]) if len(change) == CHANGE_NOTE.size else 0
     return max(noted_numbers(keystore)[2], acknowledged)
@@ -107,6 +121,14 @@ class KeyTable:
     ) -> "KeyTable":
         """Write a new table of epoch 1, and return it.
 
+        Args:
+            files: the file layer.
+            path: the table's file.
+            keystore: gets the key of epoch 1.
+            vault_id: 32 hex digits.
+            facts: sealed facts that JSON can represent.
+            keys: id (32 hex digits) -> 32-byte data key; None for no rows.
+
         Raises:
             StorageError, KeystoreError: the table or its epoch key cannot be written.
         """
@@ -118,6 +140,12 @@ class KeyTable:
     @classmethod
     def open(cls, files: Files, path: Path, keystore: Keystore, vault_id: str) -> "KeyTable":
         """Read the table from disk and return it.
+
+        Args:
+            files: the file layer.
+            path: the table's file.
+            keystore: holds the epoch key.
+            vault_id: 32 hex digits.
 
         Raises:
             KeystoreError: the keystore lacks its epoch key. RolledBack: the keystore has noted a newer table.
@@ -313,7 +341,11 @@ class KeyTable:
             self._note()
 
     def use_keystore(self, keystore: Keystore) -> None:
-        """Use another keystore from now on; it must hold the table's keys already."""
+        """Use another keystore from now on; it must hold the table's keys already.
+
+        Args:
+            keystore: the new keystore, for example after a move of keys.
+        """
         self._keystore = keystore
 
     def _write(self, rows: dict[str, bytes], key: bytes, numbers: Numbers, facts: dict[str, Any]) -> None:

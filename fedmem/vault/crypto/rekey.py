@@ -65,7 +65,15 @@ def move_keys(
 
 
 def move_facts(files: Files, root: Path, old: Header, new: Header, *, lost: bool) -> dict[str, Any]:
-    """Return the sealed fact of a move of keys that has begun: both headers, and the present device key."""
+    """Return the sealed fact of a move of keys that has begun: both headers, and the present device key.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder, with the present `device.pub`.
+        old: the header before the move.
+        new: the header after the move.
+        lost: True if the old keystore is lost, so that its remains need not open.
+    """
     device = device_key.fingerprint(files.read(root / device_key.NAME))
     return {"old": old.encode().decode(), "new": new.encode().decode(), "lost": lost, "device": device}
 
@@ -124,6 +132,9 @@ def rotate(core: Core) -> None:
     Guarantees
         The old epoch key is destroyed, and the retired kits do not open the new table. Backups still open.
 
+    Args:
+        core: a vault that is open for writing.
+
     Raises:
         StorageError, KeystoreError.
     """
@@ -134,7 +145,19 @@ def rotate(core: Core) -> None:
 
 
 def copy_keys(table: KeyTable, keystore: Keystore) -> None:
-    """Copy the keys and the notes of the table's keystore into another keystore. A lost device key is replaced."""
+    """Copy the keys and the notes of the table's keystore into another keystore. A lost device key is replaced.
+
+    Guarantees
+        After the return, the other keystore opens the table and the backups of its generation. The earlier keystore
+        stays as it is.
+
+    Args:
+        table: an open key table.
+        keystore: the new keystore, empty.
+
+    Raises:
+        KeystoreError, StorageError: some keys may be missing in the new keystore.
+    """
     old, epoch = table.keystore, epoch_name(table.epoch)
     keystore.put(epoch, old.load(epoch))
     if old.exists(DEVICE_KEY):
@@ -151,6 +174,11 @@ def copy_keys(table: KeyTable, keystore: Keystore) -> None:
 
 def finish_move(files: Files, root: Path, table: KeyTable) -> None:
     """Complete or undo a move of keys, so that one set of slots and one header remain. Do nothing if there is no move.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+        table: its open key table. The caller holds the writer lock.
 
     Raises:
         StorageError, KeystoreError.
@@ -183,14 +211,23 @@ def _changed_device(files: Files, root: Path, table: KeyTable, moving: Mapping[s
 
 
 def is_own_header(table: KeyTable, data: bytes) -> bool:
-    """Return True if `data` is the content of vault.json for the vault of this table."""
+    """Return True if `data` is the content of vault.json for the vault of this table.
+
+    Args:
+        table: an open key table.
+        data: the bytes of vault.json.
+    """
     moving = table.facts.get(MOVING) or {}
     expected_digests = [table.facts["facts"], *(digest(moving[side].encode()) for side in ("old", "new") if moving)]
     return digest(data) in expected_digests  # digests of public facts: no secret is compared
 
 
 def slots_of(vault_id: str) -> Path:
-    """Return the folder of all sets of slots of a vault."""
+    """Return the folder of all sets of slots of a vault.
+
+    Args:
+        vault_id: 32 hex digits.
+    """
     return paths.slots_dir() / vault_id
 
 

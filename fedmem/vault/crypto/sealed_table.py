@@ -31,12 +31,20 @@ Numbers = tuple[int, int, int]
 
 
 def epoch_name(epoch: int) -> str:
-    """Return the name of an epoch key in the keystore."""
+    """Return the name of an epoch key in the keystore.
+
+    Args:
+        epoch: number of the epoch, from 1.
+    """
     return f"epoch-{epoch}"
 
 
 def backup_name(generation: int) -> str:
-    """Return the name, in the keystore, of the key that opens the backups of a generation."""
+    """Return the name, in the keystore, of the key that opens the backups of a generation.
+
+    Args:
+        generation: the vault's generation, from 0.
+    """
     return f"backup-{generation}"
 
 
@@ -58,7 +66,17 @@ def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> PrivateBuffer
 
 
 def decode(payload: Readable) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return the facts and keys of a payload that `encode` wrote. Raises VerificationFailed if its size is wrong."""
+    """Return the facts and keys of a payload that `encode` wrote.
+
+    Args:
+        payload: the opened payload of a table.
+
+    Returns:
+        Facts, and id (32 hex digits) -> 32-byte data key.
+
+    Raises:
+        VerificationFailed: its size is wrong.
+    """
     start = _LENGTH.size + (_LENGTH.unpack_from(payload)[0] if len(payload) >= _LENGTH.size else 0)
     if start > len(payload) or (len(payload) - start) % ROW:
         raise VerificationFailed("The key table has a damaged payload. Restore the vault from a backup.")
@@ -79,6 +97,7 @@ def seal(key: bytes, vault_id: str, numbers: Numbers, facts: Mapping[str, Any], 
         key: the epoch key, or the key of the backups: 32 uniformly random bytes.
         vault_id: 32 hex digits.
         numbers: epoch, generation and serial.
+        facts: sealed facts that JSON can represent; `kits` maps the id of each kit to its public key.
         rows: id (32 hex digits) -> 32-byte data key.
 
     Raises:
@@ -97,6 +116,11 @@ def unseal(key: bytes, vault_id: str, data: bytes) -> tuple[Numbers, dict[str, A
     Guarantees
         A result is exactly what `seal` was given for this key and vault (see `container`).
 
+    Args:
+        key: the key that sealed it, 32 bytes.
+        vault_id: 32 hex digits.
+        data: the bytes of the table's file.
+
     Raises:
         VerificationFailed: another key or vault, or a damaged table. VersionMismatch: another format.
     """
@@ -105,12 +129,23 @@ def unseal(key: bytes, vault_id: str, data: bytes) -> tuple[Numbers, dict[str, A
 
 
 def identity(vault_id: str) -> str:
-    """Return the identity that the table of a vault is bound to."""
+    """Return the identity that the table of a vault is bound to.
+
+    Args:
+        vault_id: 32 hex digits.
+    """
     return f"keytable/{vault_id}"
 
 
 def numbers_of(header: Mapping[str, Any]) -> Numbers:
-    """Return (epoch, generation, serial) of a table's public header. Raises ContainerCorrupt if they are invalid."""
+    """Return (epoch, generation, serial) of a table's public header.
+
+    Args:
+        header: the header, as `container.read_header` returns it. It is not authenticated until the table is opened.
+
+    Raises:
+        ContainerCorrupt: they are missing, or no numbers from 0.
+    """
     numbers = tuple(header.get(name) for name in _NUMBERS)
     if header.get("kind") != "keytable" or not all(type(n) is int and n >= 0 for n in numbers):
         raise container.ContainerCorrupt("The key table's header is damaged. Restore the vault from a backup.")

@@ -39,8 +39,9 @@ from fedmem.storage.hash_chained_log import HEX, HashChainedLog, LogEntry, parse
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import container
 from fedmem.vault.store import ledger_anchor
-from fedmem.vault.store.core import Core, serialised_methods
+from fedmem.vault.store.core import Core
 from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.turns import serialised_methods
 
 NAME, NOTE, GAP = "egress.log", "egress", "egress_gap"
 PATIENCE = 10.0  # seconds that a message waits until another one is entered
@@ -75,6 +76,9 @@ class EgressLog:
     def enter(self, entry: EgressEntry) -> EgressLine:
         """Add one line, durably.
 
+        Args:
+            entry: the public facts of the message.
+
         Returns:
             The new line, with the current time.
 
@@ -85,7 +89,15 @@ class EgressLog:
         return self.enter_at(time.time(), entry)
 
     def enter_at(self, when: float, entry: EgressEntry) -> EgressLine:
-        """Add one line with a given time (seconds since 1970), as `enter` does: for lines of another vault."""
+        """Add one line with a given time, for the lines of another vault.
+
+        Args:
+            when: seconds since 1970.
+            entry: the public facts of the message.
+
+        Raises:
+            StorageError, Busy, VerificationFailed, StaleReader: as `enter`.
+        """
         self.core.prepare_read()
         with self._alone():
             if not self._log.count or not self._log.is_current:
@@ -155,10 +167,22 @@ class EgressLog:
 
 
 def read(data: bytes) -> list[LogEntry]:
-    """Return the complete lines of a log. Raises VerificationFailed where the chain breaks."""
+    """Return the complete lines of a log, still sealed.
+
+    Args:
+        data: the bytes of the file.
+
+    Raises:
+        VerificationFailed: the chain of digests breaks.
+    """
     return parse(data, HEX, NAME)[0]
 
 
 def holds(lines: Sequence[LogEntry], head: ledger_anchor.Head) -> bool:
-    """Return True if the lines hold this head at its place."""
+    """Return True if a log has the line of this head, at its place and with its digest.
+
+    Args:
+        lines: the lines, as `read` returns them.
+        head: number and digest of a line.
+    """
     return head[0] < len(lines) and hmac.compare_digest(lines[head[0]].digest, head[1])

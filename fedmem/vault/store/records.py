@@ -75,6 +75,9 @@ class Records:
     def add(self, records: Sequence[NewRecord]) -> list[str]:
         """Seal and store `records`, and return their ids in order. An empty batch does nothing.
 
+        Args:
+            records: the new records. Their vectors are finite, float32 [dim], of one width.
+
         Raises:
             UsageError: a vector is not one finite row, or a text is not valid Unicode.
             VersionMismatch: the vectors have another width than those of the vault, or than each other.
@@ -97,13 +100,27 @@ class Records:
         return list(keys)
 
     def select(self, topic: str | Everything | None) -> list[Record]:
-        """Return the records of one topic, the shareable ones (None), or `ALL`, oldest first. Raises StaleReader."""
+        """Return records in the order in which they were added.
+
+        Args:
+            topic: name of a topic; None for the shareable records; `ALL` for all.
+
+        Raises:
+            StaleReader: the vault was erased from since it was opened.
+        """
         self._core.prepare_read()
         records = self._read(None if isinstance(topic, Everything) else ids_of(self._core.table, topic))
         return [record for record in records if isinstance(topic, Everything) or record.topic == topic]
 
     def get(self, ids: Collection[str]) -> list[Record]:
-        """Return the records with these ids, oldest first. Raises NothingMatched for an unknown id, StaleReader."""
+        """Return the records with these ids, in the order in which they were added.
+
+        Args:
+            ids: ids of records; a repeated id counts once.
+
+        Raises:
+            NothingMatched: an id is unknown. StaleReader: the vault was erased from since it was opened.
+        """
         self._core.prepare_read()
         records = self._read(frozenset(ids))
         if len(records) != len(set(ids)):
