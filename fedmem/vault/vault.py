@@ -13,8 +13,7 @@ training/.
 A method that reads items raises UsageError after `close`, and StaleReader if an erasure happened since the opening.
 A method that changes items raises Refused in a vault that is open for reading only.
 
->>> import os, tempfile
->>> import numpy as np
+>>> import os, tempfile, numpy as np
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     os.environ["FEDMEM_HOME"] = folder + "/home"
 ...     with Vault.create(folder + "/v", subject="alice") as vault:
