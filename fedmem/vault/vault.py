@@ -22,7 +22,6 @@ A method that changes items raises Refused in a vault that is open for reading o
 1
 """
 
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -151,15 +150,18 @@ class Vault:
             VersionMismatch: another format.
         """
         root, files = Path(root), files or Files()
-        open_core = functools.partial(opening.open_vault, root, subject=subject, ask=ask, write=write, files=files)
-        core = reserve.with_room(files, root, functools.partial(open_core, timeout=timeout))
-        try:
-            vault = cls(core)
-            vault._start()
-        except BaseException:
-            core.close()
-            raise
-        return vault
+
+        def start() -> Vault:
+            core = opening.open_vault(root, subject=subject, ask=ask, write=write, files=files, timeout=timeout)
+            try:
+                vault = cls(core)
+                vault._start()
+            except BaseException:
+                core.close()
+                raise
+            return vault
+
+        return reserve.with_room(files, root, start)  # the lease and the recovery need room too
 
     @property
     def id(self) -> str:
@@ -237,10 +239,7 @@ class Vault:
         return retention(self.core.table)
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
-        """Return the `k` records nearest to `vector` (float32 [dim]), with their dot products, best first.
-
-        Raises VersionMismatch if the records were embedded by another embedder.
-        """
+        """Return the `k` records nearest to `vector`, with dot products, best first. See `records.Records.search`."""
         return self._records.search(vector, k)
 
     def begin_run(

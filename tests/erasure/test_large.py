@@ -98,8 +98,7 @@ def test_every_cut_of_a_large_erasure_is_resumed(vaults, vault: Vault, tmp_path:
         except vaults.faults.PowerCut:
             at += 1
         vaults.faults.arm("cut", None)
-        cut.core.database.close()
-        cut.core.end_turn()
+        cut.close()
         again = vaults.open()
         erasure.resume(again)
         lists = {path.stem for path in (again.root / "receipts").glob("*.items")}

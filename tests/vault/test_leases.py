@@ -1,5 +1,6 @@
 """Leases: a live reader is seen by other processes, a dead one is swept, whoever had its number."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedmem.errors import StorageError
 from fedmem.storage.locks import FileLock
 from fedmem.vault.store.leases import Lease, stale_readers
 
@@ -119,3 +121,15 @@ def test_a_new_reader_sweeps_the_dead(tmp_path: Path) -> None:
 
 def test_no_readers_ever(tmp_path: Path) -> None:
     assert stale_readers(tmp_path / "leases", 9) == []
+
+
+def test_a_mark_that_a_full_disk_cuts_holds_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(StorageError, match="disk is full"):
+            Lease(tmp_path / "leases", 0)
+    assert stale_readers(tmp_path / "leases", 1) == []
+    assert not list((tmp_path / "leases").iterdir())

@@ -93,9 +93,14 @@ def _new_mark(folder: Path, generation: int) -> tuple[FileLock, Path]:
         path = folder / f"{generation}-{new_id()}"
         with contextlib.suppress(BlockingIOError):
             lock = FileLock(path, os.O_CREAT | os.O_EXCL)
-            if os.fstat(lock.handle).st_nlink:  # else another process removed it before it was locked
-                os.write(lock.handle, facts)
-                return lock, path
+            try:
+                if os.fstat(lock.handle).st_nlink:  # else another process removed it before it was locked
+                    os.write(lock.handle, facts)
+                    return lock, path
+            except OSError:  # a full disk: a mark that stays locked would count as a reader for ever
+                path.unlink(missing_ok=True)
+                lock.release()
+                raise
             lock.release()
 
 
