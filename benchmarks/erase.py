@@ -72,9 +72,10 @@ def filled(folder: Path, count: int) -> Vault:
         vault.core.block_file(block).write_bytes(sealed)
         sealed = vault.core.seal("block-facts", block, key, canonical_json(facts))
         cells.append(BlockRow(id=block, state="live", created=time.time(), sealed=sealed))
-    topics.rewrite(vault.core.table, add=keys, topics=named)
-    with vault.core.database.session() as session:
-        session.add_all(cells)
+    with vault.core.writing():
+        topics.rewrite(vault.core.table, add=keys, topics=named)
+        with vault.core.database.session() as session:
+            session.add_all(cells)
     return vault
 
 
@@ -94,8 +95,9 @@ def erase(vault: Vault) -> None:
 
 def rewrite(vault: Vault) -> None:
     """Write the table under a new epoch and read it once, as in an erasure, but erase nothing."""
-    topics.rewrite(vault.core.table, without=[new_id()], rotate=True)
-    vault.core.table.load()
+    with vault.core.writing():
+        topics.rewrite(vault.core.table, without=[new_id()], rotate=True)
+        vault.core.table.load()
 
 
 def erasures(vaults: dict[str, Vault], rows: bytes, turns: int) -> Seconds:

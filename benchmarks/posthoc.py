@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks import harness
 from fedmem.anchor.load import FOLDER_ONLY
-from fedmem.anchor.tokenizer import end_of_document
+from fedmem.anchor.tokenizer import start_of_document, text_ids
 from fedmem.errors import UsageError
 from fedmem.eval.facts import COUNTED
 from fedmem.eval.perplexity import SourcesOf
@@ -119,10 +119,8 @@ def answered(
     """Return for each fact if greedy decoding gives an answer, and the nats of its likeliest answer, `[F]`."""
     owner_M = np.repeat(np.arange(len(asked)), [len(fact.answers) for fact in asked])
     pairs = [(fact.prompt, f" {answer}") for fact in asked for answer in fact.answers]
-    prompts, ends = (
-        [tokenizer.encode(t, add_special_tokens=False).ids for t in part] for part in zip(*pairs, strict=True)
-    )
-    targets = join_targets([[end_of_document(tokenizer), *ids] for ids in prompts], ends)
+    prompts, ends = (text_ids(tokenizer, part) for part in zip(*pairs, strict=True))
+    targets = join_targets([[start_of_document(tokenizer), *ids] for ids in prompts], ends)
     of_pairs: SourcesOf | None = (lambda numbers_B: sources(owner_M[numbers_B])) if sources else None
     exact_F, nats_F = np.zeros(len(asked), dtype=bool), np.full(len(asked), np.inf)
     np.logical_or.at(exact_F, owner_M, greedy_matches(model, targets, memory, of_pairs))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
 from fedmem.anchor.presets import config, new_anchor
-from fedmem.anchor.tokenizer import train_tokenizer
+from fedmem.anchor.tokenizer import load_tokenizer, train_tokenizer
 from fedmem.errors import UsageError
 from fedmem.memory.placement import widths
 from fedmem.memory.sites import sites_of, spec_for
@@ -146,7 +146,7 @@ def _load_or_train_tokenizer(path: Path, corpus: Corpus, vocabulary: int) -> Tok
     Raises UsageError if the vocabulary is too small for all bytes.
     """
     if path.exists():
-        return Tokenizer.from_file(str(path))
+        return load_tokenizer(path)
     tokenizer = train_tokenizer(corpus.train, vocabulary)
     if tokenizer.get_vocab_size() > vocabulary:
         raise UsageError(f"A vocabulary needs at least {tokenizer.get_vocab_size()} entries: the bytes and two more.")

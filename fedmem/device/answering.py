@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmem.anchor.tokenizer import end_of_document
+from fedmem.anchor.decoding import ContinuationDecoder
+from fedmem.anchor.tokenizer import end_of_document, start_of_document, text_ids
 from fedmem.device.private_fetch import overwrite_products, private_sources, shared_and_private
 from fedmem.errors import Busy, UsageError
 from fedmem.memory.attach import attach
@@ -29,15 +30,13 @@ from fedmem.memory.kinds import ActiveMemory
 from fedmem.training.release import Release
 from fedmem.vault.vault import BlockInfo, Vault
 
-UNFINISHED = "\ufffd"  # the tokenizer gives it for a character whose last bytes are not yet generated
-
 
 class Answerer:
     """The anchor of a release with memory attached. One Answerer is used for many answers."""
 
     def __init__(self, release: Release) -> None:
         self.release = release
-        self.end = end_of_document(release.tokenizer)
+        self.start, self.end = start_of_document(release.tokenizer), end_of_document(release.tokenizer)
         self.model = release.anchor().eval()
         self.memory = attach(self.model)
 
@@ -62,22 +61,10 @@ class Answerer:
             raise UsageError("max_new_tokens must be at least 1 and leave room for the prompt in the anchor's context.")
         generation = vault.generation
         sources = self.sources(path, vault, blocks)
-        ids = [self.end, *self.release.tokenizer.encode(prompt, add_special_tokens=False).ids[1 - room :]]
+        ids = [self.start, *text_ids(self.release.tokenizer, [prompt])[0][1 - room :]]
         cache = vault.core.memory.keep(AnswerCache())
-        return self._pieces(self.tokens(ids, sources, limit, cache, blocks), vault, generation)
-
-    def _pieces(self, tokens: Iterator[int], vault: Vault, generation: int) -> Iterator[str]:
-        ids: list[int] = []
-        text = ""
-        for token in tokens:
-            _check_generation(vault, generation)
-            ids.append(token)
-            decoded = self.release.tokenizer.decode(ids)
-            if not decoded.endswith(UNFINISHED):
-                yield decoded[len(text) :]
-                # The reader may have waited long: the next token must not be computed from erased rows.
-                _check_generation(vault, generation)
-                text = decoded
+        decoder = ContinuationDecoder(self.release.tokenizer, ids)
+        return _pieces(decoder, self.tokens(ids, sources, limit, cache, blocks), vault, generation)
 
     def sources(self, path: Sequence[int], vault: Vault, blocks: Sequence[BlockInfo]) -> list[ActiveMemory]:
         """Return the memory sources of an answer: the shared rows of the path, then the private rows of each block."""
@@ -112,6 +99,17 @@ class Answerer:
                 tokens_1T = torch.tensor([[token]])
         finally:
             cache.overwrite()
+
+
+def _pieces(decoder: ContinuationDecoder, tokens: Iterator[int], vault: Vault, generation: int) -> Iterator[str]:
+    for token in tokens:
+        _check_generation(vault, generation)
+        if piece := decoder.add(token):
+            yield piece
+            # The reader may have waited long: the next token must not be computed from erased rows.
+            _check_generation(vault, generation)
+    if rest := decoder.finish():
+        yield rest
 
 
 class AnswerCache:

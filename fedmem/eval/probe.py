@@ -22,7 +22,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from fedmem.anchor.tokenizer import end_of_document
+from fedmem.anchor.tokenizer import start_of_document, text_ids
 from fedmem.eval.facts import Probe
 from fedmem.eval.perplexity import SourcesOf
 from fedmem.eval.targets import Targets, greedy_matches, join_targets, target_losses
@@ -126,9 +126,6 @@ def _candidates(probes: Sequence[Probe], seed: int) -> list[list[str]]:
 
 def _encoded(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Targets:
     """Return each prompt, preceded by the token that begins a document, as context, and its end as target."""
-    prompts, ends = (
-        [e.ids for e in tokenizer.encode_batch(column, add_special_tokens=False)]
-        for column in ([a for a, _ in pairs], [b for _, b in pairs])
-    )
-    start = end_of_document(tokenizer)
+    prompts, ends = (text_ids(tokenizer, column) for column in ([a for a, _ in pairs], [b for _, b in pairs]))
+    start = start_of_document(tokenizer)
     return join_targets([[start, *prompt] for prompt in prompts], ends)

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fedmem.anchor.tokenizer import PAD, end_of_document
+from fedmem.anchor.decoding import decode_continuation
+from fedmem.anchor.tokenizer import PAD, end_of_document, start_of_document, text_ids
 from fedmem.device.private_fetch import shared_and_private
 from fedmem.eval.buckets import Losses
 from fedmem.eval.extraction import extraction_strength, generate_continuations
@@ -50,7 +51,7 @@ class Reader:
         self._release, self._embedder = release, embedder
         self._model = release.anchor()
         self._memory = attach(self._model)
-        self._end = end_of_document(release.tokenizer)
+        self._start, self._end = start_of_document(release.tokenizer), end_of_document(release.tokenizer)
         self.length = min(length, int(self._model.config.max_position_embeddings))
 
     def losses(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> Losses:
@@ -83,7 +84,7 @@ class Reader:
             texts: N texts; memory is fetched by them.
             private: the private blocks in use.
         """
-        targets = join_targets([[self._end]] * len(texts), self._text_ids(texts))
+        targets = join_targets([[self._start]] * len(texts), self._text_ids(texts))
         return target_losses(self._model, targets, self._memory, self._sources(texts, private))
 
     def extraction_strength(self, prompts: Sequence[str], ends: Sequence[str], private: Private) -> np.ndarray:
@@ -121,8 +122,8 @@ class Reader:
         # The halves are not encoded again, since the model must get the tokens that it learned.
         starts, ends = [ids[: len(ids) // 2] for ids in rows], [ids[len(ids) // 2 :] for ids in rows]
         sources = self._sources([decode(ids) for ids in starts], private)
-        completions = self._continued([[self._end, *ids] for ids in starts], ends, sources)
-        return completions, [decode(ids) for ids in ends]
+        completions = self._continued([[self._start, *ids] for ids in starts], ends, sources)
+        return completions, [self._decoded(start, end) for start, end in zip(starts, ends, strict=True)]
 
     @torch.no_grad()
     def logits_digest(self, texts: Sequence[str], private: Private) -> str:
@@ -133,7 +134,7 @@ class Reader:
             private: the private blocks in use.
         """
         digest, sources = hashlib.sha256(), self._sources(texts, private)
-        tokens_NT = join_targets([[self._end]] * len(texts), self._text_ids(texts)).tokens_NT
+        tokens_NT = join_targets([[self._start]] * len(texts), self._text_ids(texts)).tokens_NT
         for start in range(0, len(texts), BATCH):
             numbers_B = np.arange(start, min(start + BATCH, len(texts)))
             tokens_BT = trim(tokens_NT[numbers_B])
@@ -145,20 +146,23 @@ class Reader:
     def _continued(self, contexts: list[list[int]], ends: list[list[int]], sources: SourcesOf) -> list[str]:
         lengths = [len(ids) for ids in ends]
         rows = generate_continuations(self._model, contexts, lengths, self._end, self._memory, sources)
-        return [self._release.tokenizer.decode(ids) for ids in rows]
+        return [self._decoded(context, ids) for context, ids in zip(contexts, rows, strict=True)]
+
+    def _decoded(self, context: list[int], ids: list[int]) -> str:
+        return decode_continuation(self._release.tokenizer, context, ids)
 
     def _sources(self, prompts: Sequence[str], private: Private) -> SourcesOf:
         paths_NP = route(self._release.tree, self._embedder.embed(list(prompts)))
         return lambda numbers_B: shared_and_private(self._release, paths_NP[numbers_B], private)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._release.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return text_ids(self._release.tokenizer, texts)
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [ids[: self.length - 1] for ids in self._ids(texts)]
 
     def _contexts(self, prompts: Sequence[str]) -> list[list[int]]:
-        return [[self._end, *ids[: self.length // 2 - 1]] for ids in self._ids(prompts)]
+        return [[self._start, *ids[: self.length // 2 - 1]] for ids in self._ids(prompts)]
 
     def _targets(self, ends: Sequence[str]) -> list[list[int]]:
         return [ids[: self.length - self.length // 2] for ids in self._ids(ends)]

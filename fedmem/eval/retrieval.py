@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from fedmem.anchor.tokenizer import PAD, end_of_document
+from fedmem.anchor.tokenizer import PAD, end_of_document, start_of_document, text_ids
 from fedmem.errors import UsageError
 from fedmem.eval.perplexity import SourcesOf, mean_loss
 from fedmem.eval.targets import Targets, join_targets, target_losses
@@ -77,9 +77,9 @@ def prepend_retrieved(tokenizer: Tokenizer, sequences: Sequences, retrieved: Seq
     rows = [row_T[row_T != PAD].tolist() for row_T in sequences.tokens_NT]
     if max(map(len, rows), default=0) > length:
         raise UsageError(f"A text is longer than {length} tokens; cut the texts shorter, or allow a longer context.")
-    encodings = tokenizer.encode_batch(list(retrieved), add_special_tokens=False)
-    end = end_of_document(tokenizer)
-    contexts = [_context(encoding.ids, row, length, end) for encoding, row in zip(encodings, rows, strict=True)]
+    start, end = start_of_document(tokenizer), end_of_document(tokenizer)
+    retrieved_ids = text_ids(tokenizer, retrieved)
+    contexts = [_context(ids, row, length, start, end) for ids, row in zip(retrieved_ids, rows, strict=True)]
     return join_targets(contexts, [row[1:] for row in rows])
 
 
@@ -121,8 +121,8 @@ def flops_ratio(targets: Targets) -> float:
     return int(tokens_N.sum()) / int((tokens_N - targets.start_N + 1).sum())
 
 
-def _context(retrieved: list[int], row: list[int], length: int, end: int) -> list[int]:
+def _context(retrieved: list[int], row: list[int], length: int, start: int, end: int) -> list[int]:
     """Return the context of the first predicted token of `row`: the retrieved text, if it fits, and the first token."""
     separator = [] if row[0] == end else [end]
     cut = retrieved[: max(0, length - len(row) - len(separator) - 1)]
-    return [end, *cut, *separator, row[0]] if cut else row[:1]
+    return [start, *cut, *separator, row[0]] if cut else row[:1]

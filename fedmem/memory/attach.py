@@ -7,6 +7,9 @@ Invariants
 - Sources are in use in the thread or task that entered `using`, and in no other.
 - Each site refuses a source whose number of items differs from the batch.
 - A forward pass with a KV cache, as in generation, is refused if no `using` was entered.
+- A layer that gradient checkpointing computes again in a backward pass outside `using` is refused, since its first
+  pass may have used sources.
+- Rows of a higher precision than the model's are added in their precision; rows of a lower one are refused.
 
     memory = attach(model)
     with memory.using(source(spec, fetched_BX)):
@@ -27,6 +30,7 @@ from transformers import Cache
 from fedmem.errors import UsageError
 from fedmem.memory.kinds import ActiveMemory
 from fedmem.memory.sites import Site, sites_of
+from fedmem.storage import forks
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
@@ -45,7 +49,12 @@ class Memory:
         self._sources: ContextVar[tuple[ActiveMemory, ...] | None] = ContextVar("sources", default=None)
         self._hooks: dict[str, list[RemovableHandle]] = {}
         self._hooking = Lock()
+        forks.watch(self)
         self._hook(set())
+
+    def disown(self) -> None:
+        """Start with a free lock in a forked child: a thread of the parent may hold that of the parent."""
+        self._hooking = Lock()
 
     def _hook(self, names: set[str]) -> None:
         """Add hooks to the model and to these sites of every layer, each once. Other sites get no hook."""
@@ -77,11 +86,18 @@ class Memory:
 
         # Written flat: in decoding every call counts, and there is one for each layer and token.
         def after(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for source in sources_in_use.get() or ():
+            sources = sources_in_use.get()
+            if sources is None and _is_recomputed():
+                raise UsageError(
+                    "A backward pass with gradient checkpointing computes layers again outside `with memory.using(…)`. "
+                    "Call backward inside it, in a thread that entered it; for the bare anchor under `memory.using()`."
+                )
+            for source in sources or ():
                 if name in source.sites:
                     if source.items is not None and source.items != len(output):
                         raise _batch_mismatch(source.items, len(output))
-                    output = source.add(layer, name, args[0], output)
+                    add = source.add if source.dtype == output.dtype else _add_in_precision_of(source)
+                    output = add(layer, name, args[0], output)
             return output
 
         def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -124,6 +140,27 @@ def _batch_mismatch(items: int, batch: int) -> UsageError:
         f"The memory in use has rows for {items} items, the model was given {batch}. Give one row for each item, for "
         "beams and return sequences by fetched_BX.repeat_interleave(n, dim=0), or one for all by make_shared_source(…)."
     )
+
+
+def _is_recomputed() -> bool:
+    """Return True inside a backward pass, where gradient checkpointing runs a layer for the second time."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _add_in_precision_of(source: ActiveMemory) -> Callable[[int, str, Tensor, Tensor], Tensor]:
+    """Return the `add` of a source whose rows have another type than the model."""
+
+    def add(layer: int, name: str, hidden: Tensor, output: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(output.device.type):  # it casts by itself
+            return source.add(layer, name, hidden, output)
+        if torch.promote_types(source.dtype, output.dtype) != source.dtype:
+            raise UsageError(
+                f"The memory in use is {source.dtype}, less precise than the model's {output.dtype}. "
+                "Give its rows in the model's type or float32, as `fetched_X.float()`."
+            )
+        return source.add(layer, name, hidden.to(source.dtype), output.to(source.dtype)).to(output.dtype)
+
+    return add
 
 
 def _on_part(hook: Hook, part: Callable[[Tensor], Tensor]) -> Hook:

@@ -6,6 +6,7 @@ Invariants
 - `fetch` returns a buffer that is used again. Its values are valid until the next `fetch` of this bank, and only one
   caller may use it at a time.
 - Several threads may call `fetch_many`: it copies, and the calls wait for each other.
+- A forked child may use a bank that was opened before the fork, also if a thread of the parent was fetching.
 - Opening a bank checks the manifest, shapes and sizes; `verify` reads every byte.
 
     with Bank.open(folder, spec) as bank:
@@ -31,6 +32,7 @@ from fedmem.memory.bankwriter import write_bank
 from fedmem.memory.cache import Cache, Slot
 from fedmem.memory.manifest import BankManifest
 from fedmem.memory.spec import MemorySpec
+from fedmem.storage import forks
 from fedmem.storage.files import storage_errors
 
 __all__ = ["CACHE_BYTES", "Bank", "verify", "write_bank"]
@@ -65,8 +67,14 @@ class Bank:
     """
 
     def __init__(self, spec: MemorySpec, levels: list[_Level], generic: BlockFile, cache_bytes: int) -> None:
-        self._spec, self._levels, self._generic = spec, levels, generic
-        self._cache = Cache(spec, lambda level, block, parts: levels[level].read(block, parts), cache_bytes)
+        self._spec, self._levels, self._generic, self._cache_bytes = spec, levels, generic, cache_bytes
+        self.disown()
+        forks.watch(self)
+
+    def disown(self) -> None:
+        """Start with an empty cache and a free lock: those of the parent may be in use by a thread of the parent."""
+        levels = self._levels
+        self._cache = Cache(self._spec, lambda level, block, parts: levels[level].read(block, parts), self._cache_bytes)
         self._copying = Lock()
 
     @classmethod

@@ -39,13 +39,17 @@ def materialise(model: Any, spec: MemorySpec, fetched_X: Tensor) -> Any:
         A new model on the same device, with the same dtype and mode.
 
     Raises:
-        UsageError: the kind of memory is not `ffn`, or the architecture is not supported.
+        UsageError: the kind of memory is not `ffn`, the architecture is not supported, or the model is compiled.
     """
+    if hasattr(model, "_orig_mod"):  # the mark of torch.compile
+        raise UsageError("A compiled model cannot be materialised. Give the plain model, and compile the result.")
     if spec.kind != "ffn":
         raise UsageError(f"Only FFN memory can be materialised, not {spec.kind!r}; answer with the memory attached.")
     widths = [sum(level) for level in zip(*spec.widths, strict=True)]
     config = deepcopy(model.config)
     setattr(config, _WIDTH_NAMES.get(config.model_type, "intermediate_size"), spec.shape.ffn + max(widths))
+    # The weights decide, not the configuration: a head that was trained apart from its embedding stays apart.
+    config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     with torch.device("meta"):
         plain = type(model)(config)
     plain = plain.to(model.dtype).to_empty(device=model.device)

@@ -9,6 +9,7 @@ Invariants
 - In doubt a record is private: the floor claims a text that the rules cannot read (empty, or in another language).
 - A topic's budget is the smallest that any layer names, and so is the device's budget in federations.
 - Plans without noise are joined only where a layer allows them and no layer forbids them.
+- Time and memory are linear in the length of the text.
 - A decision names the rule that decided and no part of the text.
 
 >>> Policy.load("default").place("My password for the bank is tulip-42.").placement
@@ -35,14 +36,20 @@ from fedmem.policy.files import (
     parse_policy,
     read_policy,
 )
-from fedmem.policy.rules import Folded, Verdict, fold
-from fedmem.routing.embedder import StaticEmbedder
+from fedmem.policy.identifiers import Identifiers
+from fedmem.policy.rules import AllOf, AnyOf, Folded, Keywords, Patterns, Rule, Verdict, fold
+from fedmem.policy.text import check_text
+from fedmem.routing.embedder import StaticEmbedder, unit
 
 __all__ = ["Decision", "FederationLimits", "Policy", "Topic"]
 
 Vector = NDArray[np.float32]
 Claim = tuple[str, Verdict]  # a topic, and the verdict that claims the record for it
 _PASSAGE = 1200  # characters: passages of longer texts are judged too, since the vector of a long text is diluted
+# Characters: from here on, passages do not overlap, and only rules that read a vector judge them. Their words are
+# judged with the whole text, and its vector is the mean of theirs.
+_LONG = 32 * _PASSAGE
+_TEXT_RULES = (Keywords, Patterns, Identifiers)
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,17 @@ class FederationLimits:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A unit that the rules judge: a whole text, or a passage of a long one."""
+    """A unit that the rules judge: a whole text, or a passage of a long one.
 
-    row: int
-    raw: str
+    Attributes:
+        text: folded.
+        vector: of the text before folding.
+        is_part: only rules that read the vector judge it, since the others judge the whole text.
+    """
+
     text: Folded
+    vector: Vector
+    is_part: bool = False
 
 
 class Policy:
@@ -121,7 +134,7 @@ class Policy:
             declared: the private topic that the owner declares, or None.
 
         Raises:
-            UsageError: no layer has the declared topic.
+            UsageError: no layer has the declared topic, or `check_text` refuses the text.
         """
         return self.place_many([text], [declared])[0]
 
@@ -136,21 +149,24 @@ class Policy:
             declared: for each text the private topic that its owner declares, or None.
 
         Raises:
-            UsageError: no layer has a declared topic, or there are more or fewer declared topics than texts.
+            UsageError: no layer has a declared topic, there are more or fewer declared topics than texts, or
+                `check_text` refuses a text.
         """
+        for text in texts:
+            check_text(text)
         declared_topics = [None] * len(texts) if declared is None else declared
         if any(topic is not None and topic not in self.topics for topic in declared_topics):
             raise UsageError(f"A declared topic is not in the policy. Choose one of {', '.join(self.topics)}.")
         if len(declared_topics) != len(texts):
             raise UsageError("Give one declared topic or None for each text.")
-        pieces = [piece for row, text in enumerate(texts) for piece in _pieces(row, text)]
-        claims = self._claims(pieces)
-        return [self._decide(topic, claims[row]) for row, topic in enumerate(declared_topics)]
+        return [self._decide(topic, text) for text, topic in zip(texts, declared_topics, strict=True)]
 
-    def _decide(self, declared: str | None, claims: list[Claim]) -> Decision:
+    def _decide(self, declared: str | None, text: str) -> Decision:
         """Decide for the declared topic, else the topic with the most evidence (the first on a tie), else shared."""
         if declared is not None:
             return Decision("private", declared, "declared")
+        pieces = self._pieces(text)
+        claims = [claim for layer in self._layers for piece in pieces for claim in _layer_claims(layer, piece)]
         if not claims:
             return Decision("shared", None, "no rule")
         evidence = {topic: sum(v.strength for t, v in claims if t == topic) for topic in self.topics}
@@ -158,27 +174,36 @@ class Policy:
         rule = max((v for t, v in claims if t == topic), key=lambda verdict: verdict.strength).rule
         return Decision("private", topic, rule)
 
-    def _claims(self, pieces: Sequence[_Piece]) -> dict[int, list[Claim]]:
-        """Return for each text the claims of every layer on every passage."""
-        claims: dict[int, list[Claim]] = {}
-        vectors_ND = self._embedder.embed([piece.raw for piece in pieces])
-        for layer in self._layers:
-            for piece, vector_D in zip(pieces, vectors_ND, strict=True):
-                claims.setdefault(piece.row, []).extend(_layer_claims(layer, piece.text, vector_D))
-        return claims
+    def _pieces(self, text: str) -> list[_Piece]:
+        """Return the whole text and, if it is longer than a passage, its passages."""
+        is_long = len(text) > _LONG
+        parts = [text[start : start + _PASSAGE] for start in _starts(len(text), is_long)]
+        vectors_ND = self._embedder.embed(parts if is_long else [*parts, text])
+        whole_D = unit(vectors_ND.sum(axis=0, keepdims=True))[0] if is_long else vectors_ND[-1]
+        pieces = [_Piece(fold(part), vector_D, is_long) for part, vector_D in zip(parts, vectors_ND, strict=False)]
+        return [_Piece(fold(text), whole_D), *pieces]
 
 
-def _layer_claims(layer: Layer, text: Folded, vector: Vector) -> list[Claim]:
+def _starts(length: int, is_long: bool) -> range:
+    """Return the starts of the passages of a text; there are none if it is one passage itself."""
+    if is_long:
+        return range(0, length, _PASSAGE)
+    return range(0, length - _PASSAGE // 2, _PASSAGE // 2) if length > _PASSAGE else range(0)
+
+
+def _layer_claims(layer: Layer, piece: _Piece) -> list[Claim]:
     """Return every claim of one layer on one passage."""
-    verdicts = ((topic, rule.judge(text, vector)) for topic, rules in layer.rules.items() for rule in rules)
+    rules = ((topic, rule) for topic, rules in layer.rules.items() for rule in rules)
+    judges = ((topic, rule) for topic, rule in rules if not piece.is_part or _reads_vector(rule))
+    verdicts = ((topic, rule.judge(piece.text, piece.vector)) for topic, rule in judges)
     return [(topic, verdict) for topic, verdict in verdicts if verdict]
 
 
-def _pieces(row: int, text: str) -> list[_Piece]:
-    """Return the whole text and, if it is long, its passages. Each passage overlaps the next by half."""
-    starts = range(0, len(text) - _PASSAGE // 2, _PASSAGE // 2) if len(text) > _PASSAGE else ()
-    parts = [text, *(text[at : at + _PASSAGE] for at in starts)]
-    return [_Piece(row, part, fold(part)) for part in parts]
+def _reads_vector(rule: Rule) -> bool:
+    """Return False if the text alone decides, so that a claim on a passage is a claim on the whole text, too."""
+    if isinstance(rule, AnyOf | AllOf):
+        return any(_reads_vector(one) for one in rule.rules)
+    return not isinstance(rule, _TEXT_RULES)
 
 
 def _joined_topics(layers: Iterable[Layer]) -> dict[str, Topic]:

@@ -27,6 +27,7 @@ class LinearBlock(nn.Module):
 
     sites = frozenset({"mlp"})
     items: int | None = None
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, spec: MemorySpec) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class LinearBlock(nn.Module):
     @torch.no_grad()
     def load(self, block_X: Tensor) -> None:
         """Copy the values and the dtype of a block."""
+        self.dtype = block_X.dtype
         self.to(block_X.dtype)
         for number, rows_RD in enumerate(block_X.view(len(self.maps), -1, self.spec.shape.d_model)):
             self._weight(number).copy_(rows_RD.T if number % 3 == 2 else rows_RD)

@@ -13,8 +13,7 @@ Invariants
 
 import hashlib
 import io
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
 from typing import Protocol
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 _TABLE, _TOKENIZER = "minilm_static_128d_int8.npz", "tokenizer.json"
+_BLOCK = 2**16  # tokens that are added in one step
 _BATCH = 256  # texts in one step: limits the memory, changes no bit of the result
 
 
@@ -98,14 +98,16 @@ class StaticEmbedder:
         if not rows:
             return
         lengths = [len(ids[row]) for row in rows]
-        sums = self._sums([ids[row] for row in rows], lengths)
+        sums = np.stack([self._sum(ids[row]) for row in rows])
         means = sums * self._table[1] / np.asarray(lengths, dtype=np.float32)[:, None]
         out_ND[rows] = unit(means)
 
-    def _sums(self, ids: Iterable[list[int]], lengths: list[int]) -> NDArray[np.float32]:
-        flat = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int64, count=sum(lengths))
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        exact: NDArray[np.int32] = np.add.reduceat(self._table[0][flat], starts, axis=0, dtype=np.int32)
+    def _sum(self, ids: list[int]) -> NDArray[np.float32]:
+        """Return the sum of the table's rows: exact, since a block of int8 rows adds up below 2^24."""
+        blocks = (np.asarray(ids[start : start + _BLOCK]) for start in range(0, len(ids), _BLOCK))
+        # A product with ones is several times as fast as `add.reduceat` over int8.
+        sums = (np.ones(len(block), np.float32) @ self._table[0][block].astype(np.float32) for block in blocks)
+        exact: NDArray[np.int64] = np.sum([sum_D.astype(np.int64) for sum_D in sums], axis=0)
         return exact.astype(np.float32)
 
 

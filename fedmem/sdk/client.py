@@ -19,6 +19,7 @@ Invariants
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from fedmem.device.retraining import Retrainer
 from fedmem.errors import KeystoreError, NothingMatched, Refused, UsageError, VersionMismatch
 from fedmem.policy.policy import Decision, Policy, Topic
+from fedmem.policy.text import check_text
 from fedmem.routing.embedder import Embedder, StaticEmbedder
 from fedmem.routing.router import route
 from fedmem.sdk.doctor import has_keyring
@@ -95,7 +97,8 @@ class Client:
         self._answerer: Answerer | None = None
         self._lock = RLock()
         self._release_to_close: Release | None = None
-        forks.watch(self)
+        self._at_fork = _AtFork(self)
+        forks.watch(self._at_fork)
 
     @classmethod
     def open(
@@ -172,14 +175,14 @@ class Client:
         """Place a text by the policy, and store it sealed. It is durable when this method returns.
 
         Args:
-            text: The text, not empty.
+            text: The text, not empty, at most 1 MiB in UTF-8.
             topic: Topic that the app declares. It can only tighten the placement.
 
         Raises:
-            UsageError: The text is empty, or the topic is unknown.
+            UsageError: The text is empty, too long or no valid text, or the topic is unknown. Nothing was added.
             VersionMismatch: The vault holds records of another embedder. Nothing was added.
         """
-        if not text.strip():
+        if not check_text(text).strip():
             raise UsageError("There is no text to add.")
         vector_D = self._embedder.embed([text])[0]
         decision = self._policy.place(text, declared=topic)
@@ -191,16 +194,16 @@ class Client:
         """Return the records of this subject that are nearest to a query, best first.
 
         Args:
-            query: The query text.
+            query: The query text, at most 1 MiB in UTF-8.
             k: Most records to return, at least 1.
 
         Raises:
-            UsageError: `k` is less than 1.
+            UsageError: `k` is less than 1, or the query is too long or no valid text.
             VersionMismatch: The vault holds records of another embedder.
         """
         if k < 1:
             raise UsageError("A search needs k of at least 1.")
-        matches = self._vault.search(self._embedder.embed([query])[0], k)
+        matches = self._vault.search(self._embedder.embed([check_text(query)])[0], k)
         return [Hit(record.id, record.text, record.topic, float(score)) for record, score in matches]
 
     def learn(self, topic: str, plan: "PrivacyPlan | None" = None) -> BlockInfo:
@@ -288,12 +291,13 @@ class Client:
         The model runs in this process. Nothing is sent.
 
         Args:
-            prompt: Text to continue.
+            prompt: Text to continue, at most 1 MiB in UTF-8.
             max_new_tokens: Most tokens of the answer, at least 1.
             stream: Return an iterator over pieces of the answer. All blocks are read before this method returns.
                 Reading a piece raises UsageError after `close`, and Busy after an erasure.
 
         Raises:
+            UsageError: The prompt is too long or no valid text, or `max_new_tokens` leaves no room for it.
             Refused: The client has no release.
             VersionMismatch: The topic's block belongs to another release than the client.
         """
@@ -304,7 +308,7 @@ class Client:
     def _pieces(self, prompt: str, limit: int) -> Iterator[str]:
         from fedmem.device.answering import Answerer
 
-        vector_D = self._embedder.embed([prompt])[0]
+        vector_D = self._embedder.embed([check_text(prompt)])[0]
         blocks = self._matching(self._policy.place(prompt).topic)
         self._answerer = self._answerer or Answerer(self._need_release())
         return self._answerer.answer(prompt, self._path(vector_D), self._vault, blocks, limit)
@@ -355,10 +359,6 @@ class Client:
                     self._opened = self._reopen()
         return self._opened
 
-    def disown(self) -> None:
-        """Give up what belongs to the parent, in a forked child: another thread may have held the lock."""
-        self._lock, self._answerer = RLock(), None
-
     def __enter__(self) -> "Client":
         return self
 
@@ -366,6 +366,18 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _AtFork:
+    """Gives a client in a forked child a lock of its own: another thread of the parent may have held the lock."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = weakref.ref(client)
+
+    def disown(self) -> None:
+        client = self._client()
+        if client is not None:
+            client._lock, client._answerer = RLock(), None
 
 
 def open_release(release: "str | Path | Release | None") -> Any:

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from fedmem.anchor.presets import new_anchor
+from fedmem.anchor.tokenizer import load_tokenizer
 from fedmem.memory.sites import spec_for
 from fedmem.memory.spec import MemorySpec
 from fedmem.policy.policy import Policy
@@ -103,7 +104,7 @@ class Simulation:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_file(str(self.state("tokenizer.json")))
+        return load_tokenizer(self.state("tokenizer.json"))
 
     @cached_property
     def tree(self) -> Tree:

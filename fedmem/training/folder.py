@@ -4,8 +4,9 @@ The folder comes from `fedmem anchor train`, or from elsewhere.
 
 Invariants
 - No code of the folder runs. Only safetensors weights are read, in float32, and nothing outside the folder.
-- Model and tokenizer fit: every id of the tokenizer has an embedding in the model. Id 0 is padding and id 1 the end of
-  document; `fedmem.training.sequences` needs both.
+- Weights fit the configuration (`fedmem.anchor.load`).
+- Model and tokenizer fit: every id of the tokenizer has an embedding in the model. The tokenizer has a token that ends
+  a document, and encodes every text.
 - The anchor is written completely or not at all.
 """
 
@@ -16,8 +17,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from fedmem.anchor.load import load_model
-from fedmem.anchor.tokenizer import end_of_document
+from fedmem.anchor.load import check_weights, load_model
+from fedmem.anchor.tokenizer import end_of_document, load_tokenizer, text_ids
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.sites import shape_of
 from fedmem.storage.files import Files, storage_errors
@@ -33,7 +34,10 @@ def save_anchor(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> N
 
     Raises:
         StorageError: the disk refuses.
+        VerificationFailed: a weight is not finite, or the output layer is not tied as the configuration says. Nothing
+            is written.
     """
+    check_weights(model, "the anchor")
     temporary, final = folder / ".writing", folder / "anchor"
     with storage_errors("write the anchor"):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,15 +85,18 @@ def fitting_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
 
     Returns:
         The tokenizer, without truncation and padding.
+
+    Raises:
+        VerificationFailed: the file is no tokenizer, or it fails on a text.
+        VersionMismatch: the tokenizer has more entries than the model, or no token that ends a document.
     """
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise VerificationFailed(f"{path} is no tokenizer; put the model's own tokenizer.json there.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(path)
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if max(ids, default=0) >= vocabulary:
         raise VersionMismatch(f"{path} has more entries than its model; use the tokenizer that the model came with.")
     end_of_document(tokenizer)
+    try:
+        text_ids(tokenizer, ["a \U0010ffff"])
+    except Exception as error:  # tokenizers raises no class of its own
+        raise VerificationFailed(f"{path} fails on characters that it does not know; add an unknown token.") from error
     return tokenizer

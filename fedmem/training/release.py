@@ -27,7 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from fedmem.anchor.load import load_model
+from fedmem.anchor.load import check_weights, load_model
+from fedmem.anchor.tokenizer import load_tokenizer
 from fedmem.errors import NothingMatched, VerificationFailed, VersionMismatch
 from fedmem.memory.bank import Bank, write_bank
 from fedmem.memory.spec import MemorySpec
@@ -43,11 +44,51 @@ transformers_logging.disable_progress_bar()
 
 MANIFEST = "release.json"
 FORMAT = 1
+_FIELDS = {"files": dict, "embedder": str, "memory": dict}
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    """Return the manifest of a release whose digest is the name of its folder. Raises as `Release.load`."""
+    if not (root / MANIFEST).is_file():
+        raise NothingMatched(f"{root} holds no release; `fedmem sim run` makes one under its run folder.")
+    try:
+        with storage_errors(f"read {root / MANIFEST}"):
+            manifest = json.loads((root / MANIFEST).read_bytes())
+        is_named = digest(manifest) == root.name
+    except (ValueError, TypeError, RecursionError):
+        is_named = False
+    if not is_named:
+        raise VerificationFailed(
+            f"{root / MANIFEST} was changed, or its folder renamed: the folder's name is the digest of the manifest. "
+            "Fetch the release again."
+        )
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise VersionMismatch(f"The release in {root} has another format; use the fedmem that made it.")
+    if {name: type(manifest.get(name)) for name in _FIELDS} != _FIELDS:
+        raise VerificationFailed(f"{root / MANIFEST} is no manifest of a release; fetch the release again.")
+    return manifest
+
+
+def _check_files(root: Path, digests: Mapping[str, str]) -> None:
+    """Raise VerificationFailed, with the name of the file, if the files of a release are not those of its manifest."""
+    names = _file_names(root)
+    for name in sorted(names ^ digests.keys()):
+        if name in names:
+            raise VerificationFailed(f"{root / name} does not belong to the release; move it to another folder.")
+        raise VerificationFailed(f"{root / name} is missing; fetch the release again.")
+    for name, sha256 in digests.items():
+        if _sha256(root / name) != sha256:
+            raise VerificationFailed(f"{root / name} was changed; fetch the release again.")
+
+
+def _file_names(folder: Path) -> set[str]:
+    """Return the files below a folder, without the manifest."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {str(path.relative_to(folder)) for path in paths}
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): _sha256(path) for path in files}
+    return {name: _sha256(folder / name) for name in sorted(_file_names(folder))}
 
 
 def _sha256(path: Path) -> str:
@@ -116,7 +157,10 @@ class Release:
 
         Raises:
             StorageError: the disk refuses; no incomplete release is left.
+            VerificationFailed: a weight is not finite, or the output layer is not tied as the configuration says.
+                Nothing is written.
         """
+        check_weights(model, "the anchor")
         temporary = parent / ".writing"
         with _storage_errors():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -145,25 +189,19 @@ class Release:
         """Open a release and check every file.
 
         Args:
-            folder: folder of the release; its name is the digest.
+            folder: folder of the release, or a link to it; the name of the folder itself is the digest.
 
         Raises:
             NothingMatched: the folder holds no release.
-            VerificationFailed: a file was changed or is missing.
+            VerificationFailed: a file was changed or is missing, or does not belong to the release.
+            VersionMismatch: the release has another format.
+            StorageError: a file cannot be read.
         """
-        try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            raise NothingMatched(
-                f"{folder} holds no release; `fedmem sim run` makes one under its run folder."
-            ) from None
-        except ValueError:
-            manifest = {}
-        if digest(manifest) != folder.name or _file_digests(folder) != manifest["files"]:
-            raise VerificationFailed(
-                f"A file of the release in {folder} was changed or is missing; fetch the release again."
-            )
-        return cls(folder, folder.name, manifest)
+        root = folder.resolve()
+        manifest = _read_manifest(root)
+        with storage_errors(f"read the release in {root}"):
+            _check_files(root, manifest["files"])
+        return cls(root, root.name, manifest)
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -191,7 +229,7 @@ class Release:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The anchor's tokenizer."""
-        return Tokenizer.from_file(str(self.root / "tokenizer.json"))
+        return load_tokenizer(self.root / "tokenizer.json")
 
     @cached_property
     def tree(self) -> Tree:

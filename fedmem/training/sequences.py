@@ -3,7 +3,8 @@
 A sequence holds text of one document only; `fedmem.training.packing` puts several into one row.
 
 Invariants
-- A document starts and ends with the tokenizer's end-of-document token. A long document is cut into several sequences.
+- A document starts and ends with the tokenizer's own tokens for this. A long document is cut into several sequences.
+- Text is text: no other control token occurs, whatever a document spells.
 - Sequences are padded on the right. The loss excludes padding positions, and causal attention never reads them.
 - Batches are a pure function of their seed.
 
@@ -19,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmem.anchor.tokenizer import PAD, end_of_document
+from fedmem.anchor.tokenizer import PAD, end_of_document, start_of_document, text_ids
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> Sequences
     Returns:
         The sequences in the order of the texts, padded to `length`.
     """
-    rows, documents, end = [], [], end_of_document(tokenizer)
-    for number, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
-        ids = [end, *encoding.ids, end]
+    rows, documents, start, end = [], [], start_of_document(tokenizer), end_of_document(tokenizer)
+    for number, text in enumerate(text_ids(tokenizer, texts)):
+        ids = [start, *text, end]
         # Consecutive sequences share one token, so that every token but the first is predicted once.
-        for start in range(0, len(ids) - 1, length - 1):
-            rows.append(ids[start : start + length])
+        for first in range(0, len(ids) - 1, length - 1):
+            rows.append(ids[first : first + length])
             documents.append(number)
     tokens_NT = torch.full((len(rows), length), PAD)
     for row_T, ids in zip(tokens_NT, rows, strict=True):

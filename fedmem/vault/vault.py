@@ -151,7 +151,7 @@ class Vault:
         """
         root, files = Path(root), files or Files()
 
-        def start() -> Vault:
+        def work() -> Vault:
             core = opening.open_vault(root, subject=subject, ask=ask, write=write, files=files, timeout=timeout)
             try:
                 vault = cls(core)
@@ -161,7 +161,7 @@ class Vault:
                 raise
             return vault
 
-        return reserve.with_room(files, root, start)  # the lease and the recovery need room too
+        return reserve.with_room(files, root, work)
 
     @property
     def id(self) -> str:

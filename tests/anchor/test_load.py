@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from fedmem.anchor.load import load_model, load_skeleton
+from fedmem.anchor.load import is_tied_as_configured, load_model, load_skeleton
 from fedmem.anchor.presets import new_anchor
 from fedmem.errors import FedmemError, Refused, VerificationFailed
 
@@ -82,4 +83,73 @@ def test_pickled_weights_are_not_read(folder):
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(VerificationFailed, match="safetensors"):
+        load_model(folder)
+
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+NAN = torch.full((32, 96), float("nan"))
+UNFIT = {
+    "renamed by torch.compile": lambda tensors: {f"_orig_mod.{name}": value for name, value in tensors.items()},
+    "one missing": lambda tensors: {name: value for name, value in tensors.items() if name != DOWN},
+    "one too many": lambda tensors: tensors | {"strange.weight": torch.zeros(2)},
+    "of another shape": lambda tensors: tensors | {DOWN: torch.zeros(32, 95)},
+    "NaN": lambda tensors: tensors | {DOWN: NAN},
+    "infinite": lambda tensors: tensors | {DOWN: 1 / torch.zeros(32, 96)},
+    "integers": lambda tensors: tensors | {DOWN: torch.ones(32, 96, dtype=torch.int8)},
+    "head of its own": lambda tensors: tensors | {"lm_head.weight": torch.ones(300, 32)},
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_weights_that_do_not_fit_are_refused_by_name(folder, name, capfd):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(UNFIT[name](tensors), path, metadata={"format": "pt"})
+    with pytest.raises(VerificationFailed, match=r"\.weight'|output layer"):
+        load_model(folder)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"num_hidden_layers": 1},
+        {"num_hidden_layers": 3},
+        {"vocab_size": 301},
+        {"tie_word_embeddings": False},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"attn_implementation": "flash_attention_2"},
+        {"num_attention_heads": 0},
+        {"hidden_size": "wide"},
+        {"hidden_act": "strange"},
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_is_refused(folder, entries):
+    change(folder, **entries)
+    with pytest.raises(VerificationFailed, match=r"config\.json"):
+        load_model(folder)
+
+
+def test_a_head_under_the_name_of_its_embedding_or_the_other_way_round_is_tied(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert is_tied_as_configured(load_model(folder))
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "pytorch_model.bin"])
+def test_only_safetensors_of_the_folder_are_read(folder, shard):
+    torch.save(new_anchor("pico", 300, 1).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(new_anchor("pico", 300, 1).state_dict(), shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(VerificationFailed, match="beside it"):
+        load_model(folder)
+
+
+def test_an_adapter_is_no_model(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(VerificationFailed, match="Merge"):
         load_model(folder)

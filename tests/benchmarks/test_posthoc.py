@@ -71,27 +71,19 @@ def test_the_likeliest_answer_counts(bench):
     assert nats("north", "south") == pytest.approx(min(nats("north"), nats("south")))
 
 
-def test_exact_is_what_greedy_decoding_gives(bench):
-    ids = [
-        posthoc.end_of_document(bench.tokenizer),
-        *bench.tokenizer.encode(ASKED[0].prompt, add_special_tokens=False).ids,
-    ]
+def test_exact_is_what_greedy_decoding_gives(bench, monkeypatch):
+    prompt = posthoc.text_ids(bench.tokenizer, [ASKED[0].prompt])[0]
+    ids = [posthoc.start_of_document(bench.tokenizer), *prompt]
     likeliest = int(bench.model(torch.tensor([ids])).logits[0, -1].argmax())
-    assert [bool(_exact(bench, token)) for token in (likeliest, likeliest ^ 1)] == [True, False]
-
-
-def _exact(bench, token):
-    class Fixed:
-        """Gives the answer as this one token."""
-
-        get_added_tokens_decoder = bench.tokenizer.get_added_tokens_decoder
-
-        @staticmethod
-        def encode(text, **options):
-            return bench.tokenizer.encode(text, **options) if text != " x" else type("One", (), {"ids": [token]})
-
     asked = [posthoc.Asked(ASKED[0].prompt, ("x",), 0)]
-    return posthoc.answered(bench.model, Fixed, asked, bench.memory, None)[0][0]
+
+    def is_exact(token):
+        """Give the answer as this one token."""
+        ids_of = {ASKED[0].prompt: prompt, " x": [token]}
+        monkeypatch.setattr(posthoc, "text_ids", lambda _, texts: [ids_of[text] for text in texts])
+        return bool(posthoc.answered(bench.model, bench.tokenizer, asked, bench.memory, None)[0][0])
+
+    assert [is_exact(token) for token in (likeliest, likeliest ^ 1)] == [True, False]
 
 
 def test_figures_by_support():

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from fedmem.cli.main import main
 from fedmem.paths import slots_dir
 from fedmem.sdk.places import vault_root
-from fedmem.vault.vault import BlockInfo, Vault
+from fedmem.vault.vault import BlockInfo, NewRecord, Vault
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]
 ANA = ("--subject", "ana")
@@ -101,8 +102,8 @@ def test_damage_and_a_folder_that_is_no_backup(fedmem: Call, place: str, tmp_pat
     assert fedmem("backup", "restore", place, *ANA, "--yes", *both)[0].exit_code == 2
 
 
-def test_a_second_process_and_a_taken_place(fedmem: Call, place: str, tmp_path: Path) -> None:
+def test_a_vault_in_use_and_a_taken_place(fedmem: Call, place: str, tmp_path: Path) -> None:
     assert fedmem("backup", "create", *ANA, "--to", place)[0].exit_code == 4
-    with Vault.open(vault_root("ana"), subject="ana"):
-        assert fedmem("backup", "create", *ANA, "--to", f"{tmp_path}/second")[0].exit_code == 7
-    assert not (tmp_path / "second").exists()
+    with Vault.open(vault_root("ana"), subject="ana") as vault:
+        assert fedmem("backup", "create", *ANA, "--to", f"{tmp_path}/second")[0].exit_code == 0
+        vault.add_records([NewRecord("A note.", "health", (), np.ones(128, np.float32), "r")])

@@ -142,12 +142,10 @@ def test_passphrase(fedmem: Call, tmp_path: Path) -> None:
 
 def test_a_second_process_on_the_vault(block: BlockInfo) -> None:
     words = ["block", "delete", "health", *ANA, "--yes", "--json"]
-    with Vault.open(vault_root("ana"), subject="ana"):
-        result = subprocess.run([sys.executable, "-m", "fedmem.cli.main", *words], capture_output=True, text=True)
-    assert result.returncode == 7
-    assert '"error": "Busy"' in result.stdout
     with Vault.open(vault_root("ana"), subject="ana") as vault:
-        assert len(vault.blocks()) == 1
+        result = subprocess.run([sys.executable, "-m", "fedmem.cli.main", *words], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert vault.blocks() == []  # it let go of what the other program erased, and goes on
 
 
 def test_a_truncated_container(fedmem: Call, block: BlockInfo) -> None:

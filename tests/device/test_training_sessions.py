@@ -1,7 +1,9 @@
 """Training in sessions: limits, pause, resume to the byte, refusals, and what is left of a checkpoint."""
 
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -285,13 +287,22 @@ def test_a_crash_at_any_operation_leaves_a_run_that_ends_the_same(
 
 
 def test_an_erasure_stops_it_and_is_complete(shared: Vault, release: Release, root: Path) -> None:
-    def erase(step: int, _: int) -> None:
-        if step == 2:
-            with Client.open("ana", path=root, release=release) as client:
-                assert client.erase.plan(topic="health").execute().state == "completed"
+    def erase() -> str:
+        with Client.open("ana", path=root, release=release) as client:
+            state = client.erase.plan(topic="health").execute().state
+        return state
 
-    with pytest.raises(Busy, match="erased"):
-        go(shared, release, progress=erase)
+    def begin(step: int, _: int) -> None:
+        if step == 2:
+            erasures.append(pool.submit(erase))
+            while shared.generation == 0:
+                time.sleep(0.01)
+
+    erasures: list[Future[str]] = []
+    with ThreadPoolExecutor() as pool:
+        with pytest.raises(Busy, match="erased"):
+            go(shared, release, progress=begin)
+        assert erasures[0].result() == "completed"
     with Vault.open(root, subject="ana") as vault:
         assert trainings(vault) == []
         assert vault.blocks() == []

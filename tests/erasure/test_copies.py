@@ -89,7 +89,9 @@ def killed_backup(vaults, vault: Vault, place: Path) -> Path:
 
 def test_the_rest_of_a_killed_backup_goes_at_the_next_opening(vaults, vault: Vault, tmp_path: Path) -> None:
     stage = killed_backup(vaults, vault, tmp_path / "stick")
-    vault.close()
+    vault.core.database.close()
+    vault.core.end_turn()
+    vault.core.lease.release()
     again = vaults.open()
     assert not stage.exists()
     assert backup_registry.registered_copies(again.core) == []
@@ -99,7 +101,9 @@ def test_the_rest_of_a_killed_backup_goes_with_an_erasure(vaults, vault: Vault, 
     stage = killed_backup(vaults, vault, tmp_path / "stick")
     aside = tmp_path / "aside"
     stage.rename(aside)
-    vault.close()
+    vault.core.database.close()
+    vault.core.end_turn()
+    vault.core.lease.release()
     again = vaults.open()
     aside.rename(stage)  # a stick that was put in again
     planned = erasure.plan(again, Scope.topic(vaults.TOPIC))

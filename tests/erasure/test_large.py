@@ -98,7 +98,9 @@ def test_every_cut_of_a_large_erasure_is_resumed(vaults, vault: Vault, tmp_path:
         except vaults.faults.PowerCut:
             at += 1
         vaults.faults.arm("cut", None)
-        cut.close()
+        cut.core.database.close()
+        cut.core.end_turn()
+        cut.core.lease.release()
         again = vaults.open()
         erasure.resume(again)
         lists = {path.stem for path in (again.root / "receipts").glob("*.items")}

@@ -1,5 +1,7 @@
 """Other processes that hold the vault: they lose it at their next fetch, or the erasure says that it is partial."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -89,11 +91,12 @@ def test_a_reader_that_works_notices_and_the_erasure_completes(
     assert line(process) == f"{error} 0"  # it forgot its keys
 
 
-def test_an_idle_reader_makes_it_partial_until_it_notices(
+def test_a_stopped_reader_makes_it_partial_until_it_notices(
     held, vaults, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "PATIENCE", 0.2)
     process = start(held.root, "idle")
+    os.kill(process.pid, signal.SIGSTOP)
     with pytest.raises(PartialErasure) as caught:
         erase(held, vaults.TOPIC)
     assert caught.value.exit_code == 5
@@ -104,6 +107,7 @@ def test_an_idle_reader_makes_it_partial_until_it_notices(
     assert str(process.pid) in found["readers"][0]
     with pytest.raises(PartialErasure):
         erasure.resume(held)
+    os.kill(process.pid, signal.SIGCONT)
     go_on(process)
     assert line(process) == "StaleReader 0"
     assert [outcome.state for outcome in erasure.resume(held)] == ["completed"]
@@ -114,7 +118,7 @@ def test_a_killed_reader_does_not_count(held, vaults, start: Start) -> None:
     process.kill()
     process.wait()
     assert erase(held, vaults.TOPIC).state == "completed"
-    assert list((held.root / "leases").iterdir()) == []
+    assert [path.name for path in (held.root / "leases").iterdir()] == [held.core.lease.path.name]
 
 
 def test_a_reader_that_opened_after_it_does_not_count(held, vaults, start: Start) -> None:
@@ -129,13 +133,16 @@ def test_a_reader_that_opened_after_it_does_not_count(held, vaults, start: Start
     assert planned.counts == {"retention": 1}
 
 
-def test_a_reader_marks_the_generation_that_it_read(held, vaults) -> None:
+def test_every_opening_marks_the_generation_that_it_saw(held, vaults) -> None:
     reader = vaults.open(write=False)
-    (mark,) = (held.root / "leases").iterdir()
-    assert mark.name.startswith("0-")
+    assert generations(held) == ["0", "0"]
     reader.close()
-    assert list((held.root / "leases").iterdir()) == []
+    assert generations(held) == ["0"]
     erase(held, vaults.TOPIC)
+    assert generations(held) == ["1"]
     vaults.open(write=False)
-    (mark,) = (held.root / "leases").iterdir()
-    assert mark.name.startswith("1-")
+    assert generations(held) == ["1", "1"]
+
+
+def generations(vault) -> list[str]:
+    return [mark.name.partition("-")[0] for mark in (vault.root / "leases").iterdir()]

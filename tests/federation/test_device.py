@@ -43,6 +43,9 @@ class Notes:
     def shareable(self) -> list[str]:
         return []
 
+    def admit(self, number: int) -> None:
+        pass
+
     def approve(self, fields: Fields, number: int) -> Fields:
         if self.refusals:
             self.refusals -= 1

@@ -156,3 +156,76 @@ def test_an_unknown_architecture_kind_or_width_is_refused():
         spec_of(model_of("llama"), "lora_mlp").fetch_size  # noqa: B018
     with pytest.raises(UsageError, match="2 layers"):
         spec_of(model_of("llama"), widths=((1, 2, 3),))
+
+
+def with_checkpointing(model, options):
+    """Switch gradient checkpointing on, by the name that this version of transformers has for it."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(options)
+    else:
+        model.gradient_checkpointing_enable(options)
+
+
+def rows_gradient(kind, is_outside, **checkpointing):
+    """The gradient of a fetch; the backward pass runs inside or outside `using`."""
+    model, tokens = model_of("llama").train(), some_tokens()
+    spec = spec_of(model, kind)
+    fetched_BX = some_fetch(spec, batch=3).requires_grad_()
+    if checkpointing:
+        with_checkpointing(model, checkpointing)
+    with attach(model).using(make_source(spec, fetched_BX)):
+        loss = model(tokens, labels=tokens, use_cache=False).loss
+        if not is_outside:
+            loss.backward()
+    if is_outside:
+        loss.backward()
+    return fetched_BX.grad
+
+
+@kinds
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_is_right_inside_using_and_refused_outside(kind, use_reentrant):
+    plain = rows_gradient(kind, is_outside=True)
+    torch.testing.assert_close(rows_gradient(kind, is_outside=False, use_reentrant=use_reentrant), plain)
+    with pytest.raises(UsageError, match="inside it"):
+        rows_gradient(kind, is_outside=True, use_reentrant=use_reentrant)
+
+
+def test_the_bare_anchor_may_be_trained_with_checkpointing_after_its_memory():
+    model, tokens = model_of("llama").train(), some_tokens()
+    with_checkpointing(model, {"use_reentrant": False})
+    memory, spec = attach(model), spec_of(model)
+    model(tokens, labels=tokens).loss.backward()
+    with memory.using(make_source(spec, some_fetch(spec, batch=3))), torch.no_grad():
+        model(tokens)
+    with memory.using():
+        model(tokens, labels=tokens).loss.backward()
+
+
+@families
+@kinds
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_float32_rows_are_added_to_a_model_of_half_precision(family, kind, dtype):
+    model, tokens = model_of(family), some_tokens()
+    spec = spec_of(model, kind)
+    fetched_X = some_fetch(spec)[0]
+    with attach(model).using(make_shared_source(spec, fetched_X)):
+        wanted = model(tokens).logits
+    memory = attach(model.to(dtype))
+    with memory.using(make_shared_source(spec, fetched_X)):
+        logits = model(tokens).logits
+    assert logits.dtype == dtype
+    assert (logits.float() - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+@kinds
+@torch.no_grad()
+def test_rows_of_less_precision_than_the_model_are_refused(kind):
+    model, tokens = model_of("llama"), some_tokens()
+    spec = spec_of(model, kind)
+    with (
+        attach(model).using(make_shared_source(spec, some_fetch(spec)[0].bfloat16())),
+        pytest.raises(UsageError, match="float32"),
+    ):
+        model(tokens)

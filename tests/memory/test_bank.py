@@ -12,6 +12,7 @@ from fedmem.errors import NothingMatched, StorageError, VerificationFailed, Vers
 from fedmem.memory.bank import Bank, verify, write_bank
 from fedmem.memory.manifest import BankManifest
 from fedmem.memory.spec import LayerShape, MemorySpec
+from tests.storage.forked import in_child
 
 SHAPE = LayerShape(d_model=8, ffn=16, heads=2, kv_heads=2, head_dim=4, gated=True, activation="silu")
 SPEC = MemorySpec("ffn", SHAPE, branching=3, widths=((4, 4), (2, 1)))
@@ -173,3 +174,12 @@ def test_closing_twice_is_harmless_and_a_closed_bank_reads_nothing(written):
     bank.close(), bank.close()
     with pytest.raises(ValueError, match="closed"):
         bank.fetch((0, 1))
+
+
+def test_a_forked_child_fetches_while_a_thread_of_the_parent_does(written):
+    folder, levels, _ = written
+    with Bank.open(folder, SPEC) as bank:
+        path = some_paths(SPEC, 1)[0]
+        with bank._copying:  # as in a thread of the parent
+            answer, _ = in_child(lambda: torch.equal(bank.fetch_many([path])[0], joined(SPEC, levels, path)))
+        assert answer == "True"

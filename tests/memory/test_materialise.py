@@ -46,3 +46,28 @@ def test_other_kinds_say_what_to_do(kind):
     spec = spec_of(model, kind)
     with pytest.raises(UsageError, match="attached"):
         materialise(model, spec, some_fetch(spec)[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("is_tied", [True, False])
+@torch.no_grad()
+def test_a_head_of_its_own_stays_so_whatever_the_configuration_says(family, is_tied, tmp_path):
+    model, tokens = model_of(family), some_tokens()
+    model.config.tie_word_embeddings = is_tied
+    shape = model.lm_head.weight.shape
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
+    spec = spec_of(model)
+    plain = materialise(model, spec, some_fetch(spec)[0])
+    with attach(model).using(make_shared_source(spec, some_fetch(spec)[0])):
+        wanted = model(tokens).logits
+    torch.testing.assert_close(plain(tokens).logits, wanted, atol=1e-4, rtol=1e-5)
+    plain.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(tokens).logits, wanted, atol=1e-4, rtol=1e-5)
+
+
+def test_a_compiled_model_is_refused():
+    model = model_of("llama")
+    spec = spec_of(model)
+    with pytest.raises(UsageError, match="compiled"):
+        materialise(torch.compile(model, backend="eager"), spec, some_fetch(spec)[0])

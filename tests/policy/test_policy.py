@@ -1,5 +1,6 @@
 """Placement: the floor always joins, everything only tightens, and real text lands where it should."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,3 +183,47 @@ class TestFederation:
     def test_another_type_or_key_is_refused(self, limits, line: str) -> None:
         with pytest.raises(UsageError, match=r"own\.toml"):
             limits(f"[federation]\n{line}")
+
+
+RUNS = {
+    "letters": "a",
+    "hex digits": "0f3a9c",
+    "letters and dots": "a.",
+    "at signs": "a@a-",
+    "digits": "1",
+    "numbers": "12 ",
+    "phone-like": "+1 650 253 000",
+    "IBAN-like": "GB34BUKB20201555555554 ",
+    "card-like": "4111 1111 1111 1112 ",
+    "prose": "The old bridge of stone stands over the river that runs to the sea. ",
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_time_is_linear_in_the_length(policy: Policy, name: str) -> None:
+    text = (RUNS[name] * 2**20)[: 2**20]
+
+    def seconds(length: int) -> float:
+        start = time.process_time()
+        policy.place(text[:length])
+        return time.process_time() - start
+
+    seconds(2**17)
+    assert seconds(2**20) < 3  # a third of this on an idle machine; a quadratic pattern takes minutes
+
+
+@pytest.mark.parametrize("where", [0.0, 0.37, 0.999])
+@pytest.mark.parametrize(
+    "secret", ["Write to ana.silva@example.org.", "Call +1 650-253-0000 today.", "GB33BUKB20201555555555"]
+)
+def test_an_identifier_anywhere_in_a_long_text_is_seen(policy: Policy, where: float, secret: str) -> None:
+    plain = "The old bridge of stone stands over the river that runs to the sea. " * 2000
+    assert policy.place(plain).placement == "shared"
+    at = int(where * len(plain))
+    assert policy.place(f"{plain[:at]} {secret} {plain[at:]}").placement == "private"
+
+
+def test_a_private_passage_in_a_long_text_is_seen_by_its_meaning(policy: Policy) -> None:
+    plain = "The old bridge of stone stands over the river that runs to the sea. " * 2000
+    passage = "The patient is a 54-year-old woman who presents with pain for three days and is discharged home. " * 6
+    assert policy.place(plain + passage + plain).topic == "health"

@@ -13,7 +13,7 @@ import torch
 from fedmem.anchor.presets import Shape, new_anchor
 from fedmem.anchor.tokenizer import PAD
 from fedmem.memory.attach import attach
-from fedmem.memory.block import source
+from fedmem.memory.block import make_source
 from fedmem.memory.sites import spec_for
 from fedmem.privacy.dpsgd import clipped_sum
 from fedmem.privacy.gradients import PrivateSequences, RuntimeOptions, batch_loss, frozen, per_record
@@ -108,7 +108,7 @@ def test_a_pass_over_several_records_would_not_pass():
 
     def gradients_of(numbers_B):
         leaf_BX = block_X.expand(len(numbers_B), -1).detach().requires_grad_()
-        loss = batch_loss(model, memory, source(of, leaf_BX), data, numbers_B, True)
+        loss = batch_loss(model, memory, make_source(of, leaf_BX), data, numbers_B, True)
         return torch.autograd.grad(loss, leaf_BX)[0]
 
     with frozen(model):

@@ -184,7 +184,9 @@ def test_without_the_tight_accountant_the_bound_is_greater(
 
 def test_no_unscoped_read_and_no_delete_all() -> None:
     names = {name for name in dir(Client) if not name.startswith("_")}
-    assert names == {"open", "add", "search", "learn", "train", "trainings", "cancel", "generate", "close"}
+    views = {"blocks", "erase", "privacy", "egress"}
+    verbs = {"open", "add", "search", "learn", "train", "trainings", "cancel", "generate", "close"}
+    assert names == views | verbs
 
 
 def test_adding_and_searching_load_no_torch(home: Path) -> None:
@@ -207,3 +209,15 @@ def test_learning_uses_the_topic_of_the_policy(release: Release, monkeypatch: py
         client.learn("health")
     assert calls[0].topic.name == "health"
     assert calls[0].plan.epsilon() <= calls[0].topic.epsilon
+
+
+@pytest.mark.parametrize(
+    "text", [None, b"bytes", "half \ud83d of a pair", "a" * (2**20 + 1)], ids=["None", "b", "half", "long"]
+)
+def test_what_is_no_text_is_refused_and_nothing_is_added(text: object) -> None:
+    with Client.open("ana", keystore="keyfile") as client:
+        client.add("The river runs to the sea.")
+        for call in (client.add, client.search, client.generate):
+            with pytest.raises(UsageError, match="text"):
+                call(text)  # type: ignore[operator]
+        assert len(client.search("river", k=9)) == 1

@@ -28,6 +28,7 @@ PROGRAM = """
 import ctypes, gc, os, sys, time
 from fedmem.errors import FedmemError
 from fedmem.sdk.client import Client
+from fedmem.vault.store import watcher
 
 client, stream = None, None
 
@@ -39,7 +40,9 @@ for line in sys.stdin:
     word, _, rest = line.strip().partition(" ")
     answer = "done"
     try:
-        if word == "open":
+        if word == "deaf":
+            watcher.INTERVAL = 1e6
+        elif word == "open":
             client = Client.open("ana", release=rest or None, write=False)
         elif word == "search":
             client.search("tablets", k=3)
@@ -140,6 +143,9 @@ def vault_with_block(release: Release, finish_block: Callable[..., BlockInfo]) -
         return Needles(client, finish_block(client._vault, "health", release.digest, scale=1.0))
 
 
+ON_STACK = 2  # words: the cipher leaves its last 16 bytes on the stack, where later calls take their place
+
+
 def erase() -> str:
     with Client.open("ana") as client:
         try:
@@ -158,7 +164,7 @@ def resume() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content_stores, "PATIENCE", 0.3)
+    monkeypatch.setattr(content_stores, "PATIENCE", 1.0)
 
 
 @pytest.fixture
@@ -176,7 +182,8 @@ def test_a_stream_that_ends_early_leaves_no_row(reader: Program, vault_with_bloc
     assert reader(end) == "done"
     assert vault_with_block.left(reader.process.pid) == 0
     assert (vault_with_block.left(reader.process.pid, "keys") == 0) == (end != "abandon")
-    assert erase() == ("partial 5" if end == "abandon" else "completed")  # abandoned: the client is still open
+    assert erase() == "completed"
+    assert vault_with_block.left(reader.process.pid, "keys") <= ON_STACK  # abandoned: the client is open, and idle
 
 
 def test_an_answer_leaves_no_row(reader: Program, vault_with_block: Needles) -> None:
@@ -185,16 +192,12 @@ def test_an_answer_leaves_no_row(reader: Program, vault_with_block: Needles) -> 
 
 
 @pytest.mark.parametrize("notices", ["next", "search", pytest.param("generate", marks=pytest.mark.slow)])
-def test_a_suspended_stream_loses_its_rows_when_the_program_hears_of_the_erasure(
-    reader: Program, vault_with_block: Needles, notices: str
-) -> None:
+def test_a_suspended_stream_loses_its_rows_by_itself(reader: Program, vault_with_block: Needles, notices: str) -> None:
     assert reader("stream") == "done"
-    assert erase() == "partial 5"
-    assert resume() == ["partial"]
-    assert vault_with_block.left(reader.process.pid) > 500
-    assert reader(notices) == ("Busy 7" if notices == "next" else "StaleReader 9")
+    assert erase() == "completed"
     assert vault_with_block.left(reader.process.pid) == 0
-    assert resume() == ["completed"]
+    assert vault_with_block.left(reader.process.pid, "keys") <= ON_STACK
+    assert reader(notices) == ("Busy 7" if notices == "next" else "StaleReader 9")
 
 
 def test_a_stopped_process_makes_it_partial(reader: Program, vault_with_block: Needles) -> None:
@@ -240,6 +243,7 @@ def test_two_containers_in_which_both_are_process_1(
         pytest.skip("namespaces of process ids are not permitted here")
     reader, eraser = start(*NAMESPACE), start(*NAMESPACE)
     assert (reader("pid"), eraser("pid")) == ("1", "1")
+    assert reader("deaf") == "done"  # else it would let go at once
     assert reader(f"open {release.root}") == "done"
     assert reader("stream") == "done"
     assert eraser("erase") == "PartialErasure 5"

@@ -17,7 +17,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fedmem.errors import Busy
 from fedmem.sdk.client import Client
 from fedmem.training.release import Release
 
@@ -175,14 +174,16 @@ def test_errors_are_a_sentence_and_a_status() -> None:
     assert "Traceback" not in service.errors
 
 
-def test_other_processes_read_beside_it_and_do_not_write() -> None:
+def test_other_processes_read_and_write_beside_it() -> None:
     with serving() as service, service.connect() as http:
         note = http.post("/notes", content="The bridge is closed.").raise_for_status().json()["id"]
         with Client.open("me", keystore="keyfile", write=False) as reader:
             assert [hit.id for hit in reader.search("Which bridge?")] == [note]
-        with pytest.raises(Busy):
-            Client.open("me", keystore="keyfile", timeout=0)
-        http.delete(f"/notes/{note}").raise_for_status()
+        with Client.open("me", keystore="keyfile") as writer:
+            other = writer.add("The ferry is late.").id
+            assert other in http.get("/notes", params={"q": "ferry"}).text
+            http.delete(f"/notes/{note}").raise_for_status()
+            assert [hit.id for hit in writer.search("Which bridge?")] == [other]
         service.end(signal.SIGTERM)
     assert "Traceback" not in service.errors
 

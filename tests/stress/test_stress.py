@@ -53,7 +53,7 @@ def test_a_vault_survives_processes_threads_and_kills(tmp_path: Path) -> None:
 
 
 def test_it_survives_forks_of_processes_with_threads(tmp_path: Path) -> None:
-    data = stressed(tmp_path / "s", "--minutes", "0.06", "--seed", "16", "--forks", "0.02", "--processes", "4")
+    data = stressed(tmp_path / "s", "--minutes", "0.12", "--seed", "16", "--forks", "0.1", "--processes", "4")
     assert_sound(data)
     assert data["forks"] > 0
 

@@ -118,7 +118,7 @@ class Worker:
         """Try the inherited vault, then open it anew and use it."""
         gc.freeze()
         actor.journal = self.journal
-        vault = actor.client._vault if self.role == "app" else actor.vault
+        vault = actor.client._opened if self.role == "app" else actor.vault
         attempt(self.journal, "inherited", lambda: {"records": len(vault.records(None))})
         opened = self.open()
         if opened is None:

@@ -340,7 +340,7 @@ def _add_killed(vault: Vault) -> Act:
     child = os.fork()
     if child == 0:
         try:
-            with Vault.open(vault.root, subject=SUBJECT, files=Files(_dies_after_rename)) as second:
+            with Vault.open(vault.root, subject=SUBJECT, files=Files(_dies_at_the_log)) as second:
                 second.add_records(some_records(FRESH, 2))
         finally:
             os._exit(0)
@@ -350,8 +350,8 @@ def _add_killed(vault: Vault) -> Act:
     return lambda: _closing(first, lambda: first.add_records(some_records(FRESH, 3)))
 
 
-def _dies_after_rename(operation: str, path: Path) -> None:
-    if operation == "fsync-folder":
+def _dies_at_the_log(operation: str, path: Path) -> None:
+    if (operation, path.name) == ("fsync", "table.log"):
         os._exit(DIED)
 
 

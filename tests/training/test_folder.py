@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from fedmem.anchor.presets import new_anchor
 from fedmem.anchor.tokenizer import train_tokenizer
 from fedmem.errors import NothingMatched, Refused, StorageError, VerificationFailed, VersionMismatch
 from fedmem.storage.files import Files
 from fedmem.training.folder import fitting_tokenizer, load_anchor, save_anchor
+from tests.anchor.tokenizers import KINDS
 from tests.coordinator.workplace import TEXTS, contents, copy
 
 
@@ -88,3 +90,17 @@ def test_truncation_and_padding_of_a_tokenizer_are_switched_off(tmp_path: Path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     loaded = fitting_tokenizer(tmp_path / "tokenizer.json", 300)
     assert loaded.encode(TEXTS[0]).ids == train_tokenizer(TEXTS, 300).encode(TEXTS[0]).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokenizers_of_every_kind_fit(kind, tmp_path):
+    KINDS[kind]().save(str(tmp_path / "tokenizer.json"))
+    assert fitting_tokenizer(tmp_path / "tokenizer.json", 400).get_vocab_size() <= 400
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_refused(tmp_path):
+    tokenizer = Tokenizer(models.Unigram([("a", -1.0), ("</s>", 0.0)], None, False))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(VerificationFailed, match="not know"):
+        fitting_tokenizer(tmp_path / "tokenizer.json", 400)

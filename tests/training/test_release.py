@@ -1,6 +1,8 @@
 """Releases: what was written is what is loaded, and a changed file is found."""
 
+import hashlib
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_a_changed_file_is_found(written, name):
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(VerificationFailed, match="changed or is missing"):
+    with pytest.raises(VerificationFailed, match="was changed"):
         Release.load(written[0].root)
 
 
@@ -84,3 +86,47 @@ def test_an_anchor_that_names_code_to_run_is_refused(written, tmp_path):
         named.anchor()
     with pytest.raises(Refused, match="runs no code"):
         verify_release(named.root)
+
+
+def test_links_and_a_dot_lead_to_the_release(written, tmp_path, monkeypatch):
+    link = tmp_path / "newest"
+    link.symlink_to(written[0].root)
+    assert Release.load(link).digest == written[0].digest
+    monkeypatch.chdir(written[0].root)
+    assert Release.load(Path(".")).root == written[0].root.resolve()
+    assert Release.load(Path("anchor/..")).digest == written[0].digest
+
+
+def test_a_foreign_or_missing_file_is_named(written):
+    root = written[0].root
+    (root / "bank" / ".DS_Store").write_bytes(b"")
+    with pytest.raises(VerificationFailed, match=r"bank/\.DS_Store does not belong"):
+        Release.load(root)
+    (root / "bank" / ".DS_Store").unlink()
+    (root / "tokenizer.json").unlink()
+    with pytest.raises(VerificationFailed, match=r"tokenizer\.json is missing"):
+        Release.load(root)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "7", "[" * 100_000, "{}", '{"format":1}', '{"format":1,"files":[],"embedder":"e","memory":{}}']
+)
+def test_a_manifest_that_is_none_is_an_error_of_ours(tmp_path, text):
+    for name in ("named-otherwise", hashlib.sha256(text.encode()).hexdigest()):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "release.json").write_text(text)
+        with pytest.raises((VerificationFailed, VersionMismatch)):
+            Release.load(folder)
+
+
+@pytest.mark.parametrize("spoil", ["nan", "untied"])
+def test_an_anchor_that_could_not_be_loaded_again_is_not_written(written, tmp_path, spoil):
+    release, model = written
+    if spoil == "nan":
+        model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("nan")
+    else:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 1)
+    with pytest.raises(VerificationFailed, match="anchor"):
+        Release.write(tmp_path / "new", model, release.tokenizer, release.tree, "e" * 64, BankStream.new(SPEC, 3))
+    assert not (tmp_path / "new").exists()

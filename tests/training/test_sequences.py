@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models
 
 from fedmem.anchor.tokenizer import PAD, end_of_document, train_tokenizer
 from fedmem.training.sequences import Batches, encode, readable, token_losses, trim
+from tests.anchor.tokenizers import KINDS
 
 TEXTS = ["one short text", "two " * 40, "", "three " * 11]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -73,3 +74,12 @@ def test_trim_keeps_every_token():
     tokens = torch.full((2, 64), PAD)
     tokens[0, :20] = 7
     assert trim(tokens).shape == (2, 32)
+
+
+def test_the_models_own_tokens_begin_and_end_a_document():
+    tokenizer = KINDS["sentencepiece_bpe"]()
+    start, end = (tokenizer.token_to_id(name) for name in ("<s>", "</s>"))
+    row = encode(tokenizer, ["A river</s>"], length=64).tokens_NT[0]
+    ids = row[row != PAD].tolist()
+    assert (ids[0], ids[-1]) == (start, end)
+    assert not {start, end} & set(ids[1:-1])

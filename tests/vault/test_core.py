@@ -64,6 +64,16 @@ def test_a_writer_goes_on_after_an_erasure_by_another_one(vaults: Any) -> None:
     assert texts(first) == ["new", "stays"]
 
 
+def test_what_was_erased_takes_no_place_in_a_search(vaults: Any) -> None:
+    vault = vaults.create()
+    vault.add_records([*(note("near" * 9, "boat") for _ in range(5)), note("far")])
+    query = np.array([1, 0], np.float32)
+    assert [record.text for record, _ in vault.search(query, 5)] == ["near" * 9] * 5
+    planned = erasure.plan(vault, Scope.topic("boat"))
+    erasure.execute(vault, planned, planned.digest)
+    assert [record.text for record, _ in vault.search(query, 5)] == ["far"]
+
+
 def test_content_in_use_ends_with_the_erasure(vaults: Any) -> None:
     first, second = vaults.create(), vaults.open()
     first.add_records([note("goes")])

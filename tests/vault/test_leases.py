@@ -123,13 +123,25 @@ def test_no_readers_ever(tmp_path: Path) -> None:
     assert stale_readers(tmp_path / "leases", 9) == []
 
 
-def test_a_mark_that_a_full_disk_cuts_holds_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
+def test_a_mark_that_a_full_disk_stops_is_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
+    errors = []  # an error keeps the variables of its frames alive
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", refuse)
-        with pytest.raises(StorageError, match="disk is full"):
-            Lease(tmp_path / "leases", 0)
-    assert stale_readers(tmp_path / "leases", 1) == []
-    assert not list((tmp_path / "leases").iterdir())
+        patch.setattr(os, "write", fail)
+        with pytest.raises(StorageError) as caught:
+            Lease(tmp_path, 0)
+        errors.append(caught.value)
+    assert stale_readers(tmp_path, 1) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mark_moves_to_a_later_generation(tmp_path: Path) -> None:
+    lease = Lease(tmp_path, 0)
+    assert len(stale_readers(tmp_path, 1)) == 1
+    lease.move(1)
+    assert stale_readers(tmp_path, 1) == []
+    assert [reader.mark for reader in stale_readers(tmp_path, 2)] == [lease.path.name]
+    lease.release()
+    assert list(tmp_path.iterdir()) == []

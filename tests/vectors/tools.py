@@ -22,7 +22,7 @@ Vectors = dict[str, dict[str, Any]]
 
 def plain(value: Any) -> Any:
     """`value` with bytes as base64."""
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
         return {name: plain(one) for name, one in value.items()}

@@ -9,6 +9,7 @@ D model width.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from fedmem.errors import UsageError
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 class ActiveMemory(Protocol):
     """Memory in use, which changes the output of its `sites` (`fedmem.memory.sites`).
 
-    `items` is the size of the batch that it has rows for, or None if one row is for all items.
+    `items` is the size of the batch that it has rows for, or None if one row is for all items. `dtype` is that of the
+    rows, in which `add` takes its inputs.
     """
 
     sites: frozenset[str]
     items: int | None
+    dtype: torch.dtype
 
     def add(self, layer: int, site: str, hidden_BTD: Tensor, output_BTD: Tensor) -> Tensor:
         """Return the site's output with this memory added.

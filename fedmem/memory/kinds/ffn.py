@@ -55,7 +55,7 @@ class FFNSource:
     sites = frozenset({"mlp"})
 
     def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> None:
-        self.items = items
+        self.items, self.dtype = items, layers_BX[0].dtype
         self.gated = shape.gated
         self.activation = F.silu if shape.activation == "silu" else ACT2FN[shape.activation]
         self.layers = [self._cut(values_BX, shape.d_model) for values_BX in layers_BX]

@@ -55,7 +55,7 @@ class KVSource:
     sites = frozenset({"q", "heads"})
 
     def __init__(self, shape: "LayerShape", layers_BX: Sequence[Tensor], items: int | None) -> None:
-        self.shape, self.items = shape, items
+        self.shape, self.items, self.dtype = shape, items, layers_BX[0].dtype
         self.layers = [self._cut(values_BX) for values_BX in layers_BX]
         self._lookups = _Lookups()
 

@@ -70,7 +70,7 @@ class LoRASource:
     """
 
     def __init__(self, segments: dict[str, int], layers_BX: Sequence[Tensor], items: int | None) -> None:
-        self.items = items
+        self.items, self.dtype = items, layers_BX[0].dtype
         self.sites = frozenset(name.split(".")[0] for name in segments)
         self.layers = [self._cut(segments, values_BX) for values_BX in layers_BX]
 

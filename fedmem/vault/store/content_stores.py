@@ -239,7 +239,7 @@ class ReaderStore:
         return []  # the vault cannot list a reader's memory; `scan` reports that it may hold something
 
     def erase(self, ids: frozenset[str]) -> None:
-        self._core.memory.clear()
+        self._core.forget_content()
         deadline = time.monotonic() + PATIENCE
         while (readers := self._stale_readers()) and time.monotonic() < deadline:
             forget_in_this_process({reader.mark for reader in readers})

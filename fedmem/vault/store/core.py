@@ -134,21 +134,28 @@ class Core:
             return self.table.generation
 
     def notice(self) -> None:
-        """Forget keys and content if another process erased something. Do nothing while a thread uses the vault."""
+        """Forget keys and content if another process erased something. Do nothing while a thread uses the vault.
+
+        A lease that stayed behind when an erasure of this process failed is renewed.
+        """
         if self.lock.acquire_within(0):
             try:
-                if not self.is_closed:
-                    self._has_erasure()
+                if not self.is_closed and not self._has_erasure() and self.writer is None:
+                    self.take_lease()
             finally:
                 self.lock.release()
 
     def stop_reading(self) -> None:
         """Forget the data keys and the content in memory, and give the lease back."""
         self.table.forget()
-        for overwrite in self.forget:
-            overwrite()
+        self.forget_content()
         if self.lease is not None and not self._uses[self.lease]:
             self.lease.release()
+
+    def forget_content(self) -> None:
+        """Overwrite the content in memory: rows, vectors, caches of answers. The keys stay."""
+        for overwrite in self.forget:
+            overwrite()
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -283,8 +290,7 @@ class Core:
     def disown(self) -> None:
         """Forget keys and content in a forked child, which inherited this object."""
         self.table.forget()
-        for overwrite in self.forget:
-            overwrite()
+        self.forget_content()
 
     def _has_erasure(self) -> bool:
         """Return True if another process erased something since the table was read; keys and content are then gone."""
@@ -308,11 +314,12 @@ class Core:
     def take_lease(self) -> None:
         """Mark this process as a reader of the present generation, in place of an older mark."""
         while self.lease is None or not self.lease.is_held or self.lease.generation != self.table.generation:
-            if self.lease is not None and not self._uses[self.lease]:
-                self.lease.release()
-            self.lease = Lease(self.root / "leases", self.table.generation)
-            watcher.watch(self)
-            weakref.finalize(self, _let_go, self.table, self.memory, self.lease)
+            if self.lease is not None and self.lease.is_held and not self._uses[self.lease]:
+                self.lease.move(self.table.generation)
+            else:
+                self.lease = Lease(self.root / "leases", self.table.generation)
+                watcher.watch(self)
+                weakref.finalize(self, _let_go, self.table, self.memory, self.lease)
             if self.writer is None:  # an erasure may have ended before the mark was visible
                 self.refresh()
 

@@ -57,6 +57,20 @@ class Lease:
         """True until the lease is released, in the process that took it."""
         return self._lock.handle >= 0
 
+    def move(self, generation: int) -> None:
+        """Mark a later generation from now on, in place of the present one. This needs no space on the disk.
+
+        Args:
+            generation: the generation that the opening sees now.
+
+        Raises:
+            StorageError: the mark is as it was.
+        """
+        path = self.path.with_name(f"{generation}-{new_id()}")
+        with storage_errors("mark this process as a reader of the vault"):
+            os.rename(self.path, path)
+        self.path, self.generation = path, generation
+
     def release(self) -> None:
         """Release the mark; calling it twice is fine. In a forked child it does nothing.
 
@@ -97,7 +111,7 @@ def _new_mark(folder: Path, generation: int) -> tuple[FileLock, Path]:
                 if os.fstat(lock.handle).st_nlink:  # else another process removed it before it was locked
                     os.write(lock.handle, facts)
                     return lock, path
-            except OSError:  # a full disk: a mark that stays locked would count as a reader for ever
+            except OSError:  # a full disk: an empty mark would look like a reader
                 path.unlink(missing_ok=True)
                 lock.release()
                 raise

@@ -48,18 +48,18 @@ class _Watcher:
                 self._is_running = True
 
     def _run(self) -> None:
-        while vaults := self._open_vaults():
-            for vault in vaults:
-                with contextlib.suppress(FedmemError):  # the next use of the vault raises it again
-                    vault.notice()
-            del vaults[:]
+        while self._look():
             time.sleep(INTERVAL)
 
-    def _open_vaults(self) -> list[Watched]:
+    def _look(self) -> bool:
+        """Let each open vault look for erasures. Return False, and end the thread, if none is open."""
         with self._guard:
             vaults = [vault for vault in self._vaults if not vault.is_closed]
             self._is_running = bool(vaults)
-        return vaults
+        for vault in vaults:
+            with contextlib.suppress(FedmemError):  # the next use of the vault raises it again
+                vault.notice()
+        return bool(vaults)
 
     def disown(self) -> None:
         global _watcher
