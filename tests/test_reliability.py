@@ -48,5 +48,5 @@ def test_every_invariant_has_a_row(number: int) -> None:
 
 def test_a_name_that_is_not_there_is_noticed() -> None:
     here, gone = "tests/test_reliability.py::test_every_row_names_a_test", "tests/test_reliability.py::test_gone"
-    inside = "tests/vault/test_backup.py::TestErasure::test_one_out_of_reach_is_named_and_its_key_is_gone"
+    inside = "tests/vault/test_backup_registry.py::TestErasure::test_one_out_of_reach_is_named_and_its_key_is_gone"
     assert missing(f"`{here}` `{gone}` `tests/no.py::test_x` `{inside}`") == [gone, "tests/no.py::test_x"]

@@ -140,6 +140,6 @@ def opened_kit(file: Path | None, code: Secret) -> "Kit | None":
     if file is None:
         return None
     from fedmem.storage.files import Files
-    from fedmem.vault.backup.recovery_kit import opened as open_kit
+    from fedmem.vault.backup.recovery_kit import open_kit
 
     return open_kit(Files().read(file), code())

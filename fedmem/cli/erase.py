@@ -150,10 +150,10 @@ def verify(erasure: str, subject: str, vault_path: str | None, secret: Secret, d
 
     with open_vault(subject, vault_path, secret, write=False) as vault:
         result = Erase(vault).verify(erasure, deep=deep)
-    rows: list[list[Any]] = [[store, "; ".join(lines) or "clean"] for store, lines in result.found.items()]
-    data = {"erasure": erasure, "clean": result.clean, "deep": deep, "found": result.found}
+    rows: list[list[Any]] = [[store, "; ".join(lines) or "clean"] for store, lines in result.remnants.items()]
+    data = {"erasure": erasure, "clean": result.is_clean, "deep": deep, "found": result.remnants}
     emit("erase.verify", data, lambda out: table(out, ("store", "found"), rows))
-    if not result.clean:
+    if not result.is_clean:
         raise VerificationFailed("Something of this erasure is still here. Remove what is named, and verify again.")
 
 

@@ -39,7 +39,8 @@ from fedmem.routing.router import route
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.training.release import Release
 from fedmem.training.sequences import encode
-from fedmem.vault.store.core import StaleReader, in_turn
+from fedmem.vault.store.core import StaleReader
+from fedmem.vault.store.turns import in_turn
 from fedmem.vault.vault import BlockInfo, Record, TrainingRun, Vault
 
 Path = tuple[int, ...]

@@ -4,7 +4,7 @@ from fedmem import erasure
 
 planned = erasure.plan(vault, erasure.Scope.block("health"))
 outcome = erasure.execute(vault, planned, planned.digest)
-erasure.verify(vault, outcome.id).clean
+erasure.verify(vault, outcome.id).is_clean
 """
 
 from fedmem.erasure import not_covered, openings, receipt, residue

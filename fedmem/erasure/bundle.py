@@ -59,18 +59,33 @@ def facts(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def counts(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return kind -> number of erased items, from the fields that `facts` returned."""
+    """Return the number of erased items by kind.
+
+    Args:
+        fields: the result of `facts`.
+    """
     kinds = fields["items"].get("kinds")
     return kinds if isinstance(kinds, dict) else Counter(str(row.get("kind")) for row in fields["erased"])
 
 
 def unknown(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `facts` that this version does not know."""
+    """Return the fields of a receipt that this version does not know, by name.
+
+    Args:
+        fields: the result of `facts`.
+    """
     return {name: value for name, value in fields.items() if name not in UNSTATED and name != "previous"}
 
 
 def fingerprint(public_key_pem: bytes) -> str:
-    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed."""
+    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo).
+
+    Args:
+        public_key_pem: the device's public key, PEM.
+
+    Raises:
+        VerificationFailed: it is no Ed25519 key in PEM.
+    """
     receipt.public_key(public_key_pem)
     return device_key.fingerprint(public_key_pem)
 

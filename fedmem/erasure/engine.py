@@ -24,8 +24,8 @@ from fedmem.erasure.planning import Plan, still_holds
 from fedmem.errors import FedmemError, PartialErasure, Refused
 from fedmem.storage.ids import new_id
 from fedmem.vault.store import item_list, reserve
-from fedmem.vault.store.core import in_turn, serialised
 from fedmem.vault.store.ledger import PLANNED
+from fedmem.vault.store.turns import in_turn, serialised
 from fedmem.vault.vault import RunRecord, Vault
 
 DELETED, TO_BE_RETRAINED = "deleted", "deleted, to be retrained"
@@ -154,6 +154,10 @@ def resume(vault: Vault, *, retrain: Retrain | None = None) -> list[Outcome]:
 def cancel(vault: Vault, erasure_id: str) -> Status:
     """Cancel an erasure that has not begun, or a retraining that has not begun. Destroyed items stay destroyed.
 
+    Args:
+        vault: a vault that is open for writing.
+        erasure_id: id of the erasure, 32 hex digits.
+
     Returns:
         The new state of the erasure.
 
@@ -173,7 +177,11 @@ def cancel(vault: Vault, erasure_id: str) -> Status:
 
 @serialised
 def status(vault: Vault) -> list[Status]:
-    """Return the states of all erasures of the vault, oldest first."""
+    """Return the states of all erasures of the vault, oldest first.
+
+    Args:
+        vault: an open vault; reading is enough.
+    """
     return [_status(vault, entry) for entry in journal.read_all(vault)]
 
 

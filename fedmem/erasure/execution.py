@@ -20,8 +20,8 @@ from fedmem.erasure.verification import FILES, Verification, earlier_epochs, res
 from fedmem.errors import Busy, FedmemError, PartialErasure
 from fedmem.storage.canonical import digest
 from fedmem.vault.crypto.device_key import DEVICE_KEY, earlier_keys
-from fedmem.vault.crypto.key_table import epoch_name
-from fedmem.vault.store.core import in_turn
+from fedmem.vault.crypto.sealed_table import epoch_name
+from fedmem.vault.store.turns import in_turn
 from fedmem.vault.store.wal_remnants import has_moved_cells
 from fedmem.vault.vault import Vault
 
@@ -45,7 +45,7 @@ def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
         with vault.core.writing():
             entry = journal.move(vault, entry, states.IN_PROGRESS)
             verification = _destroy(vault, entry, is_resumed)
-            if verification.clean:
+            if verification.is_clean:
                 return _write_receipt(vault, entry, verification)
     except FedmemError as error:
         raise _failure(vault, entry, error) from error
@@ -53,7 +53,12 @@ def execute_entry(vault: Vault, entry: journal.JournalEntry) -> Path:
 
 
 def receipt_path(vault: Vault, entry: journal.JournalEntry) -> Path:
-    """Return the path of the receipt of an erasure; the file exists once the erasure is completed."""
+    """Return the path of the receipt of an erasure; the file exists once the erasure is completed.
+
+    Args:
+        vault: the vault that ran the erasure.
+        entry: the journal entry of the erasure.
+    """
     return vault.root / "receipts" / f"{entry.id}.dsse.json"
 
 
@@ -65,7 +70,7 @@ def _destroy(vault: Vault, entry: journal.JournalEntry, is_resumed: bool) -> Ver
     for epoch in earlier_epochs(vault) if is_resumed else ():  # a copy of an old slot was put back
         vault.core.keystore.destroy(epoch_name(epoch))
     # After an interruption the log no longer shows which cells moved, so every byte is read.
-    if have_cells_moved or (is_resumed and rescan(vault, entry, deep=True).found[FILES]):
+    if have_cells_moved or (is_resumed and rescan(vault, entry, deep=True).remnants[FILES]):
         vault.core.database.vacuum()
         _checkpoint(vault)
     return rescan(vault, entry, deep=is_resumed)

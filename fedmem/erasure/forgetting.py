@@ -55,10 +55,22 @@ class Retrain(Protocol):
     """The retraining of blocks; it is implemented above the engine, where release and policy are known."""
 
     def check(self, vault: Vault, retraining: Retraining) -> None:
-        """Check that the training may begin. Raises BudgetExceeded, Refused, VersionMismatch; changes nothing."""
+        """Check that the training may begin. Change nothing.
+
+        Args:
+            vault: the vault, open for writing.
+            retraining: the blocks and the plan of the new training.
+
+        Raises:
+            BudgetExceeded: the run does not fit into the budget. Refused, VersionMismatch: it cannot be trained here.
+        """
 
     def train(self, vault: Vault, run: RunRecord) -> str:
         """Charge and train a planned run, or continue an interrupted training, and return the new block's id.
+
+        Args:
+            vault: the vault, open for writing.
+            run: the planned run, or an open one.
 
         Raises:
             BudgetExceeded, Refused, VersionMismatch: as `check`.

@@ -24,8 +24,8 @@ from fedmem.storage.canonical import canonical_json
 from fedmem.vault.backup.backup_registry import BACKUP, KIT
 from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
-from fedmem.vault.store.core import serialised
 from fedmem.vault.store.database import ErasureRow
+from fedmem.vault.store.turns import serialised
 from fedmem.vault.vault import Vault
 
 INLINE_ITEMS = 256  # more items would make journal and receipt large
@@ -94,13 +94,29 @@ class JournalEntry:
 
 
 def add(session: Session, entry: JournalEntry) -> None:
-    """Add a new erasure, inside a transaction of the caller."""
+    """Add a new erasure, inside a transaction of the caller.
+
+    Args:
+        session: the caller's transaction; the entry is durable when it commits.
+        entry: a pending entry, as `new` returns it.
+    """
     session.add(ErasureRow(id=entry.id, state=entry.state, created=entry.created, journal=entry.encode()))
 
 
 @serialised
 def read(vault: Vault, erasure_id: str) -> JournalEntry:
-    """Return the entry of one erasure. Raises NothingMatched for an unknown id."""
+    """Return the entry of one erasure.
+
+    Args:
+        vault: an open vault.
+        erasure_id: id of the erasure, 32 hex digits.
+
+    Returns:
+        The entry; a large erasure's items are in a list of their own, see `with_items`.
+
+    Raises:
+        NothingMatched: there is no erasure with this id.
+    """
     with vault.core.database.session() as session:
         row = session.get(ErasureRow, erasure_id)
         if row is None:
@@ -109,7 +125,11 @@ def read(vault: Vault, erasure_id: str) -> JournalEntry:
 
 
 def read_all(vault: Vault) -> Sequence[JournalEntry]:
-    """Return all entries, oldest first."""
+    """Return all entries, oldest first.
+
+    Args:
+        vault: an open vault.
+    """
     with vault.core.database.session() as session:
         rows = session.execute(select(ErasureRow).order_by(ErasureRow.created)).scalars().all()
         return [_decode(row) for row in rows]
@@ -117,6 +137,10 @@ def read_all(vault: Vault) -> Sequence[JournalEntry]:
 
 def with_items(vault: Vault, entry: JournalEntry) -> JournalEntry:
     """Return the entry with its items and all its ids, which a large erasure keeps in a list of their own.
+
+    Args:
+        vault: the vault that holds the erasure.
+        entry: its journal entry.
 
     Raises:
         NothingMatched, VerificationFailed: the list is missing, or was changed.
@@ -130,15 +154,26 @@ def with_items(vault: Vault, entry: JournalEntry) -> JournalEntry:
 def item_lines(vault: Vault, erasure_id: str) -> list[bytes]:
     """Return the lines of the items of an erasure. They are the leaves of the Merkle tree of a large erasure.
 
+    Args:
+        vault: an open vault.
+        erasure_id: id of the erasure, 32 hex digits.
+
+    Returns:
+        One line for each item, as `item_list.lines_of` writes it.
+
     Raises:
         NothingMatched: there is no such erasure, or its list is missing. VerificationFailed: the list was changed.
     """
-    vault.core.reading()
+    vault.core.prepare_read()
     return item_list.lines_of(with_items(vault, read(vault, erasure_id)).items)
 
 
 def scope_ids(items: Sequence[StoredItem]) -> frozenset[str]:
-    """Return the ids of the items in scope. Backups and kits are retired with every scope and belong to none."""
+    """Return the ids of the items in scope. Backups and kits are retired with every scope and belong to none.
+
+    Args:
+        items: the items of a plan or an erasure.
+    """
     return frozenset(item.id for item in items if item.kind not in (BACKUP, KIT))
 
 
@@ -146,6 +181,12 @@ def last_receipt(vault: Vault) -> str:
     """Return the SHA-256 of the receipt of the erasure that was completed last; "" if there is none.
 
     A resumed erasure may have begun before it. So the number of the ledger's event counts, not the time.
+
+    Args:
+        vault: an open vault.
+
+    Returns:
+        64 hex digits, or "".
     """
     completed, receipt = (func.json_extract(ErasureRow.journal, f"$.{name}") for name in ("completed", "receipt"))
     query = select(completed, receipt, ErasureRow.id).where(ErasureRow.state == states.COMPLETED)
@@ -185,7 +226,12 @@ def move(vault: Vault, entry: JournalEntry, state: str, *, receipt: str = "") ->
 
 
 def drop_opening(vault: Vault, entry: JournalEntry) -> None:
-    """Remove the sealed opening of an entry, durably, and mark it as delivered."""
+    """Remove the sealed opening of an entry, durably, and mark it as delivered.
+
+    Args:
+        vault: a vault that is open for writing, in a change.
+        entry: the entry whose opening was delivered.
+    """
     with vault.core.database.session() as session:
         row = session.get_one(ErasureRow, entry.id)
         row.journal = replace(entry, opening="", delivered=True).encode()
@@ -204,7 +250,20 @@ def new(
     opening: str,
     listed: dict[str, Any],
 ) -> JournalEntry:
-    """Return a pending entry. `opening` is sealed, in hex."""
+    """Return a pending entry.
+
+    Args:
+        erasure_id: id of the erasure, 32 hex digits.
+        plan: digest of the plan, hex.
+        commitment: commitment to the scope, hex, as `receipt.commit` returns it.
+        generation: the vault's generation before the erasure.
+        ids: ids of the items in scope.
+        items: the items; left out of the entry if they are in a list of their own.
+        residual: {"epsilon": number or None, "reason": text}.
+        blocks: outcome of each block.
+        opening: the sealed opening of the commitment, hex.
+        listed: public facts of the list of items, as `item_list.write` returns them; empty for a small erasure.
+    """
     facts = plan, commitment, generation, ids, items, residual
     return JournalEntry(erasure_id, states.PENDING, time.time(), *facts, blocks=blocks, opening=opening, listed=listed)
 

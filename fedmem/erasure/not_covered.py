@@ -10,7 +10,7 @@ Invariants
 
 from collections.abc import Iterable
 
-from fedmem.vault.backup.backup_registry import KIT, in_reach, known, out_of_reach
+from fedmem.vault.backup.backup_registry import KIT, in_reach, out_of_reach, registered_copies
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import Core
 
@@ -29,13 +29,29 @@ ALWAYS = (
 
 
 def predicted(core: Core, items: Iterable[StoredItem]) -> list[str]:
-    """Return the sentences that hold before an erasure of `items`: registered copies out of reach included."""
+    """Return the sentences for a plan: what an erasure of `items` would not reach.
+
+    Args:
+        core: an open vault.
+        items: the items of the plan.
+
+    Returns:
+        Sentences without content. Registered copies that are out of reach are named by id.
+    """
     reachable_ids = {copy.id for copy in in_reach(core)}
-    return _lines([copy.id for copy in known(core) if copy.id not in reachable_ids], items)
+    return _lines([copy.id for copy in registered_copies(core) if copy.id not in reachable_ids], items)
 
 
 def remaining(core: Core, items: Iterable[StoredItem]) -> list[str]:
-    """Return the sentences that hold after an erasure of `items`."""
+    """Return the sentences for a receipt: what the erasure of `items` did not reach.
+
+    Args:
+        core: an open vault, after the items were destroyed.
+        items: the erased items.
+
+    Returns:
+        Sentences without content. Retired copies that still exist, or may exist, are named by id.
+    """
     return _lines(out_of_reach(core), items)
 
 

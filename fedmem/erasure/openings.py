@@ -30,12 +30,35 @@ KIND = "opening"
 
 
 def seal(core: Core, erasure_id: str, opening: bytes) -> str:
-    """Return the sealed opening (32 bytes) of an erasure, in hex."""
+    """Return the opening of an erasure, sealed under the ledger's key.
+
+    Guarantees
+        The cell is bound to the vault and to the erasure (see `container`).
+
+    Args:
+        core: an open vault.
+        erasure_id: id of the erasure, 32 hex digits.
+        opening: 32 random bytes.
+
+    Returns:
+        The sealed cell, hex.
+    """
     return core.seal(KIND, erasure_id, _key(core), opening).hex()
 
 
 def unseal(core: Core, entry: journal.JournalEntry) -> str:
-    """Return the opening of an entry in hex, or "" if the vault does not hold it. Raises VerificationFailed."""
+    """Return the opening of an entry.
+
+    Args:
+        core: an open vault.
+        entry: the journal entry of the erasure.
+
+    Returns:
+        64 hex digits, or "" if the vault does not hold the opening.
+
+    Raises:
+        VerificationFailed: the cell was changed.
+    """
     if not entry.opening:
         return ""
     sealed, identity = bytes.fromhex(entry.opening), core.identity(KIND, entry.id)
@@ -43,7 +66,11 @@ def unseal(core: Core, entry: journal.JournalEntry) -> str:
 
 
 def state(entry: journal.JournalEntry) -> str:
-    """Return `waiting`, `delivered`, `not kept` (an earlier fedmem or a restore), or "" if there is no receipt."""
+    """Return `waiting`, `delivered`, `not kept` (an earlier fedmem or a restore), or "" if there is no receipt.
+
+    Args:
+        entry: the journal entry of the erasure.
+    """
     if entry.opening:
         return WAITING
     if entry.state in journal.WITHOUT_RECEIPT:
@@ -54,11 +81,15 @@ def state(entry: journal.JournalEntry) -> str:
 def read(vault: Vault, erasure_id: str) -> str:
     """Return the opening of an erasure in hex (32 bytes).
 
+    Args:
+        vault: an open vault.
+        erasure_id: id of the erasure, 32 hex digits.
+
     Raises:
         NothingMatched: there is no such erasure, or the vault does not hold its opening.
         VerificationFailed: the cell was changed.
     """
-    vault.core.reading()
+    vault.core.prepare_read()
     entry = journal.read(vault, erasure_id)
     if not entry.opening:
         raise NothingMatched(_reason(state(entry)))
@@ -67,6 +98,10 @@ def read(vault: Vault, erasure_id: str) -> str:
 
 def confirm_delivery(vault: Vault, erasure_id: str) -> None:
     """Remove the sealed opening of an erasure, after it was delivered to the person.
+
+    Args:
+        vault: a vault that is open for writing.
+        erasure_id: id of the erasure, 32 hex digits.
 
     Raises:
         NothingMatched: there is no erasure with this id.

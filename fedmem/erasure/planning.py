@@ -25,7 +25,7 @@ from fedmem.errors import NothingMatched, UsageError
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.vault.backup.backup_registry import in_reach
 from fedmem.vault.store.content_stores import KeyTableStore, StoredItem
-from fedmem.vault.store.core import serialised
+from fedmem.vault.store.turns import serialised
 from fedmem.vault.vault import ALL, Vault
 
 KEY_TABLE = KeyTableStore.name
@@ -41,12 +41,20 @@ class Scope:
 
     @classmethod
     def block(cls, id_or_topic: str) -> "Scope":
-        """Return the scope of a topic's block: all its versions, with the topic's records, vectors, runs and keys."""
+        """Return the scope of a topic's block: all its versions, with the topic's records, vectors, runs and keys.
+
+        Args:
+            id_or_topic: id of a block, or the name of its topic; not empty.
+        """
         return cls("block", _valid_name(id_or_topic))
 
     @classmethod
     def topic(cls, name: str) -> "Scope":
-        """Return the scope of everything that is stored under a topic, with or without a block."""
+        """Return the scope of everything that is stored under a topic, with or without a block.
+
+        Args:
+            name: name of the topic, not empty.
+        """
         return cls("topic", _valid_name(name))
 
     @classmethod
@@ -56,19 +64,34 @@ class Scope:
 
     @classmethod
     def record(cls, *ids: str) -> "Scope":
-        """Return the scope of records by id. Raises UsageError without an id."""
+        """Return the scope of records by id.
+
+        Args:
+            *ids: ids of records, 32 hex digits; at least one.
+
+        Raises:
+            UsageError: no id, or an empty one.
+        """
         if not ids:
             raise UsageError("Name the records to erase by their ids. An erasure of no record is not possible.")
         return cls("record", ",".join(sorted({_valid_name(item) for item in ids})))
 
     @classmethod
     def before(cls, when: datetime) -> "Scope":
-        """Return the scope of the records added, and the blocks made, before `when`, which has a time zone."""
+        """Return the scope of the records that were added, and the blocks that were made, before a time.
+
+        Args:
+            when: the time, with a time zone.
+        """
         return cls("before", _utc_text(when))
 
     @classmethod
     def due(cls, at: datetime | None = None) -> "Scope":
-        """Return the scope of the records that are, at a time or now, past the retention rule of their topic."""
+        """Return the scope of the records that are, at a time or now, past the retention rule of their topic.
+
+        Args:
+            at: the time, with a time zone; None is now.
+        """
         return cls("due", _utc_text(at or datetime.now(UTC)))
 
     def encode(self) -> bytes:
@@ -135,6 +158,10 @@ def still_holds(vault: Vault, planned: Plan) -> bool:
     """Return True if a plan made now would be the same. Every store is asked again.
 
     The lineage of runs is read again only if key table or database changed: it is in sealed cells, so it is slow.
+
+    Args:
+        vault: an open vault.
+        planned: the plan to compare.
 
     Raises:
         NothingMatched: the vault holds nothing of the scope any more.

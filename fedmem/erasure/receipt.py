@@ -64,7 +64,19 @@ Statement = dict[str, Any]
 
 
 def commit(scope: Scope, opening: bytes) -> str:
-    """Return the commitment to a scope in hex: HMAC-SHA256 under its opening, which is 32 random bytes."""
+    """Return the commitment to a scope: HMAC-SHA256 of its encoding under the opening.
+
+    Guarantees
+        Without the opening, the commitment does not reveal the scope (HMAC is a PRF); it opens to one scope only
+        (SHA-256 is collision resistant).
+
+    Args:
+        scope: the scope of the erasure.
+        opening: 32 uniformly random bytes, used for one receipt only.
+
+    Returns:
+        64 hex digits.
+    """
     return hmac.new(opening, scope.encode(), hashlib.sha256).hexdigest()
 
 
@@ -151,14 +163,32 @@ def lists_items(content: Mapping[str, Any], lines: bytes) -> bool:
 
 
 def sign(content: Statement, device_seed: bytes) -> bytes:
-    """Return the receipt file: `content` in a DSSE envelope, signed by the Ed25519 key of `device_seed` (32 bytes)."""
+    """Return the receipt file: a statement in a DSSE envelope with an Ed25519 signature.
+
+    Guarantees
+        The signature covers the payload's type and bytes (DSSE v1). The same statement and key give the same file.
+
+    Args:
+        content: the statement, JSON.
+        device_seed: the device key, 32 bytes: an Ed25519 private key.
+    """
     envelope = Envelope(canonical_json(content), PAYLOAD_TYPE, {})
     envelope.sign(CryptoSigner(Ed25519PrivateKey.from_private_bytes(device_seed)))
     return canonical_json(envelope.to_dict())
 
 
 def read(file: bytes) -> Statement:
-    """Return the statement of a receipt whose form is checked and whose signature is not. Raises VerificationFailed."""
+    """Return the statement of a receipt. Its form is checked, and its signature is not.
+
+    Guarantees
+        None on the origin: anyone can write such a file. Use `verify` for that.
+
+    Args:
+        file: the receipt file.
+
+    Raises:
+        VerificationFailed: the file is no receipt.
+    """
     return _content(_envelope(file))
 
 
@@ -182,6 +212,13 @@ def verify(file: bytes, public_key_pem: bytes) -> Statement:
 
 def verify_by_any(file: bytes, public_keys: Sequence[bytes]) -> tuple[Statement, bytes]:
     """Return the statement of a receipt, and the key of `public_keys` (PEM) that signed it.
+
+    Guarantees
+        As `verify`, for the key that is returned.
+
+    Args:
+        file: the receipt file.
+        public_keys: at least one public key, PEM.
 
     Raises:
         VerificationFailed: none of the keys did, or the file is no receipt.
@@ -225,7 +262,14 @@ def _check_change_of_key(content: Statement, earlier: bytes) -> None:
 
 
 def public_key(pem: bytes) -> Ed25519PublicKey:
-    """Return the device's public key. Raises VerificationFailed if it is no Ed25519 key in PEM."""
+    """Return the device's public key.
+
+    Args:
+        pem: the content of `device.pub`.
+
+    Raises:
+        VerificationFailed: it is no Ed25519 key in PEM.
+    """
     try:
         key = load_pem_public_key(pem)
     except (UnsupportedAlgorithm, ValueError, TypeError):
@@ -283,12 +327,15 @@ def _stores(entry: JournalEntry, stores: list[ContentStore], verification: Verif
             "name": store.name,
             "method": store.method,
             "items": item_counts[store.name],
-            "clean": not verification.found[store.name],
+            "clean": not verification.remnants[store.name],
         }
         for store in stores
     ]
-    deep = [(name, method) for name, method in DEEP if name in verification.found]
-    return [*rows, *({"name": name, "method": method, "clean": not verification.found[name]} for name, method in deep)]
+    deep = [(name, method) for name, method in DEEP if name in verification.remnants]
+    return [
+        *rows,
+        *({"name": name, "method": method, "clean": not verification.remnants[name]} for name, method in deep),
+    ]
 
 
 def _chain_error(number: int) -> VerificationFailed:

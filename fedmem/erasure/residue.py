@@ -108,6 +108,13 @@ def windows(data: bytes, name: str) -> dict[str, bytes]:
     """Return needles of 8 bytes at every fourth byte of `data`. They find any two neighbouring float32 values.
 
     Windows of fewer than four different bytes are left out: zeros, for example, are in every file.
+
+    Args:
+        data: the bytes to look for; fewer than 8 give no needle.
+        name: name of the data; each needle has it with a number.
+
+    Returns:
+        Name -> 8 bytes, for `scan`.
     """
     candidates = (data[offset : offset + WINDOW] for offset in range(0, len(data) - WINDOW + 1, 4))
     return {f"{name} {number}": window for number, window in enumerate(candidates) if len(set(window)) >= WINDOW // 2}

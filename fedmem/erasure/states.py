@@ -26,11 +26,24 @@ _NEXT: dict[str, frozenset[str]] = {
 
 
 def may_follow(old: str, new: str) -> bool:
-    """Return True if an erasure may change from state `old` to `new`."""
+    """Return True if an erasure may change from state `old` to `new`.
+
+    Args:
+        old: the present state.
+        new: the next state.
+    """
     return new in _NEXT[old]
 
 
 def check(old: str, new: str) -> None:
-    """Check that an erasure may change from state `old` to `new`. Raises UsageError."""
+    """Check that an erasure may change from state `old` to `new`.
+
+    Args:
+        old: the present state.
+        new: the next state.
+
+    Raises:
+        UsageError: it may not.
+    """
     if not may_follow(old, new):
         raise UsageError(f"An erasure that is {old} cannot become {new}. `fedmem erase status` shows where it stands.")

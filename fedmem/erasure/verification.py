@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedmem.erasure import journal, residue
-from fedmem.vault.crypto.key_table import epoch_name
+from fedmem.vault.crypto.sealed_table import epoch_name
 from fedmem.vault.store.content_stores import ContentStore
-from fedmem.vault.store.core import serialised
+from fedmem.vault.store.turns import serialised
 from fedmem.vault.vault import Vault
 
 FILES = "files-under-root"
@@ -41,17 +41,17 @@ class Verification:
 
     Attributes:
         erasure: id of the erasure.
-        found: store -> sentences about items that still exist; an empty list is clean. A deep verification adds FILES
-            and EPOCHS to the stores.
+        remnants: store -> sentences about items that still exist; an empty list is clean. A deep verification adds
+            FILES and EPOCHS to the stores.
     """
 
     erasure: str
-    found: dict[str, list[str]]
+    remnants: dict[str, list[str]]
 
     @property
-    def clean(self) -> bool:
+    def is_clean(self) -> bool:
         """True if no store and no file holds anything of the erased items."""
-        return not any(self.found.values())
+        return not any(self.remnants.values())
 
 
 def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification:
@@ -72,7 +72,16 @@ def verify(vault: Vault, erasure_id: str, *, deep: bool = False) -> Verification
 
 @serialised
 def rescan(vault: Vault, entry: journal.JournalEntry, *, deep: bool = False) -> Verification:
-    """Ask every store for the items of one erasure; if `deep`, read every file under the root too."""
+    """Ask every store for the items of one erasure; if `deep`, read every file under the root too.
+
+    Args:
+        vault: the vault that ran the erasure.
+        entry: its journal entry, with its items.
+        deep: True also reads every file, and asks the keystore for each earlier epoch key.
+
+    Raises:
+        StorageError: a file could not be read.
+    """
     remnants = {store.name: _scan_store(store, entry.ids) for store in vault.stores}
     if deep:
         remnants |= {
@@ -108,5 +117,12 @@ def _whole_files(vault: Vault, entry: journal.JournalEntry) -> Iterator[str]:
 
 
 def earlier_epochs(vault: Vault) -> list[int]:
-    """Return the earlier epochs whose key still exists; each key opens an older copy of the table."""
+    """Return the earlier epochs whose key still exists; each key opens an older copy of the table.
+
+    Args:
+        vault: an open vault.
+
+    Returns:
+        Numbers from 1 to the epoch before the present one; empty is clean.
+    """
     return [n for n in range(1, vault.core.table.epoch) if vault.core.keystore.exists(epoch_name(n))]

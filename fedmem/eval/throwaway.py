@@ -121,7 +121,7 @@ class ThrowawayVault:
         result = erasure.execute(self.vault, plan, plan.digest)
         self.vault.close()
         self.vault = Vault.open(self.vault.root, subject=SUBJECT)
-        return erasure.verify(self.vault, result.id).clean
+        return erasure.verify(self.vault, result.id).is_clean
 
     def sources(self, topics: Sequence[str]) -> dict[str, list[ActiveMemory]]:
         """Return the private block of each topic as a list with one memory source; empty if there is no block.

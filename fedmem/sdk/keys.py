@@ -21,12 +21,11 @@ from fedmem.erasure.states import COMPLETED
 from fedmem.errors import NothingMatched, VerificationFailed
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files, storage_errors
-from fedmem.vault.backup import backup
-from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup import backup, backup_registry
 from fedmem.vault.backup.restoring import LaterErasures
-from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto import vault_header
 from fedmem.vault.crypto.device_key import SUFFIX
-from fedmem.vault.crypto.key_table import noted
+from fedmem.vault.crypto.key_table import noted_numbers
 from fedmem.vault.store import item_list
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.vault import Vault
@@ -83,9 +82,9 @@ def status(vault: Vault) -> KeyStatus:
         vault: The open vault.
     """
     core = vault.core
-    header, table = public.read_facts(core.files, core.root)[0], core.table
+    header, table = vault_header.read_facts(core.files, core.root)[0], core.table
     return KeyStatus(
-        header.keystore, table.epoch, table.generation, table.serial, noted(core.keystore)[2], copies_of(vault)
+        header.keystore, table.epoch, table.generation, table.serial, noted_numbers(core.keystore)[2], copies_of(vault)
     )
 
 
@@ -96,7 +95,9 @@ def copies_of(vault: Vault, kind: str | None = None) -> list[CopyState]:
         vault: The open vault.
         kind: `kit` or `backup` to return one kind only.
     """
-    return [_copy_state(vault, copy) for copy in copies.known(vault.core) if kind in (None, copy.kind)]
+    return [
+        _copy_state(vault, copy) for copy in backup_registry.registered_copies(vault.core) if kind in (None, copy.kind)
+    ]
 
 
 def later_erasures(place: Path, receipts: Path, public_keys: Sequence[bytes] = ()) -> LaterErasures:
@@ -137,10 +138,12 @@ def later_erasures(place: Path, receipts: Path, public_keys: Sequence[bytes] = (
     return LaterErasures(newest_generation, erased_ids, files, rows, roots)
 
 
-def _copy_state(vault: Vault, copy: copies.RegisteredCopy) -> CopyState:
-    state: Literal["valid", "retired"] = "valid" if copies.holds(vault.core, copy) else "retired"
+def _copy_state(vault: Vault, copy: backup_registry.RegisteredCopy) -> CopyState:
+    state: Literal["valid", "retired"] = "valid" if backup_registry.is_valid(vault.core, copy) else "retired"
     created = datetime.fromtimestamp(copy.created, UTC).isoformat(timespec="seconds")
-    return CopyState(copy.id, copy.kind, state, created, str(copy.place), copies.reachable(vault.core, copy))
+    return CopyState(
+        copy.id, copy.kind, state, created, str(copy.place), backup_registry.is_reachable(vault.core, copy)
+    )
 
 
 def _receipt_files(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedmem.errors import KeystoreError
 from fedmem.sdk.doctor import has_keyring
-from fedmem.vault.crypto.header import NAME
+from fedmem.vault.crypto.vault_header import NAME
 from fedmem.vault.opening import TIMEOUT, VaultExists
 from fedmem.vault.vault import Vault
 

@@ -20,7 +20,7 @@ from fedmem.privacy.ledger import Accountant, read_charges, read_run_states, sub
 from fedmem.privacy.plan import DELTA
 from fedmem.privacy.statement import Spent, Statement, greatest_readded_epsilon, runs_spent, topics_spent
 from fedmem.sdk.egress import Egress
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import ledger_anchor
 from fedmem.vault.store.runs import RunRecord
 from fedmem.vault.vault import ALL, Event, Vault
 
@@ -142,7 +142,7 @@ class Privacy:
     def _checked(self) -> tuple[CheckedLedger, list[Event]]:
         # Read blocks and runs before events: a run that ends meanwhile is then in the ledger when they are compared.
         blocks, runs = self._vault.blocks(), self._vault.runs_by_id(self._vault.ids_of(ALL))
-        noted_head = heads.noted(self._vault.core.keystore)
+        noted_head = ledger_anchor.read_note(self._vault.core.keystore)
         events = self._vault.ledger.events()
         ledger_states, blocks_of = (
             read_run_states(events),
@@ -155,7 +155,11 @@ class Privacy:
                 "The ledger and the vault's blocks and runs differ. Restore the vault from a backup."
             )
         # The keystore of a restored vault may note a later event than its ledger holds. ε is infinite then.
-        noted = noted_head[0] + 1 if noted_head is not None and heads.holds(self._vault.core, noted_head) else None
+        noted = (
+            noted_head[0] + 1
+            if noted_head is not None and ledger_anchor.has_event(self._vault.core, noted_head)
+            else None
+        )
         return CheckedLedger(events[-1].digest if events else "", len(events), len(ledger_states), noted), events
 
     def _runs(self, events: Sequence[Event]) -> list[RunRecord]:

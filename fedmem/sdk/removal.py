@@ -21,11 +21,12 @@ from fedmem.erasure.states import COMPLETED, UNFINISHED
 from fedmem.errors import Busy, KeystoreError, Refused
 from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
-from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto import vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY
-from fedmem.vault.crypto.key_table import LOG, backup_name, epoch_name, numbers_of
+from fedmem.vault.crypto.key_table import LOG
 from fedmem.vault.crypto.keystore import Ask, KeyfileKeys
 from fedmem.vault.crypto.rekey import slots_of
+from fedmem.vault.crypto.sealed_table import backup_name, epoch_name, numbers_of
 from fedmem.vault.opening import TABLE, TIMEOUT, table_header
 from fedmem.vault.store.core import take_writer_lock
 from fedmem.vault.store.leases import stale_readers
@@ -71,7 +72,7 @@ def remove(root: Path, evidence: Path, *, subject: str, ask: Ask | None = None, 
     if (root / MARK).is_file() and not (root / TABLE).is_file():  # an earlier call destroyed the keys and got this far
         _remove_folder(files, root)
         return Removed("", ())
-    header, names = public.read_facts(files, root)[0], tuple[str, ...]()
+    header, names = vault_header.read_facts(files, root)[0], tuple[str, ...]()
     checked_table = list[str]()
     try:
         with Vault.open(root, subject=subject, ask=ask, files=files) as vault, vault.core.writing():
@@ -100,10 +101,10 @@ def _table_digests(files: Files, root: Path) -> list[str]:
     return [files.digest(root / name) for name in (TABLE, LOG) if (root / name).exists()]
 
 
-def _has_lost_keys(files: Files, root: Path, header: public.Header) -> bool:
+def _has_lost_keys(files: Files, root: Path, header: vault_header.Header) -> bool:
     """Return True if an earlier call has marked the vault as removed, and has destroyed its epoch key."""
     name = epoch_name(numbers_of(table_header(files, root))[0])
-    keystore = public.bare_keystore(header, files, slots_of(header.id))
+    keystore = vault_header.bare_keystore(header, files, slots_of(header.id))
     if isinstance(keystore, KeyfileKeys):  # a crash may leave a slot of zeros
         with contextlib.suppress(KeystoreError):
             return not keystore.slot(name)
@@ -154,12 +155,12 @@ def _save_evidence(vault: Vault, place: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in place.iterdir()))
 
 
-def _destroy_keys(files: Files, root: Path, header: public.Header) -> None:
+def _destroy_keys(files: Files, root: Path, header: vault_header.Header) -> None:
     """Destroy every key of the vault in its keystore, and remove the folder of its slots."""
     epoch, generation, _ = numbers_of(table_header(files, root))
     epochs = [epoch_name(number) for number in range(max(1, epoch - 1), epoch + 2)]
     backups = [backup_name(number) for number in range(max(0, generation - 1), generation + 1)]
-    keystore = public.bare_keystore(header, files, slots_of(header.id))
+    keystore = vault_header.bare_keystore(header, files, slots_of(header.id))
     keystore.destroy(epoch_name(epoch))  # first: its absence shows that the removal has begun
     keystore.discard([DEVICE_KEY, *epochs, *backups])
     files.remove_folder(slots_of(header.id))

@@ -151,7 +151,7 @@ class PlannedErasure:
             StorageError: The disk failed.
         """
         outcome = erasure.execute(self._vault, self._plan, digest or self.digest, retrain=self._retrain)
-        if not erasure.verify(self._vault, outcome.id).clean:
+        if not erasure.verify(self._vault, outcome.id).is_clean:
             raise VerificationFailed(
                 f"Erasure {outcome.id} ran, but a rescan finds something. `fedmem erase verify {outcome.id}` lists it."
             )

@@ -8,8 +8,8 @@ Invariants
 - A reader and a writer refuse a vault whose parts do not fit together, before a byte of it is changed. Examples: a
   missing header, key table, database or log; an older one; one of another vault.
 
-    core = make(root, subject="ana", keystore="keyfile")
-    core = unlock(root, subject="ana", write=True)
+    core = create_vault(root, subject="ana", keystore="keyfile")
+    core = open_vault(root, subject="ana", write=True)
 """
 
 import contextlib
@@ -25,15 +25,13 @@ from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
 from fedmem.storage.locks import NEXT, WriterLock
-from fedmem.vault.crypto import container, rekey
-from fedmem.vault.crypto import header as public
+from fedmem.vault.crypto import container, rekey, vault_header
 from fedmem.vault.crypto.container import new_key
 from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
-from fedmem.vault.crypto.header import Header
 from fedmem.vault.crypto.key_table import LOG, KeyTable
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement, inventory
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.crypto.vault_header import Header
+from fedmem.vault.store import acknowledgement, inventory, ledger_anchor
 from fedmem.vault.store.core import LOCK, Core, take_writer_lock
 from fedmem.vault.store.database import SCHEMA, SEE_CHECK, Database
 from fedmem.vault.store.topics import FACTS
@@ -53,7 +51,7 @@ class VaultExists(Refused):
     """An error: the folder for a new vault holds a vault already."""
 
 
-def make(
+def create_vault(
     root: Path,
     *,
     subject: str,
@@ -84,7 +82,7 @@ def make(
     """
     disable_core_dumps()
     files = files or Files()
-    header = public.new_facts(new_id(), keystore, simulated)
+    header = vault_header.new_facts(new_id(), keystore, simulated)
     _check_place(root)
     files.make_folder(root)
     writer = take_writer_lock(root, timeout)
@@ -100,7 +98,7 @@ def _write_vault(files: Files, root: Path, header: Header, subject: str, ask: As
     files.replace(root / CREATING, b"")
     for name in _FOLDERS:
         files.make_folder(root / name)
-    keystore = public.start_keystore(header, files, paths.slots_dir() / header.id, ask)
+    keystore = vault_header.start_keystore(header, files, paths.slots_dir() / header.id, ask)
     facts = {"subject": subject, "facts": digest(header.encode()), "ledger": new_id(), **FACTS}
     table = KeyTable.create(files, root / TABLE, keystore, header.id, facts, {facts["ledger"]: new_key()})
     (root / DATABASE).touch(mode=0o600)
@@ -109,14 +107,14 @@ def _write_vault(files: Files, root: Path, header: Header, subject: str, ask: As
     core = Core(root, header.id, header.simulated, files, keystore, table, database, write=True)
     acknowledgement.acknowledge(core)
     files.replace(root / "device.pub", public_pem(keystore.create(DEVICE_KEY)))
-    public.keep_copy(files, header)
-    files.replace(root / public.NAME, header.encode())  # the vault exists from here on
+    vault_header.keep_copy(files, header)
+    files.replace(root / vault_header.NAME, header.encode())  # the vault exists from here on
     files.unlink(root / CREATING)
     files.sync_folder(root)
     return core
 
 
-def unlock(
+def open_vault(
     root: Path,
     *,
     subject: str,
@@ -151,8 +149,8 @@ def unlock(
         if writer is not None:  # while it waited, another writer may have moved the keys
             header, data = read_header(files, root)
         check_same_vault(files, root, header)
-        keystore = public.open_keystore(header, files, paths.slots_dir() / header.id, ask)
-        note = acknowledgement.noted(keystore)
+        keystore = vault_header.open_keystore(header, files, paths.slots_dir() / header.id, ask)
+        note = acknowledgement.read_note(keystore)
         table = KeyTable.open(files, root / TABLE, keystore, header.id)
         check_sealed(table, data, subject)
         # Open for reading first: opening for writing would apply the write-ahead log before the checks.
@@ -176,7 +174,7 @@ def _check(core: Core, note: acknowledgement.Acknowledged | None) -> None:
     acknowledgement.check_serial(core)
     if core.write:  # a writer may have changed the table, and not yet the database, while a reader reads
         inventory.check_keys(core.table, items, core.database)
-    heads.check(core)
+    ledger_anchor.check(core)
 
 
 def _prepare(core: Core) -> None:
@@ -209,17 +207,29 @@ def _migrate(root: Path) -> None:
 def read_header(files: Files, root: Path) -> tuple[Header, bytes]:
     """Return the header of the vault at `root`, and its bytes.
 
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+
     Raises:
         NothingMatched: no vault here. VerificationFailed: the header of the vault is missing or damaged.
         VersionMismatch: another format.
     """
-    if not (root / public.NAME).is_file():
+    if not (root / vault_header.NAME).is_file():
         _check_header_not_lost(root)
-    return public.read_facts(files, root)
+    return vault_header.read_facts(files, root)
 
 
 def table_header(files: Files, root: Path) -> Mapping[str, Any]:
-    """Return the public header of the key table at `root`. Raises VerificationFailed if it is missing or damaged."""
+    """Return the public header of the key table. It is not authenticated.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+
+    Raises:
+        VerificationFailed: the table is missing or damaged. VersionMismatch: another format.
+    """
     if not (root / TABLE).is_file():
         raise VerificationFailed(f"The vault's key table {TABLE} is missing. {SEE_CHECK}")
     first_bytes = files.read(root / TABLE, limit=container.PREFIX.size + container.MAX_HEADER)
@@ -227,9 +237,18 @@ def table_header(files: Files, root: Path) -> Mapping[str, Any]:
 
 
 def check_same_vault(files: Files, root: Path, header: Header) -> None:
-    """Check that the header and the key table belong to one vault. Raises VerificationFailed."""
+    """Check that the header and the key table belong to one vault.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+        header: the header in it.
+
+    Raises:
+        VerificationFailed: they belong to two vaults, or the table is missing or damaged.
+    """
     if table_header(files, root).get("vault") != header.id:
-        raise VerificationFailed(f"{public.NAME} and {TABLE} belong to two different vaults. {SEE_CHECK}")
+        raise VerificationFailed(f"{vault_header.NAME} and {TABLE} belong to two different vaults. {SEE_CHECK}")
 
 
 def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
@@ -239,7 +258,9 @@ def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
         A changed header is detected, because the table holds its digest, sealed.
 
     Args:
+        table: the open key table.
         data: the bytes of vault.json.
+        subject: the subject that the vault is opened for.
 
     Raises:
         VerificationFailed: the header was changed. Refused: the vault of another subject.
@@ -250,7 +271,15 @@ def check_sealed(table: KeyTable, data: bytes, subject: str) -> None:
 
 
 def check_subject(table: KeyTable, subject: str) -> None:
-    """Check that the key table belongs to a vault of this subject. Raises Refused."""
+    """Check that the key table belongs to a vault of this subject.
+
+    Args:
+        table: the open key table.
+        subject: the subject that the vault is opened for.
+
+    Raises:
+        Refused: the vault of another subject.
+    """
     if not hmac.compare_digest(table.facts["subject"].encode(), subject.encode()):
         raise Refused("This vault belongs to another subject. Open it for the subject it was created for.")
 
@@ -263,7 +292,7 @@ def disable_core_dumps() -> None:
 def _check_place(root: Path) -> None:
     """Check that a vault can be created at `root`. Raises VaultExists, Refused, VerificationFailed."""
     names = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    if public.NAME in names:
+    if vault_header.NAME in names:
         raise VaultExists(f"There is a vault at {root} already. Open it, or choose another folder.")
     if any(name not in _VAULT_NAMES and not name.endswith(".tmp") for name in names):
         raise Refused(f"The folder {root} is not empty. Choose a new or empty folder for the vault.")
@@ -277,10 +306,10 @@ def _check_header_not_lost(root: Path) -> None:
     has_content = any(any((root / name).iterdir()) for name in _FOLDERS if (root / name).is_dir())
     has_content = has_content or any((root / name).exists() for name in _CONTENT)
     # The header is checked last: another program may have completed a creation in the meantime.
-    if has_content and not (root / public.NAME).is_file():
+    if has_content and not (root / vault_header.NAME).is_file():
         raise VerificationFailed(
-            f"The vault at {root} has lost its header {public.NAME}. {SEE_CHECK} A folder in which no vault was ever "
-            "finished can be removed by hand."
+            f"The vault at {root} has lost its header {vault_header.NAME}. {SEE_CHECK} A folder in which no vault was "
+            "ever finished can be removed by hand."
         )
 
 

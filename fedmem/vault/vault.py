@@ -13,8 +13,7 @@ training/.
 A method that reads items raises UsageError after `close`, and StaleReader if an erasure happened since the opening.
 A method that changes items raises Refused in a vault that is open for reading only.
 
->>> import os, tempfile
->>> import numpy as np
+>>> import os, tempfile, numpy as np
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     os.environ["FEDMEM_HOME"] = folder + "/home"
 ...     with Vault.create(folder + "/v", subject="alice") as vault:
@@ -40,12 +39,13 @@ from fedmem.vault.store import acknowledgement, ledger_anchor, reserve
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.checkpoints import Checkpoints, CheckpointStore
 from fedmem.vault.store.content_stores import BUILT_IN, ContentStore, check_claims, valid_store
-from fedmem.vault.store.core import Core, StaleReader, serialised_methods
+from fedmem.vault.store.core import Core, StaleReader
 from fedmem.vault.store.inventory import Inventory
 from fedmem.vault.store.ledger import Event, Ledger
 from fedmem.vault.store.records import NewRecord, Record, Records
 from fedmem.vault.store.runs import RunRecord, Runs, TrainingRun
 from fedmem.vault.store.topics import ALL, FACTS, Everything, ids_of, keep, retention
+from fedmem.vault.store.turns import serialised_methods
 from fedmem.vault.store.vectors import Vector
 
 __all__ = ["ALL", "BlockInfo", "Event", "NewRecord", "Record", "RunRecord", "StaleReader", "TrainingRun", "Vault"]
@@ -106,7 +106,7 @@ class Vault:
             VerificationFailed: a vault in the folder lost its header.
             Busy, KeystoreError, StorageError, UsageError.
         """
-        core = opening.make(
+        core = opening.create_vault(
             Path(root), subject=subject, keystore=keystore, ask=ask, simulated=simulated, files=files, timeout=timeout
         )
         try:
@@ -152,7 +152,7 @@ class Vault:
         root, files = Path(root), files or Files()
 
         def work() -> Vault:
-            core = opening.unlock(root, subject=subject, ask=ask, write=write, files=files, timeout=timeout)
+            core = opening.open_vault(root, subject=subject, ask=ask, write=write, files=files, timeout=timeout)
             try:
                 vault = cls(core)
                 vault._start()
@@ -235,14 +235,11 @@ class Vault:
 
     def retention(self) -> dict[str, float]:
         """Return for each topic with a retention rule the days for which its records are kept."""
-        self.core.reading()
+        self.core.prepare_read()
         return retention(self.core.table)
 
     def search(self, vector: Vector, k: int) -> list[tuple[Record, float]]:
-        """Return the `k` records nearest to `vector` (float32 [dim]), with their dot products, best first.
-
-        Raises VersionMismatch if the records were embedded by another embedder.
-        """
+        """Return the `k` records nearest to `vector`, with dot products, best first. See `records.Records.search`."""
         return self._records.search(vector, k)
 
     def begin_run(
@@ -289,7 +286,7 @@ class Vault:
 
     def checkpoint_step(self, run: RunRecord) -> int:
         """Return the step of a run's last checkpoint; 0 if it has none."""
-        self.core.reading()
+        self.core.prepare_read()
         return self._checkpoints.step(run.key_id)
 
     def runs(self, topic: str) -> list[RunRecord]:
@@ -360,7 +357,7 @@ class Vault:
 
     def ids_of(self, topic: str | Everything | None) -> frozenset[str]:
         """Return the ids of a topic's records, blocks, runs and run keys; of the shareable records (None); of `ALL`."""
-        self.core.reading()
+        self.core.prepare_read()
         return ids_of(self.core.table, topic)
 
     def close(self) -> None:
@@ -377,7 +374,7 @@ class Vault:
 
     def _acknowledge(self) -> None:
         """Note a durable change in the keystore: the ledger's head, and the state of table and database."""
-        ledger_anchor.note(self.core)
+        ledger_anchor.write_note(self.core)
         acknowledgement.acknowledge(self.core)
 
     def _seal_serial(self) -> bytes:

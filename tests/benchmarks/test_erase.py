@@ -25,7 +25,7 @@ def test_a_filled_vault_opens_and_holds_its_blocks(home: Path) -> None:
         erase.erase(vault)
         assert len(vault.blocks()) == 7
         assert block not in vault.core.table.keys
-        assert erasure.verify(vault, erasure.status(vault)[0].id, deep=True).clean
+        assert erasure.verify(vault, erasure.status(vault)[0].id, deep=True).is_clean
 
 
 def test_the_table_alone_is_written_under_a_new_key_and_erases_nothing(home: Path) -> None:

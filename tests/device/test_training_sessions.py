@@ -223,7 +223,7 @@ def test_of_a_checkpoint_nothing_is_left(shared: Vault, release: Release, root: 
             assert planned.items["checkpoints"] == 1
             assert planned.counts["checkpoint"] == 1
             erased = planned.execute()
-            assert client.erase.verify(erased.id, deep=True).clean
+            assert client.erase.verify(erased.id, deep=True).is_clean
     assert residue.scan(root, needles) == []
     with Vault.open(root, subject="ana") as vault:
         assert not [one for one in training_statuses(vault) if one.state == "paused"]

@@ -8,10 +8,7 @@ import pytest
 from fedmem import erasure
 from fedmem.erasure import Scope, receipt
 from fedmem.errors import Refused, VerificationFailed
-from fedmem.sdk.views import Erase
-from fedmem.vault.backup import backup, recovery
-from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import backup, backup_registry, recovery, recovery_kit
 from fedmem.vault.vault import Vault
 
 
@@ -26,25 +23,6 @@ def vault(vaults) -> Vault:
 
 def predicate(vault: Vault, outcome: erasure.Outcome) -> dict:
     return receipt.verify(outcome.receipt_path.read_bytes(), (vault.root / "device.pub").read_bytes())["predicate"]
-
-
-def test_plan_and_receipt_name_the_copies_that_go(vaults, vault: Vault, tmp_path: Path) -> None:
-    manifest = backup.create(vault, tmp_path / "stick")
-    kit, _ = recovery.create(vault, tmp_path / "kit")
-    lost, _ = recovery.create(vault, tmp_path / "lost")
-    (tmp_path / "lost").unlink()
-    planned = Erase(vault).plan(topic=vaults.TOPIC)
-    assert (planned.counts["backup"], planned.counts["kit"], planned.items["copies"]) == (1, 1, 2)
-    assert any(lost in line for line in planned.not_covered)
-    done = planned.execute()
-    statement = receipt.verify(done.receipt.read_bytes(), (vault.root / "device.pub").read_bytes())["predicate"]
-    assert {"id": manifest.id, "kind": "backup"} in statement["erased"]
-    assert {"id": kit, "kind": "kit"} in statement["erased"]
-    assert any(lost in line for line in statement["not_covered"])
-    assert any(f"further copies of recovery kit {kit}" in line for line in statement["not_covered"])
-    assert not (tmp_path / "stick").exists()
-    assert not (tmp_path / "kit").exists()
-    assert erasure.status(vault)[0].counts["backup"] == 1
 
 
 def test_a_plan_of_before_a_copy_no_longer_holds(vaults, vault: Vault, tmp_path: Path) -> None:
@@ -68,7 +46,7 @@ def test_a_backup_s_folder_gives_up_its_own_files_only(vaults, vault: Vault, tmp
     planned = erasure.plan(vault, Scope.topic(vaults.TOPIC))
     assert erasure.execute(vault, planned, planned.digest).state == "completed"
     assert {str(path.relative_to(stick)) for path in stick.rglob("*") if path.is_file()} == foreign
-    assert copies.known(vault.core) == []
+    assert backup_registry.registered_copies(vault.core) == []
 
 
 @pytest.mark.parametrize("name", ["../victim", "/victim", "photos/victim", "blocks/../victim", "blocks/.."])
@@ -116,7 +94,7 @@ def test_the_rest_of_a_killed_backup_goes_at_the_next_opening(vaults, vault: Vau
     vault.core.lease.release()
     again = vaults.open()
     assert not stage.exists()
-    assert copies.known(again.core) == []
+    assert backup_registry.registered_copies(again.core) == []
 
 
 def test_the_rest_of_a_killed_backup_goes_with_an_erasure(vaults, vault: Vault, tmp_path: Path) -> None:
@@ -147,4 +125,4 @@ def test_a_kit_of_another_vault_is_left_alone(vaults, vault: Vault, tmp_path: Pa
     assert (tmp_path / "kit").read_bytes() == file
     assert "kit" not in planned.counts
     with pytest.raises(VerificationFailed):
-        kits.opened(b"no kit", code)
+        recovery_kit.open_kit(b"no kit", code)

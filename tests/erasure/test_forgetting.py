@@ -83,7 +83,7 @@ def test_deleting_the_block_leaves_the_other_records(vault: Vault, vaults) -> No
     assert ids(vault, vaults.TOPIC) == rest
     assert [block.topic for block in vault.blocks()] == [OTHER]
     assert said(vault, outcome)["blocks"] == [{"id": old, "outcome": "deleted"}]
-    assert erasure.verify(vault, outcome.id, deep=True).clean
+    assert erasure.verify(vault, outcome.id, deep=True).is_clean
     assert states(vault) == [("completed", "")]
 
 
@@ -291,7 +291,7 @@ def test_cut_at_any_operation_then_resumed(vaults, faults, at: int) -> None:
     assert vault.block_rows(block.id).decode().split() == rest
     spends = [event for event in vault.ledger.events() if event.kind == "spend"]
     assert len(spends) == 2  # one charge for the old block, one for the new
-    assert erasure.verify(vault, erasure.status(vault)[0].id, deep=True).clean
+    assert erasure.verify(vault, erasure.status(vault)[0].id, deep=True).is_clean
 
 
 def test_a_pending_one_is_cancelled_and_its_wish_with_it(vault: Vault, vaults, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ with tempfile.NamedTemporaryFile() as scratch:
          mine=sorted(vault.ids_of(told["topic"])), run=run.key.hex())
 planned = erasure.plan(vault, Scope.topic(told["topic"]))
 outcome = erasure.execute(vault, planned, planned.digest)
-meet(clean=erasure.verify(vault, outcome.id, deep=True).clean, receipt=str(outcome.receipt_path))
+meet(clean=erasure.verify(vault, outcome.id, deep=True).is_clean, receipt=str(outcome.receipt_path))
 vault.close()
 """
 AFTERWARDS = """

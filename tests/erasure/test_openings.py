@@ -66,7 +66,7 @@ def test_it_is_kept_over_erasures_and_new_keys_until_it_is_delivered(vaults) -> 
     with pytest.raises(NothingMatched, match="was delivered"):
         openings.read(vault, outcome.id)
     openings.confirm_delivery(vault, outcome.id)
-    assert erasure.verify(vault, outcome.id, deep=True).clean
+    assert erasure.verify(vault, outcome.id, deep=True).is_clean
 
 
 def test_the_vault_holds_it_sealed_and_after_delivery_not_at_all(vaults) -> None:

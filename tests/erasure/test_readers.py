@@ -99,7 +99,7 @@ def test_an_idle_reader_makes_it_partial_until_it_notices(
     assert caught.value.exit_code == 5
     (status,) = erasure.status(held)
     assert (status.state, status.receipt_path) == ("partial", None)
-    found = erasure.verify(held, status.id).found
+    found = erasure.verify(held, status.id).remnants
     assert [store for store, said in found.items() if said] == ["readers"]
     assert str(process.pid) in found["readers"][0]
     with pytest.raises(PartialErasure):
@@ -125,7 +125,7 @@ def test_a_reader_that_opened_after_it_does_not_count(held, vaults, start: Start
     planned = erasure.plan(held, Scope.topic("third"))
     # This one is newer than the reader, which has not noticed.
     stale = erasure.status(held)[0].id
-    assert erasure.verify(held, stale).clean
+    assert erasure.verify(held, stale).is_clean
     assert planned.counts == {"retention": 1}
 
 

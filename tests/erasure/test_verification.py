@@ -58,7 +58,7 @@ def test_a_store_that_says_it_is_clean_and_still_lists_an_item_is_not_believed(h
     with pytest.raises(PartialErasure):
         erase(vault, vaults.TOPIC)
     (status,) = erasure.status(vault)
-    assert "still listed" in erasure.verify(vault, status.id).found["mirror"][0]
+    assert "still listed" in erasure.verify(vault, status.id).remnants["mirror"][0]
     shutil.rmtree(folder)
     folder.mkdir()
     assert [outcome.state for outcome in erasure.resume(vault)] == ["completed"]
@@ -68,10 +68,10 @@ def test_a_store_that_lies_twice_is_caught_by_the_deep_one(held, vaults) -> None
     vault, folder = held
     vault.register(Copies(folder, lists=False))
     outcome = erase(vault, vaults.TOPIC)
-    assert erasure.verify(vault, outcome.id).clean
+    assert erasure.verify(vault, outcome.id).is_clean
     deep = erasure.verify(vault, outcome.id, deep=True)
-    assert not deep.clean
-    assert "receipts-cache" in deep.found[FILES][0]
+    assert not deep.is_clean
+    assert "receipts-cache" in deep.remnants[FILES][0]
 
 
 def test_the_copy_of_a_damaged_file_is_known_by_its_digest(vaults) -> None:
@@ -82,9 +82,9 @@ def test_the_copy_of_a_damaged_file_is_known_by_its_digest(vaults) -> None:
         container.read_header(path.read_bytes())
     copy = path.read_bytes()
     outcome = erase(vault, vaults.TOPIC)
-    assert erasure.verify(vault, outcome.id, deep=True).clean
+    assert erasure.verify(vault, outcome.id, deep=True).is_clean
     (vault.root / "receipts" / "left").write_bytes(copy)
-    assert "receipts/left" in erasure.verify(vault, outcome.id, deep=True).found[FILES][0]
+    assert "receipts/left" in erasure.verify(vault, outcome.id, deep=True).remnants[FILES][0]
 
 
 def test_an_earlier_epoch_key_that_came_back_is_found(vaults, home: Path) -> None:
@@ -94,10 +94,10 @@ def test_an_earlier_epoch_key_that_came_back_is_found(vaults, home: Path) -> Non
     shutil.copy(slots / "epoch-1", home / "epoch-1")
     vaults.block(vault)
     outcome = erase(vault, vaults.TOPIC)
-    assert erasure.verify(vault, outcome.id, deep=True).clean
+    assert erasure.verify(vault, outcome.id, deep=True).is_clean
     shutil.copy(home / "epoch-1", slots / "epoch-1")  # somebody restored an old backup of the slots
-    assert erasure.verify(vault, outcome.id).clean
-    assert erasure.verify(vault, outcome.id, deep=True).found[EPOCHS] == ["the key of epoch 1 exists"]
+    assert erasure.verify(vault, outcome.id).is_clean
+    assert erasure.verify(vault, outcome.id, deep=True).remnants[EPOCHS] == ["the key of epoch 1 exists"]
 
 
 def test_a_resumed_erasure_is_verified_deep_and_says_so(vaults, faults) -> None:

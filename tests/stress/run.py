@@ -122,11 +122,11 @@ def _unclean(vault: Vault, states: Sequence[erasure.Status]) -> Iterator[str]:
     completed = [status.id for status in states if status.state == "completed"]
     for erasure_id in completed[-DEEP:]:
         yield from (f"erasure of {name}: {lines[0]}" for name, lines in _remnants(vault, erasure_id).items() if lines)
-    yield from (f"erasure {item} is not clean" for item in completed if not erasure.verify(vault, item).clean)
+    yield from (f"erasure {item} is not clean" for item in completed if not erasure.verify(vault, item).is_clean)
 
 
 def _remnants(vault: Vault, erasure_id: str) -> dict[str, list[str]]:
-    return erasure.verify(vault, erasure_id, deep=True).found
+    return erasure.verify(vault, erasure_id, deep=True).remnants
 
 
 def plaintext(base: Path) -> list[str]:

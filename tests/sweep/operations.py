@@ -216,7 +216,7 @@ def _untidy(place: Place, vault: Vault) -> str:
             return f"an erasure is {status.state}"
         if status.receipt_path is not None:
             erasure.receipt.verify(status.receipt_path.read_bytes(), (place.root / "device.pub").read_bytes())
-            if not erasure.verify(vault, status.id, deep=True).clean:
+            if not erasure.verify(vault, status.id, deep=True).is_clean:
                 return "an erasure does not verify"
     return ""
 

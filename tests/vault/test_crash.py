@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from fedmem.errors import StorageError, VerificationFailed
+from fedmem.errors import StorageError
 from fedmem.vault.vault import ALL
 
 REPOSITORY = Path(__file__).parents[2]
@@ -18,11 +18,6 @@ REPOSITORY = Path(__file__).parents[2]
 def state(vault) -> tuple[int, list[str], list[str]]:
     """What the ordinary path shows."""
     return len(vault.records(ALL)), [block.id for block in vault.blocks()], [e.kind for e in vault.ledger.events()]
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """The files of a vault that hold its state."""
-    return {path.name: path.read_bytes() for path in root.iterdir() if path.suffix in (".db", ".fmk", ".log")}
 
 
 @pytest.mark.parametrize("at", range(5))
@@ -125,23 +120,3 @@ def test_temporaries_and_unknown_containers_are_swept_at_opening(vaults) -> None
     vault = vaults.open()
     assert not list(vault.root.rglob("*.tmp"))
     assert [path.stem for path in (vault.root / "blocks").iterdir()] == [block]
-
-
-@pytest.mark.parametrize("are_notes_lost", [False, True])
-@pytest.mark.parametrize("name", ["table.fmk", "table.log"])
-def test_a_table_older_than_the_database_is_noticed(vaults, home: Path, name: str, are_notes_lost: bool) -> None:
-    vault = vaults.create()
-    vault.add_records(vaults.records(1))
-    old = (vault.root / name).read_bytes()
-    vault.add_records(vaults.records(1))
-    if name == "table.fmk":
-        vault.keep(vaults.TOPIC, 3)  # writes the whole table
-    vault.close()
-    (vault.root / name).write_bytes(old)
-    for path in home.rglob("*.note") if are_notes_lost else ():
-        path.unlink()
-    before = tree(vault.root)
-    for write in (True, False):
-        with pytest.raises(VerificationFailed):
-            vaults.open(write=write)
-    assert tree(vault.root) == before

@@ -12,10 +12,9 @@ import pytest
 from fedmem import erasure
 from fedmem.errors import Busy, StorageError, VerificationFailed
 from fedmem.vault.backup import backup, restoring
-from fedmem.vault.crypto import header as facts
-from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto import rekey, vault_header
 from fedmem.vault.store import egress_log as egress
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import ledger_anchor
 from fedmem.vault.store.egress_entry import EgressEntry
 from fedmem.vault.store.egress_log import EgressLog
 from fedmem.vault.store.ledger import chain
@@ -200,7 +199,7 @@ def test_an_erasure_leaves_it_and_a_new_key_opens_it(vaults) -> None:
             vault.add_records(vaults.records(1))
         planned = erasure.plan(vault, scope)
         outcome = erasure.execute(vault, planned, planned.digest)
-        assert erasure.verify(vault, outcome.id, deep=True).clean
+        assert erasure.verify(vault, outcome.id, deep=True).is_clean
     vault = vaults.reopen(vault)
     assert log(vault).read_bytes() == before
     assert len(EgressLog(vault.core).entries()) == 3
@@ -225,7 +224,7 @@ def test_a_backup_carries_it_and_a_restored_one_says_what_it_lacks(vaults, tmp_p
     assert [line.entry.number for line in ledger.entries()] == [1, 2]
     assert not ledger.complete()
     filled(found, 1)
-    assert heads.noted(found.core.keystore, egress.NOTE) == (2, EgressLog(found.core).entries()[-1].chain)
+    assert ledger_anchor.read_note(found.core.keystore, egress.NOTE) == (2, EgressLog(found.core).entries()[-1].chain)
     found = vaults.reopen(found)
     assert not EgressLog(found.core).complete()
     log(found).write_bytes(b"")
@@ -237,7 +236,7 @@ def test_it_moves_with_the_keys(vaults) -> None:
     vault, ask = vaults.create(), lambda: "a long enough passphrase"
     filled(vault)
     core = vault.core
-    known, _ = facts.read_facts(core.files, core.root)
+    known, _ = vault_header.read_facts(core.files, core.root)
     rekey.renew(core.files, core.root, core.table, known, "passphrase", ask)
     vault.close()
     vault = vaults.open(ask=ask)

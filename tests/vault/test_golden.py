@@ -13,8 +13,7 @@ from fedmem import erasure
 from fedmem.device.account import account_of
 from fedmem.errors import StorageError, VersionMismatch
 from fedmem.policy.policy import FederationLimits
-from fedmem.vault.backup import backup, recovery, restoring
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import backup, recovery, recovery_kit, restoring
 from fedmem.vault.store import database
 from fedmem.vault.store.database import FIRST_REVISION, SCHEMA, Database
 from fedmem.vault.store.egress_log import EgressLog
@@ -92,7 +91,7 @@ def test_its_kit_brings_the_keys_back(with_copies: tuple[Path, dict]) -> None:
     for slot in (root.parents[1] / "slots" / told["id"]).iterdir():
         slot.unlink()
     kit = (root.parents[1] / "kit").read_bytes()
-    assert kits.opened(kit, told["code"]).vault == told["id"]
+    assert recovery_kit.open_kit(kit, told["code"]).vault == told["id"]
     recovery.restore(root, kit, told["code"], subject="alice", keystore="keyfile")
     with Vault.open(root, subject="alice") as vault:
         assert json.loads(json.dumps(golden.contents(vault))) == {name: told[name] for name in golden.contents(vault)}

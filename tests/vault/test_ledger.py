@@ -1,7 +1,6 @@
 """The ledger: append-only, and every change of the past is noticed."""
 
 import time
-from functools import partial
 from typing import Any
 
 import pytest
@@ -9,9 +8,6 @@ from sqlalchemy import text
 
 from fedmem import erasure
 from fedmem.errors import UsageError, VerificationFailed
-from fedmem.vault.crypto.key_table import RolledBack
-from fedmem.vault.store import ledger_anchor as heads
-from fedmem.vault.store.ledger import chain
 
 
 def test_events_come_back_in_order(vaults) -> None:
@@ -78,36 +74,6 @@ def forget_notes(vault: Any) -> None:
     (vault.core.keystore._folder / "ledger.note").unlink()
 
 
-CUTS = {
-    "missing": "DROP TABLE events",
-    "emptied": "DELETE FROM events",
-    "shortened": "DELETE FROM events WHERE seq >= 3",
-    "shortened to a spend": "DELETE FROM events WHERE seq = 3",
-}
-
-
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("again", ["the vault that is open", "a writer", "a reader"])
-def test_what_was_cut_off_is_noticed(vaults, cut: str, again: str) -> None:
-    vault = vaults.create()
-    learned(vaults, vault)
-    learned(vaults, vault, "digest-2")
-    changed(vault, CUTS[cut])
-    open_again = again != "the vault that is open"
-    look = partial(vaults.reopen, vault, write=again == "a writer") if open_again else vault.ledger.events
-    with pytest.raises(VerificationFailed, match="ledger"):
-        look()
-
-
-def test_a_missing_database_is_a_missing_ledger(vaults) -> None:
-    vault = vaults.create()
-    learned(vaults, vault)
-    vault.close()
-    (vault.root / "vault.db").unlink()
-    with pytest.raises(VerificationFailed, match=r"database vault\.db is missing"):
-        vaults.open()
-
-
 @pytest.mark.parametrize("cut", ["DELETE FROM events", "DELETE FROM events WHERE seq >= 2"])
 def test_without_a_note_the_runs_tell_of_a_cut(vaults, cut: str) -> None:
     vault = vaults.create()
@@ -129,46 +95,6 @@ def test_an_open_run_without_its_charge_is_a_cut_and_a_wish_is_not(vaults) -> No
     changed(vault, "UPDATE runs SET state = 'open'")
     with pytest.raises(VerificationFailed):
         vault.ledger.events()
-
-
-def test_a_new_event_does_not_cover_up_a_cut(vaults) -> None:
-    vault = vaults.create()
-    learned(vaults, vault)
-    noted = heads.noted(vault.core.keystore)
-    changed(vault, "DELETE FROM events WHERE seq = 1")
-    vault.begin_run(vaults.TOPIC, "release-1", {}, "digest-2", ["r1"], SPEND)  # takes the number that is free
-    assert heads.head(vault.core)[0] == noted[0]
-    assert heads.noted(vault.core.keystore) == noted
-    for look in (vault.ledger.events, lambda: vaults.reopen(vault)):
-        with pytest.raises(RolledBack):
-            look()
-
-
-def rechained(vault: Any, order: list[int]) -> None:
-    """Put the sealed events into another order and compute every digest anew; the digest has no key."""
-    with vault.core.turn(), vault.core.database.session() as session:
-        cells = [session.execute(text(f"SELECT sealed FROM events WHERE seq = {n}")).scalar_one() for n in order]
-        session.execute(text("DELETE FROM events"))
-        previous = ""
-        for seq, sealed in enumerate(cells):
-            previous = chain(previous, seq, sealed)
-            row = {"seq": seq, "digest": previous, "sealed": sealed}
-            session.execute(text("INSERT INTO events VALUES (:seq, :digest, :sealed)"), row)
-    forget_notes(vault)
-    heads.note(vault.core)
-
-
-def test_a_chain_computed_anew_does_not_help(vaults) -> None:
-    for name, order in (("moved", [0, 2, 1]), ("doubled", [0, 1, 1]), ("left out", [0, 2])):
-        vault = vaults.create(name)
-        for number in range(3):
-            vault.ledger.append("spend", {"n": number})
-        heads.note(vault.core)
-        rechained(vault, [0, 1, 2])
-        assert len(vault.ledger.events()) == 3
-        rechained(vault, order)
-        with pytest.raises(VerificationFailed):
-            vault.ledger.events()
 
 
 def test_an_event_of_another_vault_does_not_open(vaults) -> None:

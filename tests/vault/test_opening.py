@@ -167,19 +167,6 @@ def test_database_and_log_of_an_earlier_moment_are_refused(states: dict[str, Pat
     assert seen(root, "ana", write=True) == whole
 
 
-def test_one_acknowledged_record_in_a_lost_log_is_enough(vaults: Any) -> None:
-    vault = vaults.create()
-    vault.add_records([note("first")])
-    vault.close()
-    in_child(lambda: vaults.open().add_records([note("second")]))
-    log = (vault.root / "vault.db-wal").read_bytes()
-    (vault.root / "vault.db-wal").unlink()
-    with pytest.raises(VerificationFailed, match="log"):
-        vaults.open()
-    (vault.root / "vault.db-wal").write_bytes(log)
-    assert [record.text for record in vaults.open().records(ALL)] == ["first", "second"]
-
-
 def test_a_header_that_is_lost_is_no_new_vault(vaults: Any, tmp_path: Path) -> None:
     vault = vaults.create()
     vault.add_records([note("kept")])

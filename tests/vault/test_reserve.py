@@ -99,7 +99,7 @@ def test_a_full_disk_can_be_erased_on(vaults, full_disk: Path, scope: erasure.Sc
         outcome = erasure.execute(vault, planned, planned.digest)
         assert outcome.state == "completed"
         assert erasure.receipt.verify(outcome.receipt_path.read_bytes(), (root / "device.pub").read_bytes())
-        assert erasure.verify(vault, outcome.id, deep=True).clean
+        assert erasure.verify(vault, outcome.id, deep=True).is_clean
         assert (root / "reserve").stat().st_size > reserve.OPENING
     with Vault.open(root, subject="alice") as vault:
         assert len(vault.records("other")) == (0 if scope.kind == "subject" else 100)

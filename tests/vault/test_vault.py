@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fedmem.errors import (
@@ -15,87 +14,13 @@ from fedmem.errors import (
     StorageError,
     UsageError,
     VerificationFailed,
-    VersionMismatch,
 )
-from fedmem.vault.crypto.container import TruncatedContainer
-from fedmem.vault.vault import ALL, NewRecord, Vault
+from fedmem.vault.vault import ALL, Vault
 
 
 def tree(root: Path) -> dict[str, bytes]:
     """Every file below `root` with its bytes; SQLite's shared-memory index aside."""
     return {str(p): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file() and not p.name.endswith("-shm")}
-
-
-def test_records_come_back_in_order_after_reopening(vaults) -> None:
-    vault = vaults.create()
-    given = vaults.records(5) + vaults.records(2, topic=None)
-    ids = vault.add_records(given)
-    vault = vaults.reopen(vault)
-    found = vault.records(ALL)
-    assert [record.id for record in found] == ids
-    for record, new in zip(found, given, strict=True):
-        assert (record.text, record.topic, record.path, record.release) == (new.text, new.topic, new.path, new.release)
-        np.testing.assert_array_equal(record.vector, new.vector)
-    assert len(vault.records(vaults.TOPIC)) == 5
-    assert len(vault.records(None)) == 2
-    assert vault.records("another topic") == []
-
-
-def test_search_equals_brute_force_by_hand(vaults) -> None:
-    vault = vaults.create()
-    vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
-    vault.add_records([NewRecord(str(i), None, (), vector, "r") for i, vector in enumerate(vectors)])
-    found = vault.search(np.array([1, 0], np.float32), 2)
-    assert [record.text for record, _ in found] == ["0", "2"]
-    assert found[1][1] == pytest.approx(0.6)
-    assert vault.search(np.array([1, 0], np.float32), 0) == []
-
-
-def test_vectors_of_another_embedder_are_refused_and_change_nothing(vaults) -> None:
-    vault = vaults.create()
-    narrow, wide = (NewRecord("secret", None, (), np.ones(width, np.float32), "r") for width in (2, 3))
-    with pytest.raises(VersionMismatch):
-        vault.add_records([narrow, wide])  # a vault without records: the batch itself is of two widths
-    ids = vault.add_records([narrow])
-    vault = vaults.reopen(vault)
-    for fault in (lambda: vault.add_records([wide]), lambda: vault.search(np.ones(3, np.float32), 1)):
-        with pytest.raises(VersionMismatch, match="another embedder") as caught:
-            fault()
-        assert "secret" not in str(caught.value)
-    assert [record.id for record in vault.records(ALL)] == ids
-    assert len(vault.search(np.ones(2, np.float32), 5)) == 1
-
-
-def test_bad_records_are_refused_without_quoting_them(vaults) -> None:
-    vault = vaults.create()
-    before = tree(vault.root)
-    bad_text = NewRecord("secret \ud800", "t", (), np.zeros(2, np.float32), "r")
-    bad_vector = NewRecord("secret", "t", (), np.array([np.nan], np.float32), "r")
-    for bad in (bad_text, bad_vector):
-        with pytest.raises(UsageError) as caught:
-            vault.add_records([*vaults.records(1), bad])
-        assert "secret" not in str(caught.value)
-        assert caught.value.__cause__ is None
-    assert tree(vault.root) == before
-    assert vault.add_records([]) == []
-
-
-def test_repr_of_records_and_runs_shows_no_content(vaults) -> None:
-    vault = vaults.create()
-    vault.add_records(vaults.records(1))
-    run = vault.begin_run(vaults.TOPIC, "release-1", {}, "d", [], {"sigma": 1.0})
-    shown = repr((vault.records(ALL), vaults.records(1), run, vault.blocks()))
-    assert vaults.CANARY not in shown
-    assert vaults.TOPIC not in shown
-    assert repr(run.key) not in shown
-
-
-def test_block_that_does_not_exist(vaults) -> None:
-    vault = vaults.create()
-    with pytest.raises(NothingMatched, match="fedmem block list"):
-        vault.block("absent")
-    with pytest.raises(NothingMatched):
-        vault.block_rows("../../etc/passwd")
 
 
 def test_no_vault_here(tmp_path: Path) -> None:
@@ -151,30 +76,6 @@ def test_lost_slots_are_a_keystore_error(vaults, home: Path) -> None:
         vaults.open()
 
 
-def test_truncated_block_is_refused_and_others_open(vaults) -> None:
-    vault = vaults.create()
-    first, second = vaults.block(vault), vaults.block(vault, "another", b"other rows")
-    path = vault.core.block_file(first)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    with pytest.raises(TruncatedContainer) as caught:
-        vault.block_rows(first)
-    assert caught.value.exit_code == 6
-    assert vault.block_rows(second) == b"other rows"
-    path.write_bytes(whole)
-    assert vault.block_rows(first).startswith(b"rows-canary")
-
-
-def test_blocks_cannot_be_exchanged_or_rolled_back(vaults) -> None:
-    vault = vaults.create()
-    first, second = vaults.block(vault), vaults.block(vault)
-    assert [(block.id, block.version) for block in vault.blocks()] == [(first, 1), (second, 2)]
-    assert vault.block(vaults.TOPIC).id == second
-    vault.core.block_file(second).write_bytes(vault.core.block_file(first).read_bytes())
-    with pytest.raises(VerificationFailed):
-        vault.block_rows(second)
-
-
 @pytest.mark.parametrize("cut", [0, 1, 30, 150, -1])
 def test_truncated_key_table_is_refused(vaults, cut: int) -> None:
     vault = vaults.create()
@@ -186,45 +87,6 @@ def test_truncated_key_table_is_refused(vaults, cut: int) -> None:
         vaults.open()
     path.write_bytes(whole)
     vaults.open()
-
-
-def test_simulated_mark_cannot_be_removed(vaults) -> None:
-    vault = vaults.create(simulated=True)
-    vault.close()
-    path = vault.root / "vault.json"
-    whole = path.read_bytes()
-    path.write_bytes(whole.replace(b'"simulated":true', b'"simulated":false'))
-    with pytest.raises(VerificationFailed):
-        vaults.open()
-    path.write_bytes(whole)
-    assert vaults.open().simulated
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "error"),
-    [
-        (b'"format":1', b'"format":2', VersionMismatch),
-        (b'"keystore":"keyfile"', b'"keystore":"none"', VerificationFailed),
-        (b'"kdf":null', b'"kdf":{}', VerificationFailed),
-        (b"{", b"[", VerificationFailed),
-    ],
-)
-def test_changed_public_facts(vaults, old: bytes, new: bytes, error: type[Exception]) -> None:
-    vault = vaults.create()
-    vault.close()
-    path = vault.root / "vault.json"
-    path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(error):
-        vaults.open()
-
-
-def test_gigantic_kdf_parameters_are_not_obeyed(vaults) -> None:
-    vault = vaults.create(keystore="passphrase", ask=lambda: "correct horse")
-    vault.close()
-    path = vault.root / "vault.json"
-    path.write_bytes(path.read_bytes().replace(b'"memory_cost":65536', b'"memory_cost":99999999'))
-    with pytest.raises(VerificationFailed):
-        vaults.open(ask=lambda: pytest.fail("asked for a passphrase"))
 
 
 def test_a_file_that_no_store_answers_for(vaults) -> None:

@@ -52,7 +52,7 @@ def _erase(sim: Simulation, device: int, topic: str) -> Facts:
             erasure_plan = erasure.plan(vault, erasure.Scope.block(topic))
             erasure.execute(vault, erasure_plan, erasure_plan.digest)
         status = [entry for entry in erasure.status(vault) if entry.state == "completed"][-1]
-        verified = erasure.verify(vault, status.id).clean
+        verified = erasure.verify(vault, status.id).is_clean
         receipt = Path(status.receipt_path or "").read_bytes()
         public_key = (vault.root / "device.pub").read_bytes()
     erasure.receipt.verify(receipt, public_key)

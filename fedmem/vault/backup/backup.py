@@ -28,15 +28,15 @@ from fedmem.errors import FedmemError, KeystoreError, NothingMatched, Refused, V
 from fedmem.storage.canonical import canonical_json, digest
 from fedmem.storage.files import TEMPORARY, Files
 from fedmem.storage.ids import new_id
-from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup import backup_registry
 from fedmem.vault.backup.recovery import check_place
 from fedmem.vault.backup.recovery_kit import Kit
-from fedmem.vault.crypto import header as public
-from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto import rekey, vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
-from fedmem.vault.crypto.header import Header
-from fedmem.vault.crypto.key_table import Numbers, backup_name, noted, seal, unseal
+from fedmem.vault.crypto.key_table import noted_numbers
 from fedmem.vault.crypto.keystore import Ask, Keystore
+from fedmem.vault.crypto.sealed_table import Numbers, backup_name, seal, unseal
+from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.opening import DATABASE, TABLE
 from fedmem.vault.store import egress_log as egress
 from fedmem.vault.store.core import Core
@@ -108,19 +108,19 @@ def create(vault: Vault, place: Path) -> BackupManifest:
     core, place = vault.core, place.absolute()
     check_place(core.root, place)
     with core.writing():
-        copies.retire(core)
-        copies.sweep(core)
+        backup_registry.retire(core)
+        backup_registry.sweep(core)
         rekey.finish_move(core.files, core.root, core.table)
         key, backup_id = _backup_key(core), new_id()
-        copies.register(core, backup_id, copies.BACKUP, place)
-        staging = copies.staging_folder(place, backup_id)
+        backup_registry.register(core, backup_id, backup_registry.BACKUP, place)
+        staging = backup_registry.staging_folder(place, backup_id)
         try:
             manifest = _write(core, staging, backup_id, key)
             core.files.rename_folder(staging, place)
         except FedmemError:
             with contextlib.suppress(FedmemError):
                 core.files.remove_folder(staging)
-                copies.forget(core, backup_id)
+                backup_registry.forget(core, backup_id)
             raise
     return manifest
 
@@ -128,12 +128,16 @@ def create(vault: Vault, place: Path) -> BackupManifest:
 def read(place: Path, files: Files | None = None) -> BackupManifest:
     """Return the manifest of a backup after comparing every file with it. This needs no key.
 
+    Args:
+        place: the backup's folder.
+        files: the file layer; None uses the default.
+
     Raises:
         NothingMatched: there is no backup. VerificationFailed: a file is damaged or missing.
         VersionMismatch: another format. StorageError.
     """
     files = files or Files()
-    manifest = _manifest(files.read(place / copies.MANIFEST, limit=copies.MANIFEST_LIMIT))
+    manifest = _manifest(files.read(place / backup_registry.MANIFEST, limit=backup_registry.MANIFEST_LIMIT))
     for name, expected in {**manifest.files, TABLE: manifest.table}.items():
         try:
             is_unchanged = hmac.compare_digest(files.digest(place / name), expected)
@@ -153,8 +157,10 @@ def verify(
         The backup opens with the keystore or the kit, and its files belong to one backup.
 
     Args:
+        place: the backup's folder.
         ask: returns the passphrase; the passphrase keystore needs it if no kit is given.
         kit: an opened recovery kit, which opens the backup instead of the keystore.
+        files: the file layer; None uses the default.
 
     Raises:
         Refused: an erasure retired the backup, or the kit belongs to another vault. KeystoreError: its key is missing.
@@ -180,7 +186,7 @@ def _backup_key(core: Core) -> bytes:
 
 def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManifest:
     files, table = core.files, core.table
-    for folder in (staging, *(staging / name for name in copies.FOLDERS)):
+    for folder in (staging, *(staging / name for name in backup_registry.FOLDERS)):
         files.make_folder(folder)
     core.database.copy_to(staging / DATABASE)
     files.sync_file(staging / DATABASE)
@@ -193,16 +199,21 @@ def _write(core: Core, staging: Path, backup_id: str, key: bytes) -> BackupManif
     sealed = seal(key, core.id, numbers, {**facts, "manifest": manifest.sealed()}, rows)
     files.replace(staging / TABLE, sealed)
     manifest = replace(manifest, table=digest(sealed))
-    for name in copies.FOLDERS:
+    for name in backup_registry.FOLDERS:
         files.sync_folder(staging / name)
-    files.replace(staging / copies.MANIFEST, canonical_json({"schema": SCHEMA, **vars(manifest)}))
+    files.replace(staging / backup_registry.MANIFEST, canonical_json({"schema": SCHEMA, **vars(manifest)}))
     return manifest
 
 
 def _files_of(root: Path) -> list[str]:
-    paths = (path.relative_to(root) for name in copies.FOLDERS for path in (root / name).iterdir())
+    paths = (path.relative_to(root) for name in backup_registry.FOLDERS for path in (root / name).iterdir())
     egress_file = [egress.NAME] if (root / egress.NAME).exists() else []
-    return [public.NAME, "device.pub", *egress_file, *sorted(str(path) for path in paths if path.suffix != TEMPORARY)]
+    return [
+        vault_header.NAME,
+        "device.pub",
+        *egress_file,
+        *sorted(str(path) for path in paths if path.suffix != TEMPORARY),
+    ]
 
 
 def _run_keys(core: Core) -> frozenset[str]:
@@ -216,6 +227,14 @@ def table_without(
     """Return the rows and facts of a key table without some ids.
 
     The facts about one table file are removed too: the key of the backups, the manifest's digest, a move of keys.
+
+    Args:
+        rows: id (32 hex digits) -> 32-byte data key.
+        facts: sealed facts of the table.
+        removed_ids: ids that leave rows, topics and retention rules.
+
+    Returns:
+        New rows and new facts; the arguments stay as they are.
     """
     topics = {topic: [item for item in ids if item not in removed_ids] for topic, ids in facts["topics"].items()}
     rules = {item: rule for item, rule in facts["retention"].items() if item not in removed_ids}
@@ -231,7 +250,7 @@ def _manifest(data: bytes) -> BackupManifest:
         manifest = BackupManifest(**fields)
         names = [Path(name) for name in manifest.files]
         are_inside = all(len(n.parts) <= 2 and not n.is_absolute() and ".." not in n.parts for n in names)
-        if not are_inside or not {public.NAME, "device.pub", DATABASE} <= manifest.files.keys():
+        if not are_inside or not {vault_header.NAME, "device.pub", DATABASE} <= manifest.files.keys():
             raise ValueError
         if not isinstance(schema, str) or type(manifest.generation) is not int or type(manifest.serial) is not int:
             raise ValueError
@@ -245,27 +264,37 @@ def _manifest(data: bytes) -> BackupManifest:
 def current_header(files: Files, place: Path) -> Header:
     """Return the header in a backup, with the present place of the vault's keys: they may have moved since.
 
+    Args:
+        files: the file layer.
+        place: the backup's folder.
+
     Raises:
         NothingMatched, VerificationFailed, VersionMismatch: a header is missing, damaged or of another format.
     """
-    header = public.decode(files.read(place / public.NAME))
-    copy = rekey.slots_of(header.id) / public.NAME
+    header = vault_header.decode(files.read(place / vault_header.NAME))
+    copy = rekey.slots_of(header.id) / vault_header.NAME
     if not copy.is_file():
         return header
-    newest = public.decode(files.read(copy))
+    newest = vault_header.decode(files.read(copy))
     return replace(header, keystore=newest.keystore, kdf=newest.kdf, slots=newest.slots)
 
 
 def keystore_for(files: Files, header: Header, ask: Ask | None, kit: Kit | None) -> Keystore | None:
     """Open the vault's keystore. With a kit, return the keystore for reading notes, or None if it does not answer.
 
+    Args:
+        files: the file layer.
+        header: the vault's header, as `current_header` returns it.
+        ask: returns the passphrase; the passphrase keystore needs it if no kit is given.
+        kit: an opened recovery kit, or None.
+
     Raises:
         KeystoreError: no kit is given, and the keystore does not open. StorageError.
     """
     if kit is None:
-        return public.open_keystore(header, files, rekey.slots_of(header.id), ask)
+        return vault_header.open_keystore(header, files, rekey.slots_of(header.id), ask)
     try:
-        return public.bare_keystore(header, files, rekey.slots_of(header.id))
+        return vault_header.bare_keystore(header, files, rekey.slots_of(header.id))
     except KeystoreError:
         return None
 
@@ -303,7 +332,7 @@ def open_backup(
 
 def _key_in_keystore(keystore: Keystore, manifest: BackupManifest) -> bytes:
     name = backup_name(manifest.generation)
-    if noted(keystore)[1] > manifest.generation and not keystore.exists(name):
+    if noted_numbers(keystore)[1] > manifest.generation and not keystore.exists(name):
         raise Refused(
             "This backup is older than an erasure, which destroyed its key. Use a newer backup, or a recovery kit of "
             "the backup's time together with the newest receipts."

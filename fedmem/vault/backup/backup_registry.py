@@ -29,9 +29,9 @@ from sqlalchemy import delete, select
 from fedmem.errors import FedmemError
 from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import TEMPORARY, Files, storage_errors
-from fedmem.vault.backup import recovery_kit as kits
+from fedmem.vault.backup import recovery_kit
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.key_table import backup_name
+from fedmem.vault.crypto.sealed_table import backup_name
 from fedmem.vault.store.content_stores import StoredItem
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import CopyRow
@@ -67,6 +67,7 @@ def register(core: Core, copy_id: str, kind: str, place: Path) -> None:
     """Add a copy to the register; call this before the copy is written.
 
     Args:
+        core: an open vault, in a change.
         copy_id: 32 hex digits.
         kind: KIT or BACKUP.
         place: the kit's file or the backup's folder.
@@ -81,35 +82,62 @@ def register(core: Core, copy_id: str, kind: str, place: Path) -> None:
 
 
 def forget(core: Core, copy_id: str) -> None:
-    """Remove a copy that no longer exists from the register."""
+    """Remove a copy that no longer exists from the register.
+
+    Args:
+        core: an open vault, in a change.
+        copy_id: 32 hex digits; an unknown id is ignored.
+
+    Raises:
+        StorageError: the copy is still registered.
+    """
     with core.database.session() as session:
         session.execute(delete(CopyRow).where(CopyRow.id == copy_id))
 
 
-def known(core: Core) -> list[RegisteredCopy]:
-    """Return all registered copies, oldest first."""
+def registered_copies(core: Core) -> list[RegisteredCopy]:
+    """Return all registered copies, oldest first.
+
+    Args:
+        core: an open vault.
+
+    Raises:
+        VerificationFailed: the sealed path of a copy was changed.
+    """
     with core.database.session() as session:
         session.expire_on_commit = False
         rows = session.execute(select(CopyRow).order_by(CopyRow.created, CopyRow.id)).scalars().all()
     return [RegisteredCopy(row.id, row.kind, row.generation, row.created, _place(core, row)) for row in rows]
 
 
-def holds(core: Core, copy: RegisteredCopy) -> bool:
-    """Return True if a copy is valid: it still opens the present vault, or restores it."""
+def is_valid(core: Core, copy: RegisteredCopy) -> bool:
+    """Return True if a copy is valid: it still opens the present vault, or restores it.
+
+    Args:
+        core: an open vault.
+        copy: a registered copy.
+    """
     if copy.kind == KIT:
         return copy.id in core.table.facts.get("kits", {})
     return copy.generation == core.table.generation
 
 
 def in_reach(core: Core) -> list[RegisteredCopy]:
-    """Return the copies that are at their recorded paths, oldest first. An erasure retires and removes them."""
-    return [copy for copy in known(core) if reachable(core, copy)]
+    """Return the copies that are at their recorded paths, oldest first. An erasure retires and removes them.
+
+    Args:
+        core: an open vault.
+    """
+    return [copy for copy in registered_copies(core) if is_reachable(core, copy)]
 
 
 def sweep(core: Core) -> None:
     """Remove the incomplete backups that a crash left, and their entries in the register.
 
     A folder that cannot be removed is left for the next time: a read-only stick must not close the vault.
+
+    Args:
+        core: a vault that is open for writing, in a change.
     """
     for copy in unfinished(core):
         with contextlib.suppress(FedmemError):
@@ -118,33 +146,60 @@ def sweep(core: Core) -> None:
 
 
 def unfinished(core: Core) -> list[RegisteredCopy]:
-    """Return the backups that a crash left incomplete, and whose temporary folder can be reached."""
-    return [copy for copy in known(core) if copy.kind == BACKUP and staging_folder(copy.place, copy.id).is_dir()]
+    """Return the backups that a crash left incomplete, and whose temporary folder can be reached.
+
+    Args:
+        core: an open vault.
+    """
+    return [
+        copy for copy in registered_copies(core) if copy.kind == BACKUP and staging_folder(copy.place, copy.id).is_dir()
+    ]
 
 
 def staging_folder(place: Path, folder_id: str) -> Path:
-    """Return the temporary folder in which `place` is built; it is renamed to `place` at the end."""
+    """Return the temporary folder in which `place` is built; it is renamed to `place` at the end.
+
+    Args:
+        place: the final path of the folder.
+        folder_id: a random id, 32 hex digits.
+    """
     return place.with_name(f".{folder_id}{TEMPORARY}")
 
 
 def retire(core: Core) -> list[str]:
-    """Remove the invalid copies that can be reached; return the ids of the invalid copies that remain."""
-    for copy in known(core):
-        if not holds(core, copy) and reachable(core, copy):
+    """Remove the invalid copies that can be reached.
+
+    Args:
+        core: a vault that is open for writing, in a change.
+
+    Returns:
+        Ids of the invalid copies that remain, sorted.
+    """
+    for copy in registered_copies(core):
+        if not is_valid(core, copy) and is_reachable(core, copy):
             with contextlib.suppress(FedmemError):
                 _remove(core, copy)
     return out_of_reach(core)
 
 
 def out_of_reach(core: Core) -> list[str]:
-    """Return the ids of the invalid copies that are still registered, sorted."""
-    return sorted(copy.id for copy in known(core) if not holds(core, copy))
+    """Return the ids of the invalid copies that are still registered, sorted.
+
+    Args:
+        core: an open vault.
+    """
+    return sorted(copy.id for copy in registered_copies(core) if not is_valid(core, copy))
 
 
-def reachable(core: Core, copy: RegisteredCopy) -> bool:
-    """Return True if the copy with this id is at its recorded path."""
+def is_reachable(core: Core, copy: RegisteredCopy) -> bool:
+    """Return True if the copy with this id is at its recorded path.
+
+    Args:
+        core: an open vault.
+        copy: a registered copy.
+    """
     if copy.kind == KIT:
-        return _fields(core.files, copy.place, kits.LIMIT).get("id") == copy.id
+        return _fields(core.files, copy.place, recovery_kit.LIMIT).get("id") == copy.id
     return _fields(core.files, copy.place / MANIFEST, MANIFEST_LIMIT).get("id") == copy.id
 
 
@@ -170,7 +225,7 @@ class CopyStore:
 
     def scan(self, ids: frozenset[str]) -> list[str]:
         core, old_generation = self._core, self._core.table.generation - 1
-        remaining = [copy for copy in known(core) if not holds(core, copy) and reachable(core, copy)]
+        remaining = [copy for copy in registered_copies(core) if not is_valid(core, copy) and is_reachable(core, copy)]
         residue = [f"{copy.kind} {copy.id} is at its place" for copy in remaining]
         residue += [f"the incomplete backup {copy.id} is at its place" for copy in unfinished(core)]
         if old_generation >= 0 and core.keystore.exists(backup_name(old_generation)):

@@ -19,8 +19,7 @@ from fedmem.vault import opening
 from fedmem.vault.backup.salvage import Fault, Remains, open_remains
 from fedmem.vault.crypto.device_key import DEVICE_KEY, public_pem
 from fedmem.vault.crypto.keystore import Ask
-from fedmem.vault.store import acknowledgement, inventory, item_list
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import acknowledgement, inventory, item_list, ledger_anchor
 from fedmem.vault.store.blocks import BlockStore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import BlockRow, RecordRow
@@ -57,7 +56,7 @@ def _check_core(remains: Remains, core: Core) -> None:
         acknowledgement.check(core.table, items, remains.note)
         inventory.check_keys(core.table, items, core.database)
     with remains.part("privacy ledger"):
-        heads.check(core)
+        ledger_anchor.check(core)
         Ledger(core).verify()
     with remains.part("records"):
         _require_none(list(unreadable_records(core)), "record(s) do not open. Restore the vault from a backup.")
@@ -82,7 +81,11 @@ def _require_none(ids: list[str], message: str) -> None:
 
 
 def unreadable_records(core: Core) -> Iterator[str]:
-    """Yield the ids of the records that have a key and do not open."""
+    """Yield the ids of the records that have a key and do not open.
+
+    Args:
+        core: the open parts of a vault.
+    """
     with core.database.session() as session:
         rows = session.execute(select(RecordRow.id, RecordRow.sealed)).all()
     for item, sealed in rows:
@@ -91,7 +94,11 @@ def unreadable_records(core: Core) -> Iterator[str]:
 
 
 def unreadable_blocks(core: Core) -> Iterator[str]:
-    """Yield the ids of the visible blocks whose facts or file do not open."""
+    """Yield the ids of the visible blocks whose facts or file do not open.
+
+    Args:
+        core: the open parts of a vault.
+    """
     blocks = BlockStore(core)
     with core.database.session() as session:
         rows = session.execute(select(BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")).all()
@@ -105,7 +112,11 @@ def unreadable_blocks(core: Core) -> Iterator[str]:
 
 
 def missing_receipts(core: Core) -> Iterator[str]:
-    """Yield the ids of completed erasures whose receipt is missing or differs from the digest in the journal."""
+    """Yield the ids of completed erasures whose receipt is missing or differs from the digest in the journal.
+
+    Args:
+        core: the open parts of a vault.
+    """
     for erasure, expected in inventory.receipts(core.database):
         path = core.root / "receipts" / f"{erasure}.dsse.json"
         if not path.is_file() or digest(core.files.read(path)) != expected:
@@ -113,7 +124,11 @@ def missing_receipts(core: Core) -> Iterator[str]:
 
 
 def unreadable_lists(core: Core) -> Iterator[str]:
-    """Yield the ids of large erasures whose list of items is missing or differs from its Merkle root."""
+    """Yield the ids of large erasures whose list of items is missing or differs from its Merkle root.
+
+    Args:
+        core: the open parts of a vault.
+    """
     for erasure, root in inventory.item_roots(core.database):
         try:
             item_list.read(core, erasure, root)

@@ -24,14 +24,13 @@ from fedmem import paths
 from fedmem.errors import KeystoreError, Refused, UsageError
 from fedmem.storage.files import Files
 from fedmem.storage.ids import new_id
-from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.backup.recovery_kit import CODE_BYTES, Kit, KitKeys, encode, opened, spell
-from fedmem.vault.crypto import container, rekey
-from fedmem.vault.crypto import header as public
-from fedmem.vault.crypto import hpke as recipients
-from fedmem.vault.crypto.header import Header
-from fedmem.vault.crypto.key_table import KeyTable, epoch_name, numbers_of
+from fedmem.vault.backup import backup_registry
+from fedmem.vault.backup.recovery_kit import CODE_BYTES, Kit, KitKeys, encode, open_kit, spell
+from fedmem.vault.crypto import container, hpke, rekey, vault_header
+from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Ask, Keystore
+from fedmem.vault.crypto.sealed_table import epoch_name, numbers_of
+from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.opening import TABLE, TIMEOUT, check_sealed
 from fedmem.vault.store.core import take_writer_lock
 from fedmem.vault.vault import Vault
@@ -62,10 +61,10 @@ def create(vault: Vault, place: Path, show: Callable[[str], None] = lambda code:
     kit_id, code, key = new_id(), secrets.token_bytes(CODE_BYTES), X25519PrivateKey.generate()
     show(spell(code))
     with core.writing():
-        copies.register(core, kit_id, copies.KIT, place)
+        backup_registry.register(core, kit_id, backup_registry.KIT, place)
         core.files.replace(place, encode(vault.id, kit_id, code, key))
         # From here on the kit opens the vault.
-        core.table.rewrite(facts={**core.table.facts, "kits": {**kits, kit_id: recipients.public_of(key)}})
+        core.table.rewrite(facts={**core.table.facts, "kits": {**kits, kit_id: hpke.public_of(key)}})
     return kit_id, spell(code)
 
 
@@ -80,7 +79,7 @@ def check(root: Path, file: bytes, code: str, files: Files | None = None) -> Kit
         KeystoreError: a mistyped code, or the code of another kit. Refused: a kit of another vault.
         VerificationFailed: a damaged kit or vault, or a kit that was retired. NothingMatched: no vault.
     """
-    kit = opened(file, code)
+    kit = open_kit(file, code)
     _open_table(files or Files(), root, kit)
     return kit
 
@@ -115,14 +114,14 @@ def restore(
         KeystoreError: a wrong code, no passphrase, or no such keystore on this machine. UsageError: an unknown backend.
         VerificationFailed: a damaged or retired kit, or a damaged or older vault. StorageError.
     """
-    files, kit = files or Files(), opened(file, code)
+    files, kit = files or Files(), open_kit(file, code)
     lock = take_writer_lock(root, timeout)
     try:
-        header, data = public.read_facts(files, root)
+        header, data = vault_header.read_facts(files, root)
         table = _open_table(files, root, kit)
         check_sealed(table, data, subject)
         rekey.finish_move(files, root, table)
-        header = public.read_facts(files, root)[0]
+        header = vault_header.read_facts(files, root)[0]
         rekey.renew(files, root, table, header, keystore, ask, lost=True)
     finally:
         lock.release()
@@ -131,6 +130,10 @@ def restore(
 
 def check_place(root: Path, place: Path) -> None:
     """Check that a kit or backup can be created at `place`.
+
+    Args:
+        root: the vault's folder.
+        place: path of the new kit's file or the new backup's folder.
 
     Raises:
         Refused: `place` exists and is no empty folder, or lies in the vault's folder or among the keys.
@@ -149,7 +152,7 @@ def check_place(root: Path, place: Path) -> None:
 
 def _open_table(files: Files, root: Path, kit: Kit) -> KeyTable:
     """Open the key table at `root` with the kit."""
-    header = public.read_facts(files, root)[0]
+    header = vault_header.read_facts(files, root)[0]
     data = files.read(root / TABLE)
     epoch = numbers_of(container.read_header(data)[0])[0]
     keys = {epoch_name(epoch): kit.key_of(data)}
@@ -159,6 +162,6 @@ def _open_table(files: Files, root: Path, kit: Kit) -> KeyTable:
 def _lost_keystore(header: Header, files: Files) -> Keystore | None:
     """Return the lost keystore for reading its notes, or None if it does not answer."""
     try:
-        return public.bare_keystore(header, files, rekey.slots_of(header.id))
+        return vault_header.bare_keystore(header, files, rekey.slots_of(header.id))
     except KeystoreError:
         return None

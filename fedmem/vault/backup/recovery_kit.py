@@ -38,10 +38,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedmem.errors import KeystoreError, Refused, VerificationFailed, VersionMismatch
 from fedmem.storage.canonical import canonical_json, digest
-from fedmem.vault.crypto import container
-from fedmem.vault.crypto import hpke as recipients
-from fedmem.vault.crypto.key_table import numbers_of
+from fedmem.vault.crypto import container, hpke
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.crypto.sealed_table import numbers_of
 
 SCHEMA = "fedmem.recovery-kit/2"
 SCHEMAS = ("fedmem.recovery-kit/1", SCHEMA)
@@ -85,7 +84,7 @@ class Kit:
                 "This recovery kit was retired by an erasure or a rotation of keys after it was made, and opens "
                 "nothing of the vault any more. Destroy it, and make a new one with `fedmem keys recovery create`."
             )
-        return recipients.open_with(self.key, sealed, identity=f"{self.vault}/{self.id}")
+        return hpke.open_with(self.key, sealed, identity=f"{self.vault}/{self.id}")
 
 
 class KitKeys:
@@ -140,7 +139,7 @@ def encode(vault_id: str, kit_id: str, code: bytes, key: X25519PrivateKey) -> by
     return json.dumps({**content, "checksum": digest(content)}, indent=1).encode() + b"\n"
 
 
-def opened(file: bytes, code: str) -> Kit:
+def open_kit(file: bytes, code: str) -> Kit:
     """Open a kit file with its code.
 
     Guarantees
@@ -167,7 +166,14 @@ def opened(file: bytes, code: str) -> Kit:
 
 
 def spell(code: bytes) -> str:
-    """Return a code of 32 bytes, with its checksum, as 14 groups of four letters and digits."""
+    """Return a code of 32 bytes, with its checksum, as 14 groups of four letters and digits.
+
+    Args:
+        code: 32 random bytes.
+
+    Returns:
+        69 characters: the code and three bytes of checksum in base32, with dashes.
+    """
     text = base64.b32encode(code + hashlib.sha256(code).digest()[:CHECK_BYTES]).decode()
     return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
 
@@ -176,6 +182,9 @@ def read_code(text: str) -> bytes:
     """Return the 32 bytes of a code that `spell` wrote.
 
     Upper and lower case are equal, blanks and dashes are ignored, and 0, 1 and 8 are read as O, I and B.
+
+    Args:
+        text: the code as a person typed it.
 
     Raises:
         KeystoreError: the checksum or the length is wrong.

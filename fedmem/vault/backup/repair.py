@@ -30,8 +30,7 @@ from fedmem.vault.crypto import container
 from fedmem.vault.crypto.device_key import DEVICE_KEY, EARLIER, SUFFIX, earlier_keys, public_pem
 from fedmem.vault.crypto.keystore import Ask
 from fedmem.vault.store import egress_log as egress
-from fedmem.vault.store import item_list
-from fedmem.vault.store import ledger_anchor as heads
+from fedmem.vault.store import item_list, ledger_anchor
 from fedmem.vault.store.blocks import BlockInfo, BlockStore
 from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import BlockRow, ErasureRow, RecordRow, RunRow
@@ -285,7 +284,7 @@ def _save_egress(old: Core, core: Core, counts: _Counts) -> None:
         ledger.enter_at(line.when, line.entry)
     ledger.settle()
     counts.saved["egress line"] = len(lines)
-    noted_head = heads.noted(old.keystore, egress.NOTE)
+    noted_head = ledger_anchor.read_note(old.keystore, egress.NOTE)
     if noted_head is not None and noted_head[0] >= len(lines):
         counts.lost["egress line"] = noted_head[0] + 1 - len(lines)
         with core.writing():

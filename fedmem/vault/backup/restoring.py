@@ -43,16 +43,15 @@ from fedmem.vault.backup.backup import (
 )
 from fedmem.vault.backup.backup_registry import FOLDERS, staging_folder
 from fedmem.vault.backup.recovery_kit import Kit
-from fedmem.vault.crypto import header as public
-from fedmem.vault.crypto import rekey
+from fedmem.vault.crypto import rekey, vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY
-from fedmem.vault.crypto.header import Header
-from fedmem.vault.crypto.key_table import KeyTable, Numbers, backup_name, epoch_name, noted, noted_serial, seal
+from fedmem.vault.crypto.key_table import KeyTable, noted_numbers, noted_serial
 from fedmem.vault.crypto.keystore import Ask, Keystore
+from fedmem.vault.crypto.sealed_table import Numbers, backup_name, epoch_name, seal
+from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.opening import DATABASE, TABLE, check_sealed
-from fedmem.vault.store import acknowledgement, item_list
+from fedmem.vault.store import acknowledgement, item_list, ledger_anchor
 from fedmem.vault.store import egress_log as egress
-from fedmem.vault.store import ledger_anchor as heads
 from fedmem.vault.store.core import Core, batches
 from fedmem.vault.store.database import BlockRow, Database, ErasureRow, RecordRow, RunRow
 from fedmem.vault.store.ledger import Ledger
@@ -132,13 +131,13 @@ def restore(
     header = current_header(files, place)
     _check_root(root)
     if kit is not None and backend == "passphrase":
-        ask = public.passphrase(ask)
+        ask = vault_header.passphrase(ask)
     old_keystore = keystore_for(files, header, ask, kit)
     backup = open_backup(files, place, manifest, header, old_keystore, kit)
     erasures = _with_listed_ids(
         backup, _complete_erasures(backup, old_keystore, later_erasures, is_lost=kit is not None)
     )
-    noted_serial = noted(old_keystore)[2] if old_keystore is not None else 0
+    noted_serial = noted_numbers(old_keystore)[2] if old_keystore is not None else 0
     staging = staging_folder(root, new_id())
     try:
         with _restored_keystore(files, backup, old_keystore, kit, backend, ask) as (new_header, keystore):
@@ -158,7 +157,7 @@ def _complete_erasures(
     backup: OpenedBackup, keystore: Keystore | None, later_erasures: LaterErasures | None, *, is_lost: bool
 ) -> LaterErasures:
     """Return all erasures after the backup. Raises Refused if one may be missing from `later_erasures`."""
-    noted_generation, noted_serial = noted(keystore)[1:] if keystore is not None else (0, 0)
+    noted_generation, noted_serial = noted_numbers(keystore)[1:] if keystore is not None else (0, 0)
     if later_erasures is None and is_lost and not noted_serial:
         raise Refused(
             "The keystore is lost, so this machine does not know the erasures after this backup. Give the newest "
@@ -180,7 +179,7 @@ def _with_listed_ids(backup: OpenedBackup, erasures: LaterErasures) -> LaterEras
         erasure, facts = str(row["id"]), json.loads(row["journal"])
         if erasure in erasures.roots:
             data = erasures.receipts[f"{erasure}{item_list.SUFFIX}"]
-            items = item_list.opened(key, backup.header.id, erasure, data, erasures.roots[erasure])
+            items = item_list.open_list(key, backup.header.id, erasure, data, erasures.roots[erasure])
             facts["ids"] = sorted({item.id for item in items})
             erased |= frozenset(facts["ids"])
         rows.append({**row, "ids": facts["ids"]})
@@ -195,8 +194,8 @@ def _restored_keystore(
     if kit is None and old_keystore is not None:
         yield backup.header, old_keystore
         return
-    header = public.new_facts(backup.header.id, backend, backup.header.simulated, secrets.token_hex(8))
-    keystore = public.start_keystore(header, files, rekey.slots_of(header.id), ask)
+    header = vault_header.new_facts(backup.header.id, backend, backup.header.simulated, secrets.token_hex(8))
+    keystore = vault_header.start_keystore(header, files, rekey.slots_of(header.id), ask)
     try:
         keystore.create(DEVICE_KEY)
         yield header, keystore
@@ -204,7 +203,7 @@ def _restored_keystore(
         with contextlib.suppress(FedmemError):
             epoch = _next_numbers(backup, old_keystore)[0]
             names = [DEVICE_KEY, backup_name(backup.manifest.generation), epoch_name(epoch)]
-            public.bare_keystore(header, files, rekey.slots_of(header.id)).discard(names)
+            vault_header.bare_keystore(header, files, rekey.slots_of(header.id)).discard(names)
         raise
 
 
@@ -223,13 +222,13 @@ def _build(
     rows, facts = table_without(backup.rows, backup.facts, erasures.erased)
     table = KeyTable(files, staging / TABLE, keystore, header.id)
     table.facts, table.keys = facts, rows
-    check_sealed(table, files.read(place / public.NAME), subject)
+    check_sealed(table, files.read(place / vault_header.NAME), subject)
     _copy(files, place, staging, backup.manifest, erasures)
-    files.replace(staging / public.NAME, header.encode())
+    files.replace(staging / vault_header.NAME, header.encode())
     is_unbounded = _update_database(files, staging, table, backup, erasures, old_keystore)
     facts["facts"] = digest(header.encode())
     if is_unbounded and old_keystore is not None:
-        facts[heads.GAP] = list(heads.noted(old_keystore) or ())
+        facts[ledger_anchor.GAP] = list(ledger_anchor.read_note(old_keystore) or ())
     _mark_egress_gap(files, staging, facts, old_keystore)
     if erasures.generation > backup.manifest.generation:
         facts.pop("kits", None)
@@ -249,7 +248,7 @@ def _next_numbers(backup: OpenedBackup, old_keystore: Keystore | None) -> Number
     if old_keystore is None:
         epoch, generation, serial = backup.numbers
     else:
-        epoch, generation, serial = map(max, backup.numbers, noted(old_keystore))
+        epoch, generation, serial = map(max, backup.numbers, noted_numbers(old_keystore))
         serial = max(serial, noted_serial(old_keystore))
     return epoch + 1, generation, serial + 1
 
@@ -294,7 +293,7 @@ def _update_database(
                 session.merge(ErasureRow(id=row["id"], state=row["state"], created=row["created"], journal=journal))
             if is_unbounded:
                 append_unbounded(ledger, session)
-        note = acknowledgement.noted(old_keystore) if old_keystore is not None else None
+        note = acknowledgement.read_note(old_keystore) if old_keystore is not None else None
         if note is not None:
             database.advance_revision(note.revision)
         database.vacuum()
@@ -316,20 +315,20 @@ def append_unbounded(ledger: Ledger, session: Session) -> None:
 
 def _mark_egress_gap(files: Files, staging: Path, facts: dict[str, Any], old_keystore: Keystore | None) -> None:
     """Mark in the sealed facts that the egress ledger may lack lines: a later one is noted, or the keystore is lost."""
-    if old_keystore is None or not noted(old_keystore)[2]:
+    if old_keystore is None or not noted_numbers(old_keystore)[2]:
         facts[egress.GAP] = []
         return
-    noted_head, log = heads.noted(old_keystore, egress.NOTE), staging / egress.NAME
+    noted_head, log = ledger_anchor.read_note(old_keystore, egress.NOTE), staging / egress.NAME
     if noted_head and not egress.holds(egress.read(files.read(log) if log.exists() else b""), noted_head):
         facts[egress.GAP] = list(noted_head)
 
 
 def _lacks_spends(core: Core, old_keystore: Keystore | None) -> bool:
     """Return True if the ledger lacks an event that the keystore has noted, or if the keystore is lost."""
-    if old_keystore is None or not noted(old_keystore)[2]:
+    if old_keystore is None or not noted_numbers(old_keystore)[2]:
         return True
-    head = heads.noted(old_keystore)
-    return head is not None and not heads.holds(core, head)
+    head = ledger_anchor.read_note(old_keystore)
+    return head is not None and not ledger_anchor.has_event(core, head)
 
 
 def _check_root(root: Path) -> None:

@@ -20,10 +20,10 @@ from fedmem import paths
 from fedmem.errors import FedmemError, NothingMatched, Refused, VerificationFailed
 from fedmem.storage.files import Files
 from fedmem.vault import opening
-from fedmem.vault.crypto import header as public
-from fedmem.vault.crypto.header import Header
+from fedmem.vault.crypto import vault_header
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Ask
+from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.store import acknowledgement
 from fedmem.vault.store.acknowledgement import Acknowledged
 from fedmem.vault.store.core import Core
@@ -58,7 +58,11 @@ class Remains:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Turn an error inside the block into a fault of this part. Refused is raised and is no fault."""
+        """Turn an error inside the block into a fault of this part. Refused is raised and is no fault.
+
+        Args:
+            name: name of the part in the fault.
+        """
         try:
             yield
         except Refused:
@@ -67,7 +71,12 @@ class Remains:
             self.faults.append(Fault(name, str(error)))
 
     def attempt(self, name: str, work: Callable[[], Result]) -> Result | None:
-        """Return the result of `work`, or None if it fails; its error becomes a fault of this part."""
+        """Return the result of `work`, or None if it fails; its error becomes a fault of this part.
+
+        Args:
+            name: name of the part in the fault.
+            work: opens or reads the part.
+        """
         results = []
         with self.part(name):
             results.append(work())
@@ -92,9 +101,9 @@ def open_remains(root: Path, *, subject: str, ask: Ask | None, files: Files | No
     """
     opening.disable_core_dumps()
     files, remains = files or Files(), Remains()
-    if not (root / public.NAME).is_file() and not (root / opening.TABLE).is_file():
-        raise NothingMatched(f"There is no vault at {root}: neither {public.NAME} nor {opening.TABLE} is there.")
-    remains.header = remains.attempt(public.NAME, lambda: _header(files, root)) or remains.attempt(
+    if not (root / vault_header.NAME).is_file() and not (root / opening.TABLE).is_file():
+        raise NothingMatched(f"There is no vault at {root}: neither {vault_header.NAME} nor {opening.TABLE} is there.")
+    remains.header = remains.attempt(vault_header.NAME, lambda: _header(files, root)) or remains.attempt(
         "copy of vault.json beside the keys", lambda: _copied_header(files, root)
     )
     if remains.header is not None:
@@ -113,15 +122,15 @@ def _copied_header(files: Files, root: Path) -> Header:
     vault_id = str(opening.table_header(files, root).get("vault"))
     if not re.fullmatch("[0-9a-f]{32}", vault_id):  # it becomes the name of a folder
         raise VerificationFailed("The key table names no vault. Restore the vault from a backup.")
-    return public.decode(files.read(paths.slots_dir() / vault_id / public.NAME))
+    return vault_header.decode(files.read(paths.slots_dir() / vault_id / vault_header.NAME))
 
 
 def _open_core(files: Files, root: Path, remains: Remains, header: Header, subject: str, ask: Ask | None) -> None:
     slots = paths.slots_dir() / header.id
-    keystore = remains.attempt("keys", lambda: public.open_keystore(header, files, slots, ask))
+    keystore = remains.attempt("keys", lambda: vault_header.open_keystore(header, files, slots, ask))
     if keystore is None:
         return
-    remains.note = acknowledgement.noted(keystore)
+    remains.note = acknowledgement.read_note(keystore)
     table = KeyTable(files, root / opening.TABLE, keystore, header.id)
     with remains.part(opening.TABLE):
         table.load_any_age()
@@ -129,9 +138,9 @@ def _open_core(files: Files, root: Path, remains: Remains, header: Header, subje
         table.load()
     if not table.facts:
         return
-    if (root / public.NAME).is_file():
-        with remains.part(public.NAME):
-            opening.check_sealed(table, files.read(root / public.NAME), subject)
+    if (root / vault_header.NAME).is_file():
+        with remains.part(vault_header.NAME):
+            opening.check_sealed(table, files.read(root / vault_header.NAME), subject)
     with remains.part(opening.DATABASE):
         database = Database(root / opening.DATABASE, write=False)
         # `write=True` turns off the check of the generation: an erasure does not wait for this reader.

@@ -167,7 +167,17 @@ def unseal(key: Readable, data: bytes, *, identity: str) -> tuple[dict[str, Any]
 
 
 def body_salt(data: bytes) -> bytes:
-    """Return the salt of a container: 24 random bytes, different in each container. Raises as `read_header`."""
+    """Return the salt of a container. This needs no key.
+
+    Args:
+        data: the complete container.
+
+    Returns:
+        24 random bytes, different in each container.
+
+    Raises:
+        TruncatedContainer, ContainerCorrupt, VersionMismatch: as `read_header`.
+    """
     start = read_header(data)[1]
     return data[start : start + SALT_BYTES]
 

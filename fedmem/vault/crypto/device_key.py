@@ -39,7 +39,17 @@ def public_pem(seed: bytes) -> bytes:
 
 
 def fingerprint(pem: bytes) -> str:
-    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo). Raises VerificationFailed."""
+    """Return the SHA-256, hex, of a public key's DER (SubjectPublicKeyInfo).
+
+    Guarantees
+        Two files have the same fingerprint only if they hold the same key (SHA-256 is collision resistant).
+
+    Args:
+        pem: the public key, PEM.
+
+    Raises:
+        VerificationFailed: it is no public key in PEM.
+    """
     try:
         key = load_pem_public_key(pem)
     except (UnsupportedAlgorithm, ValueError, TypeError):
@@ -48,12 +58,24 @@ def fingerprint(pem: bytes) -> str:
 
 
 def earlier_keys(facts: Mapping[str, Any]) -> list[str]:
-    """Return the fingerprints of the earlier device keys of a vault, oldest first."""
+    """Return the fingerprints of the earlier device keys of a vault, oldest first.
+
+    Args:
+        facts: sealed facts of the key table.
+
+    Returns:
+        SHA-256 fingerprints, hex; empty if the device key never changed.
+    """
     return [str(key) for key in facts.get(EARLIER, ())]
 
 
 def change(files: Files, root: Path, pem: bytes) -> None:
     """Make `pem` the public key of the vault at `root`, and keep the earlier one in `receipts/`.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+        pem: the new public key, PEM. The present one gives no change.
 
     Raises:
         StorageError: a file could not be written. Calling it again completes the change.

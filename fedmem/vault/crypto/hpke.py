@@ -28,7 +28,14 @@ _INFO = "fedmem/recipient/1\x00"
 
 
 def public_of(key: X25519PrivateKey) -> str:
-    """Return the public key of a private key, as 64 hex digits."""
+    """Return the public key of a private key.
+
+    Args:
+        key: an X25519 private key.
+
+    Returns:
+        64 hex digits.
+    """
     return key.public_key().public_bytes_raw().hex()
 
 
@@ -40,6 +47,7 @@ def seal_to(public: str, secret: bytes, *, identity: str) -> str:
 
     Args:
         public: the public key, 64 hex digits.
+        secret: the bytes to seal.
         identity: vault and kit; `open_with` needs the same one.
 
     Raises:
@@ -54,6 +62,11 @@ def open_with(key: X25519PrivateKey, sealed: str, *, identity: str) -> bytes:
 
     Guarantees
         A result is exactly what `seal_to` was given for this key and identity. The module's table lists edge cases.
+
+    Args:
+        key: the private key.
+        sealed: hex, as `seal_to` returns it.
+        identity: the one that sealed it.
 
     Raises:
         VerificationFailed: another key or identity, or the sealed text was changed.

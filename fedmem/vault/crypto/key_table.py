@@ -12,32 +12,32 @@ Invariants
 - The keystore notes the newest serial after the table is durable and before the next write. So the note is never ahead
   of the disk, and at most one behind it. A crash therefore locks no user out, and an older table is detected.
 - An appended entry is not noted here: the note of the change that it belongs to holds its serial (`acknowledgement`).
-- The public header holds numbers and random ids: epoch, generation (one more for each erasure), serial (one more for
-  each write), and the epoch key sealed to each recovery kit. An erasure removes the kits and the key of the backups.
-
-The payload is a length (4 bytes, big-endian), the facts as canonical JSON, and the rows. A row is a 16-byte id and a
-32-byte key; rows are sorted by id.
+- An erasure removes the kits and the key of the backups. `sealed_table` has the format of the file.
 """
 
 import contextlib
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedmem.errors import FedmemError, KeystoreError, VerificationFailed
-from fedmem.storage.canonical import canonical_json
 from fedmem.storage.files import Files
-from fedmem.storage.private_memory import PrivateBuffer, Readable, overwrite_values
+from fedmem.storage.private_memory import overwrite_values
 from fedmem.vault.crypto import container, table_log
-from fedmem.vault.crypto import hpke as recipients
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.crypto.sealed_table import (
+    Numbers,
+    backup_name,
+    decode,
+    encode,
+    epoch_name,
+    numbers_of,
+    seal,
+    unseal,
+)
 from fedmem.vault.crypto.table_log import LogPosition
 
-ID_BYTES, KEY_BYTES = 16, 32
-ROW = ID_BYTES + KEY_BYTES
-_LENGTH = struct.Struct(">I")
 _NOTE = struct.Struct(">QQQ")
 NOTE = "table"
 CHANGE, CHANGE_NOTE = "database", struct.Struct(">QQ")
@@ -46,104 +46,37 @@ LOG = "table.log"
 LOG_LIMIT = 256  # entries; opening a vault reads at most these
 _TRIES = 20  # a writer may replace the table while it is read
 RETIRED = ("kits", "backup")  # facts that an erasure removes
-_NUMBERS = ("epoch", "generation", "serial")
-Numbers = tuple[int, int, int]
 
 
 class RolledBack(VerificationFailed):
     """An error: the table, or another part of the vault, is an older version than the keystore has noted."""
 
 
-def encode(facts: Mapping[str, Any], keys: Mapping[str, bytes]) -> PrivateBuffer:
-    """Return the payload of a table, in a buffer that is overwritten when it is dropped.
+def noted_numbers(keystore: Keystore) -> Numbers:
+    """Return the newest (epoch, generation, serial) that a keystore has noted.
 
     Args:
-        facts: sealed facts that JSON can represent.
-        keys: id (32 hex digits) -> 32-byte data key.
+        keystore: the keystore of the vault; a bare one is enough.
+
+    Returns:
+        Three numbers; zeros if there is no valid note.
     """
-    encoded_facts = canonical_json(dict(facts))
-    start = _LENGTH.size + len(encoded_facts)
-    payload = PrivateBuffer(start + ROW * len(keys))
-    view = memoryview(payload)
-    view[:start] = _LENGTH.pack(len(encoded_facts)) + encoded_facts
-    for at, item in zip(range(start, len(payload), ROW), sorted(keys), strict=True):
-        view[at : at + ID_BYTES], view[at + ID_BYTES : at + ROW] = bytes.fromhex(item), keys[item]
-    return payload
-
-
-def decode(payload: Readable) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Return the facts and keys of a payload that `encode` wrote. Raises VerificationFailed if its size is wrong."""
-    start = _LENGTH.size + (_LENGTH.unpack_from(payload)[0] if len(payload) >= _LENGTH.size else 0)
-    if start > len(payload) or (len(payload) - start) % ROW:
-        raise VerificationFailed("The key table has a damaged payload. Restore the vault from a backup.")
-    view = memoryview(payload)
-    facts: dict[str, Any] = json.loads(bytes(view[_LENGTH.size : start]))
-    rows = range(start, len(payload), ROW)  # each key is copied once: a slice of a row would leave a second copy
-    return facts, {view[i : i + ID_BYTES].hex(): bytes(view[i + ID_BYTES : i + ROW]) for i in rows}
-
-
-def epoch_name(epoch: int) -> str:
-    """Return the name of an epoch key in the keystore."""
-    return f"epoch-{epoch}"
-
-
-def backup_name(generation: int) -> str:
-    """Return the name, in the keystore, of the key that opens the backups of a generation."""
-    return f"backup-{generation}"
-
-
-def seal(key: bytes, vault_id: str, numbers: Numbers, facts: Mapping[str, Any], rows: Mapping[str, bytes]) -> bytes:
-    """Return a table sealed under `key`. Its header holds `key` sealed to each recovery kit in `facts["kits"]`.
-
-    Guarantees
-        The table opens with `key` or with the private key of one of these kits, and it is bound to the vault and to its
-        numbers (see `container` and `hpke`).
-
-    Args:
-        key: the epoch key, or the key of the backups: 32 uniformly random bytes.
-        vault_id: 32 hex digits.
-        numbers: epoch, generation and serial.
-        rows: id (32 hex digits) -> 32-byte data key.
-
-    Raises:
-        UsageError: the header is too long, because there are too many kits.
-    """
-    header = {"kind": "keytable", "vault": vault_id, **dict(zip(_NUMBERS, numbers, strict=True))}
-    kits = facts.get("kits", {})
-    if kits:
-        header["kits"] = {kit: recipients.seal_to(kits[kit], key, identity=f"{vault_id}/{kit}") for kit in kits}
-    return container.seal(key, header, encode(facts, rows), identity=identity(vault_id))
-
-
-def unseal(key: bytes, vault_id: str, data: bytes) -> tuple[Numbers, dict[str, Any], dict[str, bytes]]:
-    """Open a sealed table and return (numbers, facts, rows).
-
-    Guarantees
-        A result is exactly what `seal` was given for this key and vault (see `container`).
-
-    Raises:
-        VerificationFailed: another key or vault, or a damaged table. VersionMismatch: another format.
-    """
-    header, payload = container.unseal(key, data, identity=identity(vault_id))
-    return (numbers_of(header), *decode(payload))
-
-
-def identity(vault_id: str) -> str:
-    """Return the identity that the table of a vault is bound to."""
-    return f"keytable/{vault_id}"
-
-
-def noted(keystore: Keystore) -> Numbers:
-    """Return the newest (epoch, generation, serial) that a keystore has noted; zeros if it has no valid note."""
     value = keystore.noted(NOTE) or b""
     return _NOTE.unpack(value) if len(value) == _NOTE.size else (0, 0, 0)
 
 
 def noted_serial(keystore: Keystore) -> int:
-    """Return the newest serial that a keystore has noted, for the table or for an acknowledged change."""
+    """Return the newest serial that a keystore has noted, for the table or for an acknowledged change.
+
+    Args:
+        keystore: the keystore of the vault; a bare one is enough.
+
+    Returns:
+        The serial; 0 if there is no valid note.
+    """
     change = keystore.noted(CHANGE) or b""
     acknowledged = int(CHANGE_NOTE.unpack(change)[0]) if len(change) == CHANGE_NOTE.size else 0
-    return max(noted(keystore)[2], acknowledged)
+    return max(noted_numbers(keystore)[2], acknowledged)
 
 
 class KeyTable:
@@ -188,6 +121,14 @@ class KeyTable:
     ) -> "KeyTable":
         """Write a new table of epoch 1, and return it.
 
+        Args:
+            files: the file layer.
+            path: the table's file.
+            keystore: gets the key of epoch 1.
+            vault_id: 32 hex digits.
+            facts: sealed facts that JSON can represent.
+            keys: id (32 hex digits) -> 32-byte data key; None for no rows.
+
         Raises:
             StorageError, KeystoreError: the table or its epoch key cannot be written.
         """
@@ -199,6 +140,12 @@ class KeyTable:
     @classmethod
     def open(cls, files: Files, path: Path, keystore: Keystore, vault_id: str) -> "KeyTable":
         """Read the table from disk and return it.
+
+        Args:
+            files: the file layer.
+            path: the table's file.
+            keystore: holds the epoch key.
+            vault_id: 32 hex digits.
 
         Raises:
             KeystoreError: the keystore lacks its epoch key. RolledBack: the keystore has noted a newer table.
@@ -394,7 +341,11 @@ class KeyTable:
             self._note()
 
     def use_keystore(self, keystore: Keystore) -> None:
-        """Use another keystore from now on; it must hold the table's keys already."""
+        """Use another keystore from now on; it must hold the table's keys already.
+
+        Args:
+            keystore: the new keystore, for example after a move of keys.
+        """
         self._keystore = keystore
 
     def _write(self, rows: dict[str, bytes], key: bytes, numbers: Numbers, facts: dict[str, Any]) -> None:
@@ -404,16 +355,8 @@ class KeyTable:
 
     def _note(self) -> None:
         """Write the numbers of a durable table to the keystore, unless it has noted newer ones."""
-        if noted(self._keystore)[2] < self.serial:
+        if noted_numbers(self._keystore)[2] < self.serial:
             self._keystore.note(NOTE, _NOTE.pack(self.epoch, self.generation, self.serial))
 
     def _old_backups(self) -> list[str]:
         return [backup_name(self.generation - 1)] if self.generation else []
-
-
-def numbers_of(header: Mapping[str, Any]) -> Numbers:
-    """Return (epoch, generation, serial) of a table's public header. Raises ContainerCorrupt if they are invalid."""
-    numbers = tuple(header.get(name) for name in _NUMBERS)
-    if header.get("kind") != "keytable" or not all(type(n) is int and n >= 0 for n in numbers):
-        raise container.ContainerCorrupt("The key table's header is damaged. Restore the vault from a backup.")
-    return numbers  # type: ignore[return-value]

@@ -53,29 +53,85 @@ class Keystore(Protocol):
         """Return True if there is an entry of this name; `load` may still reject it as damaged."""
 
     def create(self, name: str) -> bytes:
-        """Create a new secret of 32 random bytes, store it durably and return it; replace an older one of this name."""
+        """Create a new secret, store it durably and return it. Replace an older one of this name.
+
+        Args:
+            name: name of the secret.
+
+        Returns:
+            32 bytes, new and uniformly random.
+
+        Raises:
+            KeystoreError, StorageError: no secret was stored.
+        """
 
     def load(self, name: str) -> bytes:
-        """Return the secret. Raises KeystoreError if it is missing, destroyed or damaged."""
+        """Return a secret.
+
+        Args:
+            name: name of the secret.
+
+        Returns:
+            32 bytes.
+
+        Raises:
+            KeystoreError: it is missing, destroyed or damaged.
+        """
 
     def put(self, name: str, secret: bytes) -> None:
-        """Store a given secret of 32 bytes durably; replace an older one of this name."""
+        """Store a given secret of 32 bytes durably; replace an older one of this name.
+
+        Args:
+            name: name of the secret.
+            secret: 32 bytes.
+
+        Raises:
+            KeystoreError, StorageError: the secret was not stored.
+        """
 
     def destroy(self, name: str) -> None:
-        """Destroy the secret, so that `load` fails from now on; do nothing if it is missing."""
+        """Destroy the secret, so that `load` fails from now on; do nothing if it is missing.
+
+        Guarantees
+            After the return the keystore does not give the secret back. A copy that the file system or the operating
+            system made is out of its reach.
+
+        Args:
+            name: name of the secret.
+
+        Raises:
+            KeystoreError, StorageError: the secret may still exist.
+        """
 
     def note(self, name: str, value: bytes) -> None:
-        """Store a public value of at most 64 bytes durably, in place of the previous one."""
+        """Store a public value of at most 64 bytes durably, in place of the previous one.
+
+        Args:
+            name: name of the note, one of `NOTES`.
+            value: at most 64 bytes, not secret.
+        """
 
     def noted(self, name: str) -> bytes | None:
-        """Return the value of a note, or None if there is no valid note."""
+        """Return the value of a note, or None if there is no valid note.
+
+        Args:
+            name: name of the note, one of `NOTES`.
+        """
 
     def discard(self, names: Iterable[str]) -> None:
-        """Destroy these secrets and all notes. `names` must list all secrets of the keystore."""
+        """Destroy these secrets and all notes. `names` must list all secrets of the keystore.
+
+        Args:
+            names: all secrets of the keystore, because an OS keystore cannot list them.
+        """
 
 
 def missing(name: str) -> KeystoreError:
-    """Return the error for a secret that is missing, destroyed or damaged."""
+    """Return the error for a secret that is missing, destroyed or damaged.
+
+    Args:
+        name: name of the secret; it is in the message.
+    """
     return KeystoreError(
         f"The key {name} of this vault is not in its keystore. If the vault was moved, move its key slots with it; "
         "if the key was destroyed by an erasure, this copy of the vault cannot be opened."
@@ -109,7 +165,17 @@ class KeyfileKeys:
         return slot
 
     def slot(self, name: str) -> bytes:
-        """Return the bytes of a slot file, at most 512. Raises KeystoreError if it is missing, empty or all zeros."""
+        """Return the bytes of a slot file.
+
+        Args:
+            name: name of the secret.
+
+        Returns:
+            At most 512 bytes.
+
+        Raises:
+            KeystoreError: the file is missing, empty or all zeros.
+        """
         if not self.exists(name):
             raise missing(name)
         slot = self._files.read(self._folder / name, limit=SLOT_LIMIT)

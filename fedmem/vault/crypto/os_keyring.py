@@ -20,7 +20,14 @@ LEAST_PRIORITY = 1.0
 
 
 def protected_backends(backend: Any) -> list[Any]:
-    """Return the backends that an operating system protects, the strongest first: of a chain, or the one given."""
+    """Return the backends that an operating system protects, the strongest first.
+
+    Args:
+        backend: a backend of `keyring`; of a chain, its parts are examined.
+
+    Returns:
+        Backends of a priority of at least `LEAST_PRIORITY`; empty if there is none.
+    """
     parts = list(getattr(backend, "backends", [backend]))
     return [part for part in parts if float(getattr(part, "priority", 0)) >= LEAST_PRIORITY]
 

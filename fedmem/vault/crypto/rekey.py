@@ -25,13 +25,13 @@ from fedmem import paths
 from fedmem.errors import KeystoreError, Refused
 from fedmem.storage.canonical import digest
 from fedmem.storage.files import Files
-from fedmem.vault.backup import backup_registry as copies
-from fedmem.vault.crypto import device_key
-from fedmem.vault.crypto import header as public
+from fedmem.vault.backup import backup_registry
+from fedmem.vault.crypto import device_key, vault_header
 from fedmem.vault.crypto.device_key import DEVICE_KEY
-from fedmem.vault.crypto.header import Header
-from fedmem.vault.crypto.key_table import KeyTable, backup_name, epoch_name
+from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import NOTES, Ask, Keystore
+from fedmem.vault.crypto.sealed_table import backup_name, epoch_name
+from fedmem.vault.crypto.vault_header import Header
 from fedmem.vault.store.core import Core
 
 MOVING = "moving"
@@ -58,14 +58,22 @@ def move_keys(
     table.rewrite(facts={**table.facts, MOVING: moving})
     keystore = start()
     copy_keys(table, keystore)
-    files.replace(root / public.NAME, new.encode())
+    files.replace(root / vault_header.NAME, new.encode())
     table.use_keystore(keystore)
     finish_move(files, root, table)
     return keystore
 
 
 def move_facts(files: Files, root: Path, old: Header, new: Header, *, lost: bool) -> dict[str, Any]:
-    """Return the sealed fact of a move of keys that has begun: both headers, and the present device key."""
+    """Return the sealed fact of a move of keys that has begun: both headers, and the present device key.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder, with the present `device.pub`.
+        old: the header before the move.
+        new: the header after the move.
+        lost: True if the old keystore is lost, so that its remains need not open.
+    """
     device = device_key.fingerprint(files.read(root / device_key.NAME))
     return {"old": old.encode().decode(), "new": new.encode().decode(), "lost": lost, "device": device}
 
@@ -88,11 +96,11 @@ def renew(
         UsageError: there is no such backend. KeystoreError: no passphrase or an empty one, or the machine has no such
             keystore. StorageError.
     """
-    new = public.new_facts(old.id, backend, old.simulated, secrets.token_hex(8))
+    new = vault_header.new_facts(old.id, backend, old.simulated, secrets.token_hex(8))
     if backend == "keyring":
-        public.bare_keystore(new, files, slots_of(old.id))  # raises KeystoreError if this machine has no keyring
-    ask_once = public.passphrase(ask) if backend == "passphrase" else None
-    start = functools.partial(public.start_keystore, new, files, slots_of(old.id), ask_once)
+        vault_header.bare_keystore(new, files, slots_of(old.id))  # raises KeystoreError if this machine has no keyring
+    ask_once = vault_header.passphrase(ask) if backend == "passphrase" else None
+    start = functools.partial(vault_header.start_keystore, new, files, slots_of(old.id), ask_once)
     return move_keys(files, root, table, old, new, start, lost=lost)
 
 
@@ -108,7 +116,7 @@ def change_passphrase(core: Core, ask: Ask) -> None:
     Raises:
         Refused: the vault has no passphrase. KeystoreError: the new one is empty. StorageError.
     """
-    old = public.read_facts(core.files, core.root)[0]
+    old = vault_header.read_facts(core.files, core.root)[0]
     if old.keystore != "passphrase":
         raise Refused(f"This vault opens with the {old.keystore} keystore and has no passphrase to change.")
     with core.writing():
@@ -124,17 +132,32 @@ def rotate(core: Core) -> None:
     Guarantees
         The old epoch key is destroyed, and the retired kits do not open the new table. Backups still open.
 
+    Args:
+        core: a vault that is open for writing.
+
     Raises:
         StorageError, KeystoreError.
     """
     with core.writing():
         facts = {name: fact for name, fact in core.table.facts.items() if name != "kits"}
         core.table.rewrite(rotate=True, facts=facts)
-        copies.retire(core)
+        backup_registry.retire(core)
 
 
 def copy_keys(table: KeyTable, keystore: Keystore) -> None:
-    """Copy the keys and the notes of the table's keystore into another keystore. A lost device key is replaced."""
+    """Copy the keys and the notes of the table's keystore into another keystore. A lost device key is replaced.
+
+    Guarantees
+        After the return, the other keystore opens the table and the backups of its generation. The earlier keystore
+        stays as it is.
+
+    Args:
+        table: an open key table.
+        keystore: the new keystore, empty.
+
+    Raises:
+        KeystoreError, StorageError: some keys may be missing in the new keystore.
+    """
     old, epoch = table.keystore, epoch_name(table.epoch)
     keystore.put(epoch, old.load(epoch))
     if old.exists(DEVICE_KEY):
@@ -152,18 +175,23 @@ def copy_keys(table: KeyTable, keystore: Keystore) -> None:
 def finish_move(files: Files, root: Path, table: KeyTable) -> None:
     """Complete or undo a move of keys, so that one set of slots and one header remain. Do nothing if there is no move.
 
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+        table: its open key table. The caller holds the writer lock.
+
     Raises:
         StorageError, KeystoreError.
     """
     moving = table.facts.get(MOVING)
     if moving is None:
         return
-    is_replaced = files.read(root / public.NAME) == moving["new"].encode()
-    old, new = (public.decode(moving[side].encode()) for side in ("old", "new"))
+    is_replaced = files.read(root / vault_header.NAME) == moving["new"].encode()
+    old, new = (vault_header.decode(moving[side].encode()) for side in ("old", "new"))
     valid, invalid = (new, old) if is_replaced else (old, new)
     with contextlib.suppress(KeystoreError) if moving["lost"] else contextlib.nullcontext():
         _discard(files, table, invalid)
-    public.keep_copy(files, valid)  # an older backup does not know where the keys lie now
+    vault_header.keep_copy(files, valid)  # an older backup does not know where the keys lie now
     facts = {name: fact for name, fact in table.facts.items() if name != MOVING}
     if is_replaced:
         facts |= _changed_device(files, root, table, moving)
@@ -183,18 +211,27 @@ def _changed_device(files: Files, root: Path, table: KeyTable, moving: Mapping[s
 
 
 def is_own_header(table: KeyTable, data: bytes) -> bool:
-    """Return True if `data` is the content of vault.json for the vault of this table."""
+    """Return True if `data` is the content of vault.json for the vault of this table.
+
+    Args:
+        table: an open key table.
+        data: the bytes of vault.json.
+    """
     moving = table.facts.get(MOVING) or {}
     expected_digests = [table.facts["facts"], *(digest(moving[side].encode()) for side in ("old", "new") if moving)]
     return digest(data) in expected_digests  # digests of public facts: no secret is compared
 
 
 def slots_of(vault_id: str) -> Path:
-    """Return the folder of all sets of slots of a vault."""
+    """Return the folder of all sets of slots of a vault.
+
+    Args:
+        vault_id: 32 hex digits.
+    """
     return paths.slots_dir() / vault_id
 
 
 def _discard(files: Files, table: KeyTable, header: Header) -> None:
     epochs = [epoch_name(table.epoch + step) for step in (-1, 0, 1)]
     names = [DEVICE_KEY, *epochs, *(backup_name(table.generation + step) for step in (-1, 0))]
-    public.bare_keystore(header, files, slots_of(header.id)).discard(names)
+    vault_header.bare_keystore(header, files, slots_of(header.id)).discard(names)

@@ -84,7 +84,12 @@ def start(table: bytes, serial: int) -> LogPosition:
 
 
 def continues(header: bytes, position: LogPosition) -> bool:
-    """Return True if a log with these first `HEADER_BYTES` bytes continues the table of `position`."""
+    """Return True if a log with these first `HEADER_BYTES` bytes continues the table of `position`.
+
+    Args:
+        header: the first bytes of the log's file.
+        position: a place in the log of the table.
+    """
     return header[:HEADER_BYTES] == MAGIC + position.base
 
 

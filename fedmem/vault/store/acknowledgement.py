@@ -7,7 +7,7 @@ Invariants
   items that were never acknowledged. Otherwise they belong to items that were lost.
 - A vault of an earlier fedmem has no note; the first change writes it.
 
-    check(table, items_of(database), noted(keystore))
+    check(table, items_of(database), read_note(keystore))
 """
 
 import contextlib
@@ -49,25 +49,44 @@ class Items:
     revision: int
 
 
-def noted(keystore: Keystore) -> Acknowledged | None:
-    """Return the keystore's note of the last acknowledged change; None if there is no complete note."""
+def read_note(keystore: Keystore) -> Acknowledged | None:
+    """Return the keystore's note of the last acknowledged change; None if there is no complete note.
+
+    Args:
+        keystore: the keystore of the vault; a bare one is enough.
+    """
     value = keystore.noted(CHANGE) or b""
     return Acknowledged(*CHANGE_NOTE.unpack(value)) if len(value) == CHANGE_NOTE.size else None
 
 
 def state(core: Core) -> Acknowledged:
-    """Return the present state of an open vault."""
+    """Return the present state of an open vault.
+
+    Args:
+        core: an open vault.
+    """
     return Acknowledged(core.table.serial, core.database.revision())
 
 
 def sealed_serial(core: Core) -> bytes:
-    """Return the serial of the key table, sealed under the ledger's key, for the database."""
+    """Return the serial of the key table as a sealed cell for the database.
+
+    Guarantees
+        The cell is sealed under the ledger's key and bound to the vault. An older cell opens too: `check` notices an
+        older database.
+
+    Args:
+        core: an open vault.
+    """
     table = core.table
     return core.seal("table-serial", "", table.keys[table.facts["ledger"]], _SERIAL.pack(table.serial))
 
 
 def check_serial(core: Core) -> None:
     """Check that the key table is not older than the database.
+
+    Args:
+        core: an open vault.
 
     Raises:
         RolledBack: its log was cut, or an older table was put back. VerificationFailed: the stored serial was changed.
@@ -87,15 +106,22 @@ def acknowledge(core: Core) -> None:
     """Note the current state in the keystore, after a change.
 
     A failure of the keystore is ignored: the note is then written after the next change.
+
+    Args:
+        core: a vault that is open for writing, after a durable change.
     """
     with contextlib.suppress(FedmemError):
         current = state(core)
-        if noted(core.keystore) != current:
+        if read_note(core.keystore) != current:
             core.keystore.note(CHANGE, CHANGE_NOTE.pack(current.serial, current.revision))
 
 
 def items_of(database: Database) -> Items:
-    """Return the ids of all records, blocks and runs. The revision is read last."""
+    """Return the ids of all records, blocks and runs. The revision is read last.
+
+    Args:
+        database: the open database.
+    """
     with database.session() as session:
         # One text is read ten times as fast as a row for each record.
         records = (session.execute(select(func.group_concat(RecordRow.id))).scalar_one() or "").split(",")
@@ -108,7 +134,15 @@ def items_of(database: Database) -> Items:
 
 
 def keys_without_items(table: KeyTable, items: Items) -> frozenset[str]:
-    """Return the ids of the data keys that belong to no item of the database."""
+    """Return the ids of the data keys that belong to no item of the database.
+
+    Args:
+        table: the key table.
+        items: the ids in the database.
+
+    Returns:
+        Data keys of records, runs or blocks that an interrupted change never finished, or that were lost.
+    """
     return frozenset(table.keys.keys() - items.keyed - items.others - {table.facts["ledger"]})
 
 

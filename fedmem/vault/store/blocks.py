@@ -55,8 +55,15 @@ class BlockStore:
         self._core = core
 
     def visible(self, ids: frozenset[str] | None = None) -> list[BlockInfo]:
-        """Return all visible blocks, or those among `ids`, oldest first. Raises StaleReader."""
-        self._core.reading()
+        """Return visible blocks, oldest first.
+
+        Args:
+            ids: ids to choose from; None for all blocks. Unknown ids are left out.
+
+        Raises:
+            StaleReader: the vault was erased from since it was opened.
+        """
+        self._core.prepare_read()
         query = select(BlockRow.created, BlockRow.id, BlockRow.sealed).where(BlockRow.state == "live")
         with self._core.database.session() as session:
             rows = session.execute(query).all() if ids is None else []
@@ -66,12 +73,26 @@ class BlockStore:
         return [self._info(block_id, sealed) for _, block_id, sealed in ordered if block_id in self._core.table.keys]
 
     def of(self, topic: str) -> list[BlockInfo]:
-        """Return the visible blocks of one topic, oldest first. Raises StaleReader."""
-        self._core.reading()
+        """Return the visible blocks of one topic, oldest first.
+
+        Args:
+            topic: name of the topic; an unknown one has no blocks.
+
+        Raises:
+            StaleReader: the vault was erased from since it was opened.
+        """
+        self._core.prepare_read()
         return self.visible(ids_of(self._core.table, topic))
 
     def get(self, id_or_topic: str) -> BlockInfo:
-        """Return the block with this id, or the newest block of this topic. Raises NothingMatched, StaleReader."""
+        """Return the block with this id, or the newest block of this topic.
+
+        Args:
+            id_or_topic: id of a block, or name of a topic.
+
+        Raises:
+            NothingMatched: there is no such block. StaleReader: the vault was erased from since it was opened.
+        """
         blocks = self.visible(frozenset({id_or_topic})) or self.of(id_or_topic)
         if not blocks:
             raise NothingMatched("No block has this id or topic. `fedmem block list` shows what there is.")
@@ -83,6 +104,9 @@ class BlockStore:
         The buffer is overwritten with zeros when it is dropped, when the vault is closed, and when an erasure is
         noticed. So a result that was computed from it counts only if `generation` is the same afterwards.
 
+        Args:
+            block_id: id of a visible block.
+
         Raises:
             NothingMatched: there is no such block.
             VerificationFailed: its container is missing, damaged, or belongs to another block.
@@ -92,7 +116,7 @@ class BlockStore:
         try:
             data = self._core.files.read(self._core.block_file(info.id))
         except NothingMatched:
-            self._core.reading()  # an erasure may just have removed it
+            self._core.prepare_read()  # an erasure may just have removed it
             raise VerificationFailed(
                 f"The file of block {info.id} is missing. Put it back, or restore the vault from a backup."
             ) from None
@@ -108,14 +132,32 @@ class BlockStore:
     def facts(
         self, topic: str, release: str, run_id: str, layers: int, width: int, d_model: int, size: int
     ) -> dict[str, Any]:
-        """Return the facts of the next version of a topic's block; `size` is the length of its rows in bytes."""
+        """Return the facts of the next version of a topic's block.
+
+        Args:
+            topic: the topic whose records the block was trained on.
+            release: digest of the release that it belongs to.
+            run_id: id of the training run.
+            layers, width, d_model: shape of the rows, [layers, 3, width, d_model].
+            size: length of the serialised rows, in bytes.
+        """
         version = 1 + max((block.version for block in self.of(topic)), default=0)
         spec = {"layers": layers, "width": width, "d_model": d_model}
         return {"topic": topic, "release": release, "version": version, **spec, "run_id": run_id, "bytes": size,
                 "created": time.time()}  # fmt: skip
 
     def write(self, block_id: str, key: Readable, facts: dict[str, Any], rows: Readable) -> None:
-        """Write the container of a block. The block stays invisible until its row is live."""
+        """Write the container of a block. The block stays invisible until its row is live.
+
+        Args:
+            block_id: id of the block, 32 hex digits.
+            key: its data key, 32 bytes.
+            facts: the result of `facts`.
+            rows: the serialised rows (safetensors).
+
+        Raises:
+            StorageError: there is no container, or the earlier one is in place.
+        """
         sealed = container.seal(
             key, _header(block_id, self._core.id, facts), rows, identity=self._core.identity("block", block_id)
         )

@@ -56,7 +56,15 @@ class Checkpoints:
         self._core.files.replace(self.path(key_id), sealed)
 
     def load(self, key_id: str, run_key: bytes) -> tuple[int, PrivateBuffer] | None:
-        """Return (step, data) of a run's checkpoint; None if there is none, or a damaged one."""
+        """Return (step, data) of a run's checkpoint; None if there is none, or a damaged one.
+
+        Args:
+            key_id: id of the run key.
+            run_key: 32 bytes.
+
+        Raises:
+            StorageError: the file cannot be read.
+        """
         identity = self._core.identity("checkpoint", key_id)
         with contextlib.suppress(NothingMatched, VerificationFailed, VersionMismatch):
             header, data = container.unseal(_key(run_key), self._core.files.read(self.path(key_id)), identity=identity)
@@ -64,14 +72,22 @@ class Checkpoints:
         return None
 
     def step(self, key_id: str) -> int:
-        """Return the step of a run's checkpoint, read from its public header; 0 if there is none."""
+        """Return the step of a run's checkpoint, read from its public header; 0 if there is none.
+
+        Args:
+            key_id: id of the run key.
+        """
         with contextlib.suppress(NothingMatched, VerificationFailed, VersionMismatch):
             head = self._core.files.read(self.path(key_id), limit=_HEAD)
             return int(container.read_header(head, whole=False)[0]["step"])
         return 0
 
     def drop(self, key_ids: Iterable[str]) -> None:
-        """Remove the checkpoints with these run key ids. A missing one is ignored."""
+        """Remove the checkpoints with these run key ids. A missing one is ignored.
+
+        Args:
+            key_ids: ids of run keys.
+        """
         paths = [path for key_id in key_ids if (path := self.path(key_id)).exists()]
         for path in paths:
             self._core.files.unlink(path)
@@ -86,7 +102,11 @@ class Checkpoints:
         self.drop(key_id for key_id in key_ids if key_id not in self._core.table.keys)
 
     def path(self, key_id: str) -> Path:
-        """Return the path of the checkpoint of a run key."""
+        """Return the path of the checkpoint of a run key.
+
+        Args:
+            key_id: id of the run key, 32 hex digits.
+        """
         return self._core.root / FOLDER / f"{key_id}{SUFFIX}"
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import Select, delete, func, select
 from fedmem.errors import Refused
 from fedmem.storage.files import storage_errors
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.key_table import epoch_name
+from fedmem.vault.crypto.sealed_table import epoch_name
 from fedmem.vault.store.core import Core, forget_in_this_process
 from fedmem.vault.store.database import BlockRow, RecordRow, RunRow
 from fedmem.vault.store.leases import StaleLease, stale_readers
@@ -63,13 +63,28 @@ class ContentStore(Protocol):
     claims: frozenset[str]
 
     def enumerate(self, ids: frozenset[str]) -> list[StoredItem]:
-        """Return the items of this store whose id is in `ids`."""
+        """Return the items of this store whose id is in `ids`.
+
+        Args:
+            ids: ids of items, 32 hex digits; unknown ones are ignored.
+        """
 
     def erase(self, ids: frozenset[str]) -> None:
-        """Erase the items with these ids. An item that is already erased is ignored."""
+        """Erase the items with these ids. An item that is already erased is ignored.
+
+        Args:
+            ids: ids of items, 32 hex digits; unknown ones are ignored.
+
+        Raises:
+            StorageError, KeystoreError: an item may still exist; calling it again continues.
+        """
 
     def scan(self, ids: frozenset[str]) -> list[str]:
-        """Return one sentence for each item of `ids` that still exists, without content; empty if none does."""
+        """Return one sentence for each item of `ids` that still exists, without content; empty if none does.
+
+        Args:
+            ids: ids of items, 32 hex digits; unknown ones are ignored.
+        """
 
 
 class KeyTableStore:
@@ -131,13 +146,28 @@ class BlockFileStore:
 
 
 def stems_in(folder: Path, ids: frozenset[str]) -> list[str]:
-    """Return the ids that are the name, without its suffix, of a file in a folder, sorted. It lists the folder once."""
+    """Return the ids that name a file in a folder, sorted. The folder is listed once.
+
+    Args:
+        folder: the folder; a missing one has no files.
+        ids: names of files without their suffixes.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
     with storage_errors(f"look into the folder {folder.name}"):
         return sorted(ids.intersection(path.stem for path in folder.iterdir())) if folder.is_dir() else []
 
 
 def container_item(store: str, item: str, kind: str, data: bytes) -> StoredItem:
-    """Return the item of a container file. A damaged container has no salt, and can still be erased."""
+    """Return the item of a container file. A damaged container has no salt, and can still be erased.
+
+    Args:
+        store: name of the store.
+        item: id of the item.
+        kind: kind of the item, such as block.
+        data: the bytes of the container's file.
+    """
     try:
         salt = container.body_salt(data).hex()
     except container.ContainerCorrupt:
@@ -233,6 +263,10 @@ NO_CONTENT = frozenset({"vault.json", "device.pub", "lock", "lock.next", "receip
 
 def valid_store(store: ContentStore, others: Iterable[ContentStore]) -> ContentStore:
     """Return the store if it keeps the contract of `ContentStore`.
+
+    Args:
+        store: the store to register.
+        others: the stores that are registered already.
 
     Raises:
         Refused: it lacks a method or an attribute, or has the name of one of the `others`.

@@ -15,14 +15,12 @@ Invariants
 """
 
 import contextlib
-import functools
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from fedmem.errors import KeystoreError, Refused, UsageError, VersionMismatch
 from fedmem.storage import forks
@@ -31,9 +29,9 @@ from fedmem.storage.files import Files
 from fedmem.storage.locks import WriterLock
 from fedmem.storage.private_memory import PrivateBuffer, PrivateMemory, Readable
 from fedmem.vault.crypto import container
-from fedmem.vault.crypto.header import NAME as HEADER
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.crypto.keystore import Keystore
+from fedmem.vault.crypto.vault_header import NAME as HEADER
 from fedmem.vault.store import watcher
 from fedmem.vault.store.database import Database
 from fedmem.vault.store.leases import Lease
@@ -114,7 +112,7 @@ class Core:
         """The lock of this open vault; the database takes it too."""
         return self.database.lock
 
-    def reading(self) -> None:
+    def prepare_read(self) -> None:
         """Check that this vault may be read, and read what other processes added.
 
         Raises:
@@ -236,19 +234,47 @@ class Core:
                 self.take_lease()
 
     def seal(self, kind: str, item: str, key: Readable, data: Readable) -> bytes:
-        """Return `data` as a sealed cell, bound to this vault, the kind and the item."""
+        """Return `data` as a sealed cell.
+
+        Guarantees
+            The cell is bound to this vault, to the kind and to the item (see `container`).
+
+        Args:
+            kind: what the cell holds, such as record.
+            item: id of the item; "" for a fact of the vault.
+            key: 32 uniformly random bytes.
+            data: any length, also empty.
+        """
         return container.seal_cell(key, data, identity=self.identity(kind, item))
 
     def open_cell(self, kind: str, item: str, sealed: bytes) -> PrivateBuffer:
-        """Return the content of a cell, opened with the item's own key. Raises VerificationFailed."""
+        """Return the content of a cell, opened with the item's own key.
+
+        Args:
+            kind: the kind that it was sealed with.
+            item: id of the item; its key is in the key table.
+            sealed: the cell.
+
+        Raises:
+            VerificationFailed: another key, kind or item, or a changed cell.
+        """
         return container.open_cell(self.table.keys[item], sealed, identity=self.identity(kind, item))
 
     def identity(self, kind: str, item: str) -> str:
-        """Return the identity to which a ciphertext is bound: kind, vault and item."""
+        """Return the identity to which a ciphertext is bound: kind, vault and item.
+
+        Args:
+            kind: what the ciphertext holds, such as record.
+            item: id of the item; "" for a fact of the vault.
+        """
         return f"{kind}/{self.id}/{item}"
 
     def block_file(self, block_id: str) -> Path:
-        """Return the path of the container of a block."""
+        """Return the path of the container of a block.
+
+        Args:
+            block_id: id of the block, 32 hex digits.
+        """
         return self.root / "blocks" / f"{block_id}.fmb"
 
     def close(self) -> None:
@@ -334,56 +360,15 @@ def _let_go(table: KeyTable, memory: PrivateMemory, lease: Lease) -> None:
     lease.release()
 
 
-Rest = ParamSpec("Rest")
-Result = TypeVar("Result")
-Kind = TypeVar("Kind", bound=type[Any])
-
-
-class HasCore(Protocol):
-    """An object that works on an open vault."""
-
-    @property
-    def core(self) -> Core: ...
-
-
-Item = TypeVar("Item", bound=HasCore)
-
-
-def serialised(
-    work: Callable[Concatenate[Item, Rest], Result],
-) -> Callable[Concatenate[Item, Rest], Result]:
-    """Run a function or method under the lock of the vault that is its first argument."""
-
-    @functools.wraps(work)
-    def locked(item: Item, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
-        with item.core.lock:
-            return work(item, *args, **kwargs)
-
-    return locked
-
-
-def in_turn(
-    work: Callable[Concatenate[Item, Rest], Result],
-) -> Callable[Concatenate[Item, Rest], Result]:
-    """Run a function or method in one turn of the vault that is its first argument; see `Core.turn`."""
-
-    @functools.wraps(work)
-    def locked(item: Item, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
-        with item.core.turn():
-            return work(item, *args, **kwargs)
-
-    return locked
-
-
-def serialised_methods(kind: Kind) -> Kind:
-    """Run every public method of a class under the lock of its vault, so that no method lacks it."""
-    for name, member in list(vars(kind).items()):
-        if callable(member) and not name.startswith("_") and name != "close":
-            setattr(kind, name, serialised(member))
-    return kind
-
-
 def batches(ids: Iterable[str], size: int = 500) -> Iterator[list[str]]:
-    """Return `ids`, sorted, in lists of at most `size`, which fit into one SQL statement."""
+    """Return ids in lists that fit into one SQL statement.
+
+    Args:
+        ids: ids in any order.
+        size: the greatest length of a list.
+
+    Returns:
+        Sorted ids; no list for no ids.
+    """
     ordered = sorted(ids)
     return (ordered[i : i + size] for i in range(0, len(ordered), size))

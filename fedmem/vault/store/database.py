@@ -241,7 +241,14 @@ class Database:
                 connection.execute(text(f"PRAGMA user_version = {step + 1}"))
 
     def copy_to(self, path: Path) -> None:
-        """Write a complete copy of the database, from one transaction, to a file that does not exist yet."""
+        """Write a complete copy of the database, from one transaction, to a file that does not exist yet.
+
+        Args:
+            path: the new file; it is readable by the user only.
+
+        Raises:
+            StorageError: the copy cannot be written; a part of it may be left.
+        """
         with storage_errors(f"write {path.name}"):
             path.touch(mode=0o600, exist_ok=False)  # SQLite would let others read it
         with self._autocommit() as connection:
@@ -278,7 +285,11 @@ class Database:
         return None if serial is None else bytes(serial)
 
     def advance_revision(self, least: int) -> None:
-        """Raise the revision to `least` if it is lower, so that a restored file is not taken for an older one."""
+        """Raise the revision to `least` if it is lower, so that a restored file is not taken for an older one.
+
+        Args:
+            least: the lowest revision that the database may have afterwards.
+        """
         with self.session() as session:
             session.execute(text("UPDATE revision SET number = max(number, :least)"), {"least": least})
 
@@ -319,7 +330,14 @@ class Database:
             self._connection = None
 
     def suspend(self, timeout: float) -> bool:
-        """Close the connection before a fork: SQLite keeps state for each open file, which a child would use on."""
+        """Close the connection before a fork: SQLite keeps state for each open file, which a child would use on.
+
+        Args:
+            timeout: seconds to wait for the thread that uses the database.
+
+        Returns:
+            True if the connection is closed, and the lock is held.
+        """
         if not self.lock.acquire_within(timeout):
             return False
         if self._sessions:  # the thread that forks is in the middle of a transaction

@@ -39,8 +39,9 @@ from fedmem.storage.hash_chained_log import HEX, HashChainedLog, LogEntry, parse
 from fedmem.storage.locks import WriterLock
 from fedmem.vault.crypto import container
 from fedmem.vault.store import ledger_anchor
-from fedmem.vault.store.core import Core, serialised_methods
+from fedmem.vault.store.core import Core
 from fedmem.vault.store.egress_entry import EgressEntry
+from fedmem.vault.store.turns import serialised_methods
 
 NAME, NOTE, GAP = "egress.log", "egress", "egress_gap"
 PATIENCE = 10.0  # seconds that a message waits until another one is entered
@@ -75,6 +76,9 @@ class EgressLog:
     def enter(self, entry: EgressEntry) -> EgressLine:
         """Add one line, durably.
 
+        Args:
+            entry: the public facts of the message.
+
         Returns:
             The new line, with the current time.
 
@@ -85,8 +89,16 @@ class EgressLog:
         return self.enter_at(time.time(), entry)
 
     def enter_at(self, when: float, entry: EgressEntry) -> EgressLine:
-        """Add one line with a given time (seconds since 1970), as `enter` does: for lines of another vault."""
-        self.core.reading()
+        """Add one line with a given time, for the lines of another vault.
+
+        Args:
+            when: seconds since 1970.
+            entry: the public facts of the message.
+
+        Raises:
+            StorageError, Busy, VerificationFailed, StaleReader: as `enter`.
+        """
+        self.core.prepare_read()
         with self._alone():
             if not self._log.count or not self._log.is_current:
                 self._checked()
@@ -101,7 +113,7 @@ class EgressLog:
             return
         head = self._log.count - 1, self._log.head
         with contextlib.suppress(FedmemError):
-            noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+            noted_head = ledger_anchor.read_note(self.core.keystore, NOTE)
             if noted_head is None or noted_head[0] < head[0] or [*noted_head] == self.core.table.facts.get(GAP):
                 self.core.keystore.note(NOTE, ledger_anchor.pack(head))
 
@@ -112,18 +124,18 @@ class EgressLog:
             VerificationFailed: a line was changed, or the end is lost.
             StaleReader: the vault was erased from since it was opened.
         """
-        self.core.reading()
+        self.core.prepare_read()
         return [self._opened(line) for line in self._checked()]
 
     def complete(self) -> bool:
         """Return False if a line is missing or may be: a restored backup lacks the lines after it."""
-        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+        noted_head = ledger_anchor.read_note(self.core.keystore, NOTE)
         return GAP not in self.core.table.facts and (noted_head is None or holds(self._checked(), noted_head))
 
     def _checked(self) -> list[LogEntry]:
         """Return the complete lines, after a check of chain and head. Raises VerificationFailed."""
         # The head first: a line that another process enters in between then comes after it.
-        noted_head = ledger_anchor.noted(self.core.keystore, NOTE)
+        noted_head = ledger_anchor.read_note(self.core.keystore, NOTE)
         lines = self._log.read()
         if noted_head is not None and not holds(lines, noted_head) and [*noted_head] != self.core.table.facts.get(GAP):
             raise VerificationFailed("The egress ledger has lost its end. Put its newest file back.")
@@ -155,10 +167,22 @@ class EgressLog:
 
 
 def read(data: bytes) -> list[LogEntry]:
-    """Return the complete lines of a log. Raises VerificationFailed where the chain breaks."""
+    """Return the complete lines of a log, still sealed.
+
+    Args:
+        data: the bytes of the file.
+
+    Raises:
+        VerificationFailed: the chain of digests breaks.
+    """
     return parse(data, HEX, NAME)[0]
 
 
 def holds(lines: Sequence[LogEntry], head: ledger_anchor.Head) -> bool:
-    """Return True if the lines hold this head at its place."""
+    """Return True if a log has the line of this head, at its place and with its digest.
+
+    Args:
+        lines: the lines, as `read` returns them.
+        head: number and digest of a line.
+    """
     return head[0] < len(lines) and hmac.compare_digest(lines[head[0]].digest, head[1])

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from fedmem.errors import VerificationFailed
-from fedmem.vault.backup import backup_registry as copies
+from fedmem.vault.backup import backup_registry
 from fedmem.vault.crypto.key_table import KeyTable
 from fedmem.vault.store import acknowledgement, item_list
 from fedmem.vault.store.acknowledgement import Items, items_of, keys_without_items
@@ -44,7 +44,7 @@ class Inventory:
         core.refresh()
         if not core.is_settled:
             core.database.overwrite_log()
-        if not core.is_settled or acknowledgement.noted(core.keystore) != acknowledgement.state(core):
+        if not core.is_settled or acknowledgement.read_note(core.keystore) != acknowledgement.state(core):
             self.recover()
             acknowledgement.acknowledge(core)
 
@@ -54,12 +54,12 @@ class Inventory:
         Raises:
             VerificationFailed: table and database differ, and no interrupted change explains it; see `acknowledgement`.
         """
-        note = acknowledgement.noted(self._core.keystore)
+        note = acknowledgement.read_note(self._core.keystore)
         self.sweep()
         self._core.table.settle()
         self._runs.recover()
         self._reconcile(note)
-        copies.sweep(self._core)
+        backup_registry.sweep(self._core)
         self._core.is_settled = True
 
     def sweep(self) -> None:
@@ -71,7 +71,11 @@ class Inventory:
         self._drop_files_without_row((root / "receipts").glob(f"*{item_list.SUFFIX}"), ErasureRow.id)
 
     def index(self, records: Records) -> None:
-        """Build the index of topics in a vault of an earlier version, by opening every item once."""
+        """Build the index of topics in a vault of an earlier version, by opening every item once.
+
+        Args:
+            records: the records of the vault.
+        """
         table, ids_of_topic = self._core.table, dict[str, list[str]]()
         items = [(record.topic, record.id) for record in records.select(ALL)]
         for run in self._runs.get(table.keys):
@@ -103,28 +107,47 @@ class Inventory:
 
 
 def unfinished_erasures(database: Database) -> list[str]:
-    """Return the ids of unfinished erasures, oldest first."""
+    """Return the ids of unfinished erasures, oldest first.
+
+    Args:
+        database: the open database.
+    """
     with database.session() as session:
         query = select(ErasureRow.id).where(ErasureRow.state.in_(UNFINISHED)).order_by(ErasureRow.created)
         return list(session.execute(query).scalars())
 
 
 def receipts(database: Database) -> list[tuple[str, str]]:
-    """Return (id, SHA-256 of the receipt in hex) of every completed erasure."""
+    """Return (id, SHA-256 of the receipt in hex) of every completed erasure.
+
+    Args:
+        database: the open database.
+    """
     with database.session() as session:
         rows = session.execute(select(ErasureRow.id, ErasureRow.journal).where(ErasureRow.state == "completed")).all()
     return [(erasure, str(json.loads(journal)["receipt"])) for erasure, journal in rows]
 
 
 def item_roots(database: Database) -> list[tuple[str, str]]:
-    """Return (id, Merkle root in hex) of every erasure that has a list of items of its own."""
+    """Return (id, Merkle root in hex) of every erasure that has a list of items of its own.
+
+    Args:
+        database: the open database.
+    """
     root = func.json_extract(ErasureRow.journal, "$.listed.root")
     with database.session() as session:
         return [(erasure, root) for erasure, root in session.execute(select(ErasureRow.id, root)) if root]
 
 
 def check_tables(database: Database) -> None:
-    """Check that the database has its required tables. Raises VerificationFailed, VersionMismatch."""
+    """Check that the database has its required tables.
+
+    Args:
+        database: the open database.
+
+    Raises:
+        VerificationFailed: the privacy ledger or another table is missing. VersionMismatch: a schema of a newer fedmem.
+    """
     database.version()
     tables = database.tables()
     if EventRow.__tablename__ not in tables:
@@ -136,7 +159,16 @@ def check_tables(database: Database) -> None:
 
 
 def check_keys(table: KeyTable, items: Items, database: Database) -> None:
-    """Check that every item has its key, unless an erasure is unfinished. Raises VerificationFailed."""
+    """Check that every item has its key, unless an erasure is unfinished.
+
+    Args:
+        table: the key table.
+        items: the ids in the database.
+        database: the open database.
+
+    Raises:
+        VerificationFailed: a key is missing.
+    """
     if items.keyed - table.keys.keys() and not unfinished_erasures(database):
         raise VerificationFailed(
             "The key table is older than the database. Restore table and database from one backup, or put the newest "

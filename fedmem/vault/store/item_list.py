@@ -37,12 +37,21 @@ KIND, SUFFIX = "erased-items", ".items"
 
 
 def lines_of(items: Iterable[StoredItem]) -> list[bytes]:
-    """Return one line for each item: canonical JSON of store, id, kind, digest and salt. It is a leaf of the tree."""
+    """Return one line for each item: canonical JSON of store, id, kind, digest and salt. It is a leaf of the tree.
+
+    Args:
+        items: the items of an erasure.
+    """
     return [canonical_json(list(item)) for item in items]
 
 
 def write(core: Core, erasure_id: str, items: Sequence[StoredItem]) -> dict[str, Any]:
     """Write the sealed list of an erasure, durably, and return its public facts.
+
+    Args:
+        core: an open vault, in a change.
+        erasure_id: id of the erasure, 32 hex digits.
+        items: the items of the erasure.
 
     Returns:
         root: the Merkle root, hex. count: number of items. kinds, stores: number of items by kind and by store.
@@ -56,7 +65,16 @@ def write(core: Core, erasure_id: str, items: Sequence[StoredItem]) -> dict[str,
 
 
 def read(core: Core, erasure_id: str, root: str) -> tuple[StoredItem, ...]:
-    """Return the items of an erasure, after the check against the Merkle root. Raises as the module says."""
+    """Return the items of an erasure, after the check against the Merkle root.
+
+    Args:
+        core: an open vault.
+        erasure_id: id of the erasure, 32 hex digits.
+        root: Merkle root of the lines, hex.
+
+    Raises:
+        NothingMatched: the list is missing. VerificationFailed: it was changed. VersionMismatch: another format.
+    """
     file = path(core.root, erasure_id)
     try:
         data = core.files.read(file)
@@ -64,7 +82,7 @@ def read(core: Core, erasure_id: str, root: str) -> tuple[StoredItem, ...]:
         raise NothingMatched(
             f"The list of erased items {file.name} is missing beside its receipt. Put it back, or restore a backup."
         ) from None
-    return opened(key_of(core.table), core.id, erasure_id, data, root)
+    return open_list(key_of(core.table), core.id, erasure_id, data, root)
 
 
 def seal(key: bytes, vault_id: str, erasure_id: str, lines: Iterable[bytes]) -> bytes:
@@ -79,8 +97,23 @@ def seal(key: bytes, vault_id: str, erasure_id: str, lines: Iterable[bytes]) -> 
     return container.seal(key, header, b"\n".join(lines), identity=_identity(vault_id, erasure_id))
 
 
-def opened(key: bytes, vault_id: str, erasure_id: str, data: bytes, root: str) -> tuple[StoredItem, ...]:
-    """Return the items in the content of a list's file. Raises VerificationFailed, VersionMismatch."""
+def open_list(key: bytes, vault_id: str, erasure_id: str, data: bytes, root: str) -> tuple[StoredItem, ...]:
+    """Return the items in the content of a list's file.
+
+    Guarantees
+        The items are those of the receipt with this root (RFC 6962 tree over SHA-256), and the file was sealed for this
+        erasure.
+
+    Args:
+        key: the key of the vault's ledger, 32 bytes.
+        vault_id: 32 hex digits.
+        erasure_id: id of the erasure, 32 hex digits.
+        data: the bytes of the file.
+        root: Merkle root of the lines, hex.
+
+    Raises:
+        VerificationFailed: another key, erasure or root, or a changed file. VersionMismatch: another format.
+    """
     content = bytes(container.unseal(key, data, identity=_identity(vault_id, erasure_id))[1])
     if merkle.root(content.split(b"\n")).hex() != root:  # public digests: no secret is compared
         raise VerificationFailed("The list of erased items has another Merkle root than its receipt. Restore a backup.")
@@ -88,12 +121,21 @@ def opened(key: bytes, vault_id: str, erasure_id: str, data: bytes, root: str) -
 
 
 def path(root: Path, erasure_id: str) -> Path:
-    """Return the file of the list of an erasure, in the vault's folder `root`."""
+    """Return the file of the list of an erasure, in the vault's folder `root`.
+
+    Args:
+        root: the vault's folder.
+        erasure_id: id of the erasure, 32 hex digits.
+    """
     return root / "receipts" / f"{erasure_id}{SUFFIX}"
 
 
 def key_of(table: KeyTable) -> bytes:
-    """Return the key that seals the lists of a vault: that of its privacy ledger, 32 bytes."""
+    """Return the key that seals the lists of a vault: that of its privacy ledger, 32 bytes.
+
+    Args:
+        table: the open key table.
+    """
     return table.keys[table.facts["ledger"]]
 
 

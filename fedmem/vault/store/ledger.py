@@ -27,8 +27,9 @@ from fedmem.storage.hash_chained_log import chain
 from fedmem.storage.private_memory import PrivateBuffer
 from fedmem.vault.crypto import container
 from fedmem.vault.store import ledger_anchor
-from fedmem.vault.store.core import Core, serialised_methods
+from fedmem.vault.store.core import Core
 from fedmem.vault.store.database import EventRow, RunRow
+from fedmem.vault.store.turns import serialised_methods
 
 SPEND, PLANNED = "spend", "wanted"
 
@@ -73,7 +74,16 @@ class Ledger:
             return self.append_in(session, kind, payload)
 
     def append_in(self, session: Session, kind: str, payload: Mapping[str, Any]) -> Event:
-        """Append one event inside a transaction of the caller; it is durable when that transaction commits."""
+        """Append one event inside a transaction of the caller; it is durable when that transaction commits.
+
+        Args:
+            session: the caller's transaction.
+            kind: the kind of the event.
+            payload: JSON without NaN or infinity; no topic, no private data.
+
+        Raises:
+            UsageError: `payload` is not such JSON.
+        """
         last = session.execute(select(EventRow).order_by(EventRow.seq.desc()).limit(1)).scalar_one_or_none()
         seq = 0 if last is None else last.seq + 1
         try:
@@ -92,7 +102,7 @@ class Ledger:
             VerificationFailed: the ledger is missing, was changed, or lacks the charge of a run.
             RolledBack: the keystore knows a later event.
         """
-        self.core.reading()
+        self.core.prepare_read()
         ledger_anchor.check(self.core)
         with self.core.database.session() as session:
             # Runs before events: else a run that begins in between would seem to have no charge.

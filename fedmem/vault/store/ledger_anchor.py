@@ -32,19 +32,35 @@ Head = tuple[int, str]
 
 
 def head(core: Core) -> Head | None:
-    """Return (number, digest) of the ledger's last event; None if the ledger is empty."""
+    """Return (number, digest) of the ledger's last event; None if the ledger is empty.
+
+    Args:
+        core: an open vault.
+    """
     with core.database.session() as session:
         row = session.execute(select(EventRow.seq, _DIGEST).order_by(EventRow.seq.desc()).limit(1)).first()
     return None if row is None else (row[0], digest_as_text(row[1]))
 
 
 def digest_as_text(digest: bytes | None) -> str:
-    """Return the content of the digest column in ASCII. It equals a digest only if the column holds that digest."""
+    """Return the content of the digest column in ASCII. It equals a digest only if the column holds that digest.
+
+    Args:
+        digest: the value of the column; None if the row is missing.
+    """
     return (digest or b"").decode("ascii", "backslashreplace")
 
 
-def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
-    """Return the newest head that a keystore knows; None if it knows none."""
+def read_note(keystore: Keystore, name: str = NOTE) -> Head | None:
+    """Return the newest head that a keystore knows; None if it knows none.
+
+    Args:
+        keystore: the keystore of the vault; a bare one is enough.
+        name: name of the note; the egress ledger has its own.
+
+    Returns:
+        Number and digest (hex) of an event; None if there is no valid note.
+    """
     value = keystore.noted(name) or b""
     if len(value) != _HEAD.size:
         return None
@@ -53,20 +69,36 @@ def noted(keystore: Keystore, name: str = NOTE) -> Head | None:
 
 
 def pack(head: Head) -> bytes:
-    """Return a head as the bytes of a keystore's note; `noted` reads them."""
+    """Return a head as the bytes of a keystore's note; `read_note` reads them.
+
+    Args:
+        head: number from 0, and digest, 64 hex digits.
+
+    Returns:
+        40 bytes.
+    """
     return _HEAD.pack(head[0], bytes.fromhex(head[1]))
 
 
-def note(core: Core) -> None:
-    """Note the ledger's head. A failure of the keystore is ignored: the head is noted after the next event."""
+def write_note(core: Core) -> None:
+    """Note the ledger's head. A failure of the keystore is ignored: the head is noted after the next event.
+
+    Args:
+        core: a vault that is open for writing, after a durable change.
+    """
     with contextlib.suppress(FedmemError):
-        last, noted_head = head(core), noted(core.keystore)
+        last, noted_head = head(core), read_note(core.keystore)
         if last is not None and last != noted_head and not _is_lost(core, noted_head):
             core.keystore.note(NOTE, pack(last))
 
 
-def holds(core: Core, expected: Head) -> bool:
-    """Return True if the ledger holds the event of this head, at its place and with its digest."""
+def has_event(core: Core, expected: Head) -> bool:
+    """Return True if the ledger holds the event of this head, at its place and with its digest.
+
+    Args:
+        core: an open vault.
+        expected: number and digest of an event.
+    """
     with core.database.session() as session:
         digest = session.execute(select(_DIGEST).where(EventRow.seq == expected[0])).scalar_one_or_none()
     return hmac.compare_digest(digest_as_text(digest), expected[1])
@@ -75,11 +107,14 @@ def holds(core: Core, expected: Head) -> bool:
 def check(core: Core) -> None:
     """Check that the ledger holds the event that the keystore noted.
 
+    Args:
+        core: an open vault.
+
     Raises:
         VerificationFailed: the vault has no ledger.
         RolledBack: the ledger lacks the event.
     """
-    noted_head = noted(core.keystore)  # first: an event that another process appends in between comes after it
+    noted_head = read_note(core.keystore)  # first: an event that another process appends in between comes after it
     if EventRow.__tablename__ not in core.database.tables():
         raise VerificationFailed(
             "The vault has lost its privacy ledger, so nothing may be spent. `fedmem backup restore` brings it back."
@@ -93,4 +128,4 @@ def check(core: Core) -> None:
 
 def _is_lost(core: Core, noted_head: Head | None) -> bool:
     """Return True if the ledger lacks the noted event, and the loss is not the known gap of a restored backup."""
-    return noted_head is not None and not holds(core, noted_head) and [*noted_head] != core.table.facts.get(GAP)
+    return noted_head is not None and not has_event(core, noted_head) and [*noted_head] != core.table.facts.get(GAP)

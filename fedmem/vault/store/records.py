@@ -75,6 +75,9 @@ class Records:
     def add(self, records: Sequence[NewRecord]) -> list[str]:
         """Seal and store `records`, and return their ids in order. An empty batch does nothing.
 
+        Args:
+            records: the new records. Their vectors are finite, float32 [dim], of one width.
+
         Raises:
             UsageError: a vector is not one finite row, or a text is not valid Unicode.
             VersionMismatch: the vectors have another width than those of the vault, or than each other.
@@ -97,14 +100,28 @@ class Records:
         return list(keys)
 
     def select(self, topic: str | Everything | None) -> list[Record]:
-        """Return the records of one topic, the shareable ones (None), or `ALL`, oldest first. Raises StaleReader."""
-        self._core.reading()
+        """Return records in the order in which they were added.
+
+        Args:
+            topic: name of a topic; None for the shareable records; `ALL` for all.
+
+        Raises:
+            StaleReader: the vault was erased from since it was opened.
+        """
+        self._core.prepare_read()
         records = self._read(None if isinstance(topic, Everything) else ids_of(self._core.table, topic))
         return [record for record in records if isinstance(topic, Everything) or record.topic == topic]
 
     def get(self, ids: Collection[str]) -> list[Record]:
-        """Return the records with these ids, oldest first. Raises NothingMatched for an unknown id, StaleReader."""
-        self._core.reading()
+        """Return the records with these ids, in the order in which they were added.
+
+        Args:
+            ids: ids of records; a repeated id counts once.
+
+        Raises:
+            NothingMatched: an id is unknown. StaleReader: the vault was erased from since it was opened.
+        """
+        self._core.prepare_read()
         records = self._read(frozenset(ids))
         if len(records) != len(set(ids)):
             raise NothingMatched("No record has this id. `Client.add` and `Client.search` give the ids of records.")
@@ -112,7 +129,7 @@ class Records:
 
     def created(self) -> dict[str, float]:
         """Return for each record id the time at which it was added, in seconds since 1970."""
-        self._core.reading()
+        self._core.prepare_read()
         with self._core.database.session() as session:
             rows = session.execute(select(RecordRow.id, RecordRow.created)).all()
         return {item: created for item, created in rows if item in self._core.table.keys}
@@ -152,7 +169,7 @@ class Records:
             StaleReader: the vault was erased from since it was opened.
         """
         query = _row(vector)
-        self._core.reading()
+        self._core.prepare_read()
         self._read_vectors()
         _check_width({len(query), *self._vectors.widths})
         nearest = dict(self._vectors.nearest(query, k))
@@ -166,7 +183,7 @@ class Records:
         with self._core.database.session() as session:
             rows = session.execute(query.where(text("rowid > :last")), {"last": self._vectors.last_row}).all()
         if rows:
-            self._core.reading()  # the keys of rows that were added since the table was read
+            self._core.prepare_read()  # the keys of rows that were added since the table was read
         for number, item, sealed in rows:
             if item in self._core.table.keys:  # else an erasure is not finished
                 self._vectors.add(item, _vector(self._core.open_cell("record", item, sealed)))

@@ -31,7 +31,11 @@ _CONTENT = ("vault.db", "vault.db-wal", "table.fmk", "table.log")
 
 
 def keep(core: Core) -> None:
-    """Make the reserve of an open vault, or adapt its size; take less if the disk has no room for all of it."""
+    """Make the reserve of an open vault, or adapt its size; take less if the disk has no room for all of it.
+
+    Args:
+        core: a vault that is open for writing. A simulated vault has no reserve.
+    """
     if core.simulated:
         return
     files, root = core.files, core.root
@@ -51,6 +55,10 @@ def keep(core: Core) -> None:
 def yield_some(files: Files, root: Path) -> bool:
     """Cut the reserve by `OPENING` bytes if the disk is full. Return False if there was nothing to cut.
 
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+
     Raises:
         StorageError: it cannot be cut.
     """
@@ -64,7 +72,11 @@ def yield_some(files: Files, root: Path) -> bool:
 
 @contextlib.contextmanager
 def released(core: Core) -> Iterator[None]:
-    """Remove the reserve for the duration of the block, and make it again afterwards."""
+    """Remove the reserve for the duration of the block, and make it again afterwards.
+
+    Args:
+        core: a vault that is open for writing.
+    """
     if (core.root / NAME).exists():
         with contextlib.suppress(FedmemError):
             core.files.unlink(core.root / NAME)
@@ -76,7 +88,16 @@ def released(core: Core) -> Iterator[None]:
 
 
 def with_room(files: Files, root: Path, work: Callable[[], Result]) -> Result:
-    """Return the result of `work`. If a full disk stops it, cut the reserve once and repeat it. Raises as `work`."""
+    """Return the result of `work`. If a full disk stops it, cut the reserve once and repeat it.
+
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+        work: can be repeated after a StorageError.
+
+    Raises:
+        StorageError: there was no reserve to cut, or the second try failed too. Other errors as `work`.
+    """
     try:
         return work()
     except StorageError:
@@ -86,7 +107,14 @@ def with_room(files: Files, root: Path, work: Callable[[], Result]) -> Result:
 
 
 def is_full(root: Path) -> bool:
-    """Return True if the file system of the vault at `root` has almost no free space."""
+    """Return True if the file system of the vault at `root` has almost no free space.
+
+    Args:
+        root: the vault's folder.
+
+    Raises:
+        StorageError: the free space cannot be read.
+    """
     with storage_errors("read the free space of the disk"):
         return shutil.disk_usage(root).free < FULL
 
@@ -95,5 +123,8 @@ def size_for(root: Path) -> int:
     """Return the bytes that an erasure may need: twice the key table and the database, which may be rebuilt.
 
     The list of erased items and its receipt are smaller than the database.
+
+    Args:
+        root: the vault's folder.
     """
     return LEAST + 2 * sum(path.stat().st_size for name in _CONTENT if (path := root / name).is_file())

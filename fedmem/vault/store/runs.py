@@ -160,7 +160,7 @@ class Runs:
 
     def saved(self, run: TrainingRun) -> tuple[int, PrivateBuffer] | None:
         """Return (step, data) of the last checkpoint of an open run; None if there is none. Raises NothingMatched."""
-        self._core.reading()
+        self._core.prepare_read()
         return self._checkpoints.load(self._open_row(run).key_id, run.key)
 
     def plan(self, planned: Sequence[RunRecord], commit: Callable[[Session], None]) -> None:
@@ -192,7 +192,7 @@ class Runs:
 
     def get(self, ids: Collection[str]) -> list[RunRecord]:
         """Return the runs with these ids, oldest first; other ids are left out. Raises StaleReader."""
-        self._core.reading()
+        self._core.prepare_read()
         rows: list[RunRow] = []
         with self._core.database.session() as session:
             session.expire_on_commit = False

@@ -30,7 +30,15 @@ FACTS: dict[str, Any] = {"topics": {}, "retention": {}}
 
 
 def ids_of(table: KeyTable, topic: str | Everything | None) -> frozenset[str]:
-    """Return the ids of a topic, of the shareable records (None), or of `ALL`."""
+    """Return the ids of a topic, of the shareable records (None), or of `ALL`.
+
+    Args:
+        table: the key table.
+        topic: name of a topic; None for the shareable records; `ALL` for all ids.
+
+    Returns:
+        Ids with a key, and ids of retention rules; empty for an unknown topic.
+    """
     if isinstance(topic, str):
         rules = (item for item, (name, _) in table.facts["retention"].items() if name == topic)
         return frozenset([*table.facts["topics"].get(topic, ()), *rules])
@@ -77,7 +85,14 @@ def rewrite(
 
 
 def retention(table: KeyTable) -> dict[str, float]:
-    """Return for each topic the days for which its records are kept. A topic without a rule is left out."""
+    """Return for each topic the days for which its records are kept. A topic without a rule is left out.
+
+    Args:
+        table: the key table.
+
+    Returns:
+        Topic -> days, above 0 and below 36500.
+    """
     return {str(topic): float(days) for topic, days in table.facts["retention"].values()}
 
 

@@ -42,7 +42,12 @@ class VectorIndex:
         return set(self._ids)
 
     def add(self, record_id: str, vector: Vector) -> None:
-        """Add a copy of a vector, float32 [dim]."""
+        """Add a copy of a vector.
+
+        Args:
+            record_id: id of the record.
+            vector: float32 [dim].
+        """
         width = len(vector)
         ids = self._ids.setdefault(width, [])
         rows = self._rows.get(width)

@@ -70,5 +70,9 @@ _watcher = _Watcher()
 
 
 def watch(vault: Watched) -> None:
-    """Look for erasures for an open vault until it is closed."""
+    """Look for erasures for an open vault until it is closed.
+
+    Args:
+        vault: the open vault. The watcher holds no strong reference to it.
+    """
     _watcher.add(vault)

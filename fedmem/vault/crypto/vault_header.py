@@ -73,6 +73,10 @@ def new_facts(vault_id: str, keystore: str, simulated: bool, slots: str = "") ->
 def read_facts(files: Files, root: Path) -> tuple[Header, bytes]:
     """Return the header of the vault at `root`, and its bytes.
 
+    Args:
+        files: the file layer.
+        root: the vault's folder.
+
     Raises:
         NothingMatched: no vault here. VersionMismatch: another format. VerificationFailed: damaged.
         StorageError: the file cannot be read.
@@ -84,14 +88,30 @@ def read_facts(files: Files, root: Path) -> tuple[Header, bytes]:
 
 
 def keep_copy(files: Files, header: Header) -> None:
-    """Write a copy of the header beside the key slots: `fedmem vault repair` needs it if the header is lost."""
+    """Write a copy of the header beside the key slots: `fedmem vault repair` needs it if the header is lost.
+
+    Args:
+        files: the file layer.
+        header: the present header of the vault.
+
+    Raises:
+        StorageError: the earlier copy, if any, is in place.
+    """
     folder = paths.slots_dir() / header.id
     files.make_folder(folder)
     files.replace(folder / NAME, header.encode())
 
 
 def decode(data: bytes) -> Header:
-    """Return the header that `Header.encode` wrote. Raises VersionMismatch, VerificationFailed."""
+    """Return the header that `Header.encode` wrote.
+
+    Args:
+        data: the bytes of vault.json.
+
+    Raises:
+        VersionMismatch: another format. VerificationFailed: damaged, or with other KDF parameters than this version
+        uses.
+    """
     try:
         fields = json.loads(data)
         if fields["format"] != FORMAT:
@@ -119,6 +139,8 @@ def start_keystore(header: Header, files: Files, slots: Path, ask: Ask | None) -
     """Create the keystore of a new vault, or of a new set of slots.
 
     Args:
+        header: the header of the vault.
+        files: the file layer.
         slots: the folder of all sets of slots of the vault.
         ask: returns the passphrase; the passphrase keystore needs it.
 
@@ -134,6 +156,8 @@ def open_keystore(header: Header, files: Files, slots: Path, ask: Ask | None) ->
     """Open the keystore of an existing vault: always the backend that the header names.
 
     Args:
+        header: the header of the vault.
+        files: the file layer.
         slots: the folder of all sets of slots of the vault.
         ask: returns the passphrase; the passphrase keystore needs it.
 
@@ -148,6 +172,11 @@ def open_keystore(header: Header, files: Files, slots: Path, ask: Ask | None) ->
 def bare_keystore(header: Header, files: Files, slots: Path) -> Keystore:
     """Return the keystore without its passphrase. It can read notes, and destroy all secrets.
 
+    Args:
+        header: the header of the vault.
+        files: the file layer.
+        slots: the folder of all sets of slots of the vault.
+
     Raises:
         KeystoreError: the machine has no such keystore.
     """
@@ -161,7 +190,14 @@ def _key_files(header: Header, files: Files, slots: Path) -> KeyfileKeys:
 
 
 def passphrase(ask: Ask | None) -> Ask:
-    """Ask for a new passphrase once, and return a function that returns it. Raises KeystoreError for an empty one."""
+    """Ask for a new passphrase once, and return a function that returns it.
+
+    Args:
+        ask: returns the passphrase; None if there is no terminal.
+
+    Raises:
+        KeystoreError: `ask` is None, or the passphrase is empty.
+    """
     answer = _ask_passphrase(ask)
     if not answer:
         raise KeystoreError("An empty passphrase protects nothing. Choose one, or use the keyfile keystore.")
