@@ -51,5 +51,10 @@ def package(name: str, command: str) -> Any:
 
 
 def missing(name: str, command: str) -> UsageError:
-    """Return the error for a package that is not installed."""
+    """Return the error for a package that is not installed.
+
+    Args:
+        name: name of the package, as it is imported.
+        command: the command that installs it.
+    """
     return UsageError(f"The package {name} is not installed. Install it with: {command}")

@@ -35,7 +35,11 @@ class Cell(str):
 
 
 def printable(value: Any) -> str:
-    """Return `value` as the text that a page shows, not yet escaped. Markup is returned unchanged."""
+    """Return a value as the text that a page shows, not yet escaped.
+
+    Args:
+        value: any value; None gives "not stated", and Markup is returned unchanged.
+    """
     if isinstance(value, Markup):
         return value
     text = "not stated" if value is None else str(value)

@@ -30,7 +30,11 @@ class TomlTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def one_of(names: Iterable[str]) -> Meta:
-    """Return the constraint for a text that must be one of `names`. Its error lists the names."""
+    """Return the constraint for a text that must be one of several names. Its error lists them.
+
+    Args:
+        names: the allowed texts.
+    """
     return Meta(pattern=rf"\A({'|'.join(map(re.escape, names))})\Z")
 
 

@@ -74,7 +74,11 @@ def watch(item: Disownable, *, is_lock: bool = False) -> None:
 
 
 def suspend_at_fork(item: Suspendable) -> None:
-    """Register `item`: it is suspended before each fork, and resumed in the parent after it."""
+    """Register `item`: it is suspended before each fork, and resumed in the parent after it.
+
+    Args:
+        item: an object of this process; registering it does not keep it alive.
+    """
     with FORK_LOCK:
         _suspendable.add(item)
 

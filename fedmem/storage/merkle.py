@@ -25,6 +25,9 @@ def root(leaves: Iterable[bytes]) -> bytes:
         | none | SHA-256 of no bytes |
         | one | SHA-256 of 0x00 and the leaf |
         | a changed, missing, added or moved leaf | another root |
+
+    Args:
+        leaves: the content of each leaf, of any length.
     """
     level = [hashlib.sha256(b"\x00" + leaf).digest() for leaf in leaves]
     if not level:

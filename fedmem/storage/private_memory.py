@@ -101,7 +101,11 @@ def moved(data: bytes) -> PrivateBuffer:
 
 
 def overwrite_bytes(data: bytes) -> None:
-    """Overwrite `data` in place. It must be new, and nothing else may refer to it (see `moved`)."""
+    """Overwrite bytes in place.
+
+    Args:
+        data: new bytes that nothing else refers to (see `moved`).
+    """
     if len(data) > 1:  # Python shares one object for each shorter value
         _set(_address_of_bytes(data), 0, len(data))
 
@@ -110,6 +114,9 @@ def overwrite_values(values: dict[str, bytes]) -> None:
     """Empty a dictionary of new `bytes`, such as keys, and overwrite each value that nothing else refers to.
 
     A value that other code still refers to is left as it is: it could be about to seal something with this key.
+
+    Args:
+        values: the dictionary, which is empty afterwards.
     """
     while values:
         _, value = values.popitem()

@@ -35,6 +35,9 @@ def gathered(place: Place) -> Iterator[None]:
 
     Such a matrix has no gradient of its own then: no copies of parts of a block are made and added up. The backward
     pass itself may run outside the `with`, and in another thread.
+
+    Args:
+        place: returns the buffer `[I, O]` for a matrix, or None for a matrix that gets a plain gradient.
     """
     outer = _PLACE.set(place)
     try:
