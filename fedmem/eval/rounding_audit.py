@@ -53,7 +53,7 @@ noise cancel, which a sum far above or far below the noise does not."""
 _FINER = 2.0**-14  # of a cell: a float32 sum that was never on the grid
 KEEPING = Optimiser(lr=1e-2, final=1e8, beta1=0.0)
 """Adam is post-processing with public settings. Without momentum, and with a last step that is far greater than the
-block, the block that is released keeps the last bits of its last update. The default settings round them away."""
+block, the block that is released keeps the last bits of its last update. The default settings round most of them away."""
 
 
 Trial = Callable[[float, bool, PrivacyStream], dict[str, Attack]]
