@@ -52,8 +52,8 @@ RECORDS, DEVICES = 0.05, 0.5
 noise cancel, which a sum far above or far below the noise does not."""
 _FINER = 2.0**-14  # of a cell: a float32 sum that was never on the grid
 KEEPING = Optimiser(lr=1e-2, final=1e8, beta1=0.0)
-"""Adam is post-processing with public settings. Without momentum, and with a last step that is far greater than the
-block, the block that is released keeps the last bits of its last update. The default settings round most of them away."""
+"""Adam is post-processing with public settings. Without momentum, and with a last step far greater than the block, the
+released block keeps the last bits of its last update. The default settings round most of them away."""
 
 
 Trial = Callable[[float, bool, PrivacyStream], dict[str, Attack]]
