@@ -36,7 +36,7 @@ from fedmem.privacy.stream import PrivacyStream
 ANCHOR, VOCABULARY, LENGTH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 128
 WIDTHS, CLIP, NOISE = (64, 512), 0.1, 1.0
 BATCH, TURNS = 32, 24
-QUICK_BATCH, QUICK_TURNS = 8, 6
+QUICK_BATCH, QUICK_TURNS = 8, 4
 
 Step = Callable[[], object]
 

@@ -60,11 +60,11 @@ def print_audit(out: "Console", data: Mapping[str, Any]) -> None:
     table(out, ("canaries", "exposure, bits", "extracted"), rows)
     bugs = [[name, bug["caught"], bug["by"], bug["lower_bound"]] for name, bug in data["planted"].items()]
     table(out, ("planted bug", "caught", "by", "ε at least"), bugs)
-    bits = [[words, *row_of_bits(data["rounding"][name])] for name, words in PLACES.items()]
+    bits = [[words, *_row_of_bits(data["rounding"][name])] for name, words in PLACES.items()]
     table(out, ("last bits of", "right guesses", "chance of a right guess", "impossible values", "float noise"), bits)
 
 
-def row_of_bits(place: Mapping[str, Any]) -> list[str]:
+def _row_of_bits(place: Mapping[str, Any]) -> list[str]:
     """Return the result of the rounding attack at one place, in words."""
     low, high = place["interval"]
     planted = f"{'found' if place['planted_caught'] else 'MISSED'}, {place['planted_correct']} of {place['out_of']}"

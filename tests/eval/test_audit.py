@@ -1,6 +1,7 @@
 """The audit: its attacks on a correct and on a broken mechanism, and that it leaves nothing behind."""
 
 import re
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -159,6 +160,7 @@ def test_the_guide_names_what_there_is():
 
 @pytest.mark.slow
 def test_the_whole_audit(home):
+    start = time.process_time()
     data = room.run_audit(500, key=KEY)
     assert data["holds"]
     assert 1.9 < data["claimed"] == PrivacyPlan.from_dict(data["plan"]).epsilon() <= 2.0
@@ -174,4 +176,4 @@ def test_the_whole_audit(home):
     assert set(data["rounding"]) == {"updates", "final_block", "federated"}
     assert all(place["planted_caught"] and not place["impossible"] for place in data["rounding"].values())
     assert not [path for path in home.rglob("*") if path.is_file()]
-    assert data["seconds"] < 240
+    assert time.process_time() - start < 180  # of one core, because other programs may run
