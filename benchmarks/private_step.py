@@ -1,6 +1,7 @@
 """A DP-SGD step of a private block against its plain step: `python -m benchmarks.private_step --json`.
 
-A frozen anchor of width 256 with 4 layers, 32 records of 128 tokens in each batch, block widths 64 and 512. Arms, in
+A frozen anchor of width 256 with 4 layers, 32 records of 128 tokens in each batch (8 with `--quick`), block widths 64
+and 512. Arms, in
 turns: plain (one backward pass, the mean loss), our engine `fused`, Opacus' hooks behind the same function, and
 Opacus' ghost clipping, whose second backward pass walks the anchor again. Peak memory: of a process of its own that
 makes three steps, above what it held before the first. The private engines compute each record alone.
@@ -32,9 +33,10 @@ from fedmem.privacy.opacus import LinearBlock
 from fedmem.privacy.rounded_gaussian import rounded_gaussian
 from fedmem.privacy.stream import PrivacyStream
 
-ANCHOR, VOCABULARY, LENGTH, BATCH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 128, 32
+ANCHOR, VOCABULARY, LENGTH = Shape(layers=4, d_model=256, ffn=768, heads=8), 4096, 128
 WIDTHS, CLIP, NOISE = (64, 512), 0.1, 1.0
-EVERYONE, NUMBERS = np.ones(BATCH, dtype=bool), np.arange(BATCH)
+BATCH, TURNS = 32, 24
+QUICK_BATCH, QUICK_TURNS = 8, 4
 
 Step = Callable[[], object]
 
@@ -42,14 +44,14 @@ Step = Callable[[], object]
 class Arms:
     """The steps of each arm over the same anchor, records and block."""
 
-    def __init__(self, width: int, open_: ExitStack) -> None:
-        self.open = open_
+    def __init__(self, width: int, batch: int, open_: ExitStack) -> None:
+        self.open, self.numbers_N = open_, np.arange(batch)
         self.model = new_anchor(ANCHOR, VOCABULARY, 0)
         self.memory: Memory = attach(self.model)
         self.spec: MemorySpec = spec_for(self.model, "ffn", 1, (width,))
-        tokens_NT = torch.from_numpy(np.random.default_rng(0).integers(2, VOCABULARY, (BATCH, LENGTH)))
-        self.data = PrivateSequences(tokens_NT, NUMBERS, BATCH)
-        self.grid = Grid.fitting(CLIP, NOISE, self.spec.fetch_size, BATCH)
+        tokens_NT = torch.from_numpy(np.random.default_rng(0).integers(2, VOCABULARY, (batch, LENGTH)))
+        self.data = PrivateSequences(tokens_NT, self.numbers_N, batch)
+        self.grid = Grid.fitting(CLIP, NOISE, self.spec.fetch_size, batch)
         self.stream = PrivacyStream(bytes(32), b"benchmark")
 
     def block(self) -> tuple[nn.Parameter, torch.optim.Optimizer]:
@@ -63,8 +65,8 @@ class Arms:
 
         def step() -> None:
             for_all = make_shared_source(self.spec, block)
-            loss = batch_loss(self.model, self.memory, for_all, self.data, NUMBERS, False)
-            (loss / BATCH).backward()
+            loss = batch_loss(self.model, self.memory, for_all, self.data, self.numbers_N, False)
+            (loss / len(self.numbers_N)).backward()
             adam.step()
             adam.zero_grad()
 
@@ -74,12 +76,12 @@ class Arms:
         """Return the step of `fedmem.privacy.dpsgd`, with noise."""
         block, adam = self.block()
         engine = per_record(self.model, self.memory, self.spec, self.data, runtime)
-        gradients = self.open.enter_context(engine)
+        gradients, everyone_N = self.open.enter_context(engine), np.ones(len(self.numbers_N), bool)
 
         def step() -> None:
-            clipped = clipped_sum(gradients, block.data, self.data, EVERYONE, self.grid)
+            clipped = clipped_sum(gradients, block.data, self.data, everyone_N, self.grid)
             noisy_X = add_noise(clipped, NOISE, self.stream.substream(b"noise"))
-            block.grad = noisy_X.double().mul_(self.grid.spacing / BATCH).float()
+            block.grad = noisy_X.double().mul_(self.grid.spacing / len(everyone_N)).float()
             adam.step()
 
         return step
@@ -95,7 +97,7 @@ class Arms:
 
         def step() -> None:
             hooks.enable_hooks()
-            loss = batch_loss(self.model, self.memory, block, self.data, NUMBERS, False)
+            loss = batch_loss(self.model, self.memory, block, self.data, self.numbers_N, False)
             loss.backward(retain_graph=True)
             norms_B = hooks.get_norm_sample()
             adam.zero_grad()
@@ -113,32 +115,31 @@ class Arms:
         return lambda: rounded_gaussian(self.stream.substream(b"noise"), self.spec.fetch_size, std)
 
 
-def timed(width: int, turns: int) -> dict[str, np.ndarray]:
+def timed(width: int, batch: int, turns: int) -> dict[str, np.ndarray]:
     """Return seconds of each arm at a width."""
-    whole = RuntimeOptions(micro_batch=BATCH)
     with ExitStack() as stack:
-        arms = Arms(width, stack)
+        arms = Arms(width, batch, stack)
         stack.enter_context(frozen(arms.model))
         steps = {
             "plain": arms.plain(),
-            "fused": arms.private(whole),
-            "opacus_hooks": arms.private(RuntimeOptions(micro_batch=BATCH, engine="opacus")),
+            "fused": arms.private(RuntimeOptions()),
+            "opacus_hooks": arms.private(RuntimeOptions(engine="opacus")),
             "opacus_ghost": arms.ghost(),
             "noise": arms.noise(),
         }
         return harness.turns(steps, turns)
 
 
-def peak(arm: str, width: int) -> int:
+def peak(arm: str, width: int, batch: int) -> int:
     """Return bytes that three steps of an arm add to the peak of a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.private_step", "--peak-of", f"{arm},{width}"]
+    command = [sys.executable, "-m", "benchmarks.private_step", "--peak-of", f"{arm},{width},{batch}"]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)  # noqa: S603
 
 
-def tell_peak(arm: str, width: int) -> None:
+def tell_peak(arm: str, width: int, batch: int) -> None:
     """Print the bytes that `peak` asks for, in its own process."""
     with ExitStack() as stack:
-        arms = Arms(width, stack)
+        arms = Arms(width, batch, stack)
         stack.enter_context(frozen(arms.model))
         step = arms.plain() if arm == "plain" else arms.private(RuntimeOptions())
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak begins anew (Linux)
@@ -148,17 +149,17 @@ def tell_peak(arm: str, width: int) -> None:
         print(harness.status("VmHWM") - before)
 
 
-def figures(turns: int) -> dict[str, Any]:
+def figures(batch: int, turns: int) -> dict[str, Any]:
     """Return ratios of the arms at both widths, and of the peaks."""
     data: dict[str, Any] = {"ratio": {}, "interval": {}, "seconds": {}}
     for width in WIDTHS:
-        seconds = timed(width, turns)
+        seconds = timed(width, batch, turns)
         data["seconds"][f"r{width}"] = {name: float(np.median(values)) for name, values in seconds.items()}
         for arm in ("fused", "opacus_hooks", "opacus_ghost"):
             _add(data, f"{arm}_over_plain_r{width}", *harness.ratio(seconds[arm], seconds["plain"]))
         if width == WIDTHS[0]:
             _add(data, "noise_share", *harness.ratio(seconds["noise"], seconds["fused"]))
-    peaks = {f"r{width}": {arm: peak(arm, width) for arm in ("plain", "fused")} for width in WIDTHS}
+    peaks = {f"r{width}": {arm: peak(arm, width, batch) for arm in ("plain", "fused")} for width in WIDTHS}
     data["ratio"] |= {"peak_memory": max(found["fused"] / found["plain"] for found in peaks.values())}
     return data | {"peak_bytes": peaks}
 
@@ -174,10 +175,12 @@ def main() -> None:
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_of:
-        arm, width = arguments.peak_of.split(",")
-        tell_peak(arm, int(width))
+        arm, width, batch = arguments.peak_of.split(",")
+        tell_peak(arm, int(width), int(batch))
         return
-    harness.emit("private_step", figures(6 if arguments.quick else 24) | {"machine": harness.machine()}, arguments)
+    batch, turns = (QUICK_BATCH, QUICK_TURNS) if arguments.quick else (BATCH, TURNS)
+    data = figures(batch, turns) | {"records": batch, "machine": harness.machine()}
+    harness.emit("private_step", data, arguments)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,11 @@ MOMENTS = {
     "after_non_dp": "after training without noise",
     "after_erasure": "after its erasure",
 }
+PLACES = {
+    "updates": "updates of a training",
+    "final_block": "the block after a training",
+    "federated": "parameters after a round",
+}
 
 
 @click.command(epilog="Example: fedmem privacy audit --json")
@@ -25,8 +30,9 @@ def audit(quick: bool) -> None:
     """Attack private training at a claimed ε of 2, without changes and with planted bugs.
 
     None of your vaults is opened: the audit makes its own anchor, canaries and vaults. The attack proves a lower bound
-    of ε. A bound far below the claim is expected, and does not prove the claim. The exit code is 12 if the bound is
-    above the claim, if a planted bug is not caught, or if an erased block still answers.
+    of ε. A bound far below the claim is expected, and does not prove the claim. A second attack reads last bits, which
+    noise in floating point gives away. The exit code is 12 if the bound is above the claim, if a planted bug is not
+    caught, if last bits tell who took part, or if an erased block still answers.
     """
     from fedmem.cli.allocator import keep_buffers
     from fedmem.cli.progress import reporter
@@ -45,7 +51,7 @@ def audit(quick: bool) -> None:
 
 
 def print_audit(out: "Console", data: Mapping[str, Any]) -> None:
-    """Print the claim and its bounds, the exposure of the canaries, and the result for each planted bug.
+    """Print the claim and its bounds, the exposure of canaries, the planted bugs, and the attack on last bits.
 
     Args:
         out: The console.
@@ -59,3 +65,12 @@ def print_audit(out: "Console", data: Mapping[str, Any]) -> None:
     table(out, ("canaries", "exposure, bits", "extracted"), rows)
     bugs = [[name, bug["caught"], bug["by"], bug["lower_bound"]] for name, bug in data["planted"].items()]
     table(out, ("planted bug", "caught", "by", "ε at least"), bugs)
+    bits = [[words, *_row_of_bits(data["rounding"][name])] for name, words in PLACES.items()]
+    table(out, ("last bits of", "right guesses", "chance of a right guess", "impossible values", "float noise"), bits)
+
+
+def _row_of_bits(place: Mapping[str, Any]) -> list[str]:
+    """Return the result of the rounding attack at one place, in words."""
+    low, high = place["interval"]
+    planted = f"{'found' if place['planted_caught'] else 'MISSED'}, {place['planted_correct']} of {place['out_of']}"
+    return [f"{place['correct']} of {place['out_of']}", f"{low:.2f} to {high:.2f}", str(place["impossible"]), planted]

@@ -3,7 +3,8 @@
 The audit trains once with `train_block` at a claimed epsilon of 2. A fair coin decides for each canary if it is
 included. The run is attacked with everything that it releases (white box) and with its block alone (black box). Correct
 guesses refute mechanisms with too much noise, and the greatest refuted epsilon must stay below the claim. Then each
-planted bug is put in. The same audit or an exact test must catch it.
+planted bug is put in. The same audit or an exact test must catch it. At last the rounding attack reads the last bits of
+updates, final blocks and federated parameters; it must find float noise there, and nothing else.
 
 Invariants
 - No vault of a user is opened: anchor, canaries, sentences and vaults are made for the audit.
@@ -26,6 +27,7 @@ from fedmem.errors import UsageError
 from fedmem.eval.exposed import measure_exposure
 from fedmem.eval.one_run import AuditSetup, attacks
 from fedmem.eval.planted import BUGS, EXACT, find_failed_test
+from fedmem.eval.rounding_audit import is_failed, run_rounding
 from fedmem.privacy.audit import claim_p_value, lower_bounds
 from fedmem.privacy.plan import DELTA, PrivacyPlan
 from fedmem.privacy.stream import KEY_BYTES, PrivacyStream
@@ -131,7 +133,7 @@ def run_audit(
     if not QUICK <= canaries <= MOST:
         raise UsageError(f"An audit takes {QUICK} to {MOST} canaries.")
     torch.set_num_threads(1)  # with several threads, sums differed under load (I9)
-    start, total = time.monotonic(), len(BUGS) + 2
+    start, total = time.monotonic(), len(BUGS) + 3
     plan, stream = audited_plan(canaries), PrivacyStream(key or secrets.token_bytes(KEY_BYTES), b"audit")
     run, claimed = OneRun(AuditSetup.new(canaries), plan, stream), plan.epsilon()
     progress("audit", 0, total, "the mechanism as it is")
@@ -139,6 +141,8 @@ def run_audit(
     for done, name in enumerate(BUGS, start=1):
         progress("audit", done, total, name)
         planted[name] = run.audit_bug(name, claimed)
+    progress("audit", total - 2, total, "last bits")
+    rounding = run_rounding(run.setup, stream.substream(b"rounding"))
     progress("audit", total - 1, total, "planted canaries")
     data = {
         "claimed": claimed,
@@ -154,6 +158,7 @@ def run_audit(
         "plan": plan.to_dict(),
         "exact": exact,
         "planted": planted,
+        "rounding": rounding,
         **measure_exposure(PrivacyPlan.small(record_cap=CAP).calibrate(EPSILON)),
     }
     progress("audit", total, total, "")
@@ -169,10 +174,14 @@ def failures(data: dict[str, Any]) -> list[str]:
     exposure = data["exposure"]
     missed = [name for name, verdict in data["planted"].items() if not verdict["caught"]]
     inexact = [name for name, passed in data["exact"].items() if not passed]
+    telling = [name for name, place in data["rounding"].items() if is_failed(place)]
+    blind = [name for name, place in data["rounding"].items() if not place["planted_caught"]]
     checks = {
         "the lower bound is above the claim": data["lower_bound"] > data["claimed"],
         f"exact tests fail: {', '.join(inexact)}": bool(inexact),
         f"planted bugs are not caught: {', '.join(missed)}": bool(missed),
+        f"last bits tell who took part: {', '.join(telling)}": bool(telling),
+        f"the rounding attack does not find float noise: {', '.join(blind)}": bool(blind),
         "canaries are not exposed without noise, so the audit shows nothing": exposure["after_non_dp"]
         < exposure["before"] + BITS,
         "an erased block still answers": exposure["after_erasure"] != exposure["before"] or not data["verified"],

@@ -148,7 +148,7 @@ def train_block(
     settings, runtime = optimiser or Optimiser(), runtime or RuntimeOptions()
     meter, done = meter or Meter(plan.spend), state.step if state else 0
     block = nn.Parameter((state.block_X if state else start_X).detach().clone())
-    adam = _start_adam(block, settings, state)
+    adam = start_adam(block, settings, state)
     for _ in range(done):
         meter.take(plan.sampling_rate, plan.noise_multiplier)
     with frozen(model), per_record(model, memory, spec, data, runtime) as gradients:
@@ -168,7 +168,14 @@ def train_block(
     return block.data
 
 
-def _start_adam(block: nn.Parameter, settings: Optimiser, state: State | None) -> torch.optim.Adam:
+def start_adam(block: nn.Parameter, settings: Optimiser, state: State | None) -> torch.optim.Adam:
+    """Return the optimiser of a block, as it is after the steps of a state.
+
+    Args:
+        block: the block, `[X]`.
+        settings: its settings.
+        state: the state to go on from; None before the first step.
+    """
     adam = torch.optim.Adam([block], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
     if state:
         moments = {"exp_avg": state.first_X.clone(), "exp_avg_sq": state.second_X.clone()}

@@ -13,6 +13,8 @@ from fedmem.cli.main import main
 from fedmem.cli.privacy import privacy
 
 Call = Callable[..., tuple[Any, dict[str, Any]]]
+PLACE = {"correct": 13, "out_of": 24, "interval": [0.28, 0.79], "p_value": 0.42, "impossible": 0}
+PLACE |= {"planted_correct": 24, "planted_caught": True}
 MOMENTS = ("before", "after_dp", "after_non_dp", "after_erasure")
 
 
@@ -42,6 +44,7 @@ def told(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[int]:
             "no_noise": {"caught": True, "by": "audit", "lower_bound": 4.1},
             "half_noise": {"caught": True, "by": "exact: noise_std", "lower_bound": 1.2},
         },
+        "rounding": dict.fromkeys(("updates", "final_block", "federated"), PLACE),
         "exposure": dict(zip(MOMENTS, (1.4, 1.9, 6.1, 1.4), strict=True)),
         "extraction": dict(zip(MOMENTS, (0.0, 0.0, 1.0, 0.0), strict=True)),
         "verified": True,
@@ -76,6 +79,9 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ["claimed", "ε", "1.999"] in lines
     assert ["after", "DP", "1.900", "0"] in [[*line[:-1], line[-1][0]] for line in lines]
     assert ["half_noise", "yes", "exact:", "noise_std", "1.200"] in lines
+    assert "13 of 24" in result.stdout
+    assert "0.28 to 0.79" in result.stdout
+    assert "found, 24 of 24" in result.stdout
     assert "95% sure, 1000 canaries" in result.stdout
     assert ["p-value", "of", "the", "claim", "1.000"] in lines
 
@@ -87,6 +93,14 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"planted": {"no_clip": {"caught": False, "by": None, "lower_bound": 0.1}}}, "no_clip"),
         ({"exact": {"noise_std": False}}, "noise_std"),
         ({"verified": False}, "still answers"),
+        (
+            {"rounding": {**dict.fromkeys(("updates", "federated"), PLACE), "final_block": PLACE | {"p_value": 1e-7}}},
+            "bits",
+        ),
+        (
+            {"rounding": dict.fromkeys(("updates", "final_block", "federated"), PLACE | {"planted_caught": False})},
+            "float",
+        ),
     ],
 )
 def test_what_fails_ends_with_12_and_keeps_its_figures(
