@@ -34,6 +34,8 @@ _ADVICE = {
     errno.EDQUOT: "The disk quota is used up: free some space and repeat the command.",
     errno.EROFS: "The file system is read-only: mount it writable and repeat the command.",
     errno.ENOENT: "A file is missing: put it back, or fetch or build the folder again.",
+    errno.ENOLCK: "This file system has no file locks: move the vault to a local disk.",
+    errno.EOPNOTSUPP: "This file system cannot do this: move the vault to a local disk.",
     errno.EACCES: "Permission is denied: give this user access to the folder and repeat the command.",
 }
 

@@ -54,6 +54,7 @@ def _check_core(remains: Remains, core: Core) -> None:
     with remains.part(opening.DATABASE):
         items = acknowledgement.items_of(core.database)
         acknowledgement.check(core.table, items, remains.note)
+        acknowledgement.check_serial(core)
         inventory.check_keys(core.table, items, core.database)
     with remains.part("privacy ledger"):
         ledger_anchor.check(core)
