@@ -11,7 +11,7 @@ Invariants
 Shapes: X values.
 
     post = lambda update_X: update_X                      # the update itself is released
-    release = ReleasedValues(update_X, post, error_X=0 * update_X, scale=grid.spacing / plan.divisor, std=grid.std(sigma))
+    release = ReleasedValues(update_X, post, 0 * update_X, scale=grid.spacing / plan.divisor, std=grid.std(sigma))
     attack(release, (cells_without_X, cells_with_X)).guess
 """
 

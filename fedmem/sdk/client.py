@@ -395,3 +395,4 @@ class _AtFork:
         client = self._client()
         if client is not None:
             client._lock, client._answerer = RLock(), None
+            forks.watch(self)  # for the children of this child

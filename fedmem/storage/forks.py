@@ -196,9 +196,10 @@ def _after_fork_in_child() -> None:
             suspendable.forbid()
     _suspendable.clear()
     for items in (_watched, _locks):
-        for item in list(items):
+        inherited = list(items)
+        items.clear()  # first: `disown` may register what the child goes on with, for its own children
+        for item in inherited:
             item.disown()
-        items.clear()
     _forking.suspended = []
 
 

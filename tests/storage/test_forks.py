@@ -135,3 +135,25 @@ def test_acquire_within_does_not_wait_longer() -> None:
             asker.join()
     assert answers == [False, False]
     assert not lock._waiting
+
+
+class Renewed:
+    """An object that a child replaces by a new one, as the thread that looks for erasures."""
+
+    def __init__(self, generation: int = 0) -> None:
+        self.generation = generation
+        watch(self)
+
+    def disown(self) -> None:
+        global renewed
+        renewed = Renewed(self.generation + 1)
+
+
+renewed: Renewed
+
+
+def test_what_a_child_makes_anew_is_made_anew_in_its_own_child() -> None:
+    global renewed
+    renewed = Renewed()
+    assert in_child(lambda: in_child(lambda: renewed.generation)[0])[0] == "2"
+    assert renewed.generation == 0
