@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedmem.memory.kinds.product import add_product, product, recording_factors
+from fedmem.memory.kinds.product import add_product, gathered, product
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(3, 4, 5, generator=GENERATOR)
@@ -37,26 +37,25 @@ def test_an_expanded_block_gets_the_gradient_of_each_item():
     assert not torch.equal(expanded.grad[0], expanded.grad[1])
 
 
-def test_factors_go_to_the_callback_instead_of_a_gradient():
-    expanded, plain, factors = leaf(), leaf(), []
+def test_the_gradient_of_one_matrix_for_all_is_added_to_its_place():
+    alone, plain, place_IO = W[:1].clone().requires_grad_(), W[:1].clone().requires_grad_(), torch.ones(5, 6)
     product(X, plain).square().sum().backward()
-    with recording_factors(lambda x, grad, w: factors.append((x, grad)) is None):
-        result = product(X, expanded)
+    with gathered(lambda w_BIO: place_IO):
+        result = product(X, alone)
     result.square().sum().backward()  # after the `with`: the product was made inside
-    ((x_BTI, grad_BTO),) = factors
-    assert expanded.grad is None
-    torch.testing.assert_close(torch.bmm(x_BTI.mT, grad_BTO), plain.grad)
+    assert alone.grad is None
+    torch.testing.assert_close(place_IO, 1 + plain.grad[0])
 
 
-def test_a_callback_that_declines_leaves_the_gradient_and_an_error_leaves_no_callback():
-    expanded, plain = leaf(), leaf()
+def test_a_matrix_without_a_place_gets_a_plain_gradient_and_an_error_leaves_nothing():
+    alone, plain = W[:1].clone().requires_grad_(), W[:1].clone().requires_grad_()
     product(X, plain).sum().backward()
-    with recording_factors(lambda *_: False):
-        result = product(X, expanded)
+    with gathered(lambda _: None):
+        result = product(X, alone)
     result.sum().backward()
-    torch.testing.assert_close(expanded.grad, plain.grad)
-    with pytest.raises(KeyError), recording_factors(lambda *_: True):
+    torch.testing.assert_close(alone.grad, plain.grad)
+    with pytest.raises(KeyError), gathered(lambda _: torch.zeros(5, 6)):
         raise KeyError
-    again = leaf()
+    again = W[:1].clone().requires_grad_()
     product(X, again).sum().backward()
     torch.testing.assert_close(again.grad, plain.grad)
