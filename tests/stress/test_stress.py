@@ -52,7 +52,7 @@ def test_a_vault_survives_processes_threads_and_kills(tmp_path: Path) -> None:
     assert min(data[name] for name in ("acknowledged", "kills", "erasures", "erased")) > 0, data
 
 
-@pytest.mark.slow  # once in some hundred forks a child has hung, for a reason that is not known yet
+@pytest.mark.slow  # in some hundred forks a child has hung at the lock of a functools.cached_property
 def test_it_survives_forks_of_processes_with_threads(tmp_path: Path) -> None:
     data = stressed(tmp_path / "s", "--minutes", "0.12", "--seed", "16", "--forks", "0.1", "--processes", "4")
     assert_sound(data)
